@@ -1,0 +1,1 @@
+"""The contract of rlhf-operator: resource, stage configuration and results. Pydantic only."""

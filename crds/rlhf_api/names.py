@@ -1,0 +1,353 @@
+"""The one vocabulary: every name that the operator, the trainer, their users and the docs share.
+
+Read by all packages; imports nothing but the standard library, and decides nothing.
+"""
+
+from enum import IntEnum, StrEnum
+
+GROUP = "rlhf.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "RLHFJob"
+PLURAL = "rlhfjobs"
+SINGULAR = "rlhfjob"
+SHORT_NAME = "rlhf"
+CATEGORIES = ("all", "rlhf")
+
+CONTRACT_VERSION = 1
+"""Version of StageConfig and StageResult; grows when an older image could misread a newer file."""
+
+# Names of children end in "-reward-<attempt>" and must stay DNS labels of at most 63 characters.
+MAX_JOB_NAME_LENGTH = 40
+
+
+class StageName(StrEnum):
+    """The stages of a job, in the order in which people name them."""
+
+    SFT = "sft"
+    REWARD = "reward"
+    PPO = "ppo"
+
+
+class Label:
+    """Labels on every child; `MANAGED_BY` carries `OPERATOR_NAME`."""
+
+    MANAGED_BY = "app.kubernetes.io/managed-by"
+    JOB = f"{GROUP}/job"
+    JOB_UID = f"{GROUP}/job-uid"
+    STAGE = f"{GROUP}/stage"
+    ATTEMPT = f"{GROUP}/attempt"
+    QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+class Annotation:
+    """Annotations on children."""
+
+    CONFIG_DIGEST = f"{GROUP}/config-digest"
+
+
+OPERATOR_NAME = "rlhf-operator"
+
+
+class Port:
+    """Named container ports and their numbers."""
+
+    METRICS_NAME = "metrics"
+    METRICS = 9400
+    RENDEZVOUS = 29500
+
+
+class ContainerPath:
+    """Where a training pod finds what the operator mounts."""
+
+    STAGE_CONFIG = "/etc/rlhf/stage.json"
+    CLAIMS = "/mnt/claims"
+    TERMINATION_MESSAGE = "/dev/termination-log"
+
+
+MAX_RESULT_BYTES = 4096
+"""The kubelet keeps at most this many bytes of a termination message."""
+
+
+class EnvVar:
+    """Environment that the launcher reads. Where a process stands, never how it trains."""
+
+    COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
+    TERMINATION_MESSAGE = "RLHF_TERMINATION_MESSAGE"
+    GRACE_PERIOD_SECONDS = "RLHF_GRACE_PERIOD_SECONDS"
+
+
+class FileName:
+    """Files below a stage attempt's folder."""
+
+    CHECKPOINTS = "checkpoints"
+    ARTIFACT = "artifact"
+    MANIFEST = "manifest.json"
+    LATEST = "latest"
+    EVENTS = "events.jsonl"
+    SAMPLES = "samples.jsonl"
+    EVALUATION = "evaluation.json"
+    EVALUATION_SAMPLES = "evaluation_samples.jsonl"
+    RANK_LOG = "rank-{rank}.log"
+    REWARD_STATISTICS = "reward_statistics.json"
+    VALUE_NORMALIZER = "value_normalizer.json"
+
+
+class ExitCode(IntEnum):
+    """What a training process says by leaving; the operator's reaction is in `failure_class`."""
+
+    DONE = 0
+    CRASH = 1
+    GUARDRAIL = 42
+    USAGE = 64
+    DATA = 65
+    INPUT = 66
+    UNAVAILABLE = 69
+    SELF_CHECK = 70
+    IO = 74
+    STOPPED_WITH_CHECKPOINT = 75
+    NO_PERMISSION = 77
+    CONFIG = 78
+    PEER_LOST = 80
+    KILLED = 137
+    STOPPED = 143
+
+
+class FailureClass(StrEnum):
+    """How a gang's failure is judged, from the strongest to the weakest evidence."""
+
+    DISRUPTED = "Disrupted"
+    GUARDRAIL = "Guardrail"
+    USER_ERROR = "UserError"
+    CRASH = "Crash"
+    STOPPED = "Stopped"
+    PEER_LOST = "PeerLost"
+
+
+USER_ERROR_CODES = frozenset(
+    {
+        ExitCode.USAGE,
+        ExitCode.DATA,
+        ExitCode.INPUT,
+        ExitCode.SELF_CHECK,
+        ExitCode.NO_PERMISSION,
+        ExitCode.CONFIG,
+    }
+)
+"""Exit codes that need a person: the stage fails at once and is not restarted."""
+
+
+def failure_class(code: int) -> FailureClass:
+    """Class of one process's exit code; raises ValueError for 0, which is no failure."""
+    if code == ExitCode.DONE:
+        raise ValueError("exit code 0 is no failure")
+    if code == ExitCode.GUARDRAIL:
+        return FailureClass.GUARDRAIL
+    if code in USER_ERROR_CODES:
+        return FailureClass.USER_ERROR
+    if code in (ExitCode.STOPPED_WITH_CHECKPOINT, ExitCode.STOPPED):
+        return FailureClass.STOPPED
+    if code == ExitCode.PEER_LOST:
+        return FailureClass.PEER_LOST
+    return FailureClass.CRASH
+
+
+class ConditionType(StrEnum):
+    """Condition types of an RLHFJob, all of positive polarity but Suspended and Failed."""
+
+    ACCEPTED = "Accepted"
+    CHILDREN_READY = "ChildrenReady"
+    ADMITTED = "Admitted"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    PROGRESS_REPORTING = "ProgressReporting"
+    HEALTHY = "Healthy"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Reason(StrEnum):
+    """Every reason that a condition, a stage or an Event of ours carries."""
+
+    # Accepted
+    VALID = "Valid"
+    INVALID_SPEC = "InvalidSpec"
+    # ChildrenReady
+    CREATED = "Created"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    FORBIDDEN = "Forbidden"
+    NAME_CONFLICT = "NameConflict"
+    API_ERROR = "ApiError"
+    CLAIM_MISSING = "ClaimMissing"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
+    # Admitted
+    NOT_QUEUED = "NotQueued"
+    QUEUED = "Queued"
+    QUOTA_RESERVED = "QuotaReserved"
+    ADMITTED = "Admitted"
+    EVICTED = "Evicted"
+    # Running
+    PODS_READY = "PodsReady"
+    PODS_PENDING = "PodsPending"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL = "ImagePull"
+    RESTARTING = "Restarting"
+    STOPPING = "Stopping"
+    FINISHED = "Finished"
+    WAITING_FOR_STAGE = "WaitingForStage"
+    # Suspended
+    USER_REQUESTED = "UserRequested"
+    GUARDRAIL = "Guardrail"
+    RESUMED = "Resumed"
+    # ProgressReporting
+    FRESH = "Fresh"
+    STALE = "Stale"
+    UNREACHABLE = "Unreachable"
+    # Healthy
+    WITHIN_LIMITS = "WithinLimits"
+    # Succeeded
+    STAGES_COMPLETE = "StagesComplete"
+    # Failed, and why a stage failed or restarts
+    USER_ERROR = "UserError"
+    MAX_RESTARTS = "MaxRestarts"
+    MAX_DISRUPTIONS = "MaxDisruptions"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    PENDING_DEADLINE_EXCEEDED = "PendingDeadlineExceeded"
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
+    ARTIFACT_INVALID = "ArtifactInvalid"
+    OUT_OF_MEMORY = "OutOfMemory"
+    CRASHED = "Crashed"
+    DISRUPTED = "Disrupted"
+    PEER_LOST = "PeerLost"
+    STOPPED = "Stopped"
+    SERVICE_UNAVAILABLE = "ServiceUnavailable"
+    IO_ERROR = "IOError"
+    DATA_ERROR = "DataError"
+    INPUT_INVALID = "InputInvalid"
+    SELF_CHECK_FAILED = "SelfCheckFailed"
+    NO_PERMISSION = "NoPermission"
+    CONFIG_INVALID = "ConfigInvalid"
+    USAGE = "Usage"
+    CONTRACT_VERSION = "ContractVersion"
+
+
+REASON_OF_EXIT_CODE: dict[int, Reason] = {
+    ExitCode.GUARDRAIL: Reason.GUARDRAIL,
+    ExitCode.USAGE: Reason.USAGE,
+    ExitCode.DATA: Reason.DATA_ERROR,
+    ExitCode.INPUT: Reason.INPUT_INVALID,
+    ExitCode.UNAVAILABLE: Reason.SERVICE_UNAVAILABLE,
+    ExitCode.SELF_CHECK: Reason.SELF_CHECK_FAILED,
+    ExitCode.IO: Reason.IO_ERROR,
+    ExitCode.STOPPED_WITH_CHECKPOINT: Reason.STOPPED,
+    ExitCode.NO_PERMISSION: Reason.NO_PERMISSION,
+    ExitCode.CONFIG: Reason.CONFIG_INVALID,
+    ExitCode.PEER_LOST: Reason.PEER_LOST,
+    ExitCode.STOPPED: Reason.STOPPED,
+}
+"""Reason of an exit code when the process left no result; any other code is `CRASHED`."""
+
+
+class Phase(StrEnum):
+    """Derived for people; nothing reads it."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class StageState(StrEnum):
+    """State of one stage in status."""
+
+    WAITING = "Waiting"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    STOPPING = "Stopping"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+METRIC_PREFIX = "rlhf_train_"
+
+
+class MetricLabel:
+    """Labels of every training series; `job`, `namespace`, `pod`, `instance` are the scrape's."""
+
+    JOB = "rlhfjob"
+    STAGE = "stage"
+    ATTEMPT = "attempt"
+
+
+class Metric(StrEnum):
+    """Training metrics: the key in `events.jsonl` and in status; `metric_name` gives the series."""
+
+    STEP = "step"
+    TOTAL_STEPS = "total_steps"
+    EPOCH = "epoch"
+    PROGRESS = "progress_ratio"
+    ETA = "eta_seconds"
+    LOSS = "loss"
+    LEARNING_RATE = "learning_rate"
+    GRADIENT_NORM = "gradient_norm"
+    TOKENS_PER_SECOND = "tokens_per_second"
+    SAMPLES_PER_SECOND = "samples_per_second"
+    STEP_SECONDS = "step_seconds"
+    LAST_CHECKPOINT_STEP = "last_checkpoint_step"
+    NONFINITE = "nonfinite_total"
+    # SFT
+    EVAL_LOSS = "eval_loss"
+    PERPLEXITY = "perplexity"
+    # reward model
+    ACCURACY = "accuracy"
+    CHOSEN_SCORE = "chosen_score"
+    REJECTED_SCORE = "rejected_score"
+    SCORE_MARGIN = "score_margin"
+    # PPO
+    REWARD = "reward"
+    REWARD_STD = "reward_std"
+    REWARD_SCALE = "reward_scale"
+    KL = "kl"
+    KL_COEF = "kl_coef"
+    APPROX_KL = "approx_kl"
+    POLICY_LOSS = "policy_loss"
+    CRITIC_LOSS = "critic_loss"
+    CRITIC_LEARNING_RATE = "critic_learning_rate"
+    CRITIC_GRADIENT_NORM = "critic_gradient_norm"
+    EXPLAINED_VARIANCE = "explained_variance"
+    ENTROPY = "entropy"
+    CLIP_SHARE = "clip_share"
+    RATIO_MEAN = "ratio_mean"
+    RETURNS_MEAN = "returns_mean"
+    RETURNS_STD = "returns_std"
+    ADVANTAGES_STD = "advantages_std"
+    RESPONSE_TOKENS = "response_tokens"
+    EOS_RATE = "eos_rate"
+    DISTINCT_2 = "distinct_2"
+    SAMPLER_DRIFT = "sampler_drift"
+
+
+def metric_name(metric: Metric) -> str:
+    """The Prometheus series of `metric`."""
+    return METRIC_PREFIX + metric.value
+
+
+STATUS_METRICS = (
+    Metric.LOSS,
+    Metric.ACCURACY,
+    Metric.PERPLEXITY,
+    Metric.REWARD,
+    Metric.KL,
+    Metric.CRITIC_LOSS,
+    Metric.EXPLAINED_VARIANCE,
+    Metric.ENTROPY,
+    Metric.RESPONSE_TOKENS,
+    Metric.EOS_RATE,
+    Metric.SAMPLES_PER_SECOND,
+    Metric.TOKENS_PER_SECOND,
+)
+"""The last metrics that status keeps for a stage."""

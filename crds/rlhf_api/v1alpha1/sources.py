@@ -1,0 +1,179 @@
+"""Where models and datasets come from: URIs, typed scratch models, another stage's artifact."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from rlhf_api.contract import Contract, Rule
+from rlhf_api.names import StageName
+
+S3_REFUSAL = (
+    "s3:// is not supported yet; use hf://, file:// or pvc://claim/path, "
+    "for example by copying the bucket into a PersistentVolumeClaim"
+)
+
+URI = Annotated[
+    str,
+    StringConstraints(
+        min_length=6,
+        max_length=1024,
+        pattern=r"^((hf|file|s3)://.+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?|scratch://[a-z0-9_]+)$",
+    ),
+]
+"""`hf://org/name[@revision]`, `file://path`, `pvc://claim/path` or `scratch://architecture`."""
+
+Token = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+ScratchArchitecture = Literal["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt"]
+SCRATCH_ARCHITECTURES: tuple[ScratchArchitecture, ...] = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+)
+
+
+def _not_s3(uri: str | None) -> bool:
+    return uri is None or not uri.startswith("s3://")
+
+
+class ScratchModel(Contract):
+    """Sizes of a model that starts from random weights; the URI's host names its architecture."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.hiddenSize % self.heads == 0",
+            message="hiddenSize must be a multiple of heads; change one of them",
+            holds=lambda m: m.hidden_size % m.heads == 0,
+        ),
+        Rule(
+            cel="!has(self.keyValueHeads) || self.heads % self.keyValueHeads == 0",
+            message="heads must be a multiple of keyValueHeads; change one of them",
+            holds=lambda m: m.key_value_heads is None or m.heads % m.key_value_heads == 0,
+        ),
+    )
+
+    layers: int = Field(ge=1, le=256)
+    """Number of transformer blocks."""
+    hidden_size: int = Field(ge=8, le=65536)
+    """Width of the residual stream."""
+    heads: int = Field(ge=1, le=512)
+    """Number of attention heads; divides hiddenSize."""
+    key_value_heads: int | None = Field(None, ge=1, le=512)
+    """Number of key and value heads for grouped-query attention where the architecture has it;
+    as many as heads when left out."""
+    intermediate_size: int | None = Field(None, ge=8, le=262144)
+    """Width of the feed-forward layer; four times hiddenSize when left out."""
+    max_positions: int = Field(1024, ge=8, le=1048576)
+    """Longest sequence in tokens that the model can take."""
+    tie_embeddings: bool = True
+    """Whether input and output embeddings share their weights."""
+    tokenizer: URI
+    """URI of the folder that holds the tokenizer, whose vocabulary sizes the embeddings."""
+
+
+class ModelSource(Contract):
+    """A model: a URI, or what another stage of this job makes."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.uri) != has(self.fromStage)",
+            message="exactly one of uri and fromStage must be set",
+            holds=lambda m: (m.uri is None) != (m.from_stage is None),
+        ),
+        Rule(
+            cel="!has(self.uri) || !self.uri.startsWith('s3://')",
+            message=S3_REFUSAL,
+            holds=lambda m: _not_s3(m.uri),
+        ),
+        Rule(
+            cel="(has(self.uri) && self.uri.startsWith('scratch://')) == has(self.scratch)",
+            message="scratch must be set if and only if uri starts with scratch://",
+            holds=lambda m: (m.uri or "").startswith("scratch://") == (m.scratch is not None),
+        ),
+        Rule(
+            cel="!has(self.uri) || !self.uri.startsWith('scratch://') || self.uri in ["
+            + ", ".join(f"'scratch://{name}'" for name in SCRATCH_ARCHITECTURES)
+            + "]",
+            message="uri scratch:// must name one of the architectures "
+            + ", ".join(SCRATCH_ARCHITECTURES)
+            + ", for example scratch://llama",
+            holds=lambda m: (
+                not (m.uri or "").startswith("scratch://")
+                or m.uri.removeprefix("scratch://") in SCRATCH_ARCHITECTURES
+            ),
+        ),
+    )
+
+    uri: URI | None = None
+    """Where the model and its tokenizer lie: hf://org/name[@revision], file://folder (relative to
+    the job file), pvc://claim/folder, or scratch://architecture together with scratch."""
+    from_stage: StageName | None = None
+    """The stage of this job whose artifact is the model; this stage then waits for that one."""
+    scratch: ScratchModel | None = None
+    """Sizes of a model with random weights, for uri scratch://architecture."""
+    pad_token: Token | None = None
+    """Token of the vocabulary that pads a batch, where the tokenizer has none of its own or uses
+    EOS; when left out a reserved token of the vocabulary is looked for."""
+    chat_template: Annotated[str, StringConstraints(min_length=1, max_length=16384)] | None = None
+    """Jinja chat template that replaces the tokenizer's own."""
+
+
+class Columns(Contract):
+    """Names of the columns in the data, where they differ from the field's own name."""
+
+    prompt: ColumnName | None = None
+    """Column of the prompt; prompt or query when left out."""
+    response: ColumnName | None = None
+    """Column of the response of an SFT row; response when left out."""
+    messages: ColumnName | None = None
+    """Column of the list of messages with role and content; messages when left out."""
+    chosen: ColumnName | None = None
+    """Column of the preferred response; chosen when left out."""
+    rejected: ColumnName | None = None
+    """Column of the other response; rejected when left out."""
+    positive_passages: ColumnName | None = None
+    """Column of the MIRACL row's relevant passages; positive_passages when left out."""
+    negative_passages: ColumnName | None = None
+    """Column of the MIRACL row's other passages; negative_passages when left out."""
+    margin: ColumnName | None = None
+    """Column of a preference row's margin, a number; no margin when left out."""
+
+
+class Dataset(Contract):
+    """Rows for one stage."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!self.uri.startsWith('s3://')",
+            message=S3_REFUSAL,
+            holds=lambda m: _not_s3(m.uri),
+        ),
+        Rule(
+            cel="!self.uri.startsWith('scratch://')",
+            message="uri scratch:// is for models; name a dataset by hf://, file:// or pvc://",
+            holds=lambda m: not m.uri.startswith("scratch://"),
+        ),
+    )
+
+    uri: URI
+    """Where the rows lie: a .jsonl, .json or .parquet file or a folder of them by file:// or
+    pvc://claim/path, or a dataset of the Hugging Face hub by hf://org/name[@revision]."""
+    subset: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    """Configuration name of a hub dataset; its default one when left out."""
+    split: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "train"
+    """Split of a hub dataset or of a saved dataset folder; a single file has only one."""
+    columns: Columns = Columns()
+    """Names of the columns, where they differ from the usual ones."""
+    max_rows: int | None = Field(None, ge=1, le=1_000_000_000)
+    """Use at most this many rows, counted from the first; all when left out."""
+    over_long: Literal["Drop", "Truncate"] = "Drop"
+    """What happens to a row longer than the stage's token limits: it is left out, or a response is
+    cut at its end and a prompt at its beginning; both are counted."""
+    title_prefix: bool = False
+    """Whether a MIRACL passage's title is put before its text, followed by a line break."""
+    pairs_per_query: int = Field(1, ge=1, le=1000)
+    """How many pairs are sampled from each MIRACL row, at most one for each two passages."""

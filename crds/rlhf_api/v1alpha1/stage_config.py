@@ -1,0 +1,186 @@
+"""StageConfig and StageResult: what a trainer pod is given, and what it gives back."""
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from rlhf_api.contract import Contract
+from rlhf_api.errors import ConfigError
+from rlhf_api.loading import describe_errors
+from rlhf_api.names import CONTRACT_VERSION, MAX_RESULT_BYTES, FileName, Reason, StageName
+from rlhf_api.v1alpha1.stages import PPOStage, RewardStage, SFTStage, StageSpec
+from rlhf_api.v1alpha1.status import Artifact, Digest, Message
+
+Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+class JobReference(Contract):
+    """The RLHFJob that a stage belongs to."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=253)]
+    """metadata.name."""
+    namespace: Annotated[str, StringConstraints(max_length=63)] = ""
+    """metadata.namespace; empty in local mode."""
+    uid: Annotated[str, StringConstraints(min_length=8, max_length=64)]
+    """metadata.uid; made at the first run in local mode."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the job's folder below the storage root."""
+        return f"{self.name}-{self.uid[:8]}"
+
+
+class StageConfig(Contract):
+    """Everything one attempt of one stage needs; `stage.json` of the pod."""
+
+    contract_version: int = CONTRACT_VERSION
+    """Version of this contract that the writer speaks."""
+    job: JobReference
+    """The job."""
+    stage: StageName
+    """The stage; the one of sft, reward and ppo that is set."""
+    attempt: int = Field(ge=1)
+    """Number of the attempt, from 1."""
+    nodes: int = Field(1, ge=1)
+    """Number of pods."""
+    processes_per_node: int = Field(1, ge=1)
+    """Ranks in each pod."""
+    master_address: Annotated[str, StringConstraints(max_length=253)] = "127.0.0.1"
+    """Host name of the pod with rank 0."""
+    master_port: int = Field(0, ge=0, le=65535)
+    """Port of the rendezvous on it; 0 lets the launcher of a single node choose a free one."""
+    metrics_port: int = Field(0, ge=0, le=65535)
+    """Port of rank 0's Prometheus endpoint; 0 chooses a free one, which events.jsonl names."""
+    storage: Path
+    """Folder below which each job has its own."""
+    claims: dict[str, Path] = {}
+    """Where each claim of a pvc:// URI is mounted."""
+    artifacts: dict[StageName, Artifact] = {}
+    """What the stages that this one reads have left; URIs are relative to storage."""
+    sft: SFTStage | None = None
+    """Specification of the stage, if it is sft, with all defaults written out."""
+    reward: RewardStage | None = None
+    """Specification of the stage, if it is reward, with all defaults written out."""
+    ppo: PPOStage | None = None
+    """Specification of the stage, if it is ppo, with all defaults written out."""
+
+    @model_validator(mode="after")
+    def _check_stage(self) -> Self:
+        present = [name for name in StageName if getattr(self, name) is not None]
+        if present != [self.stage]:
+            raise ValueError(f"stage is {self.stage}, but the specification is of {present}")
+        return self
+
+    @property
+    def spec(self) -> StageSpec:
+        """The specification of the stage."""
+        spec: StageSpec = getattr(self, self.stage)
+        return spec
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.processes_per_node
+
+    @property
+    def stage_folder(self) -> PurePosixPath:
+        """Folder of all attempts of this stage."""
+        return PurePosixPath(self.storage) / self.job.folder / self.stage
+
+    @property
+    def attempt_folder(self) -> PurePosixPath:
+        """Folder of this attempt, the only one that it writes to."""
+        return self.stage_folder / f"attempt-{self.attempt}"
+
+    @property
+    def artifact_uri(self) -> str:
+        """The artifact's folder relative to storage."""
+        folder = self.attempt_folder / FileName.ARTIFACT
+        return str(folder.relative_to(self.storage))
+
+    def digest(self) -> str:
+        """sha256 of the configuration without the attempt's number, so that attempts agree."""
+        document = self.to_resolved_document()
+        del document["attempt"]
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The text of `stage.json`."""
+        return json.dumps(self.to_resolved_document(), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "StageConfig":
+        """Read `stage.json`.
+
+        Raises:
+            ConfigError: not JSON, of another contract version, or against the schema.
+        """
+        try:
+            document: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"stage.json is not JSON: {error}; write it with to_json") from error
+        version = document.get("contractVersion") if isinstance(document, dict) else None
+        if version != CONTRACT_VERSION:
+            raise ConfigError(
+                f"stage.json: contractVersion is {version!r}, but this trainer image speaks "
+                f"{CONTRACT_VERSION}; use an image and an operator of one release"
+            )
+        try:
+            return cls.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            raise ConfigError("\n".join(describe_errors(error, cls, "stage.json"))) from error
+
+
+class StageResult(Contract):
+    """What an attempt says at its end; the termination message of its pods."""
+
+    contract_version: int = CONTRACT_VERSION
+    """Version of this contract that the writer speaks."""
+    stage: StageName
+    """The stage."""
+    attempt: int = Field(ge=1)
+    """Number of the attempt."""
+    config_digest: Digest
+    """Digest of the StageConfig that was run."""
+    exit_code: int = Field(ge=0, le=255)
+    """Exit code of the process that says it."""
+    reason: Reason
+    """Why it ended."""
+    message: Message = ""
+    """The same in a sentence with object, field, value and remedy."""
+    step: int = Field(0, ge=0)
+    """Steps done."""
+    total_steps: int = Field(0, ge=0)
+    """Steps in all; 0 while not known."""
+    last_checkpoint_step: int | None = Field(None, ge=0)
+    """Step of the newest complete checkpoint."""
+    artifact: Artifact | None = None
+    """What the stage left; its URI is relative to storage."""
+    metrics: Annotated[dict[str, float], Field(max_length=32)] = {}
+    """The last metrics."""
+
+    def to_message(self) -> str:
+        """JSON of at most 4 KiB; a message that is too long loses its end."""
+        result = self
+        while True:
+            document = result.to_resolved_document()
+            text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+            excess = len(text.encode()) - MAX_RESULT_BYTES
+            if excess <= 0:
+                return text
+            if not result.message:
+                raise ValueError(f"a StageResult without message is {excess} bytes too long")
+            kept = max(0, len(result.message) - max(1, excess // 4) - 1)
+            result = result.model_copy(update={"message": result.message[:kept]})
+
+    @classmethod
+    def from_message(cls, text: str) -> "StageResult | None":
+        """The result in a termination message; None if it holds none."""
+        try:
+            return cls.model_validate_json(text, strict=True)
+        except ValidationError:
+            return None

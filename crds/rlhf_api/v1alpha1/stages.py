@@ -1,0 +1,238 @@
+"""What a user may say about the three stages: data, hyperparameters, size.
+
+Defaults stand here and nowhere else: the schema generator writes them into descriptions, never into
+the CRD, and `StageConfig` writes them out for the trainer.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from rlhf_api.contract import Contract, Rule
+from rlhf_api.names import StageName
+from rlhf_api.v1alpha1.pod import EnvVar, Resources, Toleration
+from rlhf_api.v1alpha1.sources import Dataset, ModelSource, Token
+
+Precision = Literal["BF16", "FP32"]
+AttentionImplementation = Literal["SDPA", "Eager", "FlashAttention2"]
+Schedule = Literal["Constant", "Linear", "Cosine"]
+KLEstimator = Literal["K1", "K2", "K3"]
+KLController = Literal["Fixed", "Adaptive"]
+AdvantageNormalization = Literal["None", "Minibatch", "Batch"]
+RewardScaling = Literal["None", "RunningStd"]
+
+LabelText = Annotated[str, StringConstraints(max_length=253)]
+
+
+class CheckpointPolicy(Contract):
+    """When the full training state is kept, and how much of it."""
+
+    every_steps: int = Field(100, ge=1, le=1_000_000)
+    """Steps between two checkpoints; a request to stop makes one as well."""
+    keep: int = Field(2, ge=1, le=100)
+    """How many complete checkpoints of the attempt are kept; an older one goes only after a newer
+    one is complete."""
+
+
+class StageSpec(Contract):
+    """What all stages have in common."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!(has(self.epochs) && has(self.maxSteps))",
+            message="at most one of epochs and maxSteps may be set; remove the other",
+            holds=lambda m: m.epochs is None or m.max_steps is None,
+        ),
+    )
+
+    model: ModelSource
+    """The model that this stage starts from."""
+    dataset: Dataset
+    """The rows to train on."""
+    eval_dataset: Dataset | None = None
+    """Held-out rows; without them nothing is evaluated."""
+    eval_every_steps: int | None = Field(None, ge=1, le=1_000_000)
+    """Steps between two evaluations; only at the end when left out."""
+
+    nodes: int | None = Field(None, ge=1, le=1024)
+    """Number of pods of this stage; spec.template.nodes when left out."""
+    processes_per_node: int | None = Field(None, ge=1, le=64)
+    """Ranks in each pod, one a GPU; spec.template.processesPerNode when left out."""
+    resources: Resources | None = None
+    """Requests and limits of each pod of this stage; spec.template.resources when left out."""
+    node_selector: Annotated[dict[LabelText, LabelText], Field(max_length=64)] | None = None
+    """Labels of the nodes for this stage; spec.template.nodeSelector when left out."""
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=64)] | None = None
+    """Tolerations of this stage's pods; spec.template.tolerations when left out."""
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=128)] | None = None
+    """Environment variables added to spec.template.env; the same name wins here."""
+    priority_class_name: LabelText | None = None
+    """Priority class of this stage's pods; spec.template.priorityClassName when left out."""
+
+    precision: Precision = "BF16"
+    """Number format of weights and activations; with BF16 the optimizer keeps fp32 copies."""
+    attention_implementation: AttentionImplementation = "SDPA"
+    """How attention is computed; FlashAttention2 needs a GPU and the flash-attn package."""
+    zero_stage: int = Field(2, ge=0, le=3)
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also
+    parameters."""
+    micro_batch_size: int = Field(4, ge=1, le=4096)
+    """Sequences (pairs for the reward model) of one forward and backward pass on one rank."""
+    batch_size: int = Field(32, ge=1, le=1_048_576)
+    """Sequences (pairs for the reward model, prompts of one rollout for PPO) of one step over all
+    ranks; a multiple of the number of ranks."""
+    seed: int = Field(42, ge=0, le=2_147_483_647)
+    """Seed of weights, order of the data, sampling of pairs and responses."""
+    learning_rate: float = Field(1e-5, gt=0, le=1)
+    """Peak learning rate of Adam."""
+    adam_betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=2, max_length=2)] = (0.9, 0.95)
+    """Decay of Adam's first and second moment."""
+    adam_eps: float = Field(1e-8, gt=0, le=1)
+    """Added to the denominator of Adam's step."""
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    """Decoupled weight decay (AdamW) of matrices; biases and norms have none."""
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    """Share of the steps over which the learning rate rises linearly."""
+    schedule: Schedule = "Cosine"
+    """Course of the learning rate after warm-up: constant, or down to zero at the last step."""
+    gradient_clipping: float = Field(1.0, ge=0, le=1e6)
+    """Largest global norm of the gradient; 0 clips nothing."""
+    epochs: int | None = Field(None, ge=1, le=100_000)
+    """Passes over the dataset; one when neither this nor maxSteps is set."""
+    max_steps: int | None = Field(None, ge=1, le=100_000_000)
+    """Steps to train, in place of epochs; the dataset is repeated as needed."""
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    """When the full training state is kept."""
+
+    def sources(self) -> dict[str, ModelSource]:
+        """Every model that the stage reads, by the path of its field."""
+        return {"model": self.model}
+
+
+class SFTStage(StageSpec):
+    """Supervised fine-tuning on prompt and response, with loss on responses only."""
+
+    max_length: int = Field(1024, ge=2, le=1_048_576)
+    """Longest sequence in tokens, prompt and response with EOS together."""
+    packing: bool = True
+    """Whether several rows share a sequence of maxLength tokens; they never see each other."""
+    learning_rate: float = Field(1e-5, gt=0, le=1)
+    """Peak learning rate of Adam."""
+
+
+class RewardStage(StageSpec):
+    """A reward model: one score at the last real token, trained on preferences."""
+
+    max_length: int = Field(1024, ge=2, le=1_048_576)
+    """Longest sequence in tokens, prompt and response with EOS together."""
+    learning_rate: float = Field(9e-6, gt=0, le=1)
+    """Peak learning rate of Adam."""
+    margin: float = Field(0.0, ge=0, le=1000)
+    """Least difference of scores that the loss asks for, where a row brings none of its own."""
+    centering_coef: float = Field(0.0, ge=0, le=1000)
+    """Weight of the squared sum of a pair's scores, which keeps their mean near zero."""
+
+
+class PPOStage(StageSpec):
+    """PPO with actor, frozen reference, frozen reward model and critic."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        *StageSpec.RULES,
+        Rule(
+            cel="!has(self.klController) || self.klController != 'Adaptive' || has(self.klTarget)",
+            message="klController Adaptive needs klTarget, the KL in nats an answer to steer to",
+            holds=lambda m: m.kl_controller != "Adaptive" or m.kl_target is not None,
+        ),
+    )
+
+    reward_model: ModelSource
+    """The frozen model that scores a response; its classification head has one output."""
+    critic_model: ModelSource | None = None
+    """What the critic starts from; rewardModel when left out. A model without a score head gets
+    one of zeros."""
+    max_prompt_length: int = Field(512, ge=1, le=1_048_576)
+    """Longest prompt in tokens."""
+    max_response_length: int = Field(512, ge=1, le=1_048_576)
+    """Longest response in tokens with EOS; sampling stops at EOS or a stop token before that."""
+    stop_tokens: Annotated[tuple[Token, ...], Field(max_length=16)] = ()
+    """Tokens beside EOS that end a response; each must be one token of the vocabulary."""
+    temperature: float = Field(1.0, gt=0, le=100)
+    """Sampling temperature; all log-probabilities are taken at it."""
+    minibatch_size: int | None = Field(None, ge=1, le=1_048_576)
+    """Sequences of one optimizer step over all ranks, a divisor of batchSize; batchSize when left
+    out."""
+    update_epochs: int = Field(1, ge=1, le=100)
+    """Passes over each rollout's experience."""
+    rollout_micro_batch_size: int = Field(64, ge=1, le=65536)
+    """Sequences that one rank samples or scores at a time."""
+    learning_rate: float = Field(1e-6, gt=0, le=1)
+    """Peak learning rate of the actor."""
+    critic_learning_rate: float = Field(5e-6, gt=0, le=1)
+    """Peak learning rate of the critic."""
+    critic_warmup_steps: int = Field(0, ge=0, le=1_000_000)
+    """Updates at the start in which only the critic learns."""
+    kl_estimator: KLEstimator = "K1"
+    """Estimator of the KL of actor against reference in the reward: k1, k2 or k3."""
+    kl_coef: float = Field(0.05, ge=0, le=1000)
+    """Weight of the KL penalty of each token's reward; the start value if it adapts."""
+    kl_controller: KLController = "Fixed"
+    """Whether klCoef stays or follows klTarget."""
+    kl_target: float | None = Field(None, gt=0, le=1e6)
+    """KL in nats an answer to which an adaptive klCoef steers."""
+    kl_horizon: int = Field(10_000, ge=1, le=1_000_000_000)
+    """Number of samples over which an adaptive klCoef moves by its full error."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount of a reward one token later."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Decay of generalised advantage estimation."""
+    clip_range: float = Field(0.2, gt=0, le=10)
+    """Largest change of a token's probability ratio that the policy loss rewards."""
+    value_clip_range: float | None = Field(None, gt=0, le=1e6)
+    """Largest change of a value that the value loss rewards; not clipped when left out."""
+    value_coef: float = Field(1.0, ge=0, le=1000)
+    """Weight of the value loss."""
+    entropy_coef: float = Field(0.0, ge=0, le=100)
+    """Weight of the entropy bonus."""
+    score_clip: float = Field(10.0, gt=0, le=1e6)
+    """Scores are clipped to plus and minus this before anything else."""
+    missing_eos_penalty: float = Field(0.0, ge=0, le=1e6)
+    """Subtracted from the score of a response that ends neither by EOS nor by a stop token."""
+    advantage_normalization: AdvantageNormalization = "Batch"
+    """Over which sequences advantages are brought to mean 0 and variance 1: none, those of a
+    minibatch, or those of the whole rollout; always over all ranks and real tokens only."""
+    reward_scaling: RewardScaling = "None"
+    """RunningStd divides scores by the running standard deviation of all scores so far; the mean
+    is not subtracted, so that the KL penalty weighs as many times more as scores shrink."""
+    samples_every_steps: int = Field(10, ge=1, le=1_000_000)
+    """Updates between two writes of sampled responses to samples.jsonl."""
+
+    def sources(self) -> dict[str, ModelSource]:
+        found = {"model": self.model, "rewardModel": self.reward_model}
+        if self.critic_model is not None:
+            found["criticModel"] = self.critic_model
+        return found
+
+
+class Stages(Contract):
+    """The stages of the job; each is optional, and their order follows from who reads whose
+    artifact."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.sft) || has(self.reward) || has(self.ppo)",
+            message="at least one of sft, reward and ppo must be there",
+            holds=lambda m: bool(m.present()),
+        ),
+    )
+
+    sft: SFTStage | None = None
+    """Supervised fine-tuning."""
+    reward: RewardStage | None = None
+    """Training of the reward model."""
+    ppo: PPOStage | None = None
+    """PPO against the reward model."""
+
+    def present(self) -> dict[StageName, "SFTStage | RewardStage | PPOStage"]:
+        """The stages that are there, in the order of StageName."""
+        found = {StageName.SFT: self.sft, StageName.REWARD: self.reward, StageName.PPO: self.ppo}
+        return {name: stage for name, stage in found.items() if stage is not None}

@@ -1,0 +1,139 @@
+"""RLHFJobStatus: what is known of a run. Derived anew in every pass; written by one writer."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from rlhf_api.contract import Contract
+from rlhf_api.names import ConditionType, Phase, Reason, StageState
+
+Message = Annotated[str, StringConstraints(max_length=8192)]
+ShortText = Annotated[str, StringConstraints(max_length=256)]
+Digest = Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=2_147_483_647)]
+
+
+class Condition(Contract):
+    """A metav1.Condition."""
+
+    type: ConditionType
+    """What the condition says something about."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: Reason
+    """Why, in one word."""
+    message: Message
+    """Why, in a sentence with object, field, value and remedy."""
+    last_transition_time: datetime
+    """When status last changed."""
+    observed_generation: Count | None = None
+    """Generation of the spec that this condition was derived from."""
+
+
+class Progress(Contract):
+    """How far a stage is."""
+
+    step: Count
+    """Steps done."""
+    total_steps: Count
+    """Steps in all."""
+    percent: int = Field(ge=0, le=100)
+    """Share of steps done, in percent, rounded down."""
+    eta_seconds: Count | None = None
+    """Estimated seconds to the stage's end."""
+
+
+class Artifact(Contract):
+    """What a finished stage left."""
+
+    uri: Annotated[str, StringConstraints(max_length=2048)]
+    """Where it lies."""
+    digest: Digest
+    """Digest of its manifest.json, which holds the digests of all other files."""
+
+
+class StageStatus(Contract):
+    """State of one stage."""
+
+    state: StageState
+    """Where the stage stands."""
+    attempt: Count = 0
+    """Number of the current attempt, from 1; 0 before the first."""
+    restarts: Count = 0
+    """Restarts that count against runPolicy.maxRestarts."""
+    disruptions: Count = 0
+    """Restarts that do not count, by preemption, drained nodes and suspension."""
+    start_time: datetime | None = None
+    """When the first attempt was made."""
+    attempt_start_time: datetime | None = None
+    """When the current attempt was made."""
+    completion_time: datetime | None = None
+    """When the stage ended."""
+    retry_time: datetime | None = None
+    """When the next attempt is due."""
+    last_progress_time: datetime | None = None
+    """When the step last grew."""
+    config_digest: Digest | None = None
+    """Digest of the stage's configuration."""
+    progress: Progress | None = None
+    """How far the stage is."""
+    metrics: Annotated[dict[ShortText, float], Field(max_length=32)] | None = None
+    """The last metrics that the stage told."""
+    last_checkpoint_step: Count | None = None
+    """Step of the newest complete checkpoint."""
+    artifact: Artifact | None = None
+    """What the stage left."""
+    reason: Reason | None = None
+    """Why the stage is in its state."""
+    message: Message | None = None
+    """The same in a sentence."""
+
+
+class StageStatuses(Contract):
+    """State of each stage that is in the spec."""
+
+    sft: StageStatus | None = None
+    """Supervised fine-tuning."""
+    reward: StageStatus | None = None
+    """The reward model."""
+    ppo: StageStatus | None = None
+    """PPO."""
+
+
+class Summary(Contract):
+    """Short texts for people and printer columns; nothing reads them."""
+
+    stage: ShortText = ""
+    """Stages that run now, or the last one."""
+    progress: ShortText = ""
+    """Share of the current stage that is done."""
+    restarts: ShortText = ""
+    """Restarts of all stages that count."""
+    reward: ShortText = ""
+    """Last mean score of PPO."""
+    kl: ShortText = ""
+    """Last mean KL of actor against reference in nats an answer."""
+    critic_loss: ShortText = ""
+    """Last critic loss."""
+    reason: ShortText = ""
+    """Reason of the condition that explains the phase."""
+
+
+class RLHFJobStatus(Contract):
+    """What is known of a run."""
+
+    observed_generation: Count | None = None
+    """Generation of the spec that this status was derived from."""
+    phase: Phase | None = None
+    """Derived for people; nothing reads it."""
+    start_time: datetime | None = None
+    """When the first stage started."""
+    completion_time: datetime | None = None
+    """When the job ended."""
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = ()
+    """Conditions by type."""
+    stages: StageStatuses = StageStatuses()
+    """State of each stage."""
+    summary: Summary = Summary()
+    """Short texts for people."""

@@ -1,0 +1,1 @@
+"""`rlhf`: validate and run RLHFJobs on one machine."""

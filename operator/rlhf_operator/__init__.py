@@ -1,0 +1,1 @@
+"""The operator: observes RLHFJobs and their children, plans, acts."""

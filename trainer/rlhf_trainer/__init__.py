@@ -1,0 +1,1 @@
+"""The trainer: one stage of an RLHFJob on its ranks."""
