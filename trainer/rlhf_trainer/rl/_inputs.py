@@ -35,5 +35,5 @@ def require_positive(**numbers: float) -> None:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in fp32, or in fp64 where it already is: bf16 keeps 8 bits of a number, too few to sum."""
+    """`x` in fp32, or in fp64 where it already is: bf16 has 8 bits, too few to sum with."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

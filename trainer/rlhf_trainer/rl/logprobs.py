@@ -2,18 +2,20 @@
 
 Called by every stage, with the temperature the tokens were sampled at. `logits[:, t]` must be the
 scores *of* `tokens[:, t]`, so the caller has shifted them. Never held at once: batch × time ×
-vocabulary in fp32, forward or backward. Chunks are recomputed in the backward pass, so that autograd
-keeps the caller's tensors and nothing of that size besides.
+vocabulary in fp32, forward or backward. Chunks are recomputed in the backward pass, so that
+autograd keeps the caller's tensors and nothing of that size besides.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_trainer.rl._inputs import at_least_float32, require_positive, require_same_shape
+from rlhf_trainer.rl._inputs import at_least_float32, require_positive
+
+T = TypeVar("T")
 
 TIME_CHUNK = 64
 POSITION_CHUNK = 1024
@@ -40,21 +42,21 @@ def token_logprobs(
     _check(logits, tokens, temperature, chunk)
     parts = [
         _recomputed(_logprobs, part, of, temperature)
-        for part, of in zip(logits.split(chunk, 1), tokens.split(chunk, 1), strict=True)
+        for part, of in zip(
+            torch.split(logits, chunk, dim=1), torch.split(tokens, chunk, dim=1), strict=True
+        )
     ]
     return torch.cat(parts, dim=1)
 
 
-def token_entropy(
-    logits: Tensor, temperature: float = 1.0, *, chunk: int = TIME_CHUNK
-) -> Tensor:
+def token_entropy(logits: Tensor, temperature: float = 1.0, *, chunk: int = TIME_CHUNK) -> Tensor:
     """H_t = −Σ_v p_v log p_v, p = softmax(logits / temperature), in nats.
 
     Shapes: logits Float[batch, time, vocab] -> Float[batch, time], in fp32 (fp64 where logits are).
     Raises ValueError when temperature or chunk is not above 0.
     """
     require_positive(temperature=temperature, chunk=chunk)
-    parts = [_recomputed(_entropy, part, temperature) for part in logits.split(chunk, 1)]
+    parts = [_recomputed(_entropy, part, temperature) for part in torch.split(logits, chunk, dim=1)]
     return torch.cat(parts, dim=1)
 
 
@@ -69,7 +71,9 @@ def token_statistics(
     _check(logits, tokens, temperature, chunk)
     parts = [
         _recomputed(_statistics, part, of, temperature)
-        for part, of in zip(logits.split(chunk, 1), tokens.split(chunk, 1), strict=True)
+        for part, of in zip(
+            torch.split(logits, chunk, dim=1), torch.split(tokens, chunk, dim=1), strict=True
+        )
     ]
     return TokenStatistics(
         torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts], dim=1)
@@ -104,7 +108,7 @@ def logprobs_from_hidden(
 
     parts = [
         _recomputed(statistics, part, of)
-        for part, of in zip(hidden.split(chunk), tokens.split(chunk), strict=True)
+        for part, of in zip(torch.split(hidden, chunk), torch.split(tokens, chunk), strict=True)
     ]
     return TokenStatistics(
         torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
@@ -113,9 +117,42 @@ def logprobs_from_hidden(
 
 def _check(logits: Tensor, tokens: Tensor, temperature: float, chunk: int) -> None:
     require_positive(temperature=temperature, chunk=chunk)
-    if logits.dim() != 3:
-        raise ValueError(f"logits has shape {list(logits.shape)}: want [batch, time, vocab]")
-    require_same_shape(tokens=tokens, logits_without_vocab=logits[..., 0])
+    if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"logits has shape {list(logits.shape)}, tokens {list(tokens.shape)}: "
+            "want [batch, time, vocab], [batch, time]"
+        )
 
 
-def _recomputed[**P, T](function: Callable[P, T], *args: P.args) -> T: ...
+def _recomputed(function: Callable[..., T], *args: object) -> T:
+    """Call it, and again in the backward pass in place of keeping what it made on the way."""
+    result: T = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return torch.log_softmax(at_least_float32(logits) / temperature, dim=-1)
+
+
+def _gathered(log_softmax: Tensor, tokens: Tensor) -> Tensor:
+    return log_softmax.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _summed(log_softmax: Tensor) -> Tensor:
+    # A word that is forbidden (logit −inf) has p log p = 0 · −inf; the bound makes it 0, and its
+    # gradient too.
+    bounded = log_softmax.clamp(min=torch.finfo(log_softmax.dtype).min)
+    return -(log_softmax.exp() * bounded).sum(dim=-1)
+
+
+def _logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    return _gathered(_log_softmax(logits, temperature), tokens)
+
+
+def _entropy(logits: Tensor, temperature: float) -> Tensor:
+    return _summed(_log_softmax(logits, temperature))
+
+
+def _statistics(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    log_softmax = _log_softmax(logits, temperature)
+    return _gathered(log_softmax, tokens), _summed(log_softmax)

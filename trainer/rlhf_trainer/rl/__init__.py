@@ -1,0 +1,74 @@
+"""The mathematics of SFT, reward modelling and PPO: numbers in, numbers out.
+
+Called by the stages, with tensors and plain numbers and never a configuration. Nothing here knows
+of ranks, models, files or devices: what must be global (a count, a mean, a variance) is an
+argument. Shapes stand in the docstrings as Type[dimensions].
+"""
+
+from rlhf_trainer.rl.advantages import Advantages, gae, whiten
+from rlhf_trainer.rl.kl import KLEstimator, adapted_kl_coef, token_kl
+from rlhf_trainer.rl.logprobs import (
+    TokenStatistics,
+    logprobs_from_hidden,
+    token_entropy,
+    token_logprobs,
+    token_statistics,
+)
+from rlhf_trainer.rl.losses import (
+    EntropyBonus,
+    PolicyLoss,
+    RewardLoss,
+    SFTLoss,
+    ValueLoss,
+    entropy_bonus,
+    explained_variance,
+    policy_loss,
+    reward_loss,
+    sft_loss,
+    value_loss,
+)
+from rlhf_trainer.rl.masking import masked, masked_mean, masked_sum, position_ids, response_mask
+from rlhf_trainer.rl.moments import Moments, masked_moments, scale_by_running_std
+from rlhf_trainer.rl.rewards import clip_scores, penalise_missing_eos, token_rewards
+from rlhf_trainer.rl.schedule import Schedule, learning_rate_factor, warmup_steps
+from rlhf_trainer.rl.text_statistics import distinct_n
+
+__all__ = [
+    "Advantages",
+    "EntropyBonus",
+    "KLEstimator",
+    "Moments",
+    "PolicyLoss",
+    "RewardLoss",
+    "SFTLoss",
+    "Schedule",
+    "TokenStatistics",
+    "ValueLoss",
+    "adapted_kl_coef",
+    "clip_scores",
+    "distinct_n",
+    "entropy_bonus",
+    "explained_variance",
+    "gae",
+    "learning_rate_factor",
+    "logprobs_from_hidden",
+    "masked",
+    "masked_mean",
+    "masked_moments",
+    "masked_sum",
+    "penalise_missing_eos",
+    "policy_loss",
+    "position_ids",
+    "response_mask",
+    "reward_loss",
+    "scale_by_running_std",
+    "sft_loss",
+    "token_entropy",
+    "token_kl",
+    "token_logprobs",
+    "token_rewards",
+    "token_statistics",
+    "value_loss",
+    "warmup_steps",
+    "whiten",
+]
