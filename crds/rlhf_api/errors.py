@@ -4,7 +4,7 @@ RLHFError                       everything that we raise on purpose; carries `ex
 └── UserError                   needs a person; the message names object, field, value and remedy
     ├── UsageError        64    the command line
     ├── DataError         65    a dataset's content
-    ├── InputError        66    a model, artifact or dataset that is missing or not what was promised
+    ├── InputError        66    a model, artifact or dataset missing, or not what was promised
     └── ConfigError       78    an RLHFJob or StageConfig that breaks the contract
 
 Other packages add branches below `RLHFError` or `UserError`; only a process's edge translates them.

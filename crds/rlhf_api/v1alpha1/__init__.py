@@ -1,8 +1,29 @@
 """Version v1alpha1 of the contract: the public list."""
 
+from rlhf_api.v1alpha1.affinity import (
+    Affinity,
+    LabelSelector,
+    LabelSelectorRequirement,
+    NodeAffinity,
+    NodeSelector,
+    NodeSelectorRequirement,
+    NodeSelectorTerm,
+    PodAffinity,
+    PodAffinityTerm,
+    PreferredSchedulingTerm,
+    WeightedPodAffinityTerm,
+)
 from rlhf_api.v1alpha1.graph import stage_inputs, stage_order
 from rlhf_api.v1alpha1.job import ObjectMeta, RLHFJob
-from rlhf_api.v1alpha1.pod import EnvVar, EnvVarSource, KeyReference, Resources, Toleration
+from rlhf_api.v1alpha1.pod import (
+    EnvFromSource,
+    EnvVar,
+    EnvVarSource,
+    KeyReference,
+    ObjectReference,
+    Resources,
+    Toleration,
+)
 from rlhf_api.v1alpha1.sources import Columns, Dataset, ModelSource, ScratchModel
 from rlhf_api.v1alpha1.spec import MUTABLE_FIELDS, RLHFJobSpec, RunPolicy, Storage
 from rlhf_api.v1alpha1.stage_config import JobReference, StageConfig, StageResult
@@ -23,23 +44,49 @@ from rlhf_api.v1alpha1.status import (
     StageStatuses,
     Summary,
 )
-from rlhf_api.v1alpha1.template import PodTemplate
+from rlhf_api.v1alpha1.template import ImagePullSecret, PodTemplate
+from rlhf_api.v1alpha1.volumes import (
+    ClaimVolume,
+    ConfigMapVolume,
+    EmptyDirVolume,
+    SeccompProfile,
+    SecretVolume,
+    SecurityContext,
+    Volume,
+    VolumeMount,
+)
 
 __all__ = [
     "MUTABLE_FIELDS",
+    "Affinity",
     "Artifact",
     "CheckpointPolicy",
+    "ClaimVolume",
     "Columns",
     "Condition",
+    "ConfigMapVolume",
     "Dataset",
+    "EmptyDirVolume",
+    "EnvFromSource",
     "EnvVar",
     "EnvVarSource",
+    "ImagePullSecret",
     "JobReference",
     "KeyReference",
+    "LabelSelector",
+    "LabelSelectorRequirement",
     "ModelSource",
+    "NodeAffinity",
+    "NodeSelector",
+    "NodeSelectorRequirement",
+    "NodeSelectorTerm",
     "ObjectMeta",
+    "ObjectReference",
     "PPOStage",
+    "PodAffinity",
+    "PodAffinityTerm",
     "PodTemplate",
+    "PreferredSchedulingTerm",
     "Progress",
     "RLHFJob",
     "RLHFJobSpec",
@@ -49,6 +96,9 @@ __all__ = [
     "RunPolicy",
     "SFTStage",
     "ScratchModel",
+    "SeccompProfile",
+    "SecretVolume",
+    "SecurityContext",
     "StageConfig",
     "StageResult",
     "StageSpec",
@@ -58,6 +108,9 @@ __all__ = [
     "Storage",
     "Summary",
     "Toleration",
+    "Volume",
+    "VolumeMount",
+    "WeightedPodAffinityTerm",
     "stage_inputs",
     "stage_order",
 ]

@@ -1,9 +1,20 @@
 """The order of stages, derived from who reads whose artifact. Pure."""
 
 from graphlib import CycleError, TopologicalSorter
+from itertools import combinations, permutations
 
+from rlhf_api.contract import CelRule
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1.stages import Stages
+
+MODEL_FIELDS: dict[StageName, tuple[str, ...]] = {
+    StageName.SFT: ("model",),
+    StageName.REWARD: ("model",),
+    StageName.PPO: ("model", "rewardModel", "criticModel"),
+}
+"""Fields of each stage that may read another stage's artifact."""
+
+_OPTIONAL_FIELDS = frozenset({"criticModel"})
 
 
 def stage_inputs(stages: Stages) -> dict[StageName, dict[str, StageName]]:
@@ -36,17 +47,71 @@ def stage_order(stages: Stages) -> tuple[StageName, ...]:
         ValueError: stages read each other, or one that is not there; names the stages.
     """
     inputs = stage_inputs(stages)
-    sorter = TopologicalSorter({name: set(read.values()) for name, read in inputs.items()})
+    # Lists in a fixed order, since the cycle that is found first depends on it.
+    sorter = TopologicalSorter(
+        {
+            name: [other for other in StageName if other in read.values()]
+            for name, read in inputs.items()
+        }
+    )
     try:
         sorter.prepare()
     except CycleError as error:
-        cycle = " reads ".join(reversed([str(name) for name in error.args[1]]))
+        cycle = [str(name) for name in reversed(error.args[1])]
+        said = " reads ".join(cycle) if len(cycle) > 2 else f"{cycle[0]} reads itself"
         raise ValueError(
-            f"stages read each other: {cycle}; give one of their models by uri"
+            f"stages read each other: {said}; give one of the models by uri"
         ) from error
     order: list[StageName] = []
     while sorter.is_active():
-        ready = [name for name in StageName if name in sorter.get_ready()]
-        order.extend(ready)
+        ready = set(sorter.get_ready())
+        order.extend(name for name in StageName if name in ready)
         sorter.done(*ready)
     return tuple(order)
+
+
+def graph_rules() -> tuple[CelRule, ...]:
+    """The same refusals as `stage_order`'s as CEL over `spec`."""
+    rules = [
+        CelRule(
+            cel=f"!({_reads(reader, source)}) || has(self.stages.{source})",
+            message=f"stage {reader} reads stage {source}, which is not there; add "
+            f"stages.{source}, or give the model by uri",
+        )
+        for reader, source in permutations(StageName, 2)
+    ]
+    rules += [
+        CelRule(
+            cel=f"!({_reads(name, name)})",
+            message=f"stage {name} reads itself; give its model by uri",
+        )
+        for name in StageName
+    ]
+    rules += [
+        CelRule(
+            cel=f"!(({_reads(one, other)}) && ({_reads(other, one)}))",
+            message=f"stages {one} and {other} read each other; give one of their models by uri",
+        )
+        for one, other in combinations(StageName, 2)
+    ]
+    first, second, third = StageName
+    rules += [
+        CelRule(
+            cel=f"!(({_reads(a, b)}) && ({_reads(b, c)}) && ({_reads(c, a)}))",
+            message=f"stages read each other: {a} reads {b} reads {c} reads {a}; "
+            "give one of their models by uri",
+        )
+        for a, b, c in ((first, second, third), (first, third, second))
+    ]
+    return tuple(rules)
+
+
+def _reads(reader: StageName, source: StageName) -> str:
+    stage = f"self.stages.{reader}"
+    readings = []
+    for field in MODEL_FIELDS[reader]:
+        guard = f"has({stage}.{field}) && " if field in _OPTIONAL_FIELDS else ""
+        model = f"{stage}.{field}"
+        readings.append(f"{guard}has({model}.fromStage) && {model}.fromStage == '{source}'")
+    anywhere = " || ".join(readings)
+    return f"has({stage}) && ({anywhere})" if len(readings) > 1 else f"has({stage}) && {anywhere}"

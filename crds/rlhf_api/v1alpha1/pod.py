@@ -1,8 +1,8 @@
-"""The part of a pod that a job may set. Secrets are named, never held."""
+"""Environment, resources and tolerations of a pod. Secrets are named, never held."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from rlhf_api.contract import Contract, Rule
 
@@ -11,15 +11,55 @@ EnvName = Annotated[
     str, StringConstraints(min_length=1, max_length=256, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
 ]
 Text = Annotated[str, StringConstraints(max_length=32768)]
-Quantity = Annotated[
+LabelKey = Annotated[
     str,
     StringConstraints(
         min_length=1,
-        max_length=64,
-        pattern=r"^[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
+        max_length=317,
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
     ),
 ]
-"""Amount as Kubernetes writes it, for example 500m, 16Gi or "8"."""
+LabelValue = Annotated[
+    str,
+    StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"),
+]
+
+_QUANTITY = r"^[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+
+
+def _quantity_text(value: Any) -> Any:
+    """An integer as text; the API server accepts both, but no other number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+Quantity = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64, pattern=_QUANTITY),
+    BeforeValidator(_quantity_text),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": 64,
+            "pattern": _QUANTITY,
+            "x-kubernetes-int-or-string": True,
+        }
+    ),
+]
+"""Amount as Kubernetes writes it, for example 8, 500m or 16Gi; kept as text."""
+
+# These say where a process stands in its gang, which only the operator knows.
+RESERVED_ENV = (
+    "JOB_COMPLETION_INDEX",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+RESERVED_ENV_PREFIX = "RLHF_"
 
 
 class KeyReference(Contract):
@@ -29,6 +69,15 @@ class KeyReference(Contract):
     """Name of the object."""
     key: Name
     """Key in its data."""
+    optional: bool = False
+    """Whether the pod starts without it."""
+
+
+class ObjectReference(Contract):
+    """A Secret or ConfigMap in the job's namespace."""
+
+    name: Name
+    """Name of the object."""
     optional: bool = False
     """Whether the pod starts without it."""
 
@@ -59,34 +108,83 @@ class EnvVar(Contract):
             message="at most one of value and valueFrom may be set",
             holds=lambda m: m.value is None or m.value_from is None,
         ),
+        Rule(
+            cel=f"!self.name.startsWith('{RESERVED_ENV_PREFIX}') && !(self.name in ["
+            + ", ".join(f"'{name}'" for name in RESERVED_ENV)
+            + "])",
+            message="names that start with RLHF_, and those of ranks and their rendezvous, are set "
+            "by the operator; remove the variable",
+            holds=lambda m: (
+                not m.name.startswith(RESERVED_ENV_PREFIX) and m.name not in RESERVED_ENV
+            ),
+        ),
     )
 
     name: EnvName
     """Name of the variable."""
     value: Text | None = None
-    """Its value; empty when neither this nor valueFrom is set."""
+    """Its value; empty when both this and valueFrom are left out."""
     value_from: EnvVarSource | None = None
     """Where its value comes from."""
+
+
+class EnvFromSource(Contract):
+    """A Secret or ConfigMap whose keys become environment variables."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.secretRef) != has(self.configMapRef)",
+            message="exactly one of secretRef and configMapRef must be set",
+            holds=lambda m: (m.secret_ref is None) != (m.config_map_ref is None),
+        ),
+    )
+
+    prefix: EnvName | None = None
+    """Put before each key; nothing when left out."""
+    secret_ref: ObjectReference | None = None
+    """The Secret."""
+    config_map_ref: ObjectReference | None = None
+    """The ConfigMap."""
 
 
 class Resources(Contract):
     """Compute resources of each pod."""
 
     requests: Annotated[dict[Name, Quantity], Field(max_length=32)] | None = None
-    """Amounts that the scheduler sets aside."""
+    """Amounts that the scheduler sets aside, by name of the resource; the limits when left out."""
     limits: Annotated[dict[Name, Quantity], Field(max_length=32)] | None = None
-    """Amounts that a pod cannot exceed; GPUs go here, for example nvidia.com/gpu: "8"."""
+    """Amounts that a pod cannot exceed, by name of the resource; GPUs go here, for example
+    nvidia.com/gpu: 8."""
 
 
 class Toleration(Contract):
     """A taint that pods accept."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.key) || (has(self.operator) && self.operator == 'Exists')",
+            message="key may be left out only with operator Exists; add one of them",
+            holds=lambda m: m.key is not None or m.operator == "Exists",
+        ),
+        Rule(
+            cel="!has(self.value) || self.value == '' || !has(self.operator) "
+            "|| self.operator == 'Equal'",
+            message="operator Exists takes no value; remove value or write Equal",
+            holds=lambda m: not m.value or m.operator == "Equal",
+        ),
+        Rule(
+            cel="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            message="tolerationSeconds counts only for NoExecute; write effect: NoExecute",
+            holds=lambda m: m.toleration_seconds is None or m.effect == "NoExecute",
+        ),
+    )
+
     key: Name | None = None
     """Key of the taint; every key when left out."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """Whether the taint's value counts."""
-    value: Annotated[str, StringConstraints(max_length=63)] | None = None
-    """Value of the taint for Equal."""
+    value: LabelValue | None = None
+    """Value of the taint for Equal; empty when left out."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint; every effect when left out."""
     toleration_seconds: int | None = Field(None, ge=0, le=31_536_000)

@@ -48,11 +48,18 @@ class ScratchModel(Contract):
             cel="self.hiddenSize % self.heads == 0",
             message="hiddenSize must be a multiple of heads; change one of them",
             holds=lambda m: m.hidden_size % m.heads == 0,
+            explain=lambda m: (
+                f"hiddenSize {m.hidden_size} is no multiple of heads {m.heads}; change one of them"
+            ),
         ),
         Rule(
             cel="!has(self.keyValueHeads) || self.heads % self.keyValueHeads == 0",
             message="heads must be a multiple of keyValueHeads; change one of them",
             holds=lambda m: m.key_value_heads is None or m.heads % m.key_value_heads == 0,
+            explain=lambda m: (
+                f"heads {m.heads} is no multiple of keyValueHeads {m.key_value_heads}; "
+                "change one of them"
+            ),
         ),
     )
 

@@ -1,20 +1,25 @@
 """RLHFJobSpec: what a user may say."""
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints, model_validator
 
-from rlhf_api.contract import Contract, Rule
-from rlhf_api.v1alpha1.graph import stage_order
+from rlhf_api.contract import CelRule, Contract, Rule
+from rlhf_api.names import StageName
+from rlhf_api.v1alpha1.graph import graph_rules, stage_order
 from rlhf_api.v1alpha1.pod import Name
 from rlhf_api.v1alpha1.sources import S3_REFUSAL, URI
-from rlhf_api.v1alpha1.stages import Stages
+from rlhf_api.v1alpha1.stages import DEFAULT_BATCH_SIZE, PPOStage, Stages
 from rlhf_api.v1alpha1.template import PodTemplate
 
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 MUTABLE_FIELDS = ("suspend", "runPolicy")
 """Fields of spec that may change after creation; the CRD's transition rules freeze all others."""
+
+_PARENT_FOLDER = r"(^|/)\.\.(/|$)"
 
 
 class Storage(Contract):
@@ -30,6 +35,11 @@ class Storage(Contract):
             cel="self.uri.startsWith('s3://') || self.uri.startsWith('pvc://')",
             message="uri must be pvc://claim/path, a PersistentVolumeClaim of the job's namespace",
             holds=lambda m: m.uri.startswith(("s3://", "pvc://")),
+        ),
+        Rule(
+            cel=f"!self.uri.matches(r'{_PARENT_FOLDER}')",
+            message="uri must not leave its claim by ..; write the path without it",
+            holds=lambda m: re.search(_PARENT_FOLDER, m.uri) is None,
         ),
     )
 
@@ -60,11 +70,59 @@ class RunPolicy(Contract):
     """Seconds after its end when the job is deleted; never when left out."""
 
 
+def _cel_number(stage: StageName, field: str, otherwise: str) -> str:
+    return f"(has(self.stages.{stage}.{field}) ? self.stages.{stage}.{field} : {otherwise})"
+
+
+def _cel_ranks(stage: StageName) -> str:
+    factors = []
+    for field in ("nodes", "processesPerNode"):
+        common = f"(has(self.template) && has(self.template.{field}) ? self.template.{field} : 1)"
+        factors.append(_cel_number(stage, field, common))
+    return f"({' * '.join(factors)})"
+
+
+def _batch_rules() -> Iterator[CelRule]:
+    """CEL of `RLHFJobSpec._check_batches`."""
+    for stage in StageName:
+        batch = _cel_number(stage, "batchSize", str(DEFAULT_BATCH_SIZE))
+        yield CelRule(
+            cel=f"!has(self.stages.{stage}) || {batch} % {_cel_ranks(stage)} == 0",
+            message=f"stages.{stage}.batchSize ({DEFAULT_BATCH_SIZE} when left out) must be a "
+            "multiple of the stage's ranks, nodes times processesPerNode; change one of them",
+        )
+    ppo = f"self.stages.{StageName.PPO}"
+    yield CelRule(
+        cel=f"!has({ppo}) || !has({ppo}.minibatchSize) "
+        f"|| {ppo}.minibatchSize % {_cel_ranks(StageName.PPO)} == 0",
+        message="stages.ppo.minibatchSize must be a multiple of the stage's ranks, nodes times "
+        "processesPerNode; change one of them",
+    )
+
+
+def _transition_rule(field: str) -> CelRule:
+    # On spec, since a rule on the field itself is skipped when the field comes or goes.
+    return CelRule(
+        cel=f"has(self.{field}) == has(oldSelf.{field}) "
+        f"&& (!has(self.{field}) || self.{field} == oldSelf.{field})",
+        message=f"{field} cannot be changed; delete the job and create it anew",
+    )
+
+
 class RLHFJobSpec(Contract):
     """Desired state of an RLHFJob."""
 
+    API_RULES: ClassVar[tuple[CelRule, ...]] = (
+        *graph_rules(),
+        *_batch_rules(),
+        *(
+            _transition_rule(field)
+            for field in ("image", "storage", "template", "queueName", "stages")
+        ),
+    )
+
     suspend: bool = False
-    """Stops the job's pods after they saved a checkpoint, and continues from it when false again."""
+    """Stops the pods after they saved a checkpoint; the job goes on from it when false again."""
     image: Image | None = None
     """Trainer image; the operator's setting trainerImage when left out."""
     storage: Storage | None = None
@@ -82,6 +140,22 @@ class RLHFJobSpec(Contract):
     @model_validator(mode="after")
     def _check_stage_graph(self) -> "RLHFJobSpec":
         stage_order(self.stages)
+        return self
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> "RLHFJobSpec":
+        for name, stage in self.stages.present().items():
+            nodes, processes = self.nodes(name), self.processes_per_node(name)
+            batches = {"batchSize": stage.batch_size}
+            if isinstance(stage, PPOStage) and stage.minibatch_size is not None:
+                batches["minibatchSize"] = stage.minibatch_size
+            for field, size in batches.items():
+                if size % (nodes * processes):
+                    raise ValueError(
+                        f"stages.{name}.{field}: {size} is no multiple of the stage's "
+                        f"{nodes * processes} ranks (nodes {nodes} times processesPerNode "
+                        f"{processes}); change one of them"
+                    )
         return self
 
     def nodes(self, stage: str) -> int:

@@ -2,19 +2,42 @@
 
 import hashlib
 import json
+import math
+from bisect import bisect_right
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from rlhf_api.contract import Contract
 from rlhf_api.errors import ConfigError
 from rlhf_api.loading import describe_errors
 from rlhf_api.names import CONTRACT_VERSION, MAX_RESULT_BYTES, FileName, Reason, StageName
 from rlhf_api.v1alpha1.stages import PPOStage, RewardStage, SFTStage, StageSpec
-from rlhf_api.v1alpha1.status import Artifact, Digest, Message
+from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Message
 
 Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+_ATTEMPT_FIELDS = ("attempt", "masterAddress", "masterPort", "metricsPort")
+"""Fields that differ between attempts of the same work."""
+
+
+def _cut(message: Any) -> Any:
+    """A message that fits and is Unicode; whoever tells a failure must not fail at telling it."""
+    if not isinstance(message, str):
+        return message
+    return message.encode("utf-8", "replace").decode()[:MAX_MESSAGE_LENGTH]
+
+
+def _finite_only(metrics: Any) -> Any:
+    if not isinstance(metrics, dict):
+        return metrics
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
 
 
 class JobReference(Contract):
@@ -56,9 +79,9 @@ class StageConfig(Contract):
     """Port of rank 0's Prometheus endpoint; 0 chooses a free one, which events.jsonl names."""
     storage: Path
     """Folder below which each job has its own."""
-    claims: dict[str, Path] = {}
+    claims: dict[str, Path] = Field(default_factory=dict)
     """Where each claim of a pvc:// URI is mounted."""
-    artifacts: dict[StageName, Artifact] = {}
+    artifacts: dict[StageName, Artifact] = Field(default_factory=dict)
     """What the stages that this one reads have left; URIs are relative to storage."""
     sft: SFTStage | None = None
     """Specification of the stage, if it is sft, with all defaults written out."""
@@ -102,9 +125,10 @@ class StageConfig(Contract):
         return str(folder.relative_to(self.storage))
 
     def digest(self) -> str:
-        """sha256 of the configuration without the attempt's number, so that attempts agree."""
+        """sha256 of what determines the result, so that the attempts of a stage agree."""
         document = self.to_resolved_document()
-        del document["attempt"]
+        for field in _ATTEMPT_FIELDS:
+            del document[field]
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -150,7 +174,7 @@ class StageResult(Contract):
     """Exit code of the process that says it."""
     reason: Reason
     """Why it ended."""
-    message: Message = ""
+    message: Annotated[Message, BeforeValidator(_cut)] = ""
     """The same in a sentence with object, field, value and remedy."""
     step: int = Field(0, ge=0)
     """Steps done."""
@@ -160,22 +184,28 @@ class StageResult(Contract):
     """Step of the newest complete checkpoint."""
     artifact: Artifact | None = None
     """What the stage left; its URI is relative to storage."""
-    metrics: Annotated[dict[str, float], Field(max_length=32)] = {}
-    """The last metrics."""
+    metrics: Annotated[dict[str, float], Field(max_length=32), BeforeValidator(_finite_only)] = (
+        Field(default_factory=dict)
+    )
+    """The last metrics; those that are not finite are left out, since JSON cannot hold them."""
 
     def to_message(self) -> str:
         """JSON of at most 4 KiB; a message that is too long loses its end."""
-        result = self
-        while True:
-            document = result.to_resolved_document()
-            text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
-            excess = len(text.encode()) - MAX_RESULT_BYTES
-            if excess <= 0:
-                return text
-            if not result.message:
-                raise ValueError(f"a StageResult without message is {excess} bytes too long")
-            kept = max(0, len(result.message) - max(1, excess // 4) - 1)
-            result = result.model_copy(update={"message": result.message[:kept]})
+        if len(self._cut_to(len(self.message)).encode()) <= MAX_RESULT_BYTES:
+            return self._cut_to(len(self.message))
+        kept = bisect_right(
+            range(len(self.message)),
+            MAX_RESULT_BYTES,
+            key=lambda length: len(self._cut_to(length).encode()),
+        )
+        if kept == 0:
+            raise ValueError(f"a StageResult without message exceeds {MAX_RESULT_BYTES} bytes")
+        return self._cut_to(kept - 1)
+
+    def _cut_to(self, length: int) -> str:
+        cut = self.model_copy(update={"message": self.message[:length]})
+        document = cut.to_resolved_document()
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def from_message(cls, text: str) -> "StageResult | None":

@@ -6,11 +6,11 @@ the CRD, and `StageConfig` writes them out for the trainer.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from rlhf_api.contract import Contract, Rule
+from rlhf_api.contract import Contract, ListMap, Rule
 from rlhf_api.names import StageName
-from rlhf_api.v1alpha1.pod import EnvVar, Resources, Toleration
+from rlhf_api.v1alpha1.pod import EnvVar, LabelKey, LabelValue, Name, Resources, Toleration
 from rlhf_api.v1alpha1.sources import Dataset, ModelSource, Token
 
 Precision = Literal["BF16", "FP32"]
@@ -21,7 +21,7 @@ KLController = Literal["Fixed", "Adaptive"]
 AdvantageNormalization = Literal["None", "Minibatch", "Batch"]
 RewardScaling = Literal["None", "RunningStd"]
 
-LabelText = Annotated[str, StringConstraints(max_length=253)]
+DEFAULT_BATCH_SIZE = 32
 
 
 class CheckpointPolicy(Contract):
@@ -60,13 +60,13 @@ class StageSpec(Contract):
     """Ranks in each pod, one a GPU; spec.template.processesPerNode when left out."""
     resources: Resources | None = None
     """Requests and limits of each pod of this stage; spec.template.resources when left out."""
-    node_selector: Annotated[dict[LabelText, LabelText], Field(max_length=64)] | None = None
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
     """Labels of the nodes for this stage; spec.template.nodeSelector when left out."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=64)] | None = None
     """Tolerations of this stage's pods; spec.template.tolerations when left out."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=128)] | None = None
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=128), ListMap("name")] | None = None
     """Environment variables added to spec.template.env; the same name wins here."""
-    priority_class_name: LabelText | None = None
+    priority_class_name: Name | None = None
     """Priority class of this stage's pods; spec.template.priorityClassName when left out."""
 
     precision: Precision = "BF16"
@@ -78,14 +78,16 @@ class StageSpec(Contract):
     parameters."""
     micro_batch_size: int = Field(4, ge=1, le=4096)
     """Sequences (pairs for the reward model) of one forward and backward pass on one rank."""
-    batch_size: int = Field(32, ge=1, le=1_048_576)
+    batch_size: int = Field(DEFAULT_BATCH_SIZE, ge=1, le=1_048_576)
     """Sequences (pairs for the reward model, prompts of one rollout for PPO) of one step over all
     ranks; a multiple of the number of ranks."""
     seed: int = Field(42, ge=0, le=2_147_483_647)
     """Seed of weights, order of the data, sampling of pairs and responses."""
     learning_rate: float = Field(1e-5, gt=0, le=1)
     """Peak learning rate of Adam."""
-    adam_betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=2, max_length=2)] = (0.9, 0.95)
+    adam_betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=2, max_length=2)
+    ] = (0.9, 0.95)
     """Decay of Adam's first and second moment."""
     adam_eps: float = Field(1e-8, gt=0, le=1)
     """Added to the denominator of Adam's step."""
@@ -142,6 +144,17 @@ class PPOStage(StageSpec):
             cel="!has(self.klController) || self.klController != 'Adaptive' || has(self.klTarget)",
             message="klController Adaptive needs klTarget, the KL in nats an answer to steer to",
             holds=lambda m: m.kl_controller != "Adaptive" or m.kl_target is not None,
+        ),
+        Rule(
+            cel=f"!has(self.minibatchSize) || (has(self.batchSize) ? self.batchSize : "
+            f"{DEFAULT_BATCH_SIZE}) % self.minibatchSize == 0",
+            message=f"minibatchSize must divide batchSize ({DEFAULT_BATCH_SIZE} when left out); "
+            "change one of them",
+            holds=lambda m: m.minibatch_size is None or m.batch_size % m.minibatch_size == 0,
+            explain=lambda m: (
+                f"minibatchSize {m.minibatch_size} does not divide batchSize {m.batch_size}; "
+                "change one of them"
+            ),
         ),
     )
 

@@ -3,25 +3,30 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, FiniteFloat, StringConstraints, WithJsonSchema
 
-from rlhf_api.contract import Contract
+from rlhf_api.contract import Contract, ListMap
 from rlhf_api.names import ConditionType, Phase, Reason, StageState
 
-Message = Annotated[str, StringConstraints(max_length=8192)]
+MAX_MESSAGE_LENGTH = 8192
+
+Message = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_LENGTH)]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 Digest = Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
+# Open in the CRD: an operator may be newer than the CRD, and a status that the API server refuses
+# would stop it.
+_Word = WithJsonSchema({"type": "string", "maxLength": 64, "pattern": "^[A-Za-z]+$"})
 Count = Annotated[int, Field(ge=0, le=2_147_483_647)]
 
 
 class Condition(Contract):
     """A metav1.Condition."""
 
-    type: ConditionType
+    type: Annotated[ConditionType, _Word]
     """What the condition says something about."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
-    reason: Reason
+    reason: Annotated[Reason, _Word]
     """Why, in one word."""
     message: Message
     """Why, in a sentence with object, field, value and remedy."""
@@ -56,7 +61,7 @@ class Artifact(Contract):
 class StageStatus(Contract):
     """State of one stage."""
 
-    state: StageState
+    state: Annotated[StageState, _Word]
     """Where the stage stands."""
     attempt: Count = 0
     """Number of the current attempt, from 1; 0 before the first."""
@@ -78,13 +83,13 @@ class StageStatus(Contract):
     """Digest of the stage's configuration."""
     progress: Progress | None = None
     """How far the stage is."""
-    metrics: Annotated[dict[ShortText, float], Field(max_length=32)] | None = None
+    metrics: Annotated[dict[ShortText, FiniteFloat], Field(max_length=32)] | None = None
     """The last metrics that the stage told."""
     last_checkpoint_step: Count | None = None
     """Step of the newest complete checkpoint."""
     artifact: Artifact | None = None
     """What the stage left."""
-    reason: Reason | None = None
+    reason: Annotated[Reason, _Word] | None = None
     """Why the stage is in its state."""
     message: Message | None = None
     """The same in a sentence."""
@@ -125,13 +130,13 @@ class RLHFJobStatus(Contract):
 
     observed_generation: Count | None = None
     """Generation of the spec that this status was derived from."""
-    phase: Phase | None = None
+    phase: Annotated[Phase, _Word] | None = None
     """Derived for people; nothing reads it."""
     start_time: datetime | None = None
     """When the first stage started."""
     completion_time: datetime | None = None
     """When the job ended."""
-    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = ()
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16), ListMap("type")] = ()
     """Conditions by type."""
     stages: StageStatuses = StageStatuses()
     """State of each stage."""

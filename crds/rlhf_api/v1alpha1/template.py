@@ -1,29 +1,104 @@
 """The pod template of a job: one for all stages, which override a few fields."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from rlhf_api.contract import Contract
-from rlhf_api.v1alpha1.pod import EnvVar, Name, Resources, Text, Toleration
+from rlhf_api.contract import Contract, ListMap, Rule
+from rlhf_api.names import GROUP, Label
+from rlhf_api.v1alpha1.affinity import Affinity
+from rlhf_api.v1alpha1.pod import (
+    EnvFromSource,
+    EnvVar,
+    LabelKey,
+    LabelValue,
+    Name,
+    Resources,
+    Toleration,
+)
+from rlhf_api.v1alpha1.volumes import SecurityContext, Volume, VolumeMount
+
+AnnotationValue = Annotated[str, StringConstraints(max_length=16384)]
+
+_RESERVED_LABEL_PREFIXES = (f"{GROUP}/", "batch.kubernetes.io/", "kueue.x-k8s.io/")
+
+
+class ImagePullSecret(Contract):
+    """A Secret of the job's namespace with the password of an image registry."""
+
+    name: Name
+    """Name of the Secret."""
+
+
+def _is_reserved(label: str) -> bool:
+    return label == Label.MANAGED_BY or label.startswith(_RESERVED_LABEL_PREFIXES)
 
 
 class PodTemplate(Contract):
     """Size and settings of the pods; everything that is not listed here is the operator's."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.volumeMounts) || self.volumeMounts.all(mount, has(self.volumes) "
+            "&& self.volumes.exists(volume, volume.name == mount.name))",
+            message="every volumeMount must name one of volumes; add the volume",
+            holds=lambda m: (
+                {mount.name for mount in m.volume_mounts or ()}
+                <= {volume.name for volume in m.volumes or ()}
+            ),
+        ),
+        Rule(
+            cel="!has(self.labels) || self.labels.all(key, "
+            + " && ".join(
+                [f"key != '{Label.MANAGED_BY}'"]
+                + [f"!key.startsWith('{prefix}')" for prefix in _RESERVED_LABEL_PREFIXES]
+            )
+            + ")",
+            message=f"labels {Label.MANAGED_BY} and those that start with "
+            f"{', '.join(_RESERVED_LABEL_PREFIXES)} are not the user's; remove them (a Kueue queue "
+            "is named by spec.queueName)",
+            holds=lambda m: not any(_is_reserved(label) for label in m.labels or ()),
+        ),
+    )
 
     nodes: int = Field(1, ge=1, le=1024)
     """Number of pods of a stage."""
     processes_per_node: int = Field(1, ge=1, le=64)
     """Ranks in each pod, one a GPU."""
     resources: Resources | None = None
-    """Requests and limits of each pod."""
-    node_selector: Annotated[dict[Name, Text], Field(max_length=64)] | None = None
-    """Labels that a node must have."""
+    """Requests and limits of each pod; none when left out."""
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
+    """Labels that a node must have; any node when left out."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=64)] | None = None
-    """Taints that the pods accept."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=128)] | None = None
-    """Environment variables of the trainer container."""
+    """Taints that the pods accept; none when left out."""
+    affinity: Affinity | None = None
+    """Nodes and pods that the pods need, prefer or avoid; none when left out."""
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=128), ListMap("name")] | None = None
+    """Environment variables of the trainer container; none when left out."""
+    env_from: Annotated[tuple[EnvFromSource, ...], Field(max_length=32)] | None = None
+    """Secrets and ConfigMaps whose keys become environment variables; env wins over them."""
+    volumes: Annotated[tuple[Volume, ...], Field(max_length=32), ListMap("name")] | None = None
+    """Volumes beside those of storage and of pvc:// URIs, which the operator adds itself."""
+    volume_mounts: (
+        Annotated[tuple[VolumeMount, ...], Field(max_length=32), ListMap("mountPath")] | None
+    ) = None
+    """Where the trainer container sees the volumes."""
+    security_context: SecurityContext | None = None
+    """Identity that the pods' processes run under; the operator's choice when left out."""
+    service_account_name: Name | None = None
+    """Service account of the pods, which get no token for it; default when left out."""
+    image_pull_secrets: (
+        Annotated[tuple[ImagePullSecret, ...], Field(max_length=16), ListMap("name")] | None
+    ) = None
+    """Secrets for the registry of the trainer image; those of the service account when left
+    out."""
     priority_class_name: Name | None = None
-    """Priority class of the pods."""
+    """Priority class of the pods; the cluster's default when left out."""
+    runtime_class_name: Name | None = None
+    """Runtime class of the pods, for example nvidia; the cluster's default when left out."""
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
+    """Labels added to the pods."""
+    annotations: Annotated[dict[LabelKey, AnnotationValue], Field(max_length=64)] | None = None
+    """Annotations added to the pods."""
     termination_grace_period_seconds: int = Field(300, ge=15, le=86_400)
     """Seconds that a pod has to save a checkpoint after SIGTERM; a step and a save must fit."""

@@ -1,0 +1,68 @@
+# Every command of this repository; CI calls nothing else. `make` alone lists them.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The first Python that is new enough; 3.11 is the one that constraints.txt was made with.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+# More arguments for pytest, for example ARGS='-k graph -x'.
+ARGS ?=
+
+# Ranks and threads would otherwise ask for more cores than there are; no test may use a network.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+test: export HF_HUB_OFFLINE := 1
+
+.PHONY: help venv check fmt lint types imports test generate verify demo
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Make .venv with everything that development, tests and the demo need
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'no Python 3.11 or newer found; name one: make PYTHON=...' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+check: verify lint types imports ## Everything that `make test` does but for the tests
+
+fmt: venv ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: venv ## Look for mistakes of code and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: venv ## Check the types (mypy, strict)
+	$(BIN)/mypy
+
+imports: venv ## Check who imports whom
+	$(BIN)/lint-imports
+
+test: verify lint types imports ## Everything: generated files, lint, types, imports, tests
+	$(BIN)/pytest $(ARGS)
+
+generate: venv ## Make the CRD and docs/spec.md anew from the models
+	$(BIN)/python -m rlhf_api crd
+	$(BIN)/python -m rlhf_api spec-reference
+
+verify: venv ## Fail if a generated file is stale
+	$(BIN)/python -m rlhf_api crd --check
+	$(BIN)/python -m rlhf_api spec-reference --check
+
+demo: venv ## Train SFT, reward model and PPO on Chinese shop reviews, and judge the result
+	$(BIN)/python examples/zh_reviews.py prepare
+	$(BIN)/rlhf run examples/zh-reviews.yaml --workdir runs/
+	$(BIN)/python examples/zh_reviews.py judge runs/zh-reviews

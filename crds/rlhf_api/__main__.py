@@ -1,0 +1,56 @@
+"""`python -m rlhf_api` writes the files that are made from the models, or tells which are stale.
+
+Called by `make generate` and `make verify`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_api.loading import dump_yaml
+from rlhf_api.names import PLURAL
+from rlhf_api.reference import spec_reference
+from rlhf_api.schema import custom_resource_definition
+
+_CRDS = Path(__file__).resolve().parent.parent
+_HEADER = "# Made from the models in crds/rlhf_api by `make generate`; change those.\n"
+
+
+def crd_text() -> str:
+    """The text of `crds/rlhfjobs.yaml`."""
+    # Innermost objects stand on one line: half of the file would be indentation.
+    return _HEADER + dump_yaml(custom_resource_definition(), width=160, compact=True)
+
+
+OUTPUTS = {
+    "crd": (crd_text, _CRDS / f"{PLURAL}.yaml"),
+    "spec-reference": (spec_reference, _CRDS.parent / "docs" / "spec.md"),
+}
+"""For each command what it writes, and where to unless told."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, 1 when `--check` finds a stale file."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf_api", description=__doc__)
+    parser.add_argument("command", choices=OUTPUTS)
+    parser.add_argument("--output", type=Path, help="the file, in place of the usual one")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if stale")
+    options = parser.parse_args(arguments)
+    make, usual = OUTPUTS[options.command]
+    path: Path = options.output or usual
+    text = make()
+    if not options.check:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return 0
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return 0
+    sys.stderr.write(
+        f"{path} is stale; run `python -m rlhf_api {options.command}` (or `make generate`)\n"
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The StageConfig of an attempt, from the job and where it is to run.
+
+Called by `plan` for each attempt that is to start. Pure: no path is looked up.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from rlhf_api.names import StageName
+from rlhf_api.v1alpha1 import (
+    Artifact,
+    JobReference,
+    RLHFJob,
+    StageConfig,
+    StageSpec,
+    stage_inputs,
+)
+
+CLAIM = "pvc://"
+
+_POD_FIELDS = (
+    "nodes",
+    "processes_per_node",
+    "resources",
+    "node_selector",
+    "tolerations",
+    "env",
+    "priority_class_name",
+)
+"""What a stage says about its pods; the trainer has no use for it, and no result depends on it."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a job's stages run, as they see it.
+
+    Attributes:
+        storage: folder below which each job has its own.
+        claims: where each claim of a pvc:// URI is mounted; more than a stage needs do no harm.
+        master_address: host name of rank 0's pod; `{stage}` and `{attempt}` in it are filled in.
+        master_port: port of the rendezvous; 0 lets the launcher of a single node choose.
+        metrics_port: port of rank 0's Prometheus endpoint; 0 lets it choose.
+    """
+
+    storage: str
+    claims: Mapping[str, str] = field(default_factory=dict)
+    master_address: str = "127.0.0.1"
+    master_port: int = 0
+    metrics_port: int = 0
+
+
+def stage_config(
+    job: RLHFJob,
+    stage: StageName,
+    attempt: int,
+    artifacts: Mapping[StageName, Artifact],
+    placement: Placement,
+) -> StageConfig:
+    """What attempt number `attempt` of `stage` is given.
+
+    Args:
+        job: must have its uid.
+        stage: one of the job's stages.
+        attempt: from 1.
+        artifacts: what the stages have left so far, at least those that this one reads.
+        placement: where it runs.
+    """
+    read = stage_inputs(job.spec.stages)[stage].values()
+    spec = _trained_spec(job.spec.stages.present()[stage])
+    claims = {claim_of(uri) for _, uri in uris(spec)}
+    metadata = job.metadata
+    return StageConfig(
+        job=JobReference(name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
+        stage=stage,
+        attempt=attempt,
+        nodes=job.spec.nodes(stage),
+        processes_per_node=job.spec.processes_per_node(stage),
+        master_address=placement.master_address.format(stage=stage, attempt=attempt),
+        master_port=placement.master_port,
+        metrics_port=placement.metrics_port,
+        storage=placement.storage,
+        claims={name: path for name, path in placement.claims.items() if name in claims},
+        artifacts={name: artifacts[name] for name in StageName if name in read},
+        **{stage.value: spec},
+    )
+
+
+def uris(spec: StageSpec) -> Iterator[tuple[str, str]]:
+    """Every URI that a stage reads, by the path of its field."""
+    for path, source in spec.sources().items():
+        if source.uri is not None:
+            yield f"{path}.uri", source.uri
+        if source.scratch is not None:
+            yield f"{path}.scratch.tokenizer", source.scratch.tokenizer
+    yield "dataset.uri", spec.dataset.uri
+    if spec.eval_dataset is not None:
+        yield "evalDataset.uri", spec.eval_dataset.uri
+
+
+def claim_of(uri: str) -> str | None:
+    """Claim that a pvc:// URI names; None for another one."""
+    return uri.removeprefix(CLAIM).partition("/")[0] if uri.startswith(CLAIM) else None
+
+
+def _trained_spec(spec: StageSpec) -> StageSpec:
+    """The stage's specification without its pods' settings and with its length settled."""
+    length = {"epochs": 1} if spec.epochs is None and spec.max_steps is None else {}
+    return spec.model_copy(update={**dict.fromkeys(_POD_FIELDS), **length})

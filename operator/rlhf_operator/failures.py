@@ -1,0 +1,161 @@
+"""Why an attempt failed, and what follows from it.
+
+Called by `stages` for an attempt that shows a failure. Pure; the table of exit codes stands in
+`rlhf_api.names`, and what a verdict costs the stage is decided by the caller.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from rlhf_api.names import (
+    REASON_OF_EXIT_CODE,
+    ExitCode,
+    FailureClass,
+    Reason,
+    failure_class,
+)
+from rlhf_operator.observed import ObservedAttempt, ObservedProcess
+
+GANG_WAIT = timedelta(seconds=10)
+"""How long after the first failure the others may take to tell more."""
+
+BACKOFF_BASE_SECONDS = 2
+BACKOFF_FACTOR = 4
+BACKOFF_LIMIT_SECONDS = 300
+
+_STRENGTH = {kind: strength for strength, kind in enumerate(FailureClass)}
+_FINAL = (FailureClass.GUARDRAIL, FailureClass.USER_ERROR)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt's failure is judged.
+
+    Attributes:
+        failure: the class of the strongest evidence.
+        reason: why it failed, in one word.
+        message: the same in a sentence of whoever failed.
+        final: whether no restart can help.
+        counted: whether a restart counts against `runPolicy.maxRestarts`.
+    """
+
+    failure: FailureClass
+    reason: Reason
+    message: str
+    final: bool
+    counted: bool
+
+
+def backoff(restarts: int) -> timedelta:
+    """How long to wait before the counted restart number `restarts`, from 1."""
+    seconds = BACKOFF_BASE_SECONDS * BACKOFF_FACTOR ** min(restarts - 1, 16)
+    return timedelta(seconds=min(seconds, BACKOFF_LIMIT_SECONDS))
+
+
+def judge(attempt: ObservedAttempt, now: datetime) -> Verdict | None:
+    """The verdict on a failed attempt; None while nothing failed, or others may tell more."""
+    failed = [process for process in attempt.processes if process.failed]
+    if not failed:
+        return _without_evidence(attempt) if attempt.failed and not attempt.live else None
+    if attempt.live and not _waited_enough(failed, now):
+        return None
+    evidence = [process for process in failed if _is_evidence(process, attempt)]
+    return _verdict(attempt, min(evidence or failed, key=_weight))
+
+
+def made_progress(attempt: ObservedAttempt) -> bool:
+    """Whether the attempt left a later checkpoint than it found."""
+    newest = last_checkpoint_step(attempt)
+    found = attempt.checkpoint_step
+    return newest is not None and (found is None or newest > found)
+
+
+def last_checkpoint_step(attempt: ObservedAttempt) -> int | None:
+    """Step of the newest checkpoint that anything of the attempt tells of."""
+    told = [
+        process.result.last_checkpoint_step
+        for process in attempt.processes
+        if process.result is not None
+    ]
+    if attempt.progress is not None:
+        told.append(attempt.progress.last_checkpoint_step)
+    return max((step for step in told if step is not None), default=None)
+
+
+def _waited_enough(failed: Sequence[ObservedProcess], now: datetime) -> bool:
+    times = [process.finished_at for process in failed if process.finished_at is not None]
+    # Without a single time the wait could never end.
+    return not times or now - min(times) >= GANG_WAIT
+
+
+def _is_evidence(process: ObservedProcess, attempt: ObservedAttempt) -> bool:
+    """Whether the process failed by itself, not because the rest was killed."""
+    if process.disrupted or attempt.killed_at is None or process.finished_at is None:
+        return True
+    return process.finished_at <= attempt.killed_at
+
+
+def _class_of(process: ObservedProcess) -> FailureClass:
+    if process.disrupted:
+        return FailureClass.DISRUPTED
+    if not process.exit_code:
+        return FailureClass.CRASH
+    return failure_class(process.exit_code)
+
+
+def _weight(process: ObservedProcess) -> tuple[int, bool, float, int]:
+    """Sorts the strongest evidence first: by class, a stop that saved, the time, the index."""
+    when = process.finished_at.timestamp() if process.finished_at is not None else float("inf")
+    unsaved = process.exit_code == ExitCode.STOPPED
+    return _STRENGTH[_class_of(process)], unsaved, when, process.index
+
+
+def _verdict(attempt: ObservedAttempt, process: ObservedProcess) -> Verdict:
+    kind, reason = _class_of(process), _reason_of(process)
+    out_of_memory = reason is Reason.OUT_OF_MEMORY and _steps_done(attempt) == 0
+    free = kind is FailureClass.DISRUPTED or process.exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
+    return Verdict(
+        failure=kind,
+        reason=reason,
+        message=_message_of(process),
+        final=kind in _FINAL or out_of_memory,
+        counted=not (free and made_progress(attempt)),
+    )
+
+
+def _reason_of(process: ObservedProcess) -> Reason:
+    if process.disrupted:
+        return Reason.DISRUPTED
+    if process.reason is not None:
+        return process.reason
+    if process.result is not None:
+        return process.result.reason
+    return REASON_OF_EXIT_CODE.get(process.exit_code or 0, Reason.CRASHED)
+
+
+def _message_of(process: ObservedProcess) -> str:
+    if process.disrupted:
+        return process.message or f"{process.name} was disrupted"
+    said = process.result.message if process.result is not None else ""
+    if said or process.message:
+        return said or process.message
+    code = "no known exit code" if process.exit_code is None else f"exit code {process.exit_code}"
+    return f"{process.name} ended with {code} and left no message; see its log"
+
+
+def _steps_done(attempt: ObservedAttempt) -> int:
+    told = [process.result.step for process in attempt.processes if process.result is not None]
+    if attempt.progress is not None:
+        told.append(attempt.progress.step)
+    return max(told, default=0)
+
+
+def _without_evidence(attempt: ObservedAttempt) -> Verdict:
+    return Verdict(
+        failure=FailureClass.CRASH,
+        reason=Reason.CRASHED,
+        message=f"attempt {attempt.attempt} failed, and nothing of it is left that says why",
+        final=False,
+        counted=True,
+    )

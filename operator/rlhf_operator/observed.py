@@ -1,0 +1,145 @@
+"""What is seen of a job's stages: the input of `plan` beside the job itself.
+
+Made by whoever runs the stages: the operator from pods and their termination messages, `rlhf run`
+from processes and files. Nothing here is decided, and nothing is read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from rlhf_api.names import Reason, StageName
+from rlhf_api.v1alpha1 import StageResult
+
+
+class ProcessPhase(StrEnum):
+    """Where a process stands; the words are those of a pod's phase."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True)
+class ObservedProgress:
+    """How far an attempt is, as rank 0 tells it.
+
+    Attributes:
+        step: steps done, those of earlier attempts included.
+        total_steps: steps in all; 0 while not known.
+        eta_seconds: estimated seconds to the end.
+        metrics: the last finite metrics by name.
+        last_checkpoint_step: step of the newest complete checkpoint that this attempt wrote.
+    """
+
+    step: int
+    total_steps: int
+    eta_seconds: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    last_checkpoint_step: int | None = None
+
+
+@dataclass(frozen=True)
+class ObservedProcess:
+    """One launcher: a pod on a cluster, a process in local mode.
+
+    Attributes:
+        name: what people look for: the pod's name, or the log file.
+        index: its node rank.
+        phase: where it stands.
+        ready: whether it runs and can be reached.
+        exit_code: as a shell gives it, 128 + n for signal n; None if not known.
+        finished_at: when it ended, or was found lost.
+        result: what it said at its end; None if it left nothing.
+        reason: why it ended in the platform's view, if that says more than the exit code.
+        message: the platform's sentence about that.
+        disrupted: whether the platform ended it, by preemption, a drain or a lost node.
+        lost: whether nobody can say that it ended, since its node does not answer; not waited for.
+        terminating: whether it was asked to stop.
+    """
+
+    name: str
+    index: int = 0
+    phase: ProcessPhase = ProcessPhase.PENDING
+    ready: bool = False
+    exit_code: int | None = None
+    finished_at: datetime | None = None
+    result: StageResult | None = None
+    reason: Reason | None = None
+    message: str = ""
+    disrupted: bool = False
+    lost: bool = False
+    terminating: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is expected of it."""
+        return self.lost or self.phase in (ProcessPhase.SUCCEEDED, ProcessPhase.FAILED)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended otherwise than well."""
+        return self.ended and self.phase is not ProcessPhase.SUCCEEDED
+
+
+@dataclass(frozen=True)
+class ObservedAttempt:
+    """One attempt of one stage of which anything is left.
+
+    Attributes:
+        stage: the stage.
+        attempt: number of the attempt.
+        processes: its launchers, in any order.
+        complete: whether all of them ended well; says so even when they are gone.
+        failed: whether it was given up; says so even when they are gone.
+        killed_at: when the rest began to be killed; what ends after that is no evidence.
+        checkpoint_step: step of the newest checkpoint when the attempt was started.
+        progress: how far it is; None before it says so.
+    """
+
+    stage: StageName
+    attempt: int
+    processes: tuple[ObservedProcess, ...] = ()
+    complete: bool = False
+    failed: bool = False
+    killed_at: datetime | None = None
+    checkpoint_step: int | None = None
+    progress: ObservedProgress | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether anything of it may still run."""
+        if self.processes:
+            return any(not process.ended for process in self.processes)
+        return not (self.complete or self.failed)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether everything that still runs was asked to stop."""
+        running = [process for process in self.processes if not process.ended]
+        return bool(running) and all(process.terminating for process in running)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the whole gang runs."""
+        return bool(self.processes) and all(process.ready for process in self.processes)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that is seen of a job at one moment, each attempt once."""
+
+    attempts: tuple[ObservedAttempt, ...] = ()
+
+    def find(self, stage: StageName, attempt: int) -> ObservedAttempt | None:
+        """That attempt; None if nothing of it is there."""
+        for found in self.attempts:
+            if (found.stage, found.attempt) == (stage, attempt):
+                return found
+        return None
+
+    def live(self, stage: StageName) -> tuple[ObservedAttempt, ...]:
+        """The attempts of `stage` of which something may still run."""
+        return tuple(found for found in self.attempts if found.stage is stage and found.live)

@@ -1,0 +1,280 @@
+"""The one decision: from a job, what is seen of it and the time, to what is to be done.
+
+Called by the operator in every reconcile, and by `rlhf run` in every pass. Pure: nothing is read,
+waited for or started here. The caller writes `Plan.status` first, then carries out `Plan.actions`,
+then tells `Plan.events`; a crash between any two of them is made good by the next pass, since an
+attempt that status names and nobody sees is started again under the same name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from rlhf_api.names import ConditionType, Reason, StageName, StageState
+from rlhf_api.v1alpha1 import (
+    Artifact,
+    JobReference,
+    RLHFJob,
+    RLHFJobStatus,
+    StageConfig,
+    StageStatus,
+    StageStatuses,
+    stage_inputs,
+    stage_order,
+)
+from rlhf_operator.conditions import find_condition, is_true
+from rlhf_operator.configs import Placement, stage_config
+from rlhf_operator.observed import Observed
+from rlhf_operator.stages import CLOSED, Case, absorb, begin, fail, halt, is_past
+from rlhf_operator.summaries import (
+    Event,
+    derive_conditions,
+    derive_events,
+    derive_phase,
+    derive_summary,
+)
+
+
+@dataclass(frozen=True)
+class StartAttempt:
+    """Make the attempt, unless it is there already; its number is in status.
+
+    Attributes:
+        stage: the stage.
+        attempt: number of the attempt.
+        config: what it is given.
+        checkpoint_step: step of the newest checkpoint known now, to be kept beside the attempt and
+            given back by `ObservedAttempt.checkpoint_step`.
+    """
+
+    stage: StageName
+    attempt: int
+    config: StageConfig
+    checkpoint_step: int | None = None
+
+
+@dataclass(frozen=True)
+class StopAttempt:
+    """Ask everything of the attempt to stop, and end it by force when its grace period is over.
+
+    Attributes:
+        stage: the stage.
+        attempt: number of the attempt.
+        reason: why.
+    """
+
+    stage: StageName
+    attempt: int
+    reason: Reason
+
+
+Action = StartAttempt | StopAttempt
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a pass.
+
+    Attributes:
+        actions: to be carried out in order, after the status is written; each may be repeated.
+        status: to be written, unless it is the one that the job has.
+        events: to be told after the status is written.
+    """
+
+    actions: tuple[Action, ...]
+    status: RLHFJobStatus
+    events: tuple[Event, ...] = ()
+
+
+def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) -> Plan:
+    """What is to be done about `job` now.
+
+    Args:
+        job: with its uid and its last written status.
+        observed: what is there of it; must be at least as new as that status.
+        now: the time, with its zone.
+        placement: where its stages run.
+    """
+    now = now.astimezone(UTC).replace(microsecond=0)
+    if is_finished(job.status):
+        leftovers = [found for found in observed.attempts if found.live and not found.stopping]
+        stops = (StopAttempt(each.stage, each.attempt, Reason.FINISHED) for each in leftovers)
+        return Plan(tuple(stops), job.status)
+    status = _without_suspension(job, now)
+    stages = _absorbed(job, status, observed, now)
+    stages = _decided(job, stages, observed, now, placement)
+    actions = tuple(_actions(job, stages, observed, placement))
+    status = _told(job, status, stages, observed, now)
+    events = tuple(derive_events(job.status, status))
+    return Plan(actions, status, events)
+
+
+def is_finished(status: RLHFJobStatus) -> bool:
+    """Whether the job has succeeded or failed, which nothing changes any more."""
+    kinds = (ConditionType.SUCCEEDED, ConditionType.FAILED)
+    return any(is_true(status.conditions, kind) for kind in kinds)
+
+
+def shifted(status: RLHFJobStatus, idle: timedelta) -> RLHFJobStatus:
+    """The status with its running clocks moved on, so that deadlines leave `idle` time out."""
+    idle = timedelta(seconds=max(0, round(idle.total_seconds())))
+    stages = {
+        name: stage.model_copy(update={"start_time": stage.start_time + idle})
+        if stage.state not in CLOSED and stage.start_time is not None
+        else stage
+        for name, stage in _stages_of(status).items()
+    }
+    start = status.start_time + idle if status.start_time is not None else None
+    return status.model_copy(update={"start_time": start, "stages": _statuses(stages)})
+
+
+def _stages_of(status: RLHFJobStatus) -> dict[StageName, StageStatus]:
+    found = {name: getattr(status.stages, name) for name in StageName}
+    return {name: stage for name, stage in found.items() if stage is not None}
+
+
+def _statuses(stages: Mapping[StageName, StageStatus]) -> StageStatuses:
+    return StageStatuses(**{name.value: stages[name] for name in StageName if name in stages})
+
+
+def _without_suspension(job: RLHFJob, now: datetime) -> RLHFJobStatus:
+    """The status that a resumed job goes on from."""
+    suspended = find_condition(job.status.conditions, ConditionType.SUSPENDED)
+    if job.spec.suspend or suspended is None or suspended.status != "True":
+        return job.status
+    return shifted(job.status, now - suspended.last_transition_time)
+
+
+def _absorbed(
+    job: RLHFJob, status: RLHFJobStatus, observed: Observed, now: datetime
+) -> dict[StageName, StageStatus]:
+    """The stages after looking at their attempts, in the order in which they run."""
+    known = _stages_of(status)
+    folder = JobReference(name=job.metadata.name, uid=job.metadata.uid).folder
+    stages = {}
+    for name in stage_order(job.spec.stages):
+        stage = known.get(name, StageStatus(state=StageState.WAITING))
+        case = Case(name, folder, job.spec.run_policy, now)
+        stages[name] = absorb(stage, observed.find(name, stage.attempt), case)
+    limit = job.spec.run_policy.active_deadline_seconds
+    if job.spec.suspend or not is_past(status.start_time, limit, now):
+        return stages
+    message = f"the job took longer than runPolicy.activeDeadlineSeconds ({limit}); raise it"
+    unfinished = [name for name, stage in stages.items() if stage.state not in CLOSED]
+    begun = [name for name in unfinished if stages[name].state is not StageState.WAITING]
+    for name in begun or unfinished[:1]:
+        stages[name] = fail(stages[name], Reason.DEADLINE_EXCEEDED, message, now)
+    return stages
+
+
+def _decided(
+    job: RLHFJob,
+    stages: dict[StageName, StageStatus],
+    observed: Observed,
+    now: datetime,
+    placement: Placement,
+) -> dict[StageName, StageStatus]:
+    """The stages after starting those that can start, or halting all."""
+    failed = [name for name, stage in stages.items() if stage.state is StageState.FAILED]
+    decided = dict(stages)
+    for name, stage in stages.items():
+        if stage.state in CLOSED:
+            continue
+        live = bool(observed.live(name))
+        seen = observed.find(name, stage.attempt) is not None
+        if failed:
+            because = f"stopped since stage {failed[0]} failed"
+            decided[name] = halt(stage, Reason.STOPPED, because, live=live, seen=seen)
+        elif job.spec.suspend:
+            because = "stopped on request"
+            decided[name] = halt(stage, Reason.USER_REQUESTED, because, live=live, seen=seen)
+        elif not live and _is_due(stage, now):
+            decided[name] = _begun(job, name, stages, now, placement)
+    return decided
+
+
+def _is_due(stage: StageStatus, now: datetime) -> bool:
+    if stage.state is StageState.RESTARTING:
+        return stage.retry_time is None or now >= stage.retry_time
+    return stage.state in (StageState.WAITING, StageState.SUSPENDED)
+
+
+def _begun(
+    job: RLHFJob,
+    name: StageName,
+    stages: Mapping[StageName, StageStatus],
+    now: datetime,
+    placement: Placement,
+) -> StageStatus:
+    """The stage at its next attempt, or waiting for the stages that it reads."""
+    stage = stages[name]
+    artifacts = _artifacts(stages)
+    missing = [
+        source
+        for source in dict.fromkeys(stage_inputs(job.spec.stages)[name].values())
+        if source not in artifacts
+    ]
+    if missing:
+        message = f"waits for {' and '.join(missing)}"
+        return stage.model_copy(
+            update={
+                "state": StageState.WAITING,
+                "reason": Reason.WAITING_FOR_STAGE,
+                "message": message,
+            }
+        )
+    config = stage_config(job, name, stage.attempt + 1, artifacts, placement)
+    return begin(stage, config.digest(), now)
+
+
+def _artifacts(stages: Mapping[StageName, StageStatus]) -> dict[StageName, Artifact]:
+    return {
+        name: stage.artifact
+        for name, stage in stages.items()
+        if stage.state is StageState.SUCCEEDED and stage.artifact is not None
+    }
+
+
+def _actions(
+    job: RLHFJob,
+    stages: Mapping[StageName, StageStatus],
+    observed: Observed,
+    placement: Placement,
+) -> Iterator[Action]:
+    artifacts = _artifacts(stages)
+    for name, stage in stages.items():
+        wanted = stage.attempt if stage.state in (StageState.STARTING, StageState.RUNNING) else 0
+        strays = [found for found in observed.live(name) if found.attempt != wanted]
+        for found in strays:
+            if False:
+                yield StopAttempt(name, found.attempt, stage.reason or Reason.STOPPED)
+        unmade = stage.state is StageState.STARTING and observed.find(name, stage.attempt) is None
+        if unmade and not strays:
+            config = stage_config(job, name, stage.attempt, artifacts, placement)
+            yield StartAttempt(name, stage.attempt, config, stage.last_checkpoint_step)
+
+
+def _told(
+    job: RLHFJob,
+    status: RLHFJobStatus,
+    stages: Mapping[StageName, StageStatus],
+    observed: Observed,
+    now: datetime,
+) -> RLHFJobStatus:
+    """The new status as a whole."""
+    live = any(observed.live(name) for name in stages)
+    conditions = derive_conditions(job, stages, live=live, now=now)
+    starts = [stage.start_time for stage in stages.values() if stage.start_time is not None]
+    updated = status.model_copy(
+        update={
+            "observed_generation": job.metadata.generation,
+            "phase": derive_phase(conditions, stages),
+            "start_time": status.start_time or min(starts, default=None),
+            "conditions": conditions,
+            "stages": _statuses(stages),
+            "summary": derive_summary(conditions, stages),
+        }
+    )
+    if is_finished(updated):
+        return updated.model_copy(update={"completion_time": now})
+    return updated

@@ -1,0 +1,304 @@
+"""What becomes of one stage: how its status follows from what is seen of its current attempt.
+
+Called by `plan`, which looks at all stages together. Pure. The state of a stage says what was
+decided about attempt number `attempt`, so that nothing is decided, or counted, twice:
+
+    Waiting -> Starting -> Running -> Succeeded
+                  |           |----> Restarting -> Starting (next attempt)
+                  |           |----> Stopping -> Suspended or Restarting
+                  +-----------+----> Failed
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from rlhf_api.names import STATUS_METRICS, Reason, StageName, StageState
+from rlhf_api.v1alpha1 import Progress, RunPolicy, StageResult, StageStatus
+from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
+from rlhf_operator.failures import Verdict, backoff, judge, last_checkpoint_step
+from rlhf_operator.observed import ObservedAttempt
+
+CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
+"""Nothing changes any more."""
+ACTIVE = frozenset({StageState.STARTING, StageState.RUNNING, StageState.STOPPING})
+"""The current attempt is, or may be, there; in all other states it was dealt with."""
+
+DISRUPTION_PAUSE = timedelta(seconds=1)
+_MAX_COUNT = 2_147_483_647
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stage at one moment.
+
+    Attributes:
+        name: the stage.
+        folder: name of the job's folder below storage, where its artifacts must lie.
+        policy: the job's limits.
+        now: the time, in whole seconds.
+    """
+
+    name: StageName
+    folder: str
+    policy: RunPolicy
+    now: datetime
+
+
+def absorb(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> StageStatus:
+    """The status after looking at the current attempt; None stands for one that is not there."""
+    if stage.state in CLOSED or stage.attempt == 0:
+        return stage
+    if stage.state in ACTIVE:
+        stage = _settle(stage, attempt, case)
+    return _within_deadlines(stage, case)
+
+
+def begin(stage: StageStatus, config_digest: str, now: datetime) -> StageStatus:
+    """The status that announces the next attempt; must be written before the attempt is made."""
+    attempt = stage.attempt + 1
+    return _changed(
+        stage,
+        state=StageState.STARTING,
+        attempt=attempt,
+        start_time=stage.start_time or now,
+        attempt_start_time=now,
+        retry_time=None,
+        config_digest=config_digest,
+        reason=Reason.CREATED,
+        message=f"attempt {attempt} is being started",
+    )
+
+
+def halt(
+    stage: StageStatus, reason: Reason, message: str, *, live: bool, seen: bool
+) -> StageStatus:
+    """The status of a stage that is not to run now.
+
+    Args:
+        stage: not closed.
+        reason: why it is not to run.
+        message: the same in a sentence.
+        live: whether anything of the stage may still run.
+        seen: whether the current attempt is there.
+    """
+    if stage.state in (StageState.STARTING, StageState.RUNNING) and live:
+        return _changed(stage, state=StageState.STOPPING, reason=reason, message=message)
+    unmade = stage.state is StageState.STARTING and not seen
+    if (unmade or stage.state is StageState.RESTARTING) and not live:
+        return _changed(
+            stage, state=StageState.SUSPENDED, reason=reason, message=message, retry_time=None
+        )
+    return stage
+
+
+def fail(stage: StageStatus, reason: Reason, message: str, now: datetime) -> StageStatus:
+    """The status of a stage that has failed for good."""
+    return _changed(
+        stage,
+        state=StageState.FAILED,
+        reason=reason,
+        message=message,
+        completion_time=now,
+        retry_time=None,
+    )
+
+
+def _settle(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> StageStatus:
+    if attempt is None:
+        return _vanished(stage, case)
+    stage = _with_progress(stage, attempt, case.now)
+    if attempt.complete:
+        return _accept(stage, attempt, case)
+    verdict = judge(attempt, case.now)
+    if stage.state is StageState.STOPPING and not (verdict and verdict.final):
+        return stage if attempt.live else _stopped(stage, case)
+    if verdict is not None:
+        return _failed(stage, verdict, case)
+    return _started(stage, attempt, case.now)
+
+
+def _vanished(stage: StageStatus, case: Case) -> StageStatus:
+    if stage.state is StageState.STARTING:
+        return stage
+    if stage.state is StageState.STOPPING:
+        return _stopped(stage, case)
+    message = f"attempt {stage.attempt} is gone: it was deleted from outside"
+    return _restart(stage, Reason.DISRUPTED, message, case, counted=True)
+
+
+def _started(stage: StageStatus, attempt: ObservedAttempt, now: datetime) -> StageStatus:
+    if stage.state is not StageState.STARTING:
+        return stage
+    if attempt.ready:
+        return _changed(
+            stage,
+            state=StageState.RUNNING,
+            last_progress_time=now,
+            reason=Reason.PODS_READY,
+            message=f"attempt {attempt.attempt} runs",
+        )
+    held = next((p for p in attempt.processes if p.reason is not None and not p.ended), None)
+    return _changed(
+        stage,
+        reason=held.reason if held is not None else Reason.PODS_PENDING,
+        message=(held.message if held is not None else "")
+        or f"attempt {attempt.attempt} waits until all of its processes run",
+    )
+
+
+def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) -> StageStatus:
+    changes: dict[str, Any] = {}
+    newest = last_checkpoint_step(attempt)
+    if newest is not None:
+        changes["last_checkpoint_step"] = newest
+    told = attempt.progress
+    if told is not None:
+        changes["progress"] = _progress(told.step, told.total_steps, told.eta_seconds)
+        if told.metrics:
+            changes["metrics"] = _status_metrics(told.metrics)
+        if stage.progress is None or stage.progress.step != told.step:
+            changes["last_progress_time"] = now
+    return _changed(stage, **changes)
+
+
+def _progress(step: int, total_steps: int, eta_seconds: float | None) -> Progress:
+    known = eta_seconds is not None and math.isfinite(eta_seconds) and eta_seconds >= 0
+    return Progress(
+        step=step,
+        total_steps=total_steps,
+        percent=min(100, 100 * step // total_steps) if total_steps else 0,
+        eta_seconds=min(_MAX_COUNT, round(eta_seconds or 0)) if known else None,
+    )
+
+
+def _status_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    found = {metric.value: metrics.get(metric) for metric in STATUS_METRICS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _accept(stage: StageStatus, attempt: ObservedAttempt, case: Case) -> StageStatus:
+    ordered = sorted(attempt.processes, key=lambda process: process.index)
+    results = [process.result for process in ordered if process.result is not None]
+    if not results:
+        # The next attempt finds the work done and only says so again.
+        message = f"attempt {attempt.attempt} ended well, but its result is lost"
+        return _restart(
+            stage, Reason.ARTIFACT_INVALID, message, case, counted=bool(attempt.processes)
+        )
+    mismatch = _mismatch(stage, results, case)
+    if mismatch is not None:
+        message = f"attempt {attempt.attempt} ended well, but {mismatch}"
+        return fail(stage, Reason.ARTIFACT_INVALID, message, case.now)
+    said = results[0]
+    steps = max(said.step, said.total_steps)
+    return _changed(
+        stage,
+        state=StageState.SUCCEEDED,
+        completion_time=case.now,
+        artifact=next(result.artifact for result in results if result.artifact is not None),
+        progress=_progress(said.step, steps, 0) if steps else stage.progress,
+        metrics=_status_metrics(said.metrics) or stage.metrics,
+        reason=Reason.FINISHED,
+        message=said.message or "done",
+    )
+
+
+def _mismatch(stage: StageStatus, results: list[StageResult], case: Case) -> str | None:
+    """What in the results does not belong to this attempt of this stage."""
+    for result in results:
+        if (result.stage, result.attempt) != (case.name, stage.attempt):
+            return f"its result is of stage {result.stage}, attempt {result.attempt}"
+        if result.config_digest != stage.config_digest:
+            return (
+                f"its result is of configuration {result.config_digest}, not "
+                f"{stage.config_digest}; use a trainer image and an operator of one release"
+            )
+    artifacts = {result.artifact for result in results if result.artifact is not None}
+    if len(artifacts) != 1:
+        return f"its results name {len(artifacts)} artifacts in place of one"
+    uri = artifacts.pop().uri
+    form = rf"{re.escape(case.folder)}/{case.name}/attempt-(\d+)/artifact"
+    place = re.fullmatch(form, uri)
+    if place is None or not 1 <= int(place[1]) <= stage.attempt:
+        return f"its artifact {uri} does not lie in a folder of this stage"
+    return None
+
+
+def _stopped(stage: StageStatus, case: Case) -> StageStatus:
+    """The attempt that was asked to stop is over."""
+    if stage.reason is Reason.PROGRESS_DEADLINE_EXCEEDED:
+        return _restart(stage, stage.reason, stage.message or "", case, counted=True)
+    return _changed(stage, state=StageState.SUSPENDED, disruptions=stage.disruptions + 1)
+
+
+def _failed(stage: StageStatus, verdict: Verdict, case: Case) -> StageStatus:
+    if verdict.final:
+        return fail(stage, verdict.reason, verdict.message, case.now)
+    return _restart(stage, verdict.reason, verdict.message, case, counted=verdict.counted)
+
+
+def _restart(
+    stage: StageStatus, reason: Reason, message: str, case: Case, *, counted: bool
+) -> StageStatus:
+    policy = case.policy
+    if counted and stage.restarts >= policy.max_restarts:
+        limit = f"runPolicy.maxRestarts {policy.max_restarts} is used up"
+        return fail(stage, Reason.MAX_RESTARTS, f"{message} ({limit})", case.now)
+    if not counted and stage.disruptions >= policy.max_disruptions:
+        limit = f"runPolicy.maxDisruptions {policy.max_disruptions} is used up"
+        return fail(stage, Reason.MAX_DISRUPTIONS, f"{message} ({limit})", case.now)
+    restarts = stage.restarts + counted
+    return _changed(
+        stage,
+        state=StageState.RESTARTING,
+        restarts=restarts,
+        disruptions=stage.disruptions + (not counted),
+        retry_time=case.now + (backoff(restarts) if counted else DISRUPTION_PAUSE),
+        reason=reason,
+        message=message,
+    )
+
+
+def _within_deadlines(stage: StageStatus, case: Case) -> StageStatus:
+    policy, now = case.policy, case.now
+    if stage.state in CLOSED or stage.state in (StageState.SUSPENDED, StageState.STOPPING):
+        return stage
+    if is_past(stage.start_time, policy.stage_deadline_seconds, now):
+        message = (
+            f"took longer than runPolicy.stageDeadlineSeconds ({policy.stage_deadline_seconds}); "
+            "raise it"
+        )
+        return fail(stage, Reason.DEADLINE_EXCEEDED, message, now)
+    starting, running = (stage.state is s for s in (StageState.STARTING, StageState.RUNNING))
+    if starting and is_past(stage.attempt_start_time, policy.pending_deadline_seconds, now):
+        message = (
+            f"attempt {stage.attempt} did not run within runPolicy.pendingDeadlineSeconds "
+            f"({policy.pending_deadline_seconds}): {stage.message}"
+        )
+        return fail(stage, Reason.PENDING_DEADLINE_EXCEEDED, message, now)
+    if running and is_past(stage.last_progress_time, policy.progress_deadline_seconds, now):
+        return _changed(
+            stage,
+            state=StageState.STOPPING,
+            reason=Reason.PROGRESS_DEADLINE_EXCEEDED,
+            message=f"no further step within runPolicy.progressDeadlineSeconds "
+            f"({policy.progress_deadline_seconds})",
+        )
+    return stage
+
+
+def is_past(since: datetime | None, seconds: int | None, now: datetime) -> bool:
+    """Whether `seconds` have gone by; never, when either is None."""
+    if since is None or seconds is None:
+        return False
+    return now - since >= timedelta(seconds=seconds)
+
+
+def _changed(stage: StageStatus, **changes: Any) -> StageStatus:
+    if changes.get("message"):
+        changes["message"] = changes["message"][:MAX_MESSAGE_LENGTH]
+    return stage.model_copy(update=changes)

@@ -1,0 +1,157 @@
+"""What goes into a pod and comes out of it: round trips, digests, sizes, refusals."""
+
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from rlhf_api.errors import ConfigError
+from rlhf_api.names import CONTRACT_VERSION, MAX_RESULT_BYTES, Reason, StageName
+from rlhf_api.v1alpha1 import Artifact, JobReference, SFTStage, StageConfig, StageResult
+
+DIGEST = "sha256:" + "0" * 64
+
+
+def make_config(**changes: Any) -> StageConfig:
+    fields: dict[str, Any] = {
+        "job": JobReference(name="reviews", uid="0b5c1c4e-8f57"),
+        "stage": StageName.SFT,
+        "attempt": 1,
+        "storage": "/runs",
+        "sft": SFTStage.model_validate(
+            {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
+        ),
+    }
+    return StageConfig(**fields | changes)
+
+
+def make_result(**changes: Any) -> StageResult:
+    fields: dict[str, Any] = {
+        "stage": StageName.SFT,
+        "attempt": 1,
+        "config_digest": DIGEST,
+        "exit_code": 1,
+        "reason": Reason.CRASHED,
+    }
+    return StageResult(**fields | changes)
+
+
+def test_folders() -> None:
+    config = make_config(attempt=2)
+    assert config.attempt_folder == PurePosixPath("/runs/reviews-0b5c1c4e/sft/attempt-2")
+    assert config.artifact_uri == "reviews-0b5c1c4e/sft/attempt-2/artifact"
+
+
+def test_round_trip_writes_all_defaults_out() -> None:
+    config = make_config(artifacts={StageName.REWARD: Artifact(uri="a", digest=DIGEST)})
+    text = config.to_json()
+    assert StageConfig.from_json(text) == config
+    assert json.loads(text)["sft"]["batchSize"] == 32
+
+
+def test_attempts_agree_on_the_digest() -> None:
+    config = make_config()
+    again = make_config(attempt=7, master_address="pod-0", master_port=1, metrics_port=2)
+    assert config.digest() == again.digest()
+    assert config.digest() == StageConfig.from_json(config.to_json()).digest()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nodes": 2},
+        {"job": JobReference(name="reviews", uid="another-uid")},
+        {"artifacts": {StageName.REWARD: Artifact(uri="a", digest=DIGEST)}},
+        {
+            "sft": SFTStage.model_validate(
+                {
+                    "model": {"uri": "hf://org/base"},
+                    "dataset": {"uri": "file://rows.jsonl"},
+                    "seed": 1,
+                }
+            )
+        },
+    ],
+)
+def test_other_work_has_another_digest(changes: dict[str, Any]) -> None:
+    assert make_config(**changes).digest() != make_config().digest()
+
+
+def test_said_or_by_default_is_the_same_work() -> None:
+    said = make_config().sft
+    assert said is not None
+    explicit = SFTStage.model_validate(said.to_resolved_document())
+    assert make_config(sft=explicit).digest() == make_config().digest()
+
+
+def test_the_stage_is_the_one_that_is_set() -> None:
+    with pytest.raises(ValidationError, match="stage is reward, but the specification is of"):
+        make_config(stage=StageName.REWARD)
+
+
+@pytest.mark.parametrize("version", [CONTRACT_VERSION + 1, None, "1"])
+def test_another_contract_version_names_both(version: object) -> None:
+    document = json.loads(make_config().to_json()) | {"contractVersion": version}
+    with pytest.raises(ConfigError) as caught:
+        StageConfig.from_json(json.dumps(document | {"fieldOfTomorrow": 1}))
+    assert f"contractVersion is {version!r}" in str(caught.value)
+    assert f"speaks {CONTRACT_VERSION};" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "stage.json is not JSON"),
+        ("[]", "contractVersion is None"),
+        ('{"contractVersion": 1}', "stage.json: job: is missing; add it"),
+    ],
+)
+def test_a_broken_file_is_named(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        StageConfig.from_json(text)
+
+
+@given(st.text(max_size=100), st.integers(0, 200))
+def test_a_result_fits_and_stays_readable(message: str, copies: int) -> None:
+    result = make_result(message=message * (copies + 1))
+    text = result.to_message()
+    assert len(text.encode()) <= MAX_RESULT_BYTES
+    read = StageResult.from_message(text)
+    assert read is not None
+    assert result.message.startswith(read.message)
+    assert read.model_copy(update={"message": ""}) == result.model_copy(update={"message": ""})
+
+
+@pytest.mark.parametrize("character", ["x", "好", "😀", '"', "\n", "\x00"])
+def test_a_long_message_loses_its_end_and_little_more(character: str) -> None:
+    text = make_result(message=character * 8192).to_message()
+    assert MAX_RESULT_BYTES - 6 < len(text.encode()) <= MAX_RESULT_BYTES
+
+
+def test_a_short_message_is_kept() -> None:
+    result = make_result(message="stages.sft.dataset: 没有 rows", metrics={"loss": 0.5}, step=3)
+    assert StageResult.from_message(result.to_message()) == result
+
+
+def test_telling_a_failure_does_not_fail() -> None:
+    result = make_result(
+        message="\udce9" + "x" * 100_000, metrics={"loss": float("nan"), "kl": float("inf"), "a": 1}
+    )
+    read = StageResult.from_message(result.to_message())
+    assert read is not None
+    assert read.message.startswith("?xxx")
+    assert read.metrics == {"a": 1}
+
+
+@pytest.mark.parametrize("text", ["", "Killed", "{}", "[]", '{"stage": "sft"}'])
+def test_other_termination_messages_hold_no_result(text: str) -> None:
+    assert StageResult.from_message(text) is None
+
+
+def test_a_result_too_long_without_message_says_so() -> None:
+    with pytest.raises(ValueError, match="without message exceeds 4096"):
+        make_result(metrics={f"{i}" * 500: 0.0 for i in range(32)}).to_message()

@@ -1,0 +1,89 @@
+"""StageConfig is made with everything written out, and nothing that does not concern it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rlhf_api.names import StageName
+from rlhf_api.v1alpha1 import Artifact, StageConfig
+from rlhf_operator.configs import Placement, claim_of, stage_config, uris
+
+SFT = Artifact(uri="reviews-01234567/sft/attempt-1/artifact", digest="sha256:" + "1" * 64)
+REWARD = Artifact(uri="reviews-01234567/reward/attempt-1/artifact", digest="sha256:" + "2" * 64)
+ARTIFACTS = {StageName.REWARD: REWARD, StageName.SFT: SFT}
+PLACEMENT = Placement(
+    storage="/mnt/claims/runs",
+    claims={"data": "/mnt/claims/data", "other": "/mnt/claims/other"},
+    master_address="reviews-{stage}-{attempt}-0.reviews",
+    master_port=29500,
+    metrics_port=9400,
+)
+DATASET = {"uri": "pvc://data/rows.jsonl"}
+
+
+def test_defaults_are_written_out_and_survive_the_file(trial: Callable[..., Any]) -> None:
+    config = stage_config(trial().job, StageName.SFT, 1, {}, PLACEMENT)
+    document = config.to_resolved_document()
+    assert document["sft"]["learningRate"] == 1e-5
+    assert document["sft"]["epochs"] == 1
+    assert document["masterAddress"] == "reviews-sft-1-0.reviews"
+    assert document["masterPort"] == 29500
+    read = StageConfig.from_json(config.to_json())
+    assert read.to_json() == config.to_json()
+    assert read.digest() == config.digest()
+
+
+def test_the_length_is_not_settled_twice(trial: Callable[..., Any]) -> None:
+    stages = {"sft": {"model": {"uri": "hf://a/b"}, "dataset": DATASET, "maxSteps": 7}}
+    config = stage_config(trial(stages=stages).job, StageName.SFT, 1, {}, PLACEMENT)
+    assert (config.spec.epochs, config.spec.max_steps) == (None, 7)
+
+
+def test_artifacts_of_what_is_read_alone(trial: Callable[..., Any]) -> None:
+    job = trial().job
+    assert stage_config(job, StageName.REWARD, 1, ARTIFACTS, PLACEMENT).artifacts == {
+        StageName.SFT: SFT
+    }
+    assert stage_config(job, StageName.PPO, 1, ARTIFACTS, PLACEMENT).artifacts == ARTIFACTS
+
+
+def test_pods_are_not_the_trainers_business(trial: Callable[..., Any]) -> None:
+    sft = {"model": {"uri": "hf://a/b"}, "dataset": DATASET, "nodes": 2, "processesPerNode": 4}
+    plain = trial(stages={"sft": sft}).job
+    dressed = trial(
+        stages={"sft": sft | {"env": [{"name": "X", "value": "1"}], "priorityClassName": "low"}}
+    ).job
+    configs = [stage_config(job, StageName.SFT, 1, {}, PLACEMENT) for job in (plain, dressed)]
+    assert configs[0].to_json() == configs[1].to_json()
+    assert (configs[0].nodes, configs[0].processes_per_node, configs[0].spec.nodes) == (2, 4, None)
+    assert configs[0].claims == {"data": "/mnt/claims/data"}
+
+
+def test_the_digest_does_not_know_the_attempt(trial: Callable[..., Any]) -> None:
+    job = trial().job
+    digests = {stage_config(job, StageName.SFT, k, {}, PLACEMENT).digest() for k in (1, 2)}
+    assert len(digests) == 1
+
+
+def test_every_uri_of_a_stage(trial: Callable[..., Any]) -> None:
+    scratch = {"layers": 1, "hiddenSize": 8, "heads": 1, "tokenizer": "file://tok"}
+    ppo = {
+        "model": {"uri": "scratch://llama", "scratch": scratch},
+        "rewardModel": {"uri": "hf://a/reward"},
+        "criticModel": {"uri": "pvc://models/critic"},
+        "dataset": {"uri": "file://rows.jsonl"},
+        "evalDataset": DATASET,
+    }
+    spec = trial(stages={"ppo": ppo}).job.spec.stages.ppo
+    assert dict(uris(spec)) == {
+        "model.uri": "scratch://llama",
+        "model.scratch.tokenizer": "file://tok",
+        "rewardModel.uri": "hf://a/reward",
+        "criticModel.uri": "pvc://models/critic",
+        "dataset.uri": "file://rows.jsonl",
+        "evalDataset.uri": "pvc://data/rows.jsonl",
+    }
+    assert [claim_of(uri) for uri in ("pvc://data/rows", "pvc://data", "hf://a/b")] == [
+        "data",
+        "data",
+        None,
+    ]

@@ -1,0 +1,210 @@
+"""`plan` against a world in which anything happens: attempts appear, run, fail, vanish, come back,
+and the planner dies between any two of its actions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from rlhf_api.names import ExitCode, StageName, StageState
+from rlhf_api.v1alpha1 import RLHFJobStatus, stage_inputs
+from rlhf_operator.observed import Observed, ProcessPhase
+from rlhf_operator.plan import StartAttempt, is_finished
+
+BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
+PPO = {
+    "model": {"fromStage": "sft"},
+    "rewardModel": {"fromStage": "reward"},
+    "dataset": {"uri": "file:///rows.jsonl"},
+}
+SHAPES = (
+    {"sft": BASE},
+    {"sft": BASE, "reward": BASE, "ppo": PPO},
+    {"sft": BASE, "reward": BASE | {"model": {"fromStage": "sft"}}, "ppo": PPO},
+)
+POLICY = {"maxRestarts": 2, "maxDisruptions": 2, "pendingDeadlineSeconds": 600}
+CODES = [int(code) for code in ExitCode if code is not ExitCode.DONE] + [134]
+
+
+class World(RuleBasedStateMachine):
+    """A job, what really runs for it, and a planner."""
+
+    def __init__(self, trial: Callable[..., Any]) -> None:
+        super().__init__()
+        self._make = trial
+        self.trial: Any = None
+        self.terminal: RLHFJobStatus | None = None
+        self.attempts: dict[StageName, int] = dict.fromkeys(StageName, 0)
+
+    @initialize(shape=st.sampled_from(SHAPES), suspend=st.booleans())
+    def apply(self, shape: dict[str, Any], suspend: bool) -> None:
+        self.trial = self._make(stages=shape, runPolicy=POLICY, suspend=suspend)
+
+    @rule(
+        seconds=st.sampled_from([0, 1, 3, 11, 130, 700]),
+        acted=st.integers(0, 4),
+        shuffled=st.randoms(use_true_random=False),
+    )
+    def look(self, seconds: float, acted: int, shuffled: Any) -> None:
+        """A pass that dies after `acted` of its actions."""
+        before = self.trial.job
+        items = list(self.trial.attempts.items())
+        shuffled.shuffle(items)
+        self.trial.attempts = dict(items)
+        self.trial.look(seconds)
+        self._check(before.status)
+        for action in self.trial.last.actions[:acted]:
+            self._act(action)
+
+    @rule()
+    def look_unwritten(self) -> None:
+        """A pass that dies before its status is written."""
+        job = self.trial.job
+        self.trial.look()
+        self.trial.job = job
+
+    @rule(name=st.sampled_from(StageName), step=st.integers(0, 100), saved=st.booleans())
+    def run(self, name: StageName, step: int, saved: bool) -> None:
+        if self._live(name):
+            self.trial.run(name, step=step, last_checkpoint_step=step if saved else None)
+
+    @rule(name=st.sampled_from(StageName), good=st.booleans())
+    def finish(self, name: StageName, good: bool) -> None:
+        if self._live(name):
+            changes = {} if good else {"config_digest": "sha256:" + "c" * 64}
+            self.trial.finish(name, **changes)
+
+    @rule(
+        name=st.sampled_from(StageName),
+        code=st.sampled_from(CODES),
+        disrupted=st.booleans(),
+        partly=st.booleans(),
+    )
+    def end(self, name: StageName, code: int, disrupted: bool, partly: bool) -> None:
+        if not self._live(name):
+            return
+        self.trial.end(name, code, disrupted=disrupted)
+        if partly:
+            dead = self.trial.attempts[name, self._current(name)].processes
+            rest = self.trial.process(name, index=1, phase=ProcessPhase.RUNNING, ready=True)
+            self.trial.put(name, processes=(*dead, rest), failed=False)
+
+    @rule(name=st.sampled_from(StageName))
+    def vanish(self, name: StageName) -> None:
+        """Somebody deletes the attempt, and everything of it."""
+        self.trial.attempts.pop((name, self._current(name)), None)
+
+    @rule(name=st.sampled_from(StageName))
+    def lose(self, name: StageName) -> None:
+        """The node no longer answers."""
+        if self._live(name):
+            lost = self.trial.process(
+                name, phase=ProcessPhase.RUNNING, lost=True, disrupted=True
+            )
+            self.trial.put(name, processes=(lost,))
+
+    @rule(suspend=st.booleans())
+    def edit(self, suspend: bool) -> None:
+        self.trial.spec(suspend=suspend)
+
+    @invariant()
+    @precondition(lambda self: self.trial is not None)
+    def at_most_one_live_attempt_a_stage(self) -> None:
+        seen = Observed(tuple(self.trial.attempts.values()))
+        assert all(len(seen.live(name)) <= 1 for name in StageName)
+
+    @invariant()
+    @precondition(lambda self: self.trial is not None)
+    def a_second_pass_changes_nothing(self) -> None:
+        """Whatever a pass says, another look at the same moment has nothing to add."""
+        job = self.trial.job
+        first = self.trial.look()
+        again = self.trial.look()
+        self.trial.job = job
+        assert again.status == first.status
+        assert again.events == ()
+        assert again.actions == first.actions
+
+    def teardown(self) -> None:
+        """From wherever the job is, some sequence ends it."""
+        if self.trial is None:
+            return
+        self.trial.spec(suspend=False)
+        for _ in range(60):
+            before = self.trial.job.status
+            self.trial.look(301)
+            self._check(before)
+            for action in self.trial.last.actions:
+                self._act(action)
+            for name in StageName:
+                if self._live(name):
+                    self.trial.finish(name)
+            if is_finished(self.trial.job.status):
+                return
+        raise AssertionError(f"never ended: {self.trial.job.status}")
+
+    def _current(self, name: StageName) -> int:
+        stage = self.trial.stage(name)
+        return stage.attempt if stage is not None else 0
+
+    def _live(self, name: StageName) -> bool:
+        found = self.trial.attempts.get((name, self._current(name)))
+        return found is not None and found.live
+
+    def _act(self, action: Any) -> None:
+        if isinstance(action, StartAttempt):
+            assert (action.stage, action.attempt) not in self.trial.attempts
+            inputs = stage_inputs(self.trial.job.spec.stages)[action.stage].values()
+            assert all(self.trial.stage(each).state is StageState.SUCCEEDED for each in inputs)
+            assert set(action.config.artifacts) == set(inputs)
+            assert action.attempt == self._current(action.stage)
+            self.trial.put(
+                action.stage,
+                processes=(self.trial.process(action.stage),),
+                checkpoint_step=action.checkpoint_step,
+            )
+            return
+        found = self.trial.attempts[action.stage, action.attempt]
+        assert found.live
+        # A cluster deletes the attempt: nothing of it is seen any more.
+        del self.trial.attempts[action.stage, action.attempt]
+
+    def _check(self, before: RLHFJobStatus) -> None:
+        status = self.trial.job.status
+        if self.terminal is not None:
+            assert status == self.terminal
+        if is_finished(status):
+            self.terminal = status
+            assert status.completion_time is not None
+        for name in StageName:
+            old, new = getattr(before.stages, name), getattr(status.stages, name)
+            if new is None:
+                continue
+            assert new.attempt >= self.attempts[name]
+            self.attempts[name] = new.attempt
+            assert new.attempt - (old.attempt if old else 0) in (0, 1)
+            assert new.restarts <= POLICY["maxRestarts"]
+            if old is not None and old.state in (StageState.SUCCEEDED, StageState.FAILED):
+                assert new == old
+        assert RLHFJobStatus.model_validate(status.to_resolved_document()) == status
+
+
+def test_plan_in_any_world(trial: Callable[..., Any]) -> None:
+    run_state_machine_as_test(
+        lambda: World(trial),
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

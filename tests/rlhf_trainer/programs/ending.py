@@ -1,0 +1,96 @@
+"""A rank that ends in a given way, without torch: `ending.py '{"0": "exit 3"}' stage.json`.
+
+Ways without a word of its own: `exit <code>`, `signal <number>`, `hang`, `deaf` (hangs and ignores
+SIGTERM), `slow <code>` (ignores SIGTERM and exits a little later), `child <file>` (is killed and
+leaves a process behind, its number in the file). Ways with: `done`, `raise <error>`, `stop
+<checkpoint step or none>` (leaves when asked), `orphan <file>` (leaves a process behind that ends
+before it). Each after `<seconds>:` if that stands before it.
+"""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def end(verb: str, word: str) -> None:
+    """End in the given way, if it is one without a word."""
+    if verb == "exit":
+        os._exit(int(word))
+    if verb == "signal":
+        os.kill(os.getpid(), int(word))
+    if verb in ("deaf", "slow"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if verb == "slow":
+        time.sleep(0.8)
+        os._exit(int(word))
+    if verb == "child":
+        leave_process_behind(Path(word), seconds=300)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if verb in ("hang", "deaf"):
+        ready()
+        time.sleep(600)
+
+
+def ready() -> None:
+    """Tell the test that a signal would now be heard."""
+    (Path(os.environ["READY_FOLDER"]) / os.environ["RANK"]).touch()
+
+
+def leave_process_behind(note: Path, seconds: float) -> None:
+    """Start a process whose parent is gone when it ends."""
+    subprocess.run(["sh", "-c", f"sleep {seconds} & echo $! > {note}"], check=True)
+
+
+def error_named(name: str) -> BaseException:
+    """An error by the name of its class, or a foreign one."""
+    from rlhf_trainer import errors
+
+    if name == "disk-full":
+        return OSError(errno.ENOSPC, "No space left on device", "/data/x")
+    if name == "defect":
+        return ZeroDivisionError("division by zero")
+    if name == "long":
+        return errors.StorageError("長" * 20_000)
+    from rlhf_api import errors as contract
+
+    kind = getattr(errors, name, None) or getattr(contract, name)
+    error: BaseException = kind(f"{name} of this rank")
+    return error
+
+
+def speak(verb: str, word: str) -> int:
+    """End with a word as `__main__` does; returns the exit code."""
+    from rlhf_trainer.errors import StopRequested, failure_of
+    from rlhf_trainer.outcome import StageOutcome, failed, leave_outcome, success
+    from rlhf_trainer.stage_file import read_stage_config
+
+    config = read_stage_config(Path(sys.argv[2]))
+    result = success(config, StageOutcome(None, 3, 4, 2, {"loss": 0.5}))
+    if verb == "orphan":
+        leave_process_behind(Path(word), seconds=0.2)
+        time.sleep(1.0)
+    if verb == "raise":
+        result = failed(config, failure_of(error_named(word)))
+    if verb == "stop":
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        ready()
+        signal.pause()
+        stopped = StopRequested(7, None if word == "none" else int(word))
+        result = failed(config, failure_of(stopped))
+    leave_outcome(result, int(os.environ["RANK"]))
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    way = json.loads(sys.argv[1]).get(os.environ["RANK"], "done")
+    wait, colon, rest = way.partition(":")
+    if colon:
+        time.sleep(float(wait))
+    verb, _, word = (rest if colon else way).partition(" ")
+    end(verb, word)
+    os._exit(speak(verb, word))

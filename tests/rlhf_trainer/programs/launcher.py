@@ -1,0 +1,21 @@
+"""A launcher process for tests: `CASE` holds arguments, rank program, environment and log file."""
+
+import os
+import sys
+from typing import Any
+
+from rlhf_trainer.launch import main
+from rlhf_trainer.process import leave_process
+
+CASE: dict[str, Any] = globals()["CASE"]
+
+log = os.open(CASE["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
+os.environ.update(CASE["environment"])
+if CASE["subreaper"]:
+    import ctypes
+
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+leave_process(main(CASE["arguments"], (sys.executable, *CASE["program"])))

@@ -1,0 +1,195 @@
+"""What each rank does in `test_engine`, on one rank and on two."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+import torch
+from torch import Tensor
+
+from rlhf_api.v1alpha1 import SFTStage
+from rlhf_trainer.data.collate import pad_right
+from rlhf_trainer.data.cursor import rank_slice
+from rlhf_trainer.distributed import Ranks, barrier, reduce_sum
+from rlhf_trainer.engine import TrainedModel, freeze, micro_batches, train, whole_parameters
+from rlhf_trainer.models import Actor, ScalarModel
+from rlhf_trainer.rl import sft_loss
+
+ROWS = 8
+PROMPT = 2
+RATES = [0.02, 0.005, 0.01]
+
+
+def spec(folder: Path, **changed: Any) -> SFTStage:
+    found = tiny.stage_spec("sft", folder, weight_decay=0.1, gradient_clipping=1.0, **changed)
+    assert isinstance(found, SFTStage)
+    return found
+
+
+def rows() -> list[np.ndarray]:
+    """Sequences of 4 to 18 tokens, so that means of means would be far from the mean."""
+    draw = np.random.default_rng(5)
+    return [draw.integers(3, 20, size=length) for length in (4, 18, 5, 12, 4, 9, 15, 6)]
+
+
+def tokens() -> int:
+    return sum(len(row) - PROMPT for row in rows())
+
+
+def actor(folder: Path, dtype: torch.dtype = torch.float32) -> Actor:
+    words = tiny.tokenizer_folder(folder / "tokenizer")
+    # Qwen2 has biases beside norms and matrices.
+    return Actor(tiny.causal_model(words, "qwen2")).to(dtype)
+
+
+def loss_of(model: Any, part: list[np.ndarray], normalizer: float) -> Any:
+    batch = pad_right(part, pad_id=0)
+    width = batch.input_ids.shape[1] - 1
+    statistics = model(batch.input_ids, batch.attention_mask, batch.position_ids, width)
+    columns = torch.arange(1, width + 1)
+    mask = (columns >= PROMPT) & (columns < batch.lengths.unsqueeze(1))
+    return sft_loss(statistics.logprobs, mask, normalizer)
+
+
+def one_step(model: TrainedModel, ranks: Ranks, micro_batch_size: int, rate: float) -> list[float]:
+    """Loss and gradient norm of one step over all rows."""
+    mine = rank_slice(list(range(ROWS)), ranks.rank, ranks.world_size)
+    parts = micro_batches([rows()[at] for at in mine], micro_batch_size)
+    nll = 0.0
+    for index, part in enumerate(parts):
+        loss = loss_of(model, part, tokens())
+        model.accumulate(loss.loss, last=index == len(parts) - 1)
+        nll += float(loss.nll_sum)
+    norm = model.step(rate)
+    return [reduce_sum([nll], ranks)[0] / tokens(), norm]
+
+
+def weights_of(model: TrainedModel, ranks: Ranks) -> dict[str, Tensor]:
+    with whole_parameters(model, ranks):
+        return {
+            name: parameter.detach().float().clone()
+            for name, parameter in model.module.named_parameters()
+        }
+
+
+def by_hand(folder: Path, clip: float = 1.0, decay: float = 0.1) -> tuple[Any, Any]:
+    """The same steps with plain PyTorch in one batch: losses and norms, and weights after them."""
+    model = actor(folder)
+    found = spec(folder)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": decay},
+            {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        betas=(found.adam_betas[0], found.adam_betas[1]),
+        eps=found.adam_eps,
+    )
+    told = []
+    for rate in RATES:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss = loss_of(model, rows(), tokens()).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        told.append([float(loss.detach()), float(norm)])
+    return told, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def steps(
+    ranks: Ranks, folder: Path, zero_stages: list[int], micro_batch_sizes: list[int]
+) -> dict[tuple[int, int], Any]:
+    """Steps by ZeRO stage and micro-batch size: losses and norms, and weights after them."""
+    found = {}
+    for zero_stage in zero_stages:
+        for size in micro_batch_sizes:
+            model = train(
+                actor(folder), spec(folder, zero_stage=zero_stage), ranks, learning_rate=1.0
+            )
+            told = [one_step(model, ranks, size, rate) for rate in RATES]
+            found[zero_stage, size] = told, weights_of(model, ranks)
+    return found
+
+
+def bf16(ranks: Ranks, folder: Path, zero_stages: list[int]) -> dict[int, Any]:
+    """Losses and norms of training in bf16."""
+    found = {}
+    for zero_stage in zero_stages:
+        settings = spec(folder, zero_stage=zero_stage, precision="BF16")
+        model = train(actor(folder, torch.bfloat16), settings, ranks, learning_rate=1.0)
+        told = [one_step(model, ranks, 2, 0.01) for _ in range(8)]
+        found[zero_stage] = told, {str(p.dtype) for p in model.module.parameters()}
+    return found
+
+
+def resume(ranks: Ranks, folder: Path, zero_stages: list[int], precision: str) -> dict[int, Any]:
+    """Two steps, a checkpoint, two steps; and the last two again by an engine that loads it."""
+    dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[precision]
+    found = {}
+    for zero_stage in zero_stages:
+        settings = spec(folder, zero_stage=zero_stage, precision=precision)
+        first = train(actor(folder, dtype), settings, ranks, learning_rate=1.0)
+        for rate in RATES[:2]:
+            one_step(first, ranks, 2, rate)
+        kept = folder / f"kept-{precision}-{ranks.world_size}-{zero_stage}"
+        if ranks.rank == 0:
+            kept.mkdir()
+        barrier(ranks)
+        first.save(kept, "model")
+        barrier(ranks)
+        uninterrupted = [one_step(first, ranks, 2, rate) for rate in RATES]
+
+        # Other weights, so that those of the checkpoint are seen to come back.
+        fresh = tiny.shake(actor(folder, dtype), seed=99)
+        second = train(fresh, settings, ranks, learning_rate=1.0)
+        second.load(kept, "model")
+        resumed = [one_step(second, ranks, 2, rate) for rate in RATES]
+        same = all(
+            torch.equal(a, b)
+            for a, b in zip(
+                weights_of(first, ranks).values(), weights_of(second, ranks).values(), strict=True
+            )
+        )
+        found[zero_stage] = uninterrupted, resumed, same
+    return found
+
+
+def partitioned(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Under ZeRO 3: shapes inside and outside of `whole_parameters`, and frozen models' numbers."""
+    settings = spec(folder, zero_stage=3)
+    plain = actor(folder)
+    before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    frozen = freeze(copy.deepcopy(plain), settings, ranks)
+    model = train(copy.deepcopy(plain), settings, ranks, learning_rate=1.0)
+    outside = sum(p.numel() for p in model.module.parameters())
+    with whole_parameters(model, ranks):
+        inside = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+        kept = model.module.model.state_dict()
+        shapes = {name: tuple(value.shape) for name, value in kept.items()}
+    after = sum(p.numel() for p in model.module.parameters())
+    told = one_step(model, ranks, 2, 0.01)
+
+    words = tiny.tokenizer_folder(folder / "tokenizer")
+    reward = ScalarModel(tiny.scalar_model(words, "llama"))
+    frozen_reward = freeze(copy.deepcopy(reward), settings, ranks)
+    batch = pad_right(rows(), pad_id=0)
+    inputs = (batch.input_ids, batch.attention_mask, batch.position_ids)
+    with torch.no_grad():
+        return {
+            "outside": outside,
+            "after": after,
+            "whole": all(torch.equal(inside[name], value) for name, value in before.items()),
+            "shapes": shapes,
+            "step": told,
+            "logprobs": (plain(*inputs, 10).logprobs, frozen(*inputs, 10).logprobs),
+            "scores": (reward(*inputs), frozen_reward(*inputs)),
+            "learns": any(p.requires_grad for p in frozen.parameters()),
+        }
+
+
+def finite(told: list[list[float]]) -> bool:
+    return all(math.isfinite(value) for pair in told for value in pair)

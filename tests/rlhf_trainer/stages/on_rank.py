@@ -1,0 +1,27 @@
+"""What the ranks of `tiny.pair()` run for the tests of whole stages."""
+
+import io
+from contextlib import redirect_stdout
+from typing import Any
+
+import stage_runs
+
+from rlhf_api.errors import RLHFError
+from rlhf_api.v1alpha1 import StageConfig
+from rlhf_trainer.__main__ import stage_named
+from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.errors import failure_of
+from rlhf_trainer.stopping import StopFlag
+
+
+def run(ranks: Ranks, config: StageConfig, looks: int | None) -> dict[str, Any]:
+    """Run the stage; asked to stop, if at all, at the n-th look of rank 0 alone."""
+    stop = StopFlag() if looks is None or ranks.rank else stage_runs.StopAt(looks)
+    told = io.StringIO()
+    found: dict[str, Any] = {}
+    with redirect_stdout(told):
+        try:
+            found["outcome"] = stage_named(config.stage)(config, ranks, stop)
+        except RLHFError as error:
+            found["error"] = failure_of(error)
+    return found | {"stdout": told.getvalue()}

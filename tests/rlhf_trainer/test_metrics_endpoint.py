@@ -1,0 +1,171 @@
+"""The endpoint over real HTTP, read back by prometheus_client's own parser."""
+
+import logging
+import socket
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
+
+from rlhf_api.names import Metric, StageName
+from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
+from rlhf_trainer.metrics_endpoint import HELP, MetricsEndpoint
+
+LABELS = {"rlhfjob": "demo", "stage": "sft", "attempt": "3"}
+
+
+def config(port: int = 0) -> StageConfig:
+    return StageConfig(
+        job=JobReference(name="demo", uid="12345678-aaaa"),
+        stage=StageName.SFT,
+        attempt=3,
+        metrics_port=port,
+        storage="/nowhere",
+        sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
+    )
+
+
+@pytest.fixture
+def endpoint() -> Iterator[MetricsEndpoint]:
+    endpoint = MetricsEndpoint(config())
+    yield endpoint
+    endpoint.close()
+
+
+def scrape(endpoint: MetricsEndpoint) -> dict[str, Family]:
+    url = f"http://127.0.0.1:{endpoint.port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        assert response.status == 200
+        text = response.read().decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def test_a_value_is_served_with_its_labels_type_and_help(endpoint: MetricsEndpoint) -> None:
+    endpoint.set({Metric.KL: 1.5})
+    endpoint.set({Metric.KL: 2.5, Metric.STEP: 7})
+
+    families = scrape(endpoint)
+
+    (sample,) = families["rlhf_train_kl"].samples
+    assert (sample.name, sample.value, sample.labels) == ("rlhf_train_kl", 2.5, LABELS)
+    assert families["rlhf_train_kl"].type == "gauge"
+    assert families["rlhf_train_kl"].documentation == HELP[Metric.KL]
+    assert families["rlhf_train_step"].samples[0].value == 7
+
+
+def test_series_that_were_never_set_are_absent(endpoint: MetricsEndpoint) -> None:
+    assert set(scrape(endpoint)) == {"rlhf_train_build_info", "rlhf_train_nonfinite"}
+
+
+def test_the_counter_starts_at_zero_and_has_the_total_suffix(endpoint: MetricsEndpoint) -> None:
+    (start,) = scrape(endpoint)["rlhf_train_nonfinite"].samples
+    endpoint.count_nonfinite(2)
+    endpoint.count_nonfinite(1)
+    family = scrape(endpoint)["rlhf_train_nonfinite"]
+
+    assert start.value == 0
+    assert family.type == "counter"
+    (sample,) = family.samples
+    assert (sample.name, sample.value, sample.labels) == ("rlhf_train_nonfinite_total", 3, LABELS)
+
+
+def test_build_info_names_the_versions(endpoint: MetricsEndpoint) -> None:
+    (sample,) = scrape(endpoint)["rlhf_train_build_info"].samples
+
+    assert sample.value == 1
+    assert sample.labels.keys() == LABELS.keys() | {"version", "torch", "deepspeed", "transformers"}
+    assert sample.labels["torch"].startswith("2.")
+
+
+def test_nan_is_served_as_nan(endpoint: MetricsEndpoint) -> None:
+    endpoint.set({Metric.LOSS: float("nan")})
+
+    value = scrape(endpoint)["rlhf_train_loss"].samples[0].value
+    assert value != value
+
+
+def test_the_process_wide_registry_stays_out_of_it(endpoint: MetricsEndpoint) -> None:
+    endpoint.set({Metric.KL: 1.0})
+
+    names = {family.name for family in REGISTRY.collect()}
+    assert not any(name.startswith("rlhf_train") for name in names)
+
+
+def test_two_endpoints_do_not_meet(endpoint: MetricsEndpoint) -> None:
+    other = MetricsEndpoint(config())
+    try:
+        other.set({Metric.KL: 9.0})
+        endpoint.set({Metric.KL: 1.0})
+        assert other.port != endpoint.port
+        assert scrape(other)["rlhf_train_kl"].samples[0].value == 9
+        assert scrape(endpoint)["rlhf_train_kl"].samples[0].value == 1
+    finally:
+        other.close()
+
+
+def test_a_free_port_is_on_the_loopback_and_a_fixed_one_on_all_interfaces(
+    endpoint: MetricsEndpoint,
+) -> None:
+    assert endpoint._server is not None
+    assert endpoint._server.server_address[0] == "127.0.0.1"
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    fixed = MetricsEndpoint(config(free))
+    try:
+        assert fixed.port == free
+        assert fixed._server is not None
+        assert fixed._server.server_address[0] == "0.0.0.0"
+    finally:
+        fixed.close()
+
+
+def test_a_port_in_use_is_a_warning_and_the_rest_works(
+    endpoint: MetricsEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert endpoint.port is not None
+    with caplog.at_level(logging.WARNING):
+        second = MetricsEndpoint(config(endpoint.port))
+
+    assert second.port is None
+    assert f"metricsPort {endpoint.port}" in caplog.text
+    assert "training goes on" in caplog.text
+    second.set({Metric.KL: 1.0})
+    second.count_nonfinite(1)
+    second.close()
+
+
+def test_closing_frees_the_port_and_may_be_repeated() -> None:
+    endpoint = MetricsEndpoint(config())
+    assert endpoint.port is not None
+    endpoint.close()
+    endpoint.close()
+
+    again = MetricsEndpoint(config(endpoint.port))
+    assert again.port == endpoint.port
+    again.close()
+
+
+def test_every_metric_has_a_help_sentence_with_its_unit() -> None:
+    assert set(HELP) == set(Metric)
+    for metric, text in HELP.items():
+        assert text.endswith("."), metric
+        if metric.value.endswith("_seconds"):
+            assert "seconds" in text
+        if metric.value.endswith(("_ratio", "_rate", "_share")) and "learning" not in metric.value:
+            assert "0 to 1" in text
+
+
+def test_a_job_name_is_escaped_by_the_format(tmp_path: Path) -> None:
+    odd = config().model_copy(update={"job": JobReference(name='a"b\\c\n', uid="12345678")})
+    endpoint = MetricsEndpoint(odd)
+    try:
+        endpoint.set({Metric.KL: 1.0})
+        assert scrape(endpoint)["rlhf_train_kl"].samples[0].labels["rlhfjob"] == 'a"b\\c\n'
+    finally:
+        endpoint.close()

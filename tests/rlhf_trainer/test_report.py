@@ -1,0 +1,321 @@
+"""The stream of events, its sinks, and what reaches them from which rank."""
+
+import json
+import logging
+import math
+import resource
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_api.names import STATUS_METRICS, Metric, StageName
+from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
+from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.errors import StorageError
+from rlhf_trainer.report import JsonLines, Reporter, Sample, StepClock
+
+CPU = torch.device("cpu")
+FIRST = Ranks(rank=0, local_rank=0, world_size=2, local_world_size=2, device=CPU)
+SECOND = Ranks(rank=1, local_rank=1, world_size=2, local_world_size=2, device=CPU)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StageConfig:
+    return StageConfig(
+        job=JobReference(name="demo", uid="12345678-aaaa"),
+        stage=StageName.SFT,
+        attempt=1,
+        storage=str(tmp_path),
+        sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
+    )
+
+
+@pytest.fixture
+def reporter(config: StageConfig, clock: Clock) -> Iterator[Reporter]:
+    with Reporter(config, FIRST, clock=clock) as reporter:
+        yield reporter
+
+
+def refuse(constant: str) -> float:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def lines(config: StageConfig, name: str = "events.jsonl") -> list[dict[str, Any]]:
+    text = Path(config.attempt_folder, name).read_text(encoding="utf-8")
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def scraped(reporter: Reporter) -> str:
+    url = f"http://127.0.0.1:{reporter.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def test_a_run_is_told_line_by_line(reporter: Reporter, config: StageConfig, clock: Clock) -> None:
+    reporter.start(4, 0)
+    clock.now += 2
+    reporter.step(1, 0.25, {Metric.LOSS: 2.0, Metric.LEARNING_RATE: 1e-5})
+    reporter.checkpoint(1)
+    reporter.evaluation(1, {Metric.ACCURACY: 0.75})
+    reporter.end(4)
+
+    events = lines(config)
+
+    assert [event["type"] for event in events] == [
+        "start",
+        "step",
+        "checkpoint",
+        "evaluation",
+        "end",
+    ]
+    start, step = events[:2]
+    assert start["step"] == 0
+    assert start["metricsPort"] == reporter.metrics_port
+    assert start["metrics"] == {}
+    assert start["etaSeconds"] is None
+    assert {key: step[key] for key in step if key != "time"} == {
+        "type": "step",
+        "step": 1,
+        "totalSteps": 4,
+        "epoch": 0.25,
+        "metrics": {"loss": 2.0, "learning_rate": 1e-5},
+        "etaSeconds": 6.0,
+    }
+    assert step["time"] > 1.7e9
+    assert events[3]["metrics"] == {"accuracy": 0.75}
+    assert events[4]["etaSeconds"] == 0
+
+
+def test_a_line_is_there_as_soon_as_it_is_told(reporter: Reporter, config: StageConfig) -> None:
+    reporter.start(4, 0)
+    assert len(lines(config)) == 1
+    reporter.step(1, 0.1, {})
+    assert len(lines(config)) == 2
+
+
+def test_nonfinite_values_are_null_counted_and_served_as_they_are(
+    reporter: Reporter, config: StageConfig
+) -> None:
+    reporter.start(4, 0)
+    reporter.step(1, 0.1, {Metric.LOSS: math.nan, Metric.KL: math.inf, Metric.ENTROPY: 1.0})
+
+    assert lines(config)[-1]["metrics"] == {"loss": None, "kl": None, "entropy": 1.0}
+    text = scraped(reporter)
+    assert 'rlhf_train_nonfinite_total{attempt="1",rlhfjob="demo",stage="sft"} 2.0' in text
+    assert 'rlhf_train_loss{attempt="1",rlhfjob="demo",stage="sft"} NaN' in text
+
+
+def test_the_endpoint_follows_the_stream(reporter: Reporter, clock: Clock) -> None:
+    reporter.start(10, 4)
+    clock.now += 3
+    reporter.step(5, 0.5, {Metric.LOSS: 2.0})
+    reporter.checkpoint(5)
+
+    values = {
+        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
+        for line in scraped(reporter).splitlines()
+        if not line.startswith("#")
+    }
+    assert values["rlhf_train_step"] == 5
+    assert values["rlhf_train_total_steps"] == 10
+    assert values["rlhf_train_progress_ratio"] == 0.5
+    assert values["rlhf_train_epoch"] == 0.5
+    assert values["rlhf_train_eta_seconds"] == 15
+    assert values["rlhf_train_last_checkpoint_step"] == 5
+    assert values["rlhf_train_loss"] == 2
+
+
+def test_the_last_metrics_are_the_newest_finite_ones(reporter: Reporter) -> None:
+    reporter.start(4, 0)
+    reporter.step(1, 0.1, {Metric.LOSS: 3.0, Metric.KL: 1.0})
+    reporter.evaluation(1, {Metric.ACCURACY: 0.5})
+    reporter.step(2, 0.2, {Metric.LOSS: 2.0, Metric.KL: math.nan})
+
+    assert reporter.last_metrics == {"loss": 2.0, "accuracy": 0.5}
+
+
+def test_the_last_metrics_fit_into_a_result_and_those_of_status_come_first(
+    reporter: Reporter,
+) -> None:
+    reporter.start(4, 0)
+    others = [metric for metric in Metric if metric not in STATUS_METRICS]
+    assert len(Metric) > 32
+    reporter.step(1, 0.1, dict.fromkeys([*others, *STATUS_METRICS], 1.0))
+
+    assert len(reporter.last_metrics) == 32
+    assert {metric.value for metric in STATUS_METRICS} <= reporter.last_metrics.keys()
+
+
+def test_other_ranks_write_and_serve_nothing(config: StageConfig) -> None:
+    with Reporter(config, SECOND) as reporter:
+        reporter.start(4, 0)
+        reporter.step(1, 0.1, {Metric.LOSS: 1.0})
+        reporter.checkpoint(1)
+        reporter.evaluation(1, {})
+        reporter.samples(1, [Sample("p", "r", 1.0, 0.1, 3, "Eos")])
+        reporter.end(1)
+        assert reporter.metrics_port is None
+        assert reporter.last_metrics == {"loss": 1.0}
+
+    assert not Path(config.attempt_folder).exists()
+
+
+def test_samples_are_written_and_the_first_ones_logged(
+    reporter: Reporter, config: StageConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [Sample(f"问题{i}", "好\n吃" + "啊" * 300, 1.5, math.nan, 12, "Eos") for i in range(5)]
+    with caplog.at_level(logging.INFO):
+        reporter.samples(10, rows)
+
+    written = lines(config, "samples.jsonl")
+    assert written[0] == {
+        "step": 10,
+        "prompt": "问题0",
+        "response": rows[0].response,
+        "score": 1.5,
+        "kl": None,
+        "length": 12,
+        "stopReason": "Eos",
+    }
+    assert len(written) == 5
+    assert "问题2" in caplog.text
+    assert "问题3" not in caplog.text
+    assert "好⏎吃" in caplog.text
+    assert "啊" * 250 not in caplog.text
+    assert "问题0" in Path(config.attempt_folder, "samples.jsonl").read_text(encoding="utf-8")
+
+
+def test_half_a_character_is_still_json(reporter: Reporter, config: StageConfig) -> None:
+    reporter.samples(1, [Sample("p", "broken \ud83d", 1.0, 0.0, 1, "Length")])
+
+    assert lines(config, "samples.jsonl")[0]["response"] == "broken \ud83d"
+
+
+def test_steps_are_logged_for_people_every_few_seconds_and_at_the_end(
+    reporter: Reporter, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        reporter.start(100, 0)
+        for step in range(1, 12):
+            clock.now += 1
+            reporter.step(step, 0.1, {Metric.LOSS: 1 / 3})
+        reporter.step(100, 1.0, {})
+
+    steps = [r.getMessage() for r in caplog.records if r.getMessage().startswith("step ")]
+    assert [text.split("/")[0] for text in steps] == ["step 1", "step 6", "step 11", "step 100"]
+    assert steps[1] == "step 6/100 (6 %), 1 min 34 s left: loss 0.3333"
+
+
+def test_the_time_before_the_first_step_does_not_count(config: StageConfig, clock: Clock) -> None:
+    with Reporter(config, FIRST, clock=clock) as reporter:
+        clock.now += 1000
+        reporter.start(10, 0)
+        clock.now += 2
+        reporter.step(1, 0.1, {})
+
+    assert lines(config)[-1]["etaSeconds"] == 18
+
+
+def test_the_first_step_counts_only_until_there_is_another() -> None:
+    clock = StepClock(0.0)
+    assert clock.eta(5) is None
+    clock.tick(60.0, 1)
+    assert clock.eta(5) == 300
+    clock.tick(62.0, 1)
+    assert clock.eta(5) == 10
+
+
+def test_step_times_are_smoothed() -> None:
+    clock = StepClock(0.0)
+    now = 0.0
+    for seconds in [9.0] + [1.0] * 40 + [11.0]:
+        now += seconds
+        clock.tick(now, 1)
+
+    assert clock.eta(1) == pytest.approx(2.0)
+
+
+def test_several_steps_at_once_share_their_time() -> None:
+    clock = StepClock(0.0)
+    clock.tick(10.0, 5)
+    assert clock.eta(1) == 2
+    clock.tick(10.0, 0)
+    assert clock.eta(1) == 2
+
+
+def test_a_second_reporter_of_the_attempt_goes_on_after_the_last_whole_line(
+    config: StageConfig,
+) -> None:
+    with Reporter(config, FIRST) as reporter:
+        reporter.start(4, 0)
+    path = Path(config.attempt_folder, "events.jsonl")
+    with path.open("a") as file:
+        file.write('{"time": 1, "ty')
+
+    with Reporter(config, FIRST) as reporter:
+        reporter.start(4, 2)
+
+    assert [event["step"] for event in lines(config)] == [0, 2]
+
+
+def test_a_taken_port_leaves_the_stream_without_one(
+    reporter: Reporter, config: StageConfig
+) -> None:
+    other = config.model_copy(update={"metrics_port": reporter.metrics_port, "attempt": 2})
+    with Reporter(other, FIRST) as second:
+        second.start(4, 0)
+        second.step(1, 0.1, {Metric.LOSS: 1.0})
+
+    assert "metricsPort" not in lines(other)[0]
+    assert len(lines(other)) == 2
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 100 bytes, which refuses writes as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_keeps_whole_lines_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    stream = JsonLines(path)
+    stream.write([{"step": 1}])
+    with pytest.raises(StorageError, match=r"events\.jsonl"):
+        stream.write([{"text": "x" * 200}])
+    stream.close()
+
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_closing_twice_is_harmless(config: StageConfig) -> None:
+    reporter = Reporter(config, FIRST)
+    reporter.close()
+    reporter.close()
+    reporter.step(1, 0.1, {Metric.LOSS: 1.0})
+    assert lines(config) == []

@@ -1,0 +1,193 @@
+"""Whole stages under test: run in this process, on two ranks or by the launcher, and read back.
+
+    outcome = stage_runs.run(tiny.stage_config("sft", tmp_path))
+    stage_runs.steps(config)[0]["loss"]
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+from rlhf_api.names import EnvVar, FileName, Metric
+from rlhf_api.v1alpha1 import StageConfig, StageResult
+from rlhf_trainer.__main__ import stage_named
+from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.stopping import StopFlag
+
+WAIT_SECONDS = 120.0
+SPEED = frozenset({Metric.STEP_SECONDS, Metric.SAMPLES_PER_SECOND, Metric.TOKENS_PER_SECOND})
+"""Metrics that tell of the machine and not of the training."""
+
+ON_RANK = Path(__file__).parent / "rlhf_trainer" / "stages" / "on_rank.py"
+
+
+class StopAt(StopFlag):
+    """A request to stop that arrives at the n-th look at the flag: anywhere in a stage, exactly."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.left = looks
+
+    @property
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def run(config: StageConfig, stop: StopFlag | None = None) -> StageOutcome:
+    """The stage in this process, as a world of one."""
+    return stage_named(config.stage)(config, tiny.ranks(), stop or StopFlag())
+
+
+def run_on_pair(config: StageConfig, looks: int | None = None) -> list[dict[str, Any]]:
+    """The stage on two ranks: `outcome` or `error`, and `stdout`, by rank."""
+    found: list[dict[str, Any]] = tiny.pair()(ON_RANK, "run", config=config, looks=looks)
+    return found
+
+
+def attempt(config: StageConfig, number: int) -> StageConfig:
+    """The same work, tried again."""
+    return config.model_copy(update={"attempt": number})
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def events(config: StageConfig, kind: str | None = None) -> list[dict[str, Any]]:
+    """The attempt's events, all or of one type."""
+    found = read_lines(Path(config.attempt_folder) / FileName.EVENTS)
+    return [event for event in found if kind in (None, event["type"])]
+
+
+def steps(config: StageConfig) -> list[dict[str, float]]:
+    """The metrics of each step of the attempt."""
+    return [event["metrics"] for event in events(config, "step")]
+
+
+def learned(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics that do not depend on the machine's speed."""
+    return {name: value for name, value in metrics.items() if name not in SPEED}
+
+
+def samples(config: StageConfig) -> list[dict[str, Any]]:
+    """The attempt's samples."""
+    return read_lines(Path(config.attempt_folder) / FileName.SAMPLES)
+
+
+def artifact(config: StageConfig, outcome: StageOutcome | StageResult) -> Path:
+    """Folder of what the stage left."""
+    assert outcome.artifact is not None
+    return Path(config.storage) / outcome.artifact.uri
+
+
+def document(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file."""
+    found: dict[str, Any] = json.loads((folder / name).read_text())
+    return found
+
+
+def checkpoints(config: StageConfig) -> list[str]:
+    """Names in the attempt's checkpoint folder."""
+    folder = Path(config.attempt_folder) / FileName.CHECKPOINTS
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+@dataclass
+class Launched:
+    """A launcher under test, as a pod runs it."""
+
+    config: StageConfig
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    @property
+    def log(self) -> str:
+        """What launcher and ranks wrote to stderr."""
+        return (self.folder / "stderr").read_text()
+
+    @property
+    def stdout(self) -> str:
+        """What launcher and ranks wrote to stdout."""
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def result(self) -> StageResult:
+        """Its termination message."""
+        text = (self.folder / "message").read_text()
+        found = StageResult.from_message(text)
+        assert found is not None, text
+        return found
+
+    def wait(self) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end: {self.log[-3000:]}") from None
+
+    def wait_for_step(self, step: int) -> None:
+        """Until that many steps are told."""
+        path = Path(self.config.attempt_folder) / FileName.EVENTS
+        self.until(lambda: path.exists() and f'"type": "step", "step": {step},' in path.read_text())
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Until `holds`, or the launcher ended."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not holds():
+            assert self.process.poll() is None, self.log[-3000:]
+            assert time.monotonic() < deadline, f"it never came: {self.log[-3000:]}"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Ask it to stop, as a kubelet does."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def ranks(self) -> list[int]:
+        """Processes of its ranks."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        threads = children.parent.parent.glob("*/children")
+        return sorted(int(pid) for path in threads for pid in path.read_text().split())
+
+
+@contextmanager
+def launched(config: StageConfig, folder: Path, **environment: str) -> Iterator[Launched]:
+    """`python -m rlhf_trainer.launch stage.json`, killed at the end if it still runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.json").write_text(config.to_json())
+    variables = os.environ | {
+        EnvVar.TERMINATION_MESSAGE: str(folder / "message"),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    # A world of one in this process has left its rank there.
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        variables.pop(name, None)
+    with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlhf_trainer.launch", str(folder / "stage.json")],
+            stdout=out,
+            stderr=err,
+            env=variables | environment,
+        )
+    found = Launched(config, process, folder)
+    try:
+        yield found
+    finally:
+        if process.poll() is None:
+            for pid in found.ranks():
+                os.kill(pid, signal.SIGKILL)
+            process.kill()
+            process.wait()

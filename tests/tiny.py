@@ -1,0 +1,407 @@
+"""Tokenizers, models, data and stages so small that a test trains them in seconds, and real ranks.
+
+`import tiny` works in every test. What is written goes below the folder that the caller gives, and
+is written once: asked again with the same folder, the same files are used, so that two attempts of
+one stage have one configuration.
+
+    config = tiny.stage_config("ppo", tmp_path, update_epochs=2)   # everything it reads is there
+    stages.ppo.run(config, tiny.ranks(), StopFlag())               # a world of one, in this process
+    tiny.pair()(PROGRAM, "function", config=config)                # two ranks; results by rank
+"""
+
+import atexit
+import importlib.util
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rlhf_api.v1alpha1 import (
+    CheckpointPolicy,
+    Dataset,
+    JobReference,
+    ModelSource,
+    PPOStage,
+    RewardStage,
+    ScratchModel,
+    SFTStage,
+    StageConfig,
+    StageSpec,
+)
+from rlhf_api.v1alpha1.sources import SCRATCH_ARCHITECTURES
+from rlhf_trainer.artifact import ModelLocation
+from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.models import ModelSettings, load_causal_model, load_reward_base, save_model
+
+ARCHITECTURES = SCRATCH_ARCHITECTURES
+CHARACTERS = "abcdefghijklmnop .!"
+PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
+
+FP32 = ModelSettings(torch.float32, "sdpa", seed=1)
+BF16 = ModelSettings(torch.bfloat16, "sdpa", seed=1)
+
+RANK = Path(__file__).parent / "rlhf_trainer" / "programs_engine" / "rank.py"
+CALL_SECONDS = 240.0
+
+
+# Tokenizers and models
+
+
+def tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
+    """One token a character; ids: pad 0, EOS 1, unknown 2, then the characters."""
+    tokens = [PAD, EOS, UNK, *characters]
+    model = models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNK)
+    fast = Tokenizer(model)
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    fast.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token=PAD, eos_token=EOS, unk_token=UNK
+    )
+
+
+def tokenizer_folder(folder: Path, characters: str = CHARACTERS) -> Path:
+    """A folder with that tokenizer in it."""
+    if not folder.exists():
+        tokenizer(characters).save_pretrained(folder)
+    return folder
+
+
+def sizes(tokenizer_at: Path, **changed: Any) -> ScratchModel:
+    """Sizes of a model of one layer; `changed` holds fields of ScratchModel."""
+    settings: dict[str, Any] = {
+        "layers": 1,
+        "hidden_size": 16,
+        "heads": 2,
+        "max_positions": 64,
+        "tokenizer": f"file://{tokenizer_at}",
+    }
+    return ScratchModel(**settings | changed)
+
+
+def scratch_source(tokenizer_at: Path, architecture: str = "llama", **changed: Any) -> ModelSource:
+    """A model with random weights, as a job names it."""
+    return ModelSource(
+        uri=f"scratch://{architecture}", scratch=sizes(tokenizer_at, **changed)
+    )
+
+
+def location(tokenizer_at: Path, architecture: str = "llama", **changed: Any) -> ModelLocation:
+    """The same as a stage finds it."""
+    return ModelLocation(
+        str(tokenizer_at), scratch=sizes(tokenizer_at, **changed), architecture=architecture
+    )
+
+
+def causal_model(
+    tokenizer_at: Path,
+    architecture: str = "llama",
+    settings: ModelSettings = FP32,
+    *,
+    shaken: bool = True,
+    **changed: Any,
+) -> PreTrainedModel:
+    """A causal model; `shaken`, its logits differ by whole nats and not by hundredths."""
+    words = PreTrainedTokenizerFast.from_pretrained(tokenizer_at)
+    model = load_causal_model(
+        location(tokenizer_at, architecture, **changed), words, settings, "model"
+    )
+    return shake(model) if shaken else model
+
+
+def scalar_model(
+    tokenizer_at: Path,
+    architecture: str = "llama",
+    settings: ModelSettings = FP32,
+    *,
+    shaken: bool = True,
+    **changed: Any,
+) -> PreTrainedModel:
+    """A model with a score head."""
+    words = PreTrainedTokenizerFast.from_pretrained(tokenizer_at)
+    model = load_reward_base(
+        location(tokenizer_at, architecture, **changed), words, settings, "model"
+    )
+    return shake(model) if shaken else model
+
+
+@torch.no_grad()
+def shake(model: Any, seed: int = 7, scale: float = 0.3) -> Any:
+    """Make every weight matter: fresh matrices are so small that the output hardly depends on them,
+    fresh biases are 0 and fresh norms 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        if parameter.dim() >= 2:
+            parameter.copy_(scale * noise)
+        else:
+            parameter.add_(0.1 * noise)
+    return model
+
+
+def saved(model: PreTrainedModel, folder: Path, tokenizer_at: Path) -> Path:
+    """A folder with the model and its tokenizer, as a stage leaves them."""
+    words = PreTrainedTokenizerFast.from_pretrained(tokenizer_at)
+    save_model(model, words, folder, [words.eos_token_id])
+    return folder
+
+
+# Data
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def sft_rows(count: int = 16, seed: int = 1) -> list[dict[str, str]]:
+    """Prompts of letters and responses of 2 to 8 of them, which can be learned: the last letter of
+    the prompt, again and again."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        prompt = "".join(draw.choices("abcdefgh", k=draw.randint(2, 6)))
+        rows.append({"prompt": prompt, "response": prompt[-1] * draw.randint(2, 8)})
+    return rows
+
+
+def preference_rows(count: int = 16, seed: int = 1) -> list[dict[str, str]]:
+    """Pairs that can be learned: the chosen response is of vowels, the rejected one of others."""
+    draw = random.Random(seed)
+    return [
+        {
+            "query": "".join(draw.choices("abcdefgh", k=draw.randint(2, 6))),
+            "chosen": "".join(draw.choices("aeio", k=draw.randint(2, 8))),
+            "rejected": "".join(draw.choices("bcdf", k=draw.randint(2, 8))),
+        }
+        for _ in range(count)
+    ]
+
+
+def prompt_rows(count: int = 16, seed: int = 1) -> list[dict[str, str]]:
+    """Prompts of different lengths."""
+    return [{"prompt": row["prompt"]} for row in sft_rows(count, seed)]
+
+
+ROWS = {"sft": sft_rows, "reward": preference_rows, "ppo": prompt_rows}
+SPECS: dict[str, type[StageSpec]] = {"sft": SFTStage, "reward": RewardStage, "ppo": PPOStage}
+
+
+# Stages
+
+
+def stage_spec(stage: str, tmp_path: Path, **overrides: Any) -> StageSpec:
+    """A stage that can run: its tokenizer, models and data are written below `tmp_path`.
+
+    Four steps of four sequences in FP32 without warm-up, a checkpoint every second. `overrides` are
+    fields of the stage in snake case; one that is a model or dataset replaces ours. `eval_dataset`
+    may be True for held-out rows like those of training.
+    """
+    words = tokenizer_folder(tmp_path / "tokenizer")
+    settings: dict[str, Any] = {
+        "dataset": _dataset(tmp_path, stage, "train", seed=1),
+        "precision": "FP32",
+        "zero_stage": 0,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "checkpoint": CheckpointPolicy(every_steps=2),
+        "seed": 3,
+    }
+    if stage == "ppo":
+        settings |= {
+            "max_prompt_length": 8,
+            "max_response_length": 8,
+            "rollout_micro_batch_size": 4,
+            "critic_learning_rate": 1e-2,
+            "samples_every_steps": 2,
+        }
+        if "model" not in overrides:
+            settings["model"] = file_source(_saved_once(tmp_path, "causal"))
+        if "reward_model" not in overrides:
+            settings["reward_model"] = file_source(_saved_once(tmp_path, "scalar"))
+    else:
+        settings |= {"max_length": 32, "model": scratch_source(words)}
+    if overrides.get("eval_dataset") is True:
+        overrides["eval_dataset"] = _dataset(tmp_path, stage, "eval", seed=2)
+    return SPECS[stage](**settings | overrides)
+
+
+def stage_config(
+    stage: str, tmp_path: Path, *, world_size: int = 1, attempt: int = 1, **spec_overrides: Any
+) -> StageConfig:
+    """`stage.json` of one attempt on one node; see `stage_spec`.
+
+    Storage is `tmp_path / "storage"`, so another attempt finds this one's checkpoints.
+    """
+    spec = stage_spec(stage, tmp_path, **spec_overrides)
+    parts: dict[str, Any] = {stage: spec}
+    return StageConfig(
+        job=JobReference(name="tiny", uid="12345678-aaaa"),
+        stage=stage,  # type: ignore[arg-type]
+        attempt=attempt,
+        processes_per_node=world_size,
+        storage=str(tmp_path / "storage"),
+        **parts,
+    )
+
+
+def file_source(folder: Path, **settings: Any) -> ModelSource:
+    """A model in a folder, as a job names it."""
+    return ModelSource(uri=f"file://{folder}", **settings)
+
+
+def _dataset(tmp_path: Path, stage: str, part: str, seed: int) -> Dataset:
+    path = tmp_path / "data" / f"{stage}-{part}.jsonl"
+    if not path.exists():
+        write_rows(path, ROWS[stage](seed=seed))
+    return Dataset(uri=f"file://{path}")
+
+
+def _saved_once(tmp_path: Path, kind: str) -> Path:
+    folder = tmp_path / "models" / kind
+    if not folder.exists():
+        words = tokenizer_folder(tmp_path / "tokenizer")
+        model = causal_model(words) if kind == "causal" else scalar_model(words)
+        saved(model, folder, words)
+    return folder
+
+
+# Ranks
+
+
+ALONE = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+
+
+def ranks() -> Ranks:
+    """A world of one in this process, with the process group that DeepSpeed asks for."""
+    if not dist.is_initialized():
+        # DeepSpeed reads the node's rank from the environment, whatever the group says.
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(dist.destroy_process_group)
+    return ALONE
+
+
+@lru_cache
+def load(program: Path) -> ModuleType:
+    """The module in a file that no package holds, such as a program for ranks."""
+    spec = importlib.util.spec_from_file_location(program.stem, program)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class RankFailure(AssertionError):
+    """A function failed on a rank; the message is its traceback."""
+
+
+class World:
+    """Ranks in processes of their own, which stay between calls: importing torch costs seconds.
+
+    A call runs one function of a file on all of them: `function(ranks, **arguments)`. Arguments and
+    results are pickled. When one fails or none answers, all are killed, and the next call starts
+    new ones.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._pipes: list[Connection] = []
+
+    def __call__(self, program: Path, function: str, **arguments: Any) -> list[Any]:
+        """What the function returned, by rank.
+
+        Raises:
+            RankFailure: it raised on a rank, or a rank ended or did not answer in time.
+        """
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            pipe.send_bytes(pickle.dumps((str(program), function, arguments)))
+        deadline = time.monotonic() + CALL_SECONDS
+        found: dict[int, Any] = {}
+        while len(found) < self.size:
+            for rank, pipe in enumerate(self._pipes):
+                if rank not in found and pipe.poll(0.01):
+                    found[rank] = self._received(rank)
+            if time.monotonic() > deadline:
+                self.end()
+                raise RankFailure(f"{function}: ranks {sorted(found)} of {self.size} answered")
+        return [found[rank] for rank in range(self.size)]
+
+    def end(self) -> None:
+        """Kill the ranks; the next call starts new ones."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+
+    def _received(self, rank: int) -> Any:
+        try:
+            good, value = pickle.loads(self._pipes[rank].recv_bytes())
+        except EOFError:
+            good, value = False, f"the process ended with {self._processes[rank].wait()}"
+        if good:
+            return value
+        self.end()
+        raise RankFailure(f"rank {rank}: {value}\n{self._log(rank).read_text()[-2000:]}")
+
+    def _log(self, rank: int) -> Path:
+        return Path(self._folder.name) / f"rank-{rank}.log"
+
+    def _start(self) -> None:
+        meeting = Path(self._folder.name) / f"meeting-{time.monotonic_ns()}"
+        for rank in range(self.size):
+            mine, theirs = Pipe()
+            with self._log(rank).open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, str(RANK), str(theirs.fileno()), str(meeting)],
+                    pass_fds=[theirs.fileno()],
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ
+                    | {
+                        "RANK": str(rank),
+                        "LOCAL_RANK": str(rank),
+                        "WORLD_SIZE": str(self.size),
+                        "LOCAL_WORLD_SIZE": str(self.size),
+                        "OMP_NUM_THREADS": "1",
+                        "TOKENIZERS_PARALLELISM": "false",
+                        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                    },
+                )
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(mine)
+
+
+@lru_cache
+def pair() -> World:
+    """Two ranks for all tests of a session."""
+    world = World(2)
+    atexit.register(world.end)
+    return world

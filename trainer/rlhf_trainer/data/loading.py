@@ -1,0 +1,93 @@
+"""From a dataset of the spec to token sequences, in one call a stage.
+
+Called by the stages before any weights are loaded.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_api.v1alpha1 import Dataset
+from rlhf_trainer.data import formats, tokenized
+from rlhf_trainer.data.rows import read_rows
+from rlhf_trainer.data.tokenized import Counts, PreferencePair, Prompt, SFTExample
+
+logger = logging.getLogger(__name__)
+
+
+def load_sft(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    claims: Mapping[str, str],
+    field: str,
+) -> tuple[list[SFTExample], Counts]:
+    """Examples for supervised fine-tuning.
+
+    Args:
+        dataset: the spec.
+        tokenizer: from `load_tokenizer`.
+        max_length: longest sequence in tokens, prompt and response with EOS together.
+        claims: where each claim of a pvc:// URI is mounted.
+        field: the dataset's path in the spec, such as `spec.stages.sft.dataset`, for messages.
+
+    Raises:
+        InputError: nothing to read at the URI.
+        DataError: a row that cannot be used, or none at all.
+    """
+    rows = formats.sft_rows(read_rows(dataset, claims=claims, field=field), dataset, field)
+    examples, counts = tokenized.sft_examples(
+        rows, tokenizer, max_length=max_length, over_long=dataset.over_long
+    )
+    _log(dataset, counts)
+    return examples, counts
+
+
+def load_preferences(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    claims: Mapping[str, str],
+    field: str,
+    seed: int,
+) -> tuple[list[PreferencePair], Counts]:
+    """Pairs for the reward model.
+
+    Args: as `load_sft`, and
+        seed: decides which pairs are sampled from MIRACL rows.
+
+    Raises: as `load_sft`.
+    """
+    found = read_rows(dataset, claims=claims, field=field)
+    rows, dropped = formats.preference_rows(found, dataset, field, seed)
+    pairs, counts = tokenized.preference_pairs(
+        rows, tokenizer, max_length=max_length, over_long=dataset.over_long
+    )
+    counts = replace(counts, dropped_empty_list=dropped)
+    _log(dataset, counts)
+    return pairs, counts
+
+
+def load_prompts(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    claims: Mapping[str, str],
+    field: str,
+) -> tuple[list[Prompt], Counts]:
+    """Prompts for PPO; `max_length` is the longest prompt. Args and raises as `load_sft`."""
+    rows = formats.prompt_rows(read_rows(dataset, claims=claims, field=field), dataset, field)
+    found, counts = tokenized.prompts(
+        rows, tokenizer, max_length=max_length, over_long=dataset.over_long
+    )
+    _log(dataset, counts)
+    return found, counts
+
+
+def _log(dataset: Dataset, counts: Counts) -> None:
+    logger.info("%s: %s", dataset.uri, counts)

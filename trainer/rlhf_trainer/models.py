@@ -1,0 +1,364 @@
+"""Models: causal ones that answer, and scalar ones that score a sequence or value its tokens.
+
+Called by the stages. Every forward pass gives explicit position ids, which learned positions need
+with left padding; nothing here reads padding from token ids.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_api.errors import ConfigError, InputError
+from rlhf_api.v1alpha1 import ScratchModel, StageSpec
+from rlhf_trainer.artifact import ModelLocation
+from rlhf_trainer.engine import DTYPES
+from rlhf_trainer.rl import token_statistics
+from rlhf_trainer.rl.logprobs import TokenStatistics
+
+ATTENTION = {"SDPA": "sdpa", "Eager": "eager", "FlashAttention2": "flash_attention_2"}
+
+# What each architecture calls the sizes of ScratchModel, where it differs from the common name.
+_SIZE_NAMES: dict[str, dict[str, str]] = {
+    "gpt2": {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "max_position_embeddings": "n_positions",
+    },
+    "opt": {"intermediate_size": "ffn_dim"},
+}
+_GROUPED_QUERY = ("llama", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How models of a stage are loaded.
+
+    Attributes:
+        dtype: of the weights; explicit, since transformers would take the checkpoint's.
+        attention: transformers' name of the attention implementation.
+        seed: of random weights.
+    """
+
+    dtype: torch.dtype
+    attention: str
+    seed: int
+
+    @classmethod
+    def of(cls, spec: StageSpec) -> "ModelSettings":
+        """Settings that the stage's specification asks for."""
+        return cls(DTYPES[spec.precision], ATTENTION[spec.attention_implementation], spec.seed)
+
+
+def scratch_config(
+    architecture: str, sizes: ScratchModel, tokenizer: PreTrainedTokenizerBase
+) -> PretrainedConfig:
+    """Configuration of a model with random weights, sized by the job and its tokenizer."""
+    common: dict[str, Any] = {
+        "hidden_size": sizes.hidden_size,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.intermediate_size or 4 * sizes.hidden_size,
+        "max_position_embeddings": sizes.max_positions,
+    }
+    if architecture in _GROUPED_QUERY:
+        common["num_key_value_heads"] = sizes.key_value_heads or sizes.heads
+    if architecture == "qwen3":
+        common["head_dim"] = sizes.hidden_size // sizes.heads
+    if architecture == "opt":
+        common["word_embed_proj_dim"] = sizes.hidden_size
+    names = _SIZE_NAMES.get(architecture, {})
+    settings = {names.get(name, name): value for name, value in common.items()}
+    return AutoConfig.for_model(
+        architecture,
+        **settings,
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=sizes.tie_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def model_config(
+    location: ModelLocation, tokenizer: PreTrainedTokenizerBase, field: str
+) -> PretrainedConfig:
+    """Configuration of the model at a location, before any weights are read.
+
+    Raises:
+        InputError: the folder's configuration cannot be read.
+    """
+    if location.scratch is not None:
+        return scratch_config(str(location.architecture), location.scratch, tokenizer)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            location.path, revision=location.revision
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{field}: no usable model configuration at {location.path}: {error}"
+        ) from error
+    return config
+
+
+def load_causal_model(
+    location: ModelLocation,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    field: str,
+) -> PreTrainedModel:
+    """A causal language model, in its precision, on the CPU.
+
+    Raises:
+        InputError: the weights are missing or of another kind of model.
+    """
+    config = model_config(location, tokenizer, field)
+    if location.scratch is not None:
+        torch.manual_seed(settings.seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=settings.dtype, attn_implementation=settings.attention
+        )
+    else:
+        _require_architecture(config, "ForSequenceClassification", field, wanted=False)
+        model = _from_pretrained(AutoModelForCausalLM, location, config, settings, field)
+    _fit_tokenizer(model, tokenizer, field)
+    return model
+
+
+def load_reward_base(
+    location: ModelLocation,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    field: str,
+    *,
+    zero_head: bool = False,
+) -> PreTrainedModel:
+    """A model with one score, from any causal or reward model; a new head where it has none.
+
+    The new head is drawn from N(0, 1/(d+1)) for hidden size d (Huang et al., "The N Implementation
+    Details of RLHF with PPO", 2023), or zero, which makes a critic start at value 0.
+    """
+    config = model_config(location, tokenizer, field)
+    has_head = _names_architecture(config, "ForSequenceClassification")
+    if has_head:
+        _require_one_label(config, location, field)
+    config.num_labels = 1
+    torch.manual_seed(settings.seed)
+    if location.scratch is not None:
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+            config, dtype=settings.dtype, attn_implementation=settings.attention
+        )
+    else:
+        with _quiet_about_new_heads():
+            model = _from_pretrained(
+                AutoModelForSequenceClassification, location, config, settings, field
+            )
+    if not has_head:
+        head = score_head(model)
+        with torch.no_grad():
+            if zero_head:
+                head.weight.zero_()
+            else:
+                head.weight.normal_(0.0, (head.in_features + 1) ** -0.5)
+    _fit_tokenizer(model, tokenizer, field)
+    return model
+
+
+def load_reward_model(
+    location: ModelLocation,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    field: str,
+) -> PreTrainedModel:
+    """A finished reward model.
+
+    Raises:
+        InputError: the model has no score head, or one with several labels.
+    """
+    config = model_config(location, tokenizer, field)
+    _require_architecture(config, "ForSequenceClassification", field, wanted=True)
+    _require_one_label(config, location, field)
+    model = _from_pretrained(AutoModelForSequenceClassification, location, config, settings, field)
+    _fit_tokenizer(model, tokenizer, field)
+    return model
+
+
+def score_head(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer of one output; every sequence classification model calls it `score`."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise InputError(
+            f"{type(model).__name__} has no linear score head with one output; "
+            "use a model whose AutoModelForSequenceClassification has one, for example Llama"
+        )
+    return head
+
+
+class Actor(nn.Module):
+    """A causal model that gives the log-probability and entropy of each response token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        response_width: int,
+        temperature: float = 1.0,
+    ) -> TokenStatistics:
+        """Statistics of the last `response_width` columns.
+
+        Shapes: input_ids, attention_mask, position_ids Long[batch, time] -> 2 x Float[batch,
+        response_width]. `attention_mask` may be a block-diagonal Bool[batch, 1, time, time].
+        """
+        kept = {"logits_to_keep": response_width + 1} if self._keeps_logits else {}
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+            **kept,
+        )
+        logits = output.logits[:, -response_width - 1 : -1]
+        return token_statistics(logits, input_ids[:, -response_width:], temperature)
+
+
+class ScalarModel(nn.Module):
+    """A model with one number for each token: the score read at a sequence's end, or its values."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        score_head(model)
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Shapes: Long[batch, time] each -> Float[batch, time] in fp32."""
+        output = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        )
+        numbers: Tensor = score_head(self.model)(output.last_hidden_state)
+        return numbers.squeeze(-1).float()
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Make training and evaluation mode compute the same.
+
+    With dropout the probability ratio of unchanged weights is far from 1: PPO would clip noise.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, stop_ids: list[int]
+) -> None:
+    """Write weights as safetensors, configuration and tokenizer; for a causal model also the
+    generation configuration, with EOS and stop tokens."""
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            do_sample=True,
+            eos_token_id=stop_ids,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _from_pretrained(
+    factory: Any,
+    location: ModelLocation,
+    config: PretrainedConfig,
+    settings: ModelSettings,
+    field: str,
+) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = factory.from_pretrained(
+            location.path,
+            revision=location.revision,
+            config=config,
+            dtype=settings.dtype,
+            attn_implementation=settings.attention,
+        )
+    except ImportError as error:
+        raise ConfigError(f"{field}: {error}; choose attentionImplementation: SDPA") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{field}: cannot load {location.path}: {error}") from error
+    return model
+
+
+def _fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, field: str) -> None:
+    embeddings = int(model.config.get_text_config().vocab_size)
+    if len(tokenizer) > embeddings:
+        raise InputError(
+            f"{field}: the tokenizer has {len(tokenizer)} tokens but the model only {embeddings} "
+            "embeddings; use the tokenizer that the model was trained with"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    if model.can_generate():
+        # A checkpoint's own sampling defaults (a repetition penalty, say) would leak into rollouts.
+        model.generation_config = GenerationConfig()
+
+
+def _names_architecture(config: PretrainedConfig, ending: str) -> bool:
+    return any(name.endswith(ending) for name in config.architectures or ())
+
+
+def _require_architecture(
+    config: PretrainedConfig, ending: str, field: str, *, wanted: bool
+) -> None:
+    if config.architectures and _names_architecture(config, ending) != wanted:
+        names = ", ".join(config.architectures)
+        kind = "a reward model with a score head" if wanted else "a causal language model"
+        raise InputError(
+            f"{field}: the model is {names}, but {kind} is needed here; "
+            + ("train one with stages.reward" if wanted else "name the model it was trained from")
+        )
+
+
+def _require_one_label(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
+    if config.num_labels != 1:
+        raise InputError(
+            f"{field}: the model at {location.path} has {config.num_labels} labels; "
+            "a reward model has one score (num_labels: 1)"
+        )
+
+
+@contextmanager
+def _quiet_about_new_heads() -> Iterator[None]:
+    """transformers warns that the head is new, which is what the reward stage wants."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)

@@ -1,0 +1,115 @@
+"""Opening what a stage reads, before any weights: models' folders, tokenizers, rows.
+
+Called by the stages on every rank. What lies on a hub is fetched by one rank of each node while the
+others wait; then all read the same local copy.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rlhf_api.errors import ConfigError, InputError
+from rlhf_api.names import FileName
+from rlhf_api.v1alpha1 import Dataset, ModelSource, StageConfig
+from rlhf_trainer.artifact import ModelLocation, finished_artifact, model_folder, read_manifest
+from rlhf_trainer.data.uris import Hub
+from rlhf_trainer.distributed import Ranks, on_first_rank_of_node
+from rlhf_trainer.files import write_atomically
+from rlhf_trainer.memory import ModelSize, count_parameters
+from rlhf_trainer.models import model_config
+from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.tokenizers import load_tokenizer
+
+T = TypeVar("T")
+
+_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that a stage reads, without its weights.
+
+    Attributes:
+        field: path of the field that names it, for messages.
+        location: where its files are.
+        tokenizer: its tokenizer, with EOS and a pad token of its own.
+        config: its configuration.
+    """
+
+    field: str
+    location: ModelLocation
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills a batch."""
+        return int(self.tokenizer.pad_token_id)
+
+    def size(self, name: str, *, trained: bool) -> ModelSize:
+        """How large the model is, for the estimate of memory."""
+        return ModelSize(name, count_parameters(self.config), trained)
+
+
+def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str) -> Base:
+    """Find a model, fetch it if it lies on a hub, and load its tokenizer and configuration.
+
+    Raises:
+        InputError: it is not there, or an artifact is not the one that was promised.
+        ConfigError: its tokenizer cannot be used as it is.
+    """
+    location = model_folder(source, config, field)
+    if location.on_hub:
+        on_first_rank_of_node(ranks, lambda: _fetch(location, field))
+    place = Hub(location.path, location.revision) if location.on_hub else Path(location.path)
+    tokenizer = load_tokenizer(
+        place, pad_token=source.pad_token, chat_template=source.chat_template, field=field
+    )
+    return Base(field, location, tokenizer, model_config(location, tokenizer, field))
+
+
+def read_data(dataset: Dataset, ranks: Ranks, load: Callable[[], T]) -> T:
+    """What `load` reads from `dataset`, on every rank."""
+    if dataset.uri.startswith("hf://"):
+        on_first_rank_of_node(ranks, lambda: load() and None)
+    return load()
+
+
+def require_same_tokenizer(one: Base, other: Base) -> None:
+    """Raise ConfigError unless both models read token ids alike."""
+    if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise ConfigError(
+            f"{other.field}: its tokenizer ({len(other.tokenizer)} tokens) differs from that of "
+            f"{one.field} ({len(one.tokenizer)} tokens); train both from models of one family"
+        )
+
+
+def finished_outcome(config: StageConfig) -> StageOutcome | None:
+    """The outcome of an earlier attempt that finished; its work need not be done again."""
+    artifact = finished_artifact(config)
+    if artifact is None:
+        return None
+    step = read_manifest(config, artifact).step
+    return StageOutcome(artifact=artifact, step=step, total_steps=step)
+
+
+def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Leave what was measured on held-out rows beside the model."""
+    text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / FileName.EVALUATION, text)
+
+
+def _fetch(location: ModelLocation, field: str) -> None:
+    try:
+        snapshot_download(location.path, revision=location.revision, allow_patterns=_MODEL_FILES)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"{field}: hf://{location.path} cannot be fetched: {error}; check the name and the "
+            "network, or fill the cache and set HF_HUB_OFFLINE=1"
+        ) from error

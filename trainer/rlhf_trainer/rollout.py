@@ -1,0 +1,235 @@
+"""The rollout: prompts in, sampled responses out.
+
+Called by PPO and its evaluation. `Sampler` is what a faster engine has to offer; `GenerateSampler`
+does it with transformers' `generate`. A response ends at EOS or a stop token and is never forced
+to the maximum; its length is found from those ids, never from padding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from rlhf_trainer.data.collate import pad_left
+from rlhf_trainer.rl import position_ids, response_mask
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts, left-padded, and their responses, right-padded.
+
+    Shapes: prompts Long[batch, prompt], prompt_lengths Long[batch], responses Long[batch,
+    response], response_lengths Long[batch] with EOS counted, ended Bool[batch] (by EOS or a stop
+    token), sampled_logprobs Float[batch, response] (0 after the end).
+    """
+
+    prompts: Tensor
+    prompt_lengths: Tensor
+    responses: Tensor
+    response_lengths: Tensor
+    ended: Tensor
+    sampled_logprobs: Tensor
+
+    @property
+    def response_mask(self) -> Tensor:
+        """Bool[batch, response], true on every action, EOS included."""
+        return response_mask(self.response_lengths, self.responses.shape[1])
+
+    @property
+    def sequences(self) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids, attention_mask, position_ids, Long[batch, prompt + response] each."""
+        width = self.prompts.shape[1]
+        columns = torch.arange(width, device=self.prompts.device)
+        prompt_mask = columns >= (width - self.prompt_lengths).unsqueeze(1)
+        attention = torch.cat([prompt_mask, self.response_mask], dim=1).long()
+        return torch.cat([self.prompts, self.responses], dim=1), attention, position_ids(attention)
+
+    @property
+    def last_index(self) -> Tensor:
+        """Long[batch], column of the last real token in `sequences`."""
+        return self.prompts.shape[1] + self.response_lengths - 1
+
+    def rows(self, start: int, stop: int) -> "Rollout":
+        """The rows from `start` up to `stop`."""
+        return Rollout(
+            self.prompts[start:stop],
+            self.prompt_lengths[start:stop],
+            self.responses[start:stop],
+            self.response_lengths[start:stop],
+            self.ended[start:stop],
+            self.sampled_logprobs[start:stop],
+        )
+
+
+class Sampler(Protocol):
+    """Whatever can answer prompts."""
+
+    def sample(self, prompts: Sequence[Sequence[int]]) -> Rollout:
+        """Sample one response for each prompt."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled.
+
+    Attributes:
+        max_response_length: in tokens, EOS counted.
+        temperature: of the softmax.
+        stop_ids: EOS and the stop tokens.
+        pad_id: fills the rest of a row.
+        wave: prompts that are answered at a time.
+    """
+
+    max_response_length: int
+    temperature: float
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    wave: int
+
+
+class GenerateSampler:
+    """Samples with `transformers`' `generate`, in waves of a fixed number of prompts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sampling: Sampling,
+        device: torch.device,
+        *,
+        asked_to_stop: Callable[[], bool],
+        synced: bool = False,
+    ) -> None:
+        """`synced` keeps ranks in step until all are done, which ZeRO 3's collectives need.
+
+        When `asked_to_stop` turns true the rollout ends early and is worth nothing: the caller
+        asks as well.
+        """
+        self._model = model
+        self._sampling = sampling
+        self._device = device
+        self._asked_to_stop = asked_to_stop
+        self._synced = synced
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Sequence[int]]) -> Rollout:
+        """One response for each prompt, in order."""
+        wave = self._sampling.wave
+        parts = [
+            self._sample_wave(prompts[start : start + wave])
+            for start in range(0, len(prompts), wave)
+        ]
+        return joined(parts, self._sampling.pad_id)
+
+    def _sample_wave(self, prompts: Sequence[Sequence[int]]) -> Rollout:
+        sampling = self._sampling
+        batch = pad_left(prompts, sampling.pad_id)
+        input_ids = batch.input_ids.to(self._device)
+        recorder = _Recorder(sampling.temperature)
+        # GenerationMixin is not among PreTrainedModel's declared bases.
+        generate: Any = self._model.generate
+        sequences: Tensor = generate(
+            input_ids=input_ids,
+            attention_mask=batch.attention_mask.to(self._device),
+            generation_config=GenerationConfig(
+                do_sample=True,
+                max_new_tokens=sampling.max_response_length,
+                eos_token_id=list(sampling.stop_ids),
+                pad_token_id=sampling.pad_id,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+            ),
+            logits_processor=LogitsProcessorList([recorder]),
+            stopping_criteria=StoppingCriteriaList([_Interrupt(self._asked_to_stop)]),
+            synced_gpus=self._synced,
+        )
+        responses = sequences[:, input_ids.shape[1] :]
+        lengths, ended = response_lengths(responses, sampling.stop_ids)
+        mask = response_mask(lengths, responses.shape[1])
+        return Rollout(
+            prompts=input_ids,
+            prompt_lengths=batch.attention_mask.sum(dim=1).to(self._device),
+            responses=torch.where(mask, responses, sampling.pad_id),
+            response_lengths=lengths,
+            ended=ended,
+            sampled_logprobs=torch.where(mask, recorder.logprobs(sequences), 0.0),
+        )
+
+
+def response_lengths(responses: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Length of each response with its stop token, and whether it has one.
+
+    Shapes: responses Long[batch, time] -> Long[batch], Bool[batch].
+    """
+    stops = torch.isin(responses, torch.tensor(list(stop_ids), device=responses.device))
+    ended = stops.any(dim=1)
+    first = stops.int().argmax(dim=1)
+    return torch.where(ended, first + 1, responses.shape[1]), ended
+
+
+def joined(parts: Sequence[Rollout], pad_id: int) -> Rollout:
+    """Waves one below the other, padded to their common width."""
+    if len(parts) == 1:
+        return parts[0]
+    prompt = max(part.prompts.shape[1] for part in parts)
+    response = max(part.responses.shape[1] for part in parts)
+
+    def widened(x: Tensor, width: int, value: float, *, left: bool) -> Tensor:
+        missing = width - x.shape[1]
+        return torch.nn.functional.pad(x, (missing, 0) if left else (0, missing), value=value)
+
+    return Rollout(
+        torch.cat([widened(part.prompts, prompt, pad_id, left=True) for part in parts]),
+        torch.cat([part.prompt_lengths for part in parts]),
+        torch.cat([widened(part.responses, response, pad_id, left=False) for part in parts]),
+        torch.cat([part.response_lengths for part in parts]),
+        torch.cat([part.ended for part in parts]),
+        torch.cat([widened(part.sampled_logprobs, response, 0.0, left=False) for part in parts]),
+    )
+
+
+class _Recorder(LogitsProcessor):
+    """Applies the temperature and keeps each sampled token's log-probability, no more."""
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self._last: Tensor | None = None
+        self._taken: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._take(input_ids[:, -1])
+        scaled = scores.float() / self._temperature
+        self._last = torch.log_softmax(scaled, dim=-1)
+        return scaled
+
+    def _take(self, tokens: Tensor) -> None:
+        if self._last is not None:
+            self._taken.append(self._last.gather(1, tokens.unsqueeze(1)).squeeze(1))
+
+    def logprobs(self, sequences: Tensor) -> Tensor:
+        """Float[batch, time] of all tokens that `generate` returned."""
+        self._take(sequences[:, -1])
+        self._last = None
+        return torch.stack(self._taken, dim=1)
+
+
+class _Interrupt(StoppingCriteria):
+    """Ends all rows at the next token once the process is asked to stop."""
+
+    def __init__(self, asked_to_stop: Callable[[], bool]) -> None:
+        self._asked_to_stop = asked_to_stop
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        return torch.full(
+            (input_ids.shape[0],), self._asked_to_stop(), device=input_ids.device, dtype=torch.bool
+        )

@@ -1,0 +1,58 @@
+"""stage.json, as both command lines of the trainer read it.
+
+Called by `launch` and `__main__`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_api.errors import ConfigError, UsageError
+from rlhf_api.names import CONTRACT_VERSION
+from rlhf_api.v1alpha1 import StageConfig
+from rlhf_trainer.errors import ContractVersionError
+
+
+def stage_file(arguments: Sequence[str], program: str) -> Path:
+    """The only argument.
+
+    Raises:
+        UsageError: none, several or an option.
+    """
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UsageError(
+            f"arguments: {' '.join(arguments) or 'none'}: usage is python -m {program} stage.json"
+        )
+    return Path(arguments[0])
+
+
+def read_stage_config(path: Path) -> StageConfig:
+    """The configuration in `path`.
+
+    Raises:
+        UsageError: no such file.
+        ContractVersionError: written by another release.
+        ConfigError: anything else that is wrong with its content.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UsageError(f"{path}: {error.strerror}; give the path of a stage.json") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; write it anew") from error
+    try:
+        return StageConfig.from_json(text)
+    except ConfigError as error:
+        document = _document(text)
+        if document is not None and document.get("contractVersion") != CONTRACT_VERSION:
+            raise ContractVersionError(str(error)) from error
+        raise
+
+
+def _document(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,291 @@
+"""The reward model: one score at a sequence's last real token, trained on preferences.
+
+Loss: -log sigmoid(chosen - rejected - margin) in fp32, with optional centering (see `rl.losses`).
+The score is read by length, never by searching for padding. The artifact is an
+`AutoModelForSequenceClassification` with one label that other tools load with equal scores; beside
+it stand mean and standard deviation of the scores of held-out rows.
+
+Run by `python -m rlhf_trainer.launch stage.json`.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_api.errors import ConfigError
+from rlhf_api.names import FileName, Metric
+from rlhf_api.v1alpha1 import Dataset, RewardStage, StageConfig
+from rlhf_trainer.artifact import write_artifact
+from rlhf_trainer.data.collate import pad_right
+from rlhf_trainer.data.cursor import Cursor, rank_slice
+from rlhf_trainer.data.loading import load_preferences
+from rlhf_trainer.data.tokenized import PreferencePair
+from rlhf_trainer.distributed import Ranks, gather_objects, reduce_sum
+from rlhf_trainer.engine import TrainedModel, micro_batches, train, whole_parameters
+from rlhf_trainer.files import write_atomically
+from rlhf_trainer.loop import TrainingLoop, total_steps
+from rlhf_trainer.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models import (
+    ModelSettings,
+    ScalarModel,
+    load_reward_base,
+    save_model,
+    switch_off_dropout,
+)
+from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.preparation import Base, finished_outcome, open_base, read_data, write_figures
+from rlhf_trainer.report import Reporter
+from rlhf_trainer.rl import Moments, reward_loss
+from rlhf_trainer.stopping import StopFlag
+
+FIELD = "spec.stages.reward"
+
+# The report that this project answers prints its running means after every 500 rows.
+EVALUATION_BLOCK = 500
+
+
+def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
+    """Train, evaluate and leave a reward model, or say at once that an earlier attempt did."""
+    spec = config.reward
+    if spec is None:
+        raise ConfigError("stage.json: stage reward has no specification")
+    done = finished_outcome(config)
+    if done is not None:
+        return done
+    with Reporter(config, ranks) as reporter:
+        # 1. Data first: a bad row is told before any weights are loaded.
+        base = open_base(spec.model, config, ranks, f"{FIELD}.model")
+        pairs = _read(spec.dataset, "dataset", base, config, ranks)
+        held_out = (
+            _read(spec.eval_dataset, "evalDataset", base, config, ranks)
+            if spec.eval_dataset is not None
+            else None
+        )
+        # 2. The model.
+        longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+        work = MicroBatch(2 * spec.micro_batch_size, longest)
+        check_memory(
+            config,
+            ranks,
+            [base.size("model", trained=True)],
+            allowance(base.config, work, spec.precision),
+        )
+        model = _load(base, spec, ranks)
+        loop = TrainingLoop(
+            config,
+            ranks,
+            stop,
+            reporter,
+            models={"model": model},
+            cursor=Cursor(len(pairs), spec.batch_size, spec.seed),
+            total_steps=total_steps(config, len(pairs)),
+        )
+        loop.resume()
+        # 3. Learn.
+        while loop.step < loop.total_steps:
+            _step(loop, model, pairs, base.pad_id, spec)
+            if held_out is not None and loop.evaluation_due():
+                _tell(loop, evaluate(loop, model, held_out, base.pad_id))
+        loop.stop_if_asked()
+        # 4. Judge and keep.
+        scores = None if held_out is None else evaluate(loop, model, held_out, base.pad_id)
+        if scores is not None:
+            _tell(loop, scores)
+        return _keep(loop, model, base, scores)
+
+
+def _read(
+    dataset: Dataset, name: str, base: Base, config: StageConfig, ranks: Ranks
+) -> list[PreferencePair]:
+    spec = config.reward
+    assert spec is not None
+    pairs, _ = read_data(
+        dataset,
+        ranks,
+        lambda: load_preferences(
+            dataset,
+            base.tokenizer,
+            max_length=spec.max_length,
+            claims=config.claims,
+            field=f"{FIELD}.{name}",
+            seed=spec.seed,
+        ),
+    )
+    return pairs
+
+
+def _load(base: Base, spec: RewardStage, ranks: Ranks) -> TrainedModel:
+    model = load_reward_base(base.location, base.tokenizer, ModelSettings.of(spec), base.field)
+    # Two passes over the same text must agree on its score.
+    switch_off_dropout(model)
+    return train(ScalarModel(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
+
+
+def _step(
+    loop: TrainingLoop,
+    model: TrainedModel,
+    pairs: Sequence[PreferencePair],
+    pad_id: int,
+    spec: RewardStage,
+) -> None:
+    learning_rate = loop.learning_rate(spec.learning_rate)
+    batch = loop.next_batch()
+    mine = rank_slice(batch, loop.ranks.rank, loop.ranks.world_size)
+    parts = micro_batches([pairs[row] for row in mine], spec.micro_batch_size)
+    sums = np.zeros(4)
+    for index, part in enumerate(parts):
+        chosen, rejected = score_pairs(model, part, pad_id, loop.ranks)
+        margins = [spec.margin if pair.margin is None else pair.margin for pair in part]
+        loss = reward_loss(
+            chosen,
+            rejected,
+            torch.tensor(margins, device=chosen.device),
+            spec.centering_coef,
+            normalizer=len(batch),
+        )
+        model.accumulate(loss.loss, last=index == len(parts) - 1)
+        told = (loss.loss.detach(), loss.chosen_sum, loss.rejected_sum, loss.correct)
+        sums += [float(x) for x in told]
+    norm = model.step(learning_rate)
+    total, chosen_sum, rejected_sum, correct = reduce_sum(sums.tolist(), loop.ranks)
+    metrics = {
+        Metric.LOSS: total,
+        Metric.ACCURACY: correct / len(batch),
+        Metric.CHOSEN_SCORE: chosen_sum / len(batch),
+        Metric.REJECTED_SCORE: rejected_sum / len(batch),
+        Metric.SCORE_MARGIN: (chosen_sum - rejected_sum) / len(batch),
+        Metric.GRADIENT_NORM: norm,
+        Metric.LEARNING_RATE: learning_rate,
+    }
+    tokens = sum(len(pairs[row].chosen) + len(pairs[row].rejected) for row in batch)
+    loop.finish_step(metrics, tokens)
+
+
+def score_pairs(
+    model: TrainedModel, pairs: Sequence[PreferencePair], pad_id: int, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """Scores of chosen and rejected in one pass: 2 x Float[pairs]."""
+    batch = pad_right([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id)
+    numbers = model(
+        batch.input_ids.to(ranks.device),
+        batch.attention_mask.to(ranks.device),
+        batch.position_ids.to(ranks.device),
+    )
+    last = (batch.lengths - 1).to(ranks.device)
+    scores = numbers.gather(1, last.unsqueeze(1)).squeeze(1)
+    return scores[: len(pairs)], scores[len(pairs) :]
+
+
+class EvaluationScores(NamedTuple):
+    """Scores of held-out pairs, in the order of their rows: 2 x Float[rows], fp32."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pairs whose chosen score is the higher one."""
+        return float((self.chosen > self.rejected).mean())
+
+    @property
+    def moments(self) -> Moments:
+        """Of all scores, chosen and rejected alike."""
+        return Moments.from_values(torch.from_numpy(np.concatenate(self)))
+
+    def line(self, rows: int) -> str:
+        """Running means over the first `rows`, in the words of DeepSpeed-Chat's evaluation."""
+        chosen = self.chosen[:rows].mean(dtype=np.float32)
+        rejected = self.rejected[:rows].mean(dtype=np.float32)
+        accuracy = np.float32((self.chosen[:rows] > self.rejected[:rows]).mean())
+        return (
+            f"chosen_last_scores (higher is better) : {chosen.item()},"
+            f"reject_last_scores (lower is better) : {rejected.item()}, "
+            f"acc (higher is better) : {accuracy.item()}"
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    loop: TrainingLoop, model: TrainedModel, pairs: Sequence[PreferencePair], pad_id: int
+) -> EvaluationScores:
+    """Score held-out pairs, telling the running means as DeepSpeed-Chat does."""
+    ranks, size = loop.ranks, loop.config.spec.micro_batch_size
+    epoch, epochs = loop.epochs
+    _say(ranks, f"***** Evaluating reward, Epoch {epoch}/{epochs} *****")
+    rows = len(pairs)
+    scores = EvaluationScores(np.zeros(rows, np.float32), np.zeros(rows, np.float32))
+    for start in range(0, rows, EVALUATION_BLOCK):
+        block = list(range(start, min(start + EVALUATION_BLOCK, rows)))
+        mine = rank_slice(block, ranks.rank, ranks.world_size)
+        # Ranks make equally many passes (ZeRO 3 needs it); a repeated row writes the same score.
+        mine += block[: -(-len(block) // ranks.world_size) - len(mine)]
+        found = []
+        for part in micro_batches(mine, size):
+            chosen, rejected = score_pairs(model, [pairs[row] for row in part], pad_id, ranks)
+            found += list(zip(part, chosen.tolist(), rejected.tolist(), strict=True))
+        for row, chosen_score, rejected_score in chain(*gather_objects(ranks, found)):
+            scores.chosen[row], scores.rejected[row] = chosen_score, rejected_score
+        if len(block) == EVALUATION_BLOCK:
+            _say(ranks, f"step: {block[-1]}/{rows}, {scores.line(block[-1] + 1)}")
+    _say(ranks, scores.line(rows))
+    return scores
+
+
+def _say(ranks: Ranks, line: str) -> None:
+    # Without a logger's prefix: scripts that read DeepSpeed-Chat's output read this one too.
+    if ranks.rank == 0:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def _tell(loop: TrainingLoop, scores: EvaluationScores) -> None:
+    chosen, rejected = float(scores.chosen.mean()), float(scores.rejected.mean())
+    loop.reporter.evaluation(
+        loop.step,
+        {
+            Metric.ACCURACY: scores.accuracy,
+            Metric.CHOSEN_SCORE: chosen,
+            Metric.REJECTED_SCORE: rejected,
+            Metric.SCORE_MARGIN: chosen - rejected,
+        },
+    )
+
+
+def _keep(
+    loop: TrainingLoop, model: TrainedModel, base: Base, scores: EvaluationScores | None
+) -> StageOutcome:
+    def write(folder: Path) -> None:
+        with whole_parameters(model, loop.ranks):
+            if loop.ranks.rank == 0:
+                reward_model = model.module
+                assert isinstance(reward_model, ScalarModel)
+                save_model(
+                    reward_model.model, base.tokenizer, folder, [base.tokenizer.eos_token_id]
+                )
+                if scores is not None:
+                    _write_scores(folder, scores)
+
+    return loop.outcome(write_artifact(loop.config, loop.ranks, loop.step, write))
+
+
+def _write_scores(folder: Path, scores: EvaluationScores) -> None:
+    moments = scores.moments
+    statistics = {"mean": moments.mean, "std": moments.std, "count": moments.count}
+    write_atomically(folder / FileName.REWARD_STATISTICS, json.dumps(statistics, indent=2) + "\n")
+    write_figures(
+        folder,
+        {
+            "accuracy": scores.accuracy,
+            "chosenScore": float(scores.chosen.mean()),
+            "rejectedScore": float(scores.rejected.mean()),
+            "scoreMean": moments.mean,
+            "scoreStd": moments.std,
+        },
+    )

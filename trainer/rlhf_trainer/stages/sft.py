@@ -1,0 +1,244 @@
+"""Supervised fine-tuning: the model learns responses to prompts.
+
+The loss is on response tokens and EOS only: a sum over the step's tokens, divided by their number
+over all ranks and micro-batches, so that a token weighs the same in whatever row it stands. With
+packing a sequence holds several rows, which never see each other (block-diagonal attention,
+positions from 0).
+
+Run by `python -m rlhf_trainer.launch stage.json`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlhf_api.errors import ConfigError
+from rlhf_api.names import Metric
+from rlhf_api.v1alpha1 import Dataset, SFTStage, StageConfig
+from rlhf_trainer.artifact import write_artifact
+from rlhf_trainer.data.cursor import Cursor, rank_slice
+from rlhf_trainer.data.loading import load_sft
+from rlhf_trainer.data.packing import (
+    PackedBatch,
+    block_causal_mask,
+    collate_packed,
+    pack,
+    supports_packing,
+)
+from rlhf_trainer.data.tokenized import SFTExample
+from rlhf_trainer.distributed import Ranks, reduce_sum
+from rlhf_trainer.engine import TrainedModel, micro_batches, train, whole_parameters
+from rlhf_trainer.loop import TrainingLoop, total_steps
+from rlhf_trainer.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models import (
+    Actor,
+    ModelSettings,
+    load_causal_model,
+    save_model,
+    switch_off_dropout,
+)
+from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.preparation import Base, finished_outcome, open_base, read_data, write_figures
+from rlhf_trainer.report import Reporter
+from rlhf_trainer.rl import SFTLoss, sft_loss
+from rlhf_trainer.stopping import StopFlag
+
+FIELD = "spec.stages.sft"
+
+
+def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
+    """Train, evaluate and leave a model, or say at once that an earlier attempt did."""
+    spec = config.sft
+    if spec is None:
+        raise ConfigError("stage.json: stage sft has no specification")
+    done = finished_outcome(config)
+    if done is not None:
+        return done
+    with Reporter(config, ranks) as reporter:
+        # 1. Data first: a bad row is told before any weights are loaded.
+        base = open_base(spec.model, config, ranks, f"{FIELD}.model")
+        sequences = _read(spec.dataset, "dataset", base, config, ranks)
+        held_out = (
+            _read(spec.eval_dataset, "evalDataset", base, config, ranks)
+            if spec.eval_dataset is not None
+            else None
+        )
+        # 2. The model.
+        work = MicroBatch(spec.micro_batch_size, sequences.longest)
+        check_memory(
+            config,
+            ranks,
+            [base.size("model", trained=True)],
+            allowance(base.config, work, spec.precision),
+        )
+        model = _load(base, spec, ranks)
+        loop = TrainingLoop(
+            config,
+            ranks,
+            stop,
+            reporter,
+            models={"model": model},
+            cursor=Cursor(len(sequences), spec.batch_size, spec.seed),
+            total_steps=total_steps(config, len(sequences)),
+        )
+        loop.resume()
+        # 3. Learn.
+        while loop.step < loop.total_steps:
+            _step(loop, model, sequences, spec)
+            if held_out is not None and loop.evaluation_due():
+                reporter.evaluation(loop.step, evaluate(model, held_out, spec, ranks))
+        loop.stop_if_asked()
+        # 4. Judge and keep.
+        figures = {} if held_out is None else evaluate(model, held_out, spec, ranks)
+        if figures:
+            reporter.evaluation(loop.step, figures)
+        return _keep(loop, model, base, figures)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Rows as they are trained on: one a sequence, or several when packed."""
+
+    examples: Sequence[SFTExample]
+    members: Sequence[Sequence[int]]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the fullest sequence."""
+        return max(self.tokens([at]) for at in range(len(self)))
+
+    def tokens(self, sequences: Sequence[int]) -> int:
+        """Number of tokens in `sequences`."""
+        return sum(
+            len(self.examples[row].tokens)
+            for sequence in sequences
+            for row in self.members[sequence]
+        )
+
+    def loss_tokens(self, sequences: Sequence[int]) -> int:
+        """Number of tokens in `sequences` that carry a loss."""
+        return sum(
+            int(self.examples[row].response_mask.sum())
+            for sequence in sequences
+            for row in self.members[sequence]
+        )
+
+    def batch(self, sequences: Sequence[int]) -> PackedBatch:
+        """The sequences one below the other, padded on the right."""
+        groups = [[self.examples[row] for row in self.members[at]] for at in sequences]
+        return collate_packed(groups, self.pad_id)
+
+
+def _read(dataset: Dataset, name: str, base: Base, config: StageConfig, ranks: Ranks) -> Sequences:
+    spec = config.sft
+    assert spec is not None
+    examples, _ = read_data(
+        dataset,
+        ranks,
+        lambda: load_sft(
+            dataset,
+            base.tokenizer,
+            max_length=spec.max_length,
+            claims=config.claims,
+            field=f"{FIELD}.{name}",
+        ),
+    )
+    lengths = [len(example.tokens) for example in examples]
+    members = pack(lengths, spec.max_length) if spec.packing else [[i] for i in range(len(lengths))]
+    return Sequences(examples, members, base.pad_id)
+
+
+def _load(base: Base, spec: SFTStage, ranks: Ranks) -> TrainedModel:
+    model = load_causal_model(base.location, base.tokenizer, ModelSettings.of(spec), base.field)
+    # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
+    switch_off_dropout(model)
+    actor = Actor(model).to(ranks.device)
+    if spec.packing and not supports_packing(model, spec.max_length):
+        raise ConfigError(
+            f"{FIELD}.packing: {type(model).__name__} with attentionImplementation "
+            f"{spec.attention_implementation} lets packed rows see each other; "
+            "set packing: false, or attentionImplementation: SDPA"
+        )
+    return train(actor, spec, ranks, learning_rate=spec.learning_rate)
+
+
+def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: SFTStage) -> None:
+    learning_rate = loop.learning_rate(spec.learning_rate)
+    batch = loop.next_batch()
+    # Every rank knows the whole batch, so the global count needs no communication.
+    tokens = sequences.loss_tokens(batch)
+    parts = micro_batches(
+        rank_slice(batch, loop.ranks.rank, loop.ranks.world_size), spec.micro_batch_size
+    )
+    nll = 0.0
+    for index, part in enumerate(parts):
+        loss = _loss(model, sequences.batch(part), tokens, loop.ranks)
+        model.accumulate(loss.loss, last=index == len(parts) - 1)
+        nll += float(loss.nll_sum)
+    norm = model.step(learning_rate)
+    (total,) = reduce_sum([nll], loop.ranks)
+    metrics = {
+        Metric.LOSS: total / tokens,
+        Metric.GRADIENT_NORM: norm,
+        Metric.LEARNING_RATE: learning_rate,
+    }
+    loop.finish_step(metrics, sequences.tokens(batch))
+
+
+def _loss(model: TrainedModel, batch: PackedBatch, normalizer: int, ranks: Ranks) -> SFTLoss:
+    segments = batch.segment_ids.to(ranks.device)
+    statistics = model(
+        batch.input_ids.to(ranks.device),
+        block_causal_mask(segments, next(model.module.parameters()).dtype),
+        batch.position_ids.to(ranks.device),
+        batch.input_ids.shape[1] - 1,
+    )
+    return sft_loss(statistics.logprobs, batch.response_mask[:, 1:].to(ranks.device), normalizer)
+
+
+@torch.no_grad()
+def evaluate(
+    model: TrainedModel, held_out: Sequences, spec: SFTStage, ranks: Ranks
+) -> dict[Metric, float]:
+    """Mean negative log-likelihood of held-out response tokens, and its exponential."""
+    everything = list(range(len(held_out)))
+    # Ranks make equally many passes (ZeRO 3 needs it); repeated sequences count as nothing.
+    share = -(-len(everything) // ranks.world_size)
+    mine = rank_slice(everything, ranks.rank, ranks.world_size)
+    nll = 0.0
+    for part in micro_batches(range(share), spec.micro_batch_size):
+        real = [mine[at] for at in part if at < len(mine)]
+        loss = _loss(model, held_out.batch(real or everything[:1]), 1, ranks)
+        nll += float(loss.nll_sum) if real else 0.0
+    (total,) = reduce_sum([nll], ranks)
+    mean = total / held_out.loss_tokens(everything)
+    return {Metric.EVAL_LOSS: mean, Metric.PERPLEXITY: math.exp(min(mean, 700.0))}
+
+
+def _keep(
+    loop: TrainingLoop, model: TrainedModel, base: Base, figures: dict[Metric, float]
+) -> StageOutcome:
+    def write(folder: Path) -> None:
+        with whole_parameters(model, loop.ranks):
+            if loop.ranks.rank == 0:
+                actor = model.module
+                assert isinstance(actor, Actor)
+                save_model(actor.model, base.tokenizer, folder, [base.tokenizer.eos_token_id])
+                write_figures(
+                    folder,
+                    {
+                        "loss": figures[Metric.EVAL_LOSS],
+                        "perplexity": figures[Metric.PERPLEXITY],
+                    }
+                    if figures
+                    else {},
+                )
+
+    return loop.outcome(write_artifact(loop.config, loop.ranks, loop.step, write))
