@@ -10,18 +10,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import tiny
+import torch
 
 from rlhf_api.names import EnvVar, FileName, Metric
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.__main__ import stage_named
+from rlhf_trainer.data.collate import pad_left, pad_right
+from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.rollout import Rollout, Sampling
+from rlhf_trainer.stages import ppo
 from rlhf_trainer.stopping import StopFlag
 
 WAIT_SECONDS = 120.0
@@ -53,6 +59,37 @@ def run_on_pair(config: StageConfig, looks: int | None = None) -> list[dict[str,
     """The stage on two ranks: `outcome` or `error`, and `stdout`, by rank."""
     found: list[dict[str, Any]] = tiny.pair()(ON_RANK, "run", config=config, looks=looks)
     return found
+
+
+class FixedSampler:
+    """Gives each prompt the same answer whatever the actor and the number of ranks."""
+
+    def __init__(self, model: Any, sampling: Sampling, *rest: Any, **others: Any) -> None:
+        self._sampling = sampling
+
+    def sample(self, prompts: Sequence[Sequence[int]]) -> Rollout:
+        pad, stop = self._sampling.pad_id, self._sampling.stop_ids[0]
+        numbers = [sum((at + 2) * token for at, token in enumerate(prompt)) for prompt in prompts]
+        answers = [
+            [3 + (number + 5 * at) % 19 for at in range(2 + number % 5)]
+            + [stop] * (number % 2)
+            for number in numbers
+        ]
+        left, right = pad_left(prompts, pad), pad_right(answers, pad)
+        return Rollout(
+            prompts=left.input_ids,
+            prompt_lengths=left.lengths,
+            responses=right.input_ids,
+            response_lengths=right.lengths,
+            ended=torch.tensor([bool(number % 2) for number in numbers]),
+            sampled_logprobs=torch.zeros(right.input_ids.shape),
+        )
+
+
+def run_with_fixed_answers(config: StageConfig, ranks: Ranks | None = None) -> StageOutcome:
+    """PPO in this process, on rollouts that depend on the prompts alone."""
+    with patch.object(ppo, "GenerateSampler", FixedSampler):
+        return ppo.run(config, ranks or tiny.ranks(), StopFlag())
 
 
 def attempt(config: StageConfig, number: int) -> StageConfig:

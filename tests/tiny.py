@@ -19,13 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -58,6 +60,13 @@ BF16 = ModelSettings(torch.bfloat16, "sdpa", seed=1)
 RANK = Path(__file__).parent / "rlhf_trainer" / "programs_engine" / "rank.py"
 CALL_SECONDS = 240.0
 
+THIRD_PARTY_WARNINGS = [
+    # DeepSpeed calls collectives by names that torch has replaced, and imports torch's compiler.
+    pytest.mark.filterwarnings(r"ignore:`torch\.distributed\.\w+` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning"),
+]
+"""`pytestmark` of tests that train in their own process."""
+
 
 # Tokenizers and models
 
@@ -77,8 +86,19 @@ def tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
 def tokenizer_folder(folder: Path, characters: str = CHARACTERS) -> Path:
     """A folder with that tokenizer in it."""
     if not folder.exists():
-        tokenizer(characters).save_pretrained(folder)
+        with _appearing(folder) as new:
+            tokenizer(characters).save_pretrained(new)
     return folder
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A path to write to that becomes `target` at once, since ranks may write it together."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{os.getpid()}-{target.name}")
+    yield new
+    with suppress(OSError):  # another process has been faster
+        new.rename(target)
 
 
 def sizes(tokenizer_at: Path, **changed: Any) -> ScratchModel:
@@ -95,9 +115,7 @@ def sizes(tokenizer_at: Path, **changed: Any) -> ScratchModel:
 
 def scratch_source(tokenizer_at: Path, architecture: str = "llama", **changed: Any) -> ModelSource:
     """A model with random weights, as a job names it."""
-    return ModelSource(
-        uri=f"scratch://{architecture}", scratch=sizes(tokenizer_at, **changed)
-    )
+    return ModelSource(uri=f"scratch://{architecture}", scratch=sizes(tokenizer_at, **changed))
 
 
 def location(tokenizer_at: Path, architecture: str = "llama", **changed: Any) -> ModelLocation:
@@ -165,8 +183,8 @@ def saved(model: PreTrainedModel, folder: Path, tokenizer_at: Path) -> Path:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """A JSONL file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with _appearing(path) as new:
+        new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
 
@@ -281,7 +299,8 @@ def _saved_once(tmp_path: Path, kind: str) -> Path:
     if not folder.exists():
         words = tokenizer_folder(tmp_path / "tokenizer")
         model = causal_model(words) if kind == "causal" else scalar_model(words)
-        saved(model, folder, words)
+        with _appearing(folder) as new:
+            saved(model, new, words)
     return folder
 
 
@@ -312,7 +331,7 @@ def load(program: Path) -> ModuleType:
     return module
 
 
-class RankFailure(AssertionError):
+class RankFailed(AssertionError):  # noqa: N818 - named as what it says
     """A function failed on a rank; the message is its traceback."""
 
 
@@ -324,8 +343,9 @@ class World:
     new ones.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, environment: Mapping[str, str] | None = None) -> None:
         self.size = size
+        self._environment = dict(environment or {})
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._pipes: list[Connection] = []
@@ -334,7 +354,7 @@ class World:
         """What the function returned, by rank.
 
         Raises:
-            RankFailure: it raised on a rank, or a rank ended or did not answer in time.
+            RankFailed: it raised on a rank, or a rank ended or did not answer in time.
         """
         if not self._processes:
             self._start()
@@ -348,7 +368,7 @@ class World:
                     found[rank] = self._received(rank)
             if time.monotonic() > deadline:
                 self.end()
-                raise RankFailure(f"{function}: ranks {sorted(found)} of {self.size} answered")
+                raise RankFailed(f"{function}: ranks {sorted(found)} of {self.size} answered")
         return [found[rank] for rank in range(self.size)]
 
     def end(self) -> None:
@@ -368,7 +388,7 @@ class World:
         if good:
             return value
         self.end()
-        raise RankFailure(f"rank {rank}: {value}\n{self._log(rank).read_text()[-2000:]}")
+        raise RankFailed(f"rank {rank}: {value}\n{self._log(rank).read_text()[-2000:]}")
 
     def _log(self, rank: int) -> Path:
         return Path(self._folder.name) / f"rank-{rank}.log"
@@ -392,7 +412,8 @@ class World:
                         "OMP_NUM_THREADS": "1",
                         "TOKENIZERS_PARALLELISM": "false",
                         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                    },
+                    }
+                    | self._environment,
                 )
             theirs.close()
             self._processes.append(process)

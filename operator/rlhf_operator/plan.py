@@ -180,15 +180,13 @@ def _decided(
     for name, stage in stages.items():
         if stage.state in CLOSED:
             continue
-        live = bool(observed.live(name))
-        seen = observed.find(name, stage.attempt) is not None
+        attempt = observed.find(name, stage.attempt)
         if failed:
             because = f"stopped since stage {failed[0]} failed"
-            decided[name] = halt(stage, Reason.STOPPED, because, live=live, seen=seen)
+            decided[name] = halt(stage, attempt, Reason.STOPPED, because)
         elif job.spec.suspend:
-            because = "stopped on request"
-            decided[name] = halt(stage, Reason.USER_REQUESTED, because, live=live, seen=seen)
-        elif not live and _is_due(stage, now):
+            decided[name] = halt(stage, attempt, Reason.USER_REQUESTED, "stopped on request")
+        elif not observed.live(name) and _is_due(stage, now):
             decided[name] = _begun(job, name, stages, now, placement)
     return decided
 
@@ -246,7 +244,7 @@ def _actions(
         wanted = stage.attempt if stage.state in (StageState.STARTING, StageState.RUNNING) else 0
         strays = [found for found in observed.live(name) if found.attempt != wanted]
         for found in strays:
-            if False:
+            if not found.stopping:
                 yield StopAttempt(name, found.attempt, stage.reason or Reason.STOPPED)
         unmade = stage.state is StageState.STARTING and observed.find(name, stage.attempt) is None
         if unmade and not strays:

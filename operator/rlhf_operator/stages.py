@@ -50,8 +50,6 @@ class Case:
 
 def absorb(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> StageStatus:
     """The status after looking at the current attempt; None stands for one that is not there."""
-    if stage.state in CLOSED or stage.attempt == 0:
-        return stage
     if stage.state in ACTIVE:
         stage = _settle(stage, attempt, case)
     return _within_deadlines(stage, case)
@@ -74,21 +72,21 @@ def begin(stage: StageStatus, config_digest: str, now: datetime) -> StageStatus:
 
 
 def halt(
-    stage: StageStatus, reason: Reason, message: str, *, live: bool, seen: bool
+    stage: StageStatus, attempt: ObservedAttempt | None, reason: Reason, message: str
 ) -> StageStatus:
-    """The status of a stage that is not to run now.
+    """The status of a stage that is not to run now, for the reason that is given.
 
     Args:
         stage: not closed.
-        reason: why it is not to run.
+        attempt: the current one; None if it is not there.
+        reason: why the stage is not to run.
         message: the same in a sentence.
-        live: whether anything of the stage may still run.
-        seen: whether the current attempt is there.
     """
-    if stage.state in (StageState.STARTING, StageState.RUNNING) and live:
+    started = stage.state in (StageState.STARTING, StageState.RUNNING)
+    if started and attempt is not None and attempt.live:
         return _changed(stage, state=StageState.STOPPING, reason=reason, message=message)
-    unmade = stage.state is StageState.STARTING and not seen
-    if (unmade or stage.state is StageState.RESTARTING) and not live:
+    unmade = stage.state is StageState.STARTING and attempt is None
+    if unmade or stage.state is StageState.RESTARTING:
         return _changed(
             stage, state=StageState.SUSPENDED, reason=reason, message=message, retry_time=None
         )

@@ -74,9 +74,7 @@ class Trial:
         return self.last
 
     def spec(self, **changes: Any) -> None:
-        self.job = self.job.model_copy(
-            update={"spec": self.job.spec.model_copy(update=changes)}
-        )
+        self.job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update=changes)})
 
     def started(self) -> list[tuple[str, int]]:
         return [

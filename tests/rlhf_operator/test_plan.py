@@ -162,9 +162,7 @@ def test_pods_of_one_gang_must_name_one_artifact(trial: MakeTrial) -> None:
     assert (sft.state, sft.progress.percent, sft.metrics) == ("Succeeded", 100, {"loss": 1})
 
 
-@pytest.mark.parametrize(
-    ("gone", "restarts", "disruptions"), [(False, 1, 0), (True, 0, 1)]
-)
+@pytest.mark.parametrize(("gone", "restarts", "disruptions"), [(False, 1, 0), (True, 0, 1)])
 def test_a_lost_result_is_asked_for_again(
     trial: MakeTrial, gone: bool, restarts: int, disruptions: int
 ) -> None:

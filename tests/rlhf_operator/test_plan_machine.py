@@ -2,6 +2,7 @@
 and the planner dies between any two of its actions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -17,7 +18,7 @@ from hypothesis.stateful import (
 
 from rlhf_api.names import ExitCode, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, stage_inputs
-from rlhf_operator.observed import Observed, ProcessPhase
+from rlhf_operator.observed import Observed, ObservedAttempt, ProcessPhase
 from rlhf_operator.plan import StartAttempt, is_finished
 
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
@@ -52,18 +53,20 @@ class World(RuleBasedStateMachine):
     @rule(
         seconds=st.sampled_from([0, 1, 3, 11, 130, 700]),
         acted=st.integers(0, 4),
+        gentle=st.booleans(),
         shuffled=st.randoms(use_true_random=False),
     )
-    def look(self, seconds: float, acted: int, shuffled: Any) -> None:
-        """A pass that dies after `acted` of its actions."""
+    def look(self, seconds: float, acted: int, gentle: bool, shuffled: Any) -> None:
+        """A pass that dies after `acted` of its actions; what is stopped gently takes its time."""
         before = self.trial.job
         items = list(self.trial.attempts.items())
         shuffled.shuffle(items)
         self.trial.attempts = dict(items)
         self.trial.look(seconds)
         self._check(before.status)
+        self._check_actions()
         for action in self.trial.last.actions[:acted]:
-            self._act(action)
+            self._act(action, gentle)
 
     @rule()
     def look_unwritten(self) -> None:
@@ -107,20 +110,20 @@ class World(RuleBasedStateMachine):
     def lose(self, name: StageName) -> None:
         """The node no longer answers."""
         if self._live(name):
-            lost = self.trial.process(
-                name, phase=ProcessPhase.RUNNING, lost=True, disrupted=True
-            )
+            lost = self.trial.process(name, phase=ProcessPhase.RUNNING, lost=True, disrupted=True)
             self.trial.put(name, processes=(lost,))
+
+    @rule(name=st.sampled_from(StageName), back=st.integers(1, 2))
+    def return_from_the_dead(self, name: StageName, back: int) -> None:
+        """A node that was taken for lost answers again, and an earlier attempt runs on it."""
+        old = self._current(name) - back
+        if old > 0:
+            runs = self.trial.process(name, phase=ProcessPhase.RUNNING, ready=True)
+            self.trial.attempts[name, old] = ObservedAttempt(name, old, (runs,))
 
     @rule(suspend=st.booleans())
     def edit(self, suspend: bool) -> None:
         self.trial.spec(suspend=suspend)
-
-    @invariant()
-    @precondition(lambda self: self.trial is not None)
-    def at_most_one_live_attempt_a_stage(self) -> None:
-        seen = Observed(tuple(self.trial.attempts.values()))
-        assert all(len(seen.live(name)) <= 1 for name in StageName)
 
     @invariant()
     @precondition(lambda self: self.trial is not None)
@@ -143,8 +146,12 @@ class World(RuleBasedStateMachine):
             before = self.trial.job.status
             self.trial.look(301)
             self._check(before)
+            self._check_actions()
             for action in self.trial.last.actions:
-                self._act(action)
+                self._act(action, gentle=False)
+            for key, found in list(self.trial.attempts.items()):
+                if found.stopping:
+                    del self.trial.attempts[key]
             for name in StageName:
                 if self._live(name):
                     self.trial.finish(name)
@@ -160,23 +167,45 @@ class World(RuleBasedStateMachine):
         found = self.trial.attempts.get((name, self._current(name)))
         return found is not None and found.live
 
-    def _act(self, action: Any) -> None:
+    def _act(self, action: Any, gentle: bool) -> None:
         if isinstance(action, StartAttempt):
-            assert (action.stage, action.attempt) not in self.trial.attempts
-            inputs = stage_inputs(self.trial.job.spec.stages)[action.stage].values()
-            assert all(self.trial.stage(each).state is StageState.SUCCEEDED for each in inputs)
-            assert set(action.config.artifacts) == set(inputs)
-            assert action.attempt == self._current(action.stage)
             self.trial.put(
                 action.stage,
                 processes=(self.trial.process(action.stage),),
                 checkpoint_step=action.checkpoint_step,
             )
             return
-        found = self.trial.attempts[action.stage, action.attempt]
-        assert found.live
-        # A cluster deletes the attempt: nothing of it is seen any more.
-        del self.trial.attempts[action.stage, action.attempt]
+        key = action.stage, action.attempt
+        found = self.trial.attempts[key]
+        if gentle:
+            asked = tuple(replace(process, terminating=True) for process in found.processes)
+            self.trial.attempts[key] = replace(found, processes=asked)
+        else:
+            # A cluster deletes the attempt: nothing of it is seen any more.
+            del self.trial.attempts[key]
+
+    def _check_actions(self) -> None:
+        """At most one live attempt a stage, none before its inputs, and nobody is asked twice."""
+        seen = Observed(tuple(self.trial.attempts.values()))
+        failed = [n for n in StageName if self._state(n) is StageState.FAILED]
+        for action in self.trial.last.actions:
+            key = action.stage, action.attempt
+            if not isinstance(action, StartAttempt):
+                assert self.trial.attempts[key].live
+                assert not self.trial.attempts[key].stopping
+                continue
+            assert not failed
+            assert not self.trial.job.spec.suspend
+            assert key not in self.trial.attempts
+            assert seen.live(action.stage) == ()
+            assert action.attempt == self._current(action.stage)
+            inputs = stage_inputs(self.trial.job.spec.stages)[action.stage].values()
+            assert all(self._state(each) is StageState.SUCCEEDED for each in inputs)
+            assert set(action.config.artifacts) == set(inputs)
+
+    def _state(self, name: StageName) -> StageState | None:
+        stage = self.trial.stage(name)
+        return stage.state if stage is not None else None
 
     def _check(self, before: RLHFJobStatus) -> None:
         status = self.trial.job.status
@@ -185,6 +214,8 @@ class World(RuleBasedStateMachine):
         if is_finished(status):
             self.terminal = status
             assert status.completion_time is not None
+            if self.terminal != before:
+                assert not any(self._live(name) for name in StageName)
         for name in StageName:
             old, new = getattr(before.stages, name), getattr(status.stages, name)
             if new is None:

@@ -3,9 +3,6 @@
 The measure is plain PyTorch: one process, one batch, AdamW and `clip_grad_norm_`.
 """
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +12,13 @@ import torch
 from torch import nn
 
 from rlhf_trainer.engine import TrainedModel, freeze, micro_batches, train
-from rlhf_trainer.errors import StorageError
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "engine_cases.py"
 cases: Any = tiny.load(PROGRAM)
 
 ZERO_STAGES = [0, 1, 2, 3]
 
-# DeepSpeed still calls collectives by names that torch has replaced.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:`torch\.distributed\.\w+` is deprecated:FutureWarning"
-)
+pytestmark = tiny.THIRD_PARTY_WARNINGS
 
 
 def on(world_size: int, function: str, **arguments: Any) -> list[Any]:
@@ -174,32 +167,19 @@ def test_decay_takes_from_matrices_only_at_the_rate_of_the_step(
     assert bias.tolist() == [1.0, 1.0]
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel refuses to let a file grow further, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
-def test_a_checkpoint_that_cannot_be_written_is_a_storage_error(
-    tmp_path: Path, zero_stage: int
+def test_a_full_disk_on_one_rank_is_a_storage_error_and_keeps_nobody_waiting(
+    tmp_path: Path,
 ) -> None:
-    model = train(
-        cases.actor(tmp_path),
-        cases.spec(tmp_path, zero_stage=zero_stage),
-        tiny.ranks(),
-        learning_rate=1.0,
-    )
-    with files_of_at_most(4096), pytest.raises(StorageError, match=r"kept.*free space"):
-        model.save(tmp_path / "kept", "model")
-    # The engine still works, and so does the storage once there is room.
-    model.save(tmp_path / "kept", "model")
-    model.load(tmp_path / "kept", "model")
+    found = tiny.pair()(PROGRAM, "full_disk", folder=tmp_path, zero_stages=ZERO_STAGES)
+    for rank, told in enumerate(found):
+        for zero_stage, (direct, stored) in told.items():
+            # Under ZeRO 0 rank 0 alone writes.
+            fails = rank == 1 and zero_stage > 0
+            assert (direct == "StorageError") == fails, (rank, zero_stage, direct)
+            assert (direct == "nothing") != fails, (rank, zero_stage, direct)
+            # Through the store all ranks hear of it, and the good checkpoint stays.
+            expected = ("StorageError", 1) if zero_stage > 0 else ("nothing", 2)
+            assert stored == expected, (rank, zero_stage)
 
 
 def test_micro_batches_are_consecutive_and_complete() -> None:

@@ -222,7 +222,7 @@ def test_the_command_is_shown_and_nothing_is_left_behind(launch: Launchers) -> N
 
 
 def test_the_first_of_two_failures_in_one_poll_is_named(launch: Launchers) -> None:
-    launched = launch({0: "1.02:raise DataError", 1: "1.0:raise InputError"}, processes=2)
+    launched = launch({0: "second DataError", 1: "first InputError"}, processes=2)
     assert launched.wait() == 66
     assert launched.result().message == "rank 1: InputError of this rank"
 

@@ -83,6 +83,9 @@ def _load(
             "[PAD]",
             id="not BOS",
         ),
+        pytest.param(
+            ["<unused0>", "<unused1>"], {"eos_token": "<unused0>"}, "<unused1>", id="not EOS"
+        ),
     ],
 )
 def test_a_token_to_pad_with_is_found(

@@ -9,7 +9,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from rlhf_api.names import Reason, StageName
+from rlhf_api.errors import RLHFError
+from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.distributed import Ranks, start_ranks, stop_ranks
 from rlhf_trainer.errors import Failure, failure_of
@@ -54,9 +55,9 @@ def stage_named(name: StageName) -> Stage:
 
 
 def _end(config: StageConfig | None, rank: int, failure: Failure, error: BaseException) -> int:
-    # A traceback helps with what nobody foresaw; the other messages say all there is to do.
-    unforeseen = failure.reason is Reason.CRASHED
-    logger.error("%s: %s", failure.reason, failure.message, exc_info=error if unforeseen else None)
+    # A traceback helps with what nobody foresaw; our own messages say all there is to do.
+    ours = isinstance(error, RLHFError)
+    logger.error("%s: %s", failure.reason, failure.message, exc_info=None if ours else error)
     if config is not None:
         _leave(failed(config, failure), rank)
     return failure.exit_code

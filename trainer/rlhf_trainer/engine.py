@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_api.v1alpha1 import StageSpec
-from rlhf_trainer.distributed import Ranks, barrier
-from rlhf_trainer.errors import StorageError
+from rlhf_trainer.distributed import Ranks
 
 # DeepSpeed logs its whole configuration at INFO and every step of a save.
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -78,18 +77,25 @@ class TrainedModel:
     def save(self, folder: Path, tag: str) -> None:
         """Write weights and optimizer state below `folder`/`tag`; all ranks take part.
 
-        Raises:
-            StorageError: the file system is full or failing.
+        What goes wrong on this rank is raised after the last collective, so that no rank waits
+        for one that could not write.
         """
+        writer = self.engine.checkpoint_engine
+        write, failures = writer.save, []
+
+        def save(*arguments: Any, **settings: Any) -> None:
+            try:
+                write(*arguments, **settings)
+            except Exception as error:  # noqa: BLE001 - raised below
+                failures.append(error)
+
+        writer.save = save
         try:
             self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
-        except RuntimeError as error:
-            # torch's zip writer turns a failed write into a RuntimeError without an errno.
-            if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
-                raise StorageError(
-                    f"{folder}: writing the checkpoint failed ({error}); free space on the volume"
-                ) from error
-            raise
+        finally:
+            writer.save = write
+        if failures:
+            raise failures[0]
 
     def load(self, folder: Path, tag: str) -> None:
         """Restore what `save` wrote."""
@@ -158,14 +164,13 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 @contextmanager
-def whole_parameters(model: TrainedModel, ranks: Ranks) -> Iterator[None]:
+def whole_parameters(model: TrainedModel) -> Iterator[None]:
     """Inside, every parameter is whole on every rank; for reading, not for training."""
     if model.zero_stage < 3:
         yield
         return
     with deepspeed.zero.GatheredParameters(list(model.module.parameters()), modifier_rank=None):
         yield
-    barrier(ranks)
 
 
 def micro_batches(items: Iterable[Any], size: int) -> list[list[Any]]:

@@ -65,9 +65,9 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
         failure = failure_of(error)
         logger.error("%s: %s", failure.reason, failure.message)
         # Without a configuration there is no StageResult: text and exit code say all there is.
-        plain = f"{failure.reason}: {failure.message}".encode()[:MAX_RESULT_BYTES]
-        text = failed(config, failure).to_message() if config else plain.decode(errors="ignore")
-        write_termination_message(text)
+        plain = f"{failure.reason}: {failure.message}".encode(errors="replace")
+        text = plain[:MAX_RESULT_BYTES].decode(errors="ignore")
+        write_termination_message(failed(config, failure).to_message() if config else text)
         return failure.exit_code
     try:
         result = run(config, place, (*program, str(path)), stop, patience)

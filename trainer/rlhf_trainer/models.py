@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -45,6 +46,8 @@ _SIZE_NAMES: dict[str, dict[str, str]] = {
     "opt": {"intermediate_size": "ffn_dim"},
 }
 _GROUPED_QUERY = ("llama", "qwen2", "qwen3")
+
+_HEAD = "score.weight"
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,11 @@ def load_causal_model(
     config = model_config(location, tokenizer, field)
     if location.scratch is not None:
         torch.manual_seed(settings.seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=settings.dtype, attn_implementation=settings.attention
-        )
+        model = _from_config(AutoModelForCausalLM, config, settings, field)
     else:
         _require_architecture(config, "ForSequenceClassification", field, wanted=False)
-        model = _from_pretrained(AutoModelForCausalLM, location, config, settings, field)
+        model, missing = _from_pretrained(AutoModelForCausalLM, location, config, settings, field)
+        _require_all_weights(missing, location, field)
     _fit_tokenizer(model, tokenizer, field)
     return model
 
@@ -156,21 +158,20 @@ def load_reward_base(
     Details of RLHF with PPO", 2023), or zero, which makes a critic start at value 0.
     """
     config = model_config(location, tokenizer, field)
-    has_head = _names_architecture(config, "ForSequenceClassification")
-    if has_head:
+    if _names_architecture(config, "ForSequenceClassification"):
         _require_one_label(config, location, field)
     config.num_labels = 1
     torch.manual_seed(settings.seed)
+    missing = {_HEAD}
     if location.scratch is not None:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-            config, dtype=settings.dtype, attn_implementation=settings.attention
-        )
+        model = _from_config(AutoModelForSequenceClassification, config, settings, field)
     else:
-        with _quiet_about_new_heads():
-            model = _from_pretrained(
-                AutoModelForSequenceClassification, location, config, settings, field
-            )
-    if not has_head:
+        model, missing = _from_pretrained(
+            AutoModelForSequenceClassification, location, config, settings, field
+        )
+    _require_score_head(model, field)
+    _require_all_weights(missing - {_HEAD}, location, field)
+    if _HEAD in missing:
         head = score_head(model)
         with torch.no_grad():
             if zero_head:
@@ -195,19 +196,19 @@ def load_reward_model(
     config = model_config(location, tokenizer, field)
     _require_architecture(config, "ForSequenceClassification", field, wanted=True)
     _require_one_label(config, location, field)
-    model = _from_pretrained(AutoModelForSequenceClassification, location, config, settings, field)
+    model, missing = _from_pretrained(
+        AutoModelForSequenceClassification, location, config, settings, field
+    )
+    _require_score_head(model, field)
+    _require_all_weights(missing, location, field)
     _fit_tokenizer(model, tokenizer, field)
     return model
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer of one output; every sequence classification model calls it `score`."""
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1:
-        raise InputError(
-            f"{type(model).__name__} has no linear score head with one output; "
-            "use a model whose AutoModelForSequenceClassification has one, for example Llama"
-        )
+    """The linear layer of one output, which decoders' sequence classifiers call `score`."""
+    head = model.score
+    assert isinstance(head, nn.Linear)
     return head
 
 
@@ -249,7 +250,6 @@ class ScalarModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        score_head(model)
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
@@ -293,26 +293,62 @@ def save_model(
     tokenizer.save_pretrained(folder)
 
 
+def _from_config(
+    factory: Any, config: PretrainedConfig, settings: ModelSettings, field: str
+) -> PreTrainedModel:
+    """A model with random weights."""
+    with _attention_errors(field):
+        model: PreTrainedModel = factory.from_config(
+            config, dtype=settings.dtype, attn_implementation=settings.attention
+        )
+    return model
+
+
 def _from_pretrained(
     factory: Any,
     location: ModelLocation,
     config: PretrainedConfig,
     settings: ModelSettings,
     field: str,
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model and the names of weights that its files lack and that are random now."""
     try:
-        model: PreTrainedModel = factory.from_pretrained(
-            location.path,
-            revision=location.revision,
-            config=config,
-            dtype=settings.dtype,
-            attn_implementation=settings.attention,
-        )
-    except ImportError as error:
-        raise ConfigError(f"{field}: {error}; choose attentionImplementation: SDPA") from error
-    except (OSError, ValueError) as error:
+        with _attention_errors(field), _quiet_about_new_weights():
+            model, loaded = factory.from_pretrained(
+                location.path,
+                revision=location.revision,
+                config=config,
+                dtype=settings.dtype,
+                attn_implementation=settings.attention,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{field}: cannot load {location.path}: {error}") from error
-    return model
+    for name, found, wanted in sorted(loaded["mismatched_keys"]):
+        raise InputError(
+            f"{field}: cannot load {location.path}: {name} has shape {list(found)} in its files "
+            f"and {list(wanted)} by its config.json; use files that were saved together"
+        )
+    return model, set(loaded["missing_keys"])
+
+
+def _require_all_weights(missing: set[str], location: ModelLocation, field: str) -> None:
+    if missing:
+        named = ", ".join(sorted(missing)[:3])
+        raise InputError(
+            f"{field}: cannot load {location.path}: its files lack {len(missing)} weights that its "
+            f"config.json asks for, among them {named}; use files that were saved together"
+        )
+
+
+def _require_score_head(model: PreTrainedModel, field: str) -> None:
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise InputError(
+            f"{field}: {type(model).__name__} has no linear score head with one output; "
+            "use a model whose AutoModelForSequenceClassification has one, for example Llama"
+        )
 
 
 def _fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, field: str) -> None:
@@ -354,8 +390,17 @@ def _require_one_label(config: PretrainedConfig, location: ModelLocation, field:
 
 
 @contextmanager
-def _quiet_about_new_heads() -> Iterator[None]:
-    """transformers warns that the head is new, which is what the reward stage wants."""
+def _attention_errors(field: str) -> Iterator[None]:
+    """An attention implementation whose package is not there is a matter of the configuration."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"{field}: {error}; choose attentionImplementation: SDPA") from error
+
+
+@contextmanager
+def _quiet_about_new_weights() -> Iterator[None]:
+    """transformers warns of weights that the files lack: a new head, or what we raise ourselves."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

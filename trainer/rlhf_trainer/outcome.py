@@ -4,7 +4,6 @@ Written by `__main__` in every rank, read by `launch`. Imports no torch.
 """
 
 import json
-import math
 import os
 import re
 import time
@@ -23,7 +22,6 @@ from rlhf_trainer.errors import Failure
 OUTCOME_FOLDER = "RLHF_OUTCOME_FOLDER"
 """Environment variable by which the launcher tells its ranks where to leave their outcome."""
 
-MAX_MESSAGE_LENGTH = 8192
 MAX_METRICS = 32
 _TAIL_BYTES = 1 << 16
 
@@ -81,7 +79,6 @@ class RankEnd:
 
 def success(config: StageConfig, outcome: StageOutcome) -> StageResult:
     """The result of a stage whose work is done."""
-    finite = {name: float(v) for name, v in outcome.metrics.items() if math.isfinite(v)}
     return StageResult(
         stage=config.stage,
         attempt=config.attempt,
@@ -93,7 +90,7 @@ def success(config: StageConfig, outcome: StageOutcome) -> StageResult:
         total_steps=outcome.total_steps,
         last_checkpoint_step=outcome.last_checkpoint_step,
         artifact=outcome.artifact,
-        metrics=dict(list(finite.items())[:MAX_METRICS]),
+        metrics=dict(list(outcome.metrics.items())[:MAX_METRICS]),
     )
 
 
@@ -105,7 +102,7 @@ def failed(config: StageConfig, failure: Failure) -> StageResult:
         config_digest=config.digest(),
         exit_code=failure.exit_code,
         reason=failure.reason,
-        message=failure.message[:MAX_MESSAGE_LENGTH],
+        message=failure.message,
         step=failure.step or 0,
         last_checkpoint_step=failure.last_checkpoint_step,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_api.errors import ConfigError, InputError
@@ -20,6 +20,7 @@ from rlhf_api.v1alpha1 import Dataset, ModelSource, StageConfig
 from rlhf_trainer.artifact import ModelLocation, finished_artifact, model_folder, read_manifest
 from rlhf_trainer.data.uris import Hub
 from rlhf_trainer.distributed import Ranks, on_first_rank_of_node
+from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
 from rlhf_trainer.files import write_atomically
 from rlhf_trainer.memory import ModelSize, count_parameters
 from rlhf_trainer.models import model_config
@@ -62,6 +63,7 @@ def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str
 
     Raises:
         InputError: it is not there, or an artifact is not the one that was promised.
+        ServiceUnavailable: the hub does not answer.
         ConfigError: its tokenizer cannot be used as it is.
     """
     location = model_folder(source, config, field)
@@ -108,8 +110,22 @@ def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
 def _fetch(location: ModelLocation, field: str) -> None:
     try:
         snapshot_download(location.path, revision=location.revision, allow_patterns=_MODEL_FILES)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN | CLOSED:
+            raise
+        told = f"{field}: hf://{location.path} cannot be fetched: {error}"
+        if _may_pass(error):
+            raise ServiceUnavailable(f"{told}; try again when the hub answers") from error
         raise InputError(
-            f"{field}: hf://{location.path} cannot be fetched: {error}; check the name and the "
-            "network, or fill the cache and set HF_HUB_OFFLINE=1"
+            f"{told}; check the name and the network, or fill the cache and set HF_HUB_OFFLINE=1"
         ) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the hub or the way to it failed, and not what was asked of it."""
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code >= 500 or cause.response.status_code == 429
+    if cause is None or isinstance(cause, OfflineModeIsEnabled):
+        return False
+    return cause is not error or isinstance(error, ConnectionError | TimeoutError)

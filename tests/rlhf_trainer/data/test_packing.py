@@ -92,6 +92,7 @@ def test_groups_by_hand() -> None:
     assert pack([2, 5, 4, 3, 1, 6], 7) == [[0, 1], [2, 3], [4, 5]]
     assert pack([2, 5, 4, 3, 1, 6], 7, window=2) == [[0, 1], [2, 3], [4, 5]]
     assert pack([4, 4, 3, 3], 7, window=2) == [[0], [1], [2, 3]]
+    assert pack([3, 3, 4, 4], 7) == [[0, 2], [1, 3]]
     assert pack([], 7) == []
 
 
@@ -192,6 +193,28 @@ def test_a_window_that_is_long_enough_does_not_matter() -> None:
     model = _model(MistralConfig(sliding_window=32, **LLAMA), "sdpa", torch.float32)
 
     assert supports_packing(model, 32)
+
+
+def test_a_window_that_no_layer_uses_does_not_matter() -> None:
+    config = Qwen3Config(head_dim=8, **LLAMA)
+    config.sliding_window = 4
+    assert set(config.layer_types) == {"full_attention"}
+
+    assert supports_packing(_model(config, "sdpa", torch.float32), 32)
+
+
+def test_a_leak_too_small_to_look_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(PACKABLE["llama"], "sdpa", torch.float32)
+    forward = model.forward
+
+    def leaky(**inputs: Any) -> Any:
+        found = forward(**inputs)
+        found.logits += 1e-5 * inputs["input_ids"].sum()
+        return found
+
+    monkeypatch.setattr(model, "forward", leaky)
+
+    assert not supports_packing(model, 8)
 
 
 def test_flash_attention_takes_no_such_mask() -> None:

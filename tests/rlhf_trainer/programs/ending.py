@@ -4,7 +4,8 @@ Ways without a word of its own: `exit <code>`, `signal <number>`, `hang`, `deaf`
 SIGTERM), `slow <code>` (ignores SIGTERM and exits a little later), `child <file>` (is killed and
 leaves a process behind, its number in the file). Ways with: `done`, `raise <error>`, `stop
 <checkpoint step or none>` (leaves when asked), `orphan <file>` (leaves a process behind that ends
-before it). Each after `<seconds>:` if that stands before it.
+before it), `first <error>` and `second <error>` (two ranks that end at once, their words in that
+order). Each after `<seconds>:` if that stands before it.
 """
 
 import errno
@@ -46,6 +47,14 @@ def leave_process_behind(note: Path, seconds: float) -> None:
     subprocess.run(["sh", "-c", f"sleep {seconds} & echo $! > {note}"], check=True)
 
 
+def wait_for_outcomes(count: int) -> None:
+    """Wait until as many ranks have left a word."""
+    from rlhf_trainer.outcome import OUTCOME_FOLDER
+
+    while len(list(Path(os.environ[OUTCOME_FOLDER]).glob("outcome-*"))) < count:
+        time.sleep(0.005)
+
+
 def error_named(name: str) -> BaseException:
     """An error by the name of its class, or a foreign one."""
     from rlhf_trainer import errors
@@ -74,15 +83,19 @@ def speak(verb: str, word: str) -> int:
     if verb == "orphan":
         leave_process_behind(Path(word), seconds=0.2)
         time.sleep(1.0)
-    if verb == "raise":
+    if verb == "second":
+        wait_for_outcomes(1)
+    if verb in ("raise", "first", "second"):
         result = failed(config, failure_of(error_named(word)))
     if verb == "stop":
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         ready()
-        signal.pause()
+        signal.sigtimedwait({signal.SIGTERM}, 600)
         stopped = StopRequested(7, None if word == "none" else int(word))
         result = failed(config, failure_of(stopped))
     leave_outcome(result, int(os.environ["RANK"]))
+    if verb == "first":
+        wait_for_outcomes(2)
     return result.exit_code
 
 

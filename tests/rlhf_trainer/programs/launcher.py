@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from typing import Any
 
 from rlhf_trainer.launch import main
@@ -13,6 +14,8 @@ log = os.open(CASE["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(log, 1)
 os.dup2(log, 2)
 os.environ.update(CASE["environment"])
+# The server that this process was forked from has chosen one already.
+tempfile.tempdir = os.environ.get("TMPDIR")
 if CASE["subreaper"]:
     import ctypes
 

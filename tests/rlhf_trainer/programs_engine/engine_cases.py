@@ -1,7 +1,9 @@
 """What each rank does in `test_engine`, on one rank and on two."""
 
 import copy
-import math
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import torch
 from torch import Tensor
 
 from rlhf_api.v1alpha1 import SFTStage
+from rlhf_trainer.checkpoint import CheckpointStore
 from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.distributed import Ranks, barrier, reduce_sum
 from rlhf_trainer.engine import TrainedModel, freeze, micro_batches, train, whole_parameters
+from rlhf_trainer.files import as_storage_error
 from rlhf_trainer.models import Actor, ScalarModel
 from rlhf_trainer.rl import sft_loss
 
@@ -67,8 +71,8 @@ def one_step(model: TrainedModel, ranks: Ranks, micro_batch_size: int, rate: flo
     return [reduce_sum([nll], ranks)[0] / tokens(), norm]
 
 
-def weights_of(model: TrainedModel, ranks: Ranks) -> dict[str, Tensor]:
-    with whole_parameters(model, ranks):
+def weights_of(model: TrainedModel) -> dict[str, Tensor]:
+    with whole_parameters(model):
         return {
             name: parameter.detach().float().clone()
             for name, parameter in model.module.named_parameters()
@@ -111,7 +115,7 @@ def steps(
                 actor(folder), spec(folder, zero_stage=zero_stage), ranks, learning_rate=1.0
             )
             told = [one_step(model, ranks, size, rate) for rate in RATES]
-            found[zero_stage, size] = told, weights_of(model, ranks)
+            found[zero_stage, size] = told, weights_of(model)
     return found
 
 
@@ -150,9 +154,7 @@ def resume(ranks: Ranks, folder: Path, zero_stages: list[int], precision: str) -
         resumed = [one_step(second, ranks, 2, rate) for rate in RATES]
         same = all(
             torch.equal(a, b)
-            for a, b in zip(
-                weights_of(first, ranks).values(), weights_of(second, ranks).values(), strict=True
-            )
+            for a, b in zip(weights_of(first).values(), weights_of(second).values(), strict=True)
         )
         found[zero_stage] = uninterrupted, resumed, same
     return found
@@ -166,7 +168,7 @@ def partitioned(ranks: Ranks, folder: Path) -> dict[str, Any]:
     frozen = freeze(copy.deepcopy(plain), settings, ranks)
     model = train(copy.deepcopy(plain), settings, ranks, learning_rate=1.0)
     outside = sum(p.numel() for p in model.module.parameters())
-    with whole_parameters(model, ranks):
+    with whole_parameters(model):
         inside = {name: p.detach().clone() for name, p in model.module.named_parameters()}
         kept = model.module.model.state_dict()
         shapes = {name: tuple(value.shape) for name, value in kept.items()}
@@ -191,5 +193,48 @@ def partitioned(ranks: Ranks, folder: Path) -> dict[str, Any]:
         }
 
 
-def finite(told: list[list[float]]) -> bool:
-    return all(math.isfinite(value) for pair in told for value in pair)
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow further, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def full_disk(ranks: Ranks, folder: Path, zero_stages: list[int]) -> dict[int, Any]:
+    """What a rank is told when rank 1 cannot write: by the engine, and by the store with its
+    newest step."""
+    found = {}
+    for zero_stage in zero_stages:
+        settings = {"zero_stage": zero_stage, "seed": zero_stage}
+        model = train(actor(folder), spec(folder, **settings), ranks, learning_rate=1.0)
+        config = tiny.stage_config("sft", folder, world_size=2, **settings)
+        store = CheckpointStore(config, ranks)
+
+        def write(place: Path, model: TrainedModel = model) -> None:
+            model.save(place, "model")
+
+        store.save(1, write, {}, {})
+        direct = folder / f"direct-{zero_stage}"
+        if ranks.rank == 0:
+            direct.mkdir()
+        barrier(ranks)
+        with files_of_at_most(4096 if ranks.rank == 1 else resource.RLIM_INFINITY):
+            told = raised(lambda place=direct: write(place), direct)
+            stored = raised(lambda store=store: store.save(2, write, {}, {}), direct)
+        newest = CheckpointStore(config, ranks).newest()
+        assert newest is not None
+        model.load(newest.folder, "model")
+        found[zero_stage] = told, (stored, newest.step)
+    return found
+
+
+def raised(call: Callable[[], None], folder: Path) -> str:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - told to the test
+        return type(as_storage_error(error, folder) or error).__name__
+    return "nothing"

@@ -1,4 +1,4 @@
-"""A rank of `tiny.World`: `rank.py <pipe> <file to meet at>`; runs functions until the pipe ends."""
+"""A rank of `tiny.World`: `rank.py <pipe> <file to meet at>` runs functions until the pipe ends."""
 
 import os
 import pickle

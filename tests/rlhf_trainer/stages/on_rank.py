@@ -25,3 +25,8 @@ def run(ranks: Ranks, config: StageConfig, looks: int | None) -> dict[str, Any]:
         except RLHFError as error:
             found["error"] = failure_of(error)
     return found | {"stdout": told.getvalue()}
+
+
+def run_with_fixed_answers(ranks: Ranks, config: StageConfig) -> None:
+    """PPO on rollouts that depend on the prompts alone."""
+    stage_runs.run_with_fixed_answers(config, ranks)

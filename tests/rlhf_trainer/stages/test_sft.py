@@ -211,7 +211,8 @@ def test_micro_batches_do_not_matter(tmp_path: Path) -> None:
             "sft", tmp_path / str(size), packing=False, batch_size=8, micro_batch_size=size
         )
         stage_runs.run(config)
-        found.append([[step["loss"], step["gradient_norm"]] for step in stage_runs.steps(config)])
+        steps = stage_runs.steps(config)
+        found.append([step["loss"] for step in steps] + [step["gradient_norm"] for step in steps])
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     assert found[2] == pytest.approx(found[0], rel=1e-4)
 
@@ -225,7 +226,7 @@ def test_two_ranks_learn_as_one(tmp_path: Path, zero_stage: int) -> None:
         "sft", tmp_path / "two", world_size=2, zero_stage=zero_stage, **settings
     )
     first, second = stage_runs.run_on_pair(pair)
-    assert first["outcome"] == second["outcome"]
+    assert first["outcome"].artifact == second["outcome"].artifact
     for mine, theirs in zip(stage_runs.steps(alone), stage_runs.steps(pair), strict=True):
         for name in ("loss", "gradient_norm"):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5)

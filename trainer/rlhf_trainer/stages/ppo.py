@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rlhf_api.errors import ConfigError
 from rlhf_api.names import Metric
@@ -30,13 +29,12 @@ from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_prompts
 from rlhf_trainer.data.tokenized import Prompt
 from rlhf_trainer.distributed import Ranks, reduce_sum
-from rlhf_trainer.engine import TrainedModel, freeze, train, whole_parameters
+from rlhf_trainer.engine import whole_parameters
 from rlhf_trainer.evaluation import Answer, answer_all, answers_of, figures, write_samples
 from rlhf_trainer.experience import (
     Experience,
     Lesson,
     collect,
-    global_moments,
     lesson,
     minibatches,
     normalized,
@@ -45,31 +43,14 @@ from rlhf_trainer.experience import (
     shaped_scores,
 )
 from rlhf_trainer.loop import TrainingLoop, total_steps
-from rlhf_trainer.memory import MicroBatch, allowance, check_memory
-from rlhf_trainer.models import (
-    Actor,
-    ModelSettings,
-    ScalarModel,
-    load_causal_model,
-    load_reward_base,
-    load_reward_model,
-    save_model,
-    switch_off_dropout,
-)
+from rlhf_trainer.models import save_model
 from rlhf_trainer.outcome import StageOutcome
-from rlhf_trainer.preparation import (
-    Base,
-    finished_outcome,
-    open_base,
-    read_data,
-    require_same_tokenizer,
-    write_figures,
-)
+from rlhf_trainer.ppo_models import FIELD, Bases, Models, load_models
+from rlhf_trainer.preparation import Base, finished_outcome, read_data, write_figures
 from rlhf_trainer.report import Reporter, Sample
 from rlhf_trainer.rl import (
     Moments,
     adapted_kl_coef,
-    distinct_n,
     entropy_bonus,
     policy_loss,
     value_loss,
@@ -77,18 +58,7 @@ from rlhf_trainer.rl import (
 from rlhf_trainer.rollout import GenerateSampler, Sampler, Sampling
 from rlhf_trainer.stopping import StopFlag
 from rlhf_trainer.tokenizers import stop_token_ids
-
-FIELD = "spec.stages.ppo"
-
-
-@dataclass(frozen=True)
-class Models:
-    """The four models of PPO."""
-
-    actor: TrainedModel
-    reference: nn.Module
-    critic: TrainedModel
-    reward_model: nn.Module
+from rlhf_trainer.update_metrics import UpdateSums, rollout_metrics
 
 
 @dataclass
@@ -107,29 +77,6 @@ class State:
         if document:
             self.kl_coef = document["klCoef"]
             self.score_moments = Moments.from_dict(document["scoreMoments"])
-
-
-@dataclass(frozen=True)
-class Bases:
-    """What the stage reads, before any weights."""
-
-    actor: Base
-    reward_model: Base
-    critic: Base
-
-    @classmethod
-    def open(cls, spec: PPOStage, config: StageConfig, ranks: Ranks) -> "Bases":
-        """Find all models and check that they read the same tokens."""
-        actor = open_base(spec.model, config, ranks, f"{FIELD}.model")
-        reward_model = open_base(spec.reward_model, config, ranks, f"{FIELD}.rewardModel")
-        critic = (
-            open_base(spec.critic_model, config, ranks, f"{FIELD}.criticModel")
-            if spec.critic_model is not None
-            else reward_model
-        )
-        require_same_tokenizer(actor, reward_model)
-        require_same_tokenizer(actor, critic)
-        return cls(actor, reward_model, critic)
 
 
 def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
@@ -151,7 +98,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             else None
         )
         # 2. The models.
-        models = _load(bases, spec, config, ranks)
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        models = load_models(bases, spec, config, ranks, longest + spec.max_response_length)
         state = State(spec.kl_coef, Moments())
         loop = TrainingLoop(
             config,
@@ -203,52 +151,6 @@ def _read(
         ),
     )
     return prompts
-
-
-def _load(bases: Bases, spec: PPOStage, config: StageConfig, ranks: Ranks) -> Models:
-    sizes = [
-        bases.actor.size("actor", trained=True),
-        bases.critic.size("critic", trained=True),
-        bases.actor.size("reference", trained=False),
-        bases.reward_model.size("reward model", trained=False),
-    ]
-    work = MicroBatch(spec.micro_batch_size, spec.max_prompt_length + spec.max_response_length)
-    check_memory(config, ranks, sizes, allowance(bases.actor.config, work, spec.precision))
-    settings = ModelSettings.of(spec)
-    actor, reference = (
-        Actor(
-            load_causal_model(
-                bases.actor.location, bases.actor.tokenizer, settings, bases.actor.field
-            )
-        )
-        for _ in range(2)
-    )
-    reward_model = ScalarModel(
-        load_reward_model(
-            bases.reward_model.location,
-            bases.reward_model.tokenizer,
-            settings,
-            bases.reward_model.field,
-        )
-    )
-    critic = ScalarModel(
-        load_reward_base(
-            bases.critic.location,
-            bases.critic.tokenizer,
-            settings,
-            bases.critic.field,
-            zero_head=True,
-        )
-    )
-    for model in (actor, reference, reward_model, critic):
-        switch_off_dropout(model)
-        model.to(ranks.device)
-    return Models(
-        train(actor, spec, ranks, learning_rate=spec.learning_rate),
-        freeze(reference, spec, ranks),
-        train(critic, spec, ranks, learning_rate=spec.critic_learning_rate),
-        freeze(reward_model, spec, ranks),
-    )
 
 
 @dataclass
@@ -331,7 +233,7 @@ class PPO:
             self.tell_evaluation(after)
 
         def write(folder: Path) -> None:
-            with whole_parameters(self.models.actor, self.ranks):
+            with whole_parameters(self.models.actor):
                 if self.ranks.rank == 0:
                     stop_ids = list(self.sampling.stop_ids)
                     save_model(self._actor_model(), self.base.tokenizer, folder, stop_ids)
@@ -479,71 +381,3 @@ class PPO:
                 for answer in found
             ],
         )
-
-
-class UpdateSums:
-    """Sums over the tokens of an update's micro-batches, on one rank."""
-
-    def __init__(self) -> None:
-        self.actor = np.zeros(6)
-        self.critic = np.zeros(2)
-        self.actor_norms: list[float] = []
-        self.critic_norms: list[float] = []
-
-    def means(self, ranks: Ranks) -> dict[Metric, float]:
-        """Means over all ranks; of the actor only where it learned."""
-        sums = reduce_sum([*self.actor, *self.critic], ranks)
-        tokens, policy, clipped, approx_kl, ratio, entropy, value_tokens, value = sums
-        found = {
-            Metric.CRITIC_LOSS: value / value_tokens,
-            Metric.CRITIC_GRADIENT_NORM: float(np.mean(self.critic_norms)),
-        }
-        if tokens:
-            found |= {
-                Metric.POLICY_LOSS: policy / tokens,
-                Metric.CLIP_SHARE: clipped / tokens,
-                Metric.APPROX_KL: approx_kl / tokens,
-                Metric.RATIO_MEAN: ratio / tokens,
-                Metric.ENTROPY: entropy / tokens,
-                Metric.GRADIENT_NORM: float(np.mean(self.actor_norms)),
-            }
-        return found
-
-
-def rollout_metrics(experience: Experience, taught: Lesson, ranks: Ranks) -> dict[Metric, float]:
-    """What the rollout was like, over all ranks."""
-    rollout, mask = experience.rollout, experience.mask
-    every = torch.ones_like(rollout.ended)
-    scores = global_moments(experience.scores, every, ranks)
-    returns = global_moments(taught.returns, mask, ranks)
-    advantages = global_moments(taught.advantages, mask, ranks)
-    residuals = global_moments(taught.returns - experience.values, mask, ranks)
-    drift = global_moments((rollout.sampled_logprobs - experience.old_logprobs).abs(), mask, ranks)
-    lengths = rollout.response_lengths.tolist()
-    sums = [
-        float(len(lengths)),
-        float(sum(lengths)),
-        float(rollout.ended.sum()),
-        float(experience.answer_kl().sum()),
-        distinct_n(
-            [row[:length].tolist() for row, length in zip(rollout.responses, lengths, strict=True)],
-            2,
-        )
-        * len(lengths),
-    ]
-    answers, tokens, ended, kl, distinct = reduce_sum(sums, ranks)
-    return {
-        Metric.REWARD: scores.mean,
-        Metric.REWARD_STD: scores.variance**0.5,
-        Metric.KL: kl / answers,
-        Metric.RESPONSE_TOKENS: tokens / answers,
-        Metric.EOS_RATE: ended / answers,
-        Metric.DISTINCT_2: distinct / answers,
-        Metric.RETURNS_MEAN: returns.mean,
-        Metric.RETURNS_STD: returns.variance**0.5,
-        Metric.ADVANTAGES_STD: advantages.variance**0.5,
-        Metric.EXPLAINED_VARIANCE: (
-            1 - residuals.variance / returns.variance if returns.variance > 0 else 0.0
-        ),
-        Metric.SAMPLER_DRIFT: drift.mean,
-    }

@@ -226,7 +226,7 @@ def _keep(
     loop: TrainingLoop, model: TrainedModel, base: Base, figures: dict[Metric, float]
 ) -> StageOutcome:
     def write(folder: Path) -> None:
-        with whole_parameters(model, loop.ranks):
+        with whole_parameters(model):
             if loop.ranks.rank == 0:
                 actor = model.module
                 assert isinstance(actor, Actor)

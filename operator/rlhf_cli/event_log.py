@@ -1,0 +1,73 @@
+"""How far an attempt is, from its `events.jsonl`. Called by `launchers`; reads, never writes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rlhf_operator.observed import ObservedProgress
+
+
+class EventLog:
+    """One attempt's file, read on from where the last look ended."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._metrics: dict[str, float] = {}
+        self._checkpoint_step: int | None = None
+        self._last: dict[str, Any] | None = None
+
+    def read(self) -> ObservedProgress | None:
+        """What the file tells by now; None before its first whole line."""
+        for line in self._new_lines():
+            self._take(line)
+        if self._last is None:
+            return None
+        return ObservedProgress(
+            step=_count(self._last.get("step")),
+            total_steps=_count(self._last.get("totalSteps")),
+            eta_seconds=_number(self._last.get("etaSeconds")),
+            metrics=dict(self._metrics),
+            last_checkpoint_step=self._checkpoint_step,
+        )
+
+    def _new_lines(self) -> list[bytes]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        # What follows the last line break is still being written.
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole.splitlines()
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(event, dict):
+            return
+        self._last = event
+        if event.get("type") == "checkpoint":
+            self._checkpoint_step = _count(event.get("step"))
+        metrics = event.get("metrics")
+        for name, value in metrics.items() if isinstance(metrics, dict) else ():
+            number = _number(value)
+            if number is None:
+                self._metrics.pop(name, None)
+            else:
+                self._metrics[name] = number
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,160 @@
+"""A job as one machine runs it: absolute paths, one node, inputs that are there.
+
+Called by `rlhf validate` and `rlhf run` before anything is written or started.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_api.errors import InputError, UsageError
+from rlhf_api.v1alpha1 import ModelSource, RLHFJob, StageSpec, stage_order
+from rlhf_operator.configs import CLAIM, claim_of, uris
+
+FILE = "file://"
+
+
+def parse_mounts(texts: Sequence[str]) -> dict[str, str]:
+    """`claim=path` options as a mapping of claims to absolute folders.
+
+    Raises:
+        UsageError: of another form, or a claim that stands twice.
+        InputError: the folder is not there.
+    """
+    mounts: dict[str, str] = {}
+    for text in texts:
+        claim, separator, path = text.partition("=")
+        if not (claim and separator and path):
+            raise UsageError(f"--mount {text}: is not of the form claim=path; write it so")
+        if claim in mounts:
+            raise UsageError(f"--mount {text}: claim {claim} stands twice; keep one of them")
+        folder = Path(path).absolute()
+        if not folder.is_dir():
+            raise InputError(f"--mount {text}: {folder} is no folder; make it or correct the path")
+        mounts[claim] = str(folder)
+    return mounts
+
+
+def localized(job: RLHFJob, folder: Path) -> RLHFJob:
+    """The job with file:// paths taken from `folder`, and each stage's ranks on a single node."""
+    changes: dict[str, Any] = {}
+    for name, stage in job.spec.stages.present().items():
+        ranks = job.spec.nodes(name) * job.spec.processes_per_node(name)
+        size = {"nodes": 1, "processes_per_node": ranks}
+        changes[name.value] = stage.model_copy(update=size | _absolute_inputs(stage, folder))
+    stages = job.spec.stages.model_copy(update=changes)
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"stages": stages})})
+
+
+def check_inputs(job: RLHFJob, mounts: Mapping[str, str], *, all_claims: bool = True) -> None:
+    """See that every file:// and pvc:// input of a localized job is there.
+
+    Args:
+        job: localized.
+        mounts: folders of claims.
+        all_claims: whether a claim without a folder is an error.
+
+    Raises:
+        InputError: one line for each that is not.
+    """
+    mistakes = []
+    for field, uri in _inputs(job):
+        claim = claim_of(uri)
+        if claim is not None and claim not in mounts:
+            if all_claims:
+                mistakes.append(
+                    f"{field}: {uri}: claim {claim} has no folder here; add --mount {claim}=path"
+                )
+            continue
+        path = _path_of(uri, mounts)
+        if path is not None and not path.exists():
+            mistakes.append(f"{field}: {uri}: {path} does not exist; make it or correct the uri")
+    if mistakes:
+        raise InputError("\n".join(mistakes))
+
+
+def unmounted_claims(job: RLHFJob, mounts: Mapping[str, str]) -> list[str]:
+    """Claims that the job reads and for which no folder is given."""
+    claims = {claim_of(uri) for _, uri in _inputs(job)}
+    return sorted(claim for claim in claims if claim is not None and claim not in mounts)
+
+
+def local_warnings(job: RLHFJob) -> Iterator[str]:
+    """What of the job, as it is written, a single machine does in another way."""
+    for name, stage in job.spec.stages.present().items():
+        nodes, processes = job.spec.nodes(name), job.spec.processes_per_node(name)
+        if nodes > 1:
+            yield (
+                f"spec.stages.{name}: nodes is {nodes}; here all {nodes * processes} ranks run on "
+                "this machine"
+            )
+        for variable in (*(job.spec.template.env or ()), *(stage.env or ())):
+            if variable.value is None:
+                yield (
+                    f"spec.stages.{name}: environment variable {variable.name} comes from the "
+                    "cluster and is not set here; set it in the shell"
+                )
+
+
+def local_environment(job: RLHFJob, stage: StageSpec) -> dict[str, str]:
+    """The environment variables that the job gives a stage by value."""
+    given = (*(job.spec.template.env or ()), *(stage.env or ()))
+    return {each.name: each.value for each in given if each.value is not None}
+
+
+def describe(job: RLHFJob) -> Iterator[str]:
+    """A line for each stage, in the order in which they run."""
+    present = job.spec.stages.present()
+    for name in stage_order(job.spec.stages):
+        stage = present[name]
+        nodes, processes = job.spec.nodes(name), job.spec.processes_per_node(name)
+        place = f"{nodes} node{'s' * (nodes > 1)} x {processes} rank{'s' * (processes > 1)}"
+        if stage.max_steps is not None:
+            length = f"{stage.max_steps} steps"
+        else:
+            length = f"{stage.epochs or 1} epoch{'s' * ((stage.epochs or 1) > 1)}"
+        reads = ", ".join(
+            f"{field} from {source.uri or f'stage {source.from_stage}'}"
+            for field, source in stage.sources().items()
+        )
+        yield f"{name}: {place}, {length}, batch {stage.batch_size}, {reads}"
+
+
+def _inputs(job: RLHFJob) -> Iterator[tuple[str, str]]:
+    for name, stage in job.spec.stages.present().items():
+        for path, uri in uris(stage):
+            yield f"spec.stages.{name}.{path}", uri
+
+
+def _path_of(uri: str, mounts: Mapping[str, str]) -> Path | None:
+    if uri.startswith(FILE):
+        return Path(uri.removeprefix(FILE))
+    claim = claim_of(uri)
+    if claim is None:
+        return None
+    return Path(mounts[claim]) / uri.removeprefix(f"{CLAIM}{claim}").lstrip("/")
+
+
+def _absolute(uri: str, folder: Path) -> str:
+    if not uri.startswith(FILE):
+        return uri
+    return FILE + str(folder.absolute() / uri.removeprefix(FILE))
+
+
+def _absolute_inputs(stage: StageSpec, folder: Path) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for name in ("model", "reward_model", "critic_model"):
+        source: ModelSource | None = getattr(stage, name, None)
+        if source is None:
+            continue
+        update: dict[str, Any] = {"uri": _absolute(source.uri, folder)} if source.uri else {}
+        if source.scratch is not None:
+            tokenizer = _absolute(source.scratch.tokenizer, folder)
+            update["scratch"] = source.scratch.model_copy(update={"tokenizer": tokenizer})
+        changes[name] = source.model_copy(update=update)
+    for name in ("dataset", "eval_dataset"):
+        dataset = getattr(stage, name)
+        if dataset is not None:
+            uri = _absolute(dataset.uri, folder)
+            changes[name] = dataset.model_copy(update={"uri": uri})
+    return changes

@@ -1,0 +1,105 @@
+"""What came out of a job that succeeded: `summary.json`, and a few answers before and after.
+
+Called by `rlhf run` at the end. Reads what the stages left beside their models.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_api.names import FileName, StageName
+from rlhf_api.v1alpha1 import RLHFJob, StageStatus
+from rlhf_cli.view import duration
+
+FIGURES: dict[str, tuple[StageName, tuple[str, ...]]] = {
+    "rewardAccuracy": (StageName.REWARD, ("accuracy",)),
+    "scoreSft": (StageName.PPO, ("before", "score")),
+    "scoreSftStd": (StageName.PPO, ("before", "scoreStd")),
+    "scorePpo": (StageName.PPO, ("after", "score")),
+    "kl": (StageName.PPO, ("after", "kl")),
+    "eosRate": (StageName.PPO, ("after", "eosRate")),
+    "meanLength": (StageName.PPO, ("after", "meanLength")),
+    "distinct2Sft": (StageName.PPO, ("before", "distinct2")),
+    "distinct2Ppo": (StageName.PPO, ("after", "distinct2")),
+    "sftPerplexity": (StageName.SFT, ("perplexity",)),
+}
+"""Where each figure stands in which stage's evaluation.json."""
+
+SHOWN_SAMPLES = 3
+
+
+def summarize(job: RLHFJob, storage: Path) -> dict[str, Any]:
+    """The content of summary.json; what was not evaluated is left out."""
+    evaluations = {name: _evaluation(job, storage, name) for name in StageName}
+    summary: dict[str, Any] = {}
+    for key, (stage, path) in FIGURES.items():
+        value: Any = evaluations[stage]
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            summary[key] = value
+    status = job.status
+    if status.start_time is not None and status.completion_time is not None:
+        summary["secondsTotal"] = (status.completion_time - status.start_time).total_seconds()
+    summary["secondsByStage"] = {
+        name.value: (stage.completion_time - stage.start_time).total_seconds()
+        for name, stage in _stages(job)
+        if stage.start_time is not None and stage.completion_time is not None
+    }
+    return summary
+
+
+def result_lines(job: RLHFJob, storage: Path, summary: dict[str, Any]) -> Iterator[str]:
+    """Samples before and after PPO, where they are, then the figures."""
+    for row in _samples(job, storage):
+        yield f"prompt  {_one_line(row.get('prompt'))}"
+        yield f"before  {_one_line(row.get('responseBefore'))}{_score(row.get('scoreBefore'))}"
+        yield f"after   {_one_line(row.get('responseAfter'))}{_score(row.get('scoreAfter'))}"
+        yield ""
+    for key, value in summary.items():
+        if key in FIGURES:
+            yield f"{key}: {value:.4g}"
+    by_stage = ", ".join(
+        f"{name} {duration(seconds)}" for name, seconds in summary["secondsByStage"].items()
+    )
+    yield f"time: {duration(summary.get('secondsTotal', 0))} ({by_stage})"
+    for name, stage in _stages(job):
+        if stage.artifact is not None:
+            yield f"{name}: {storage / stage.artifact.uri}"
+
+
+def _stages(job: RLHFJob) -> Iterator[tuple[StageName, StageStatus]]:
+    for name in StageName:
+        stage = getattr(job.status.stages, name)
+        if stage is not None:
+            yield name, stage
+
+
+def _artifact_file(job: RLHFJob, storage: Path, stage: StageName, name: str) -> Path | None:
+    status: StageStatus | None = getattr(job.status.stages, stage)
+    if status is None or status.artifact is None:
+        return None
+    path = storage / status.artifact.uri / name
+    return path if path.is_file() else None
+
+
+def _evaluation(job: RLHFJob, storage: Path, stage: StageName) -> Any:
+    path = _artifact_file(job, storage, stage, FileName.EVALUATION)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def _samples(job: RLHFJob, storage: Path) -> list[dict[str, Any]]:
+    path = _artifact_file(job, storage, StageName.PPO, FileName.EVALUATION_SAMPLES)
+    if path is None:
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line, _ in zip(file, range(SHOWN_SAMPLES), strict=False)]
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _score(value: object) -> str:
+    return f"  (score {value:.3g})" if isinstance(value, int | float) else ""

@@ -1,0 +1,186 @@
+"""`rlhf run`: passes of observe, plan, write, act on one machine until the job ends or rests.
+
+Called by `app`. What happens next is decided by `rlhf_operator.plan`, the same as on a cluster;
+here it is only carried out, with processes in place of Jobs and a file in place of the API server.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rlhf_api.names import ConditionType, ExitCode, StageName, StageState
+from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_cli.launchers import Launchers, read_exit_code
+from rlhf_cli.local_job import local_environment, localized
+from rlhf_cli.retrying import retried
+from rlhf_cli.stopping import StopRequest, stop_requests
+from rlhf_cli.view import View
+from rlhf_cli.workdir import Workdir
+from rlhf_operator.conditions import is_true
+from rlhf_operator.configs import Placement
+from rlhf_operator.plan import Action, StartAttempt, StopAttempt, is_finished, plan, shifted
+
+LAUNCHER = (sys.executable, "-m", "rlhf_trainer.launch")
+"""What runs a stage, with the path of its stage.json behind it."""
+
+POLL_SECONDS = 0.2
+IDLE_SECONDS = 5.0
+"""Longer than a runner that lives is ever silent."""
+
+_TOLD_CODES = frozenset(
+    {
+        ExitCode.GUARDRAIL,
+        ExitCode.USAGE,
+        ExitCode.DATA,
+        ExitCode.INPUT,
+        ExitCode.UNAVAILABLE,
+        ExitCode.SELF_CHECK,
+        ExitCode.IO,
+        ExitCode.NO_PERMISSION,
+        ExitCode.CONFIG,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        job: with its last status.
+        exit_code: for the command.
+    """
+
+    job: RLHFJob
+    exit_code: int
+
+
+@dataclass
+class Runner:
+    """Runs one job in its workdir, whose lock the caller holds.
+
+    Attributes:
+        job: as its file says, with the uid and status of the workdir.
+        origin: the job's file, to whose folder file:// paths refer.
+        workdir: the job's own folder.
+        mounts: folders of claims.
+        view: what people see.
+        launcher: what runs a stage.
+    """
+
+    job: RLHFJob
+    origin: Path
+    workdir: Workdir
+    mounts: dict[str, str]
+    view: View
+    launcher: tuple[str, ...] = LAUNCHER
+    _launchers: Launchers = field(init=False)
+    _local: RLHFJob = field(init=False)
+    _placement: Placement = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._local = localized(self.job, self.origin.parent)
+        self._placement = Placement(storage=str(self.workdir.folder), claims=self.mounts)
+        grace = self.job.spec.template.termination_grace_period_seconds
+        self._launchers = Launchers(self.workdir, self.launcher, grace)
+
+    def run(self, *, retry: bool = False) -> Outcome:
+        """Go on until the job has ended, was suspended, or is asked to stop by a signal.
+
+        Args:
+            retry: whether a failed job gets all its restarts again.
+        """
+        now = datetime.now(UTC)
+        if retry and is_true(self.job.status.conditions, ConditionType.FAILED):
+            self._write(self.job.model_copy(update={"status": retried(self.job.status, now)}))
+        if is_finished(self.job.status):
+            return Outcome(self.job, self._exit_code(None))
+        with stop_requests() as request, self.view:
+            try:
+                self._leave_out_idle_time(now)
+                self._pass(request)
+                while not self._rests():
+                    time.sleep(POLL_SECONDS)
+                    self._pass(request)
+            finally:
+                self._end_all(request)
+        return Outcome(self.job, self._exit_code(request))
+
+    def _pass(self, request: StopRequest) -> None:
+        if request.insisted:
+            self._launchers.kill_all()
+        self._launchers.kill_late()
+        job = self._planned(request)
+        result = plan(job, self._launchers.observe(job), datetime.now(UTC), self._placement)
+        if result.status != self.job.status:
+            self._write(self.job.model_copy(update={"status": result.status}))
+        for action in result.actions:
+            self._act(action)
+        for event in result.events:
+            self.view.tell(event)
+        self.view.show(self.job, stopping=request.signal is not None)
+
+    def _planned(self, request: StopRequest) -> RLHFJob:
+        """The job as `plan` is to see it: a signal suspends it until the next run."""
+        suspend = self.job.spec.suspend or request.signal is not None
+        spec = self._local.spec.model_copy(update={"suspend": suspend})
+        return self.job.model_copy(update={"spec": spec})
+
+    def _act(self, action: Action) -> None:
+        if isinstance(action, StopAttempt):
+            self._launchers.stop(action.stage, action.attempt)
+        if isinstance(action, StartAttempt):
+            stage = self.job.spec.stages.present()[action.stage]
+            self._launchers.start(action, local_environment(self.job, stage))
+
+    def _write(self, job: RLHFJob) -> None:
+        self.workdir.save(job)
+        self.job = job
+
+    def _rests(self) -> bool:
+        """Whether the job has ended, or is suspended as it was asked to be."""
+        status = self.job.status
+        return is_finished(status) or is_true(status.conditions, ConditionType.SUSPENDED)
+
+    def _end_all(self, request: StopRequest) -> None:
+        """Leave no launcher behind; there is one only if the runner itself has failed."""
+        self._launchers.stop_all()
+        while self._launchers.any_alive():
+            if request.insisted:
+                self._launchers.kill_all()
+            self._launchers.kill_late()
+            time.sleep(POLL_SECONDS)
+
+    def _leave_out_idle_time(self, now: datetime) -> None:
+        """Stop the clocks for the time since the last runner was killed, if nothing ran on."""
+        status = self.job.status
+        suspended = is_true(status.conditions, ConditionType.SUSPENDED)
+        observed = self._launchers.observe(self.job)
+        if status.start_time is None or suspended or any(each.live for each in observed.attempts):
+            return
+        last = self.workdir.last_sign_of_life(self.job)
+        if last is not None and (now - last).total_seconds() > IDLE_SECONDS:
+            self._write(self.job.model_copy(update={"status": shifted(status, now - last)}))
+
+    def _exit_code(self, request: StopRequest | None) -> int:
+        conditions = self.job.status.conditions
+        if is_true(conditions, ConditionType.SUCCEEDED):
+            return ExitCode.DONE
+        if is_true(conditions, ConditionType.FAILED):
+            return self._failure_code()
+        if request is not None and request.signal is not None:
+            return 128 + request.signal
+        return ExitCode.STOPPED_WITH_CHECKPOINT
+
+    def _failure_code(self) -> int:
+        """What the failed stage's last attempt said, if it says something; else a crash."""
+        stages = {name: getattr(self.job.status.stages, name) for name in StageName}
+        for name, stage in stages.items():
+            if stage is None or stage.state is not StageState.FAILED:
+                continue
+            code = read_exit_code(self.workdir.attempt_folder(self.job, name, stage.attempt))
+            if code in _TOLD_CODES:
+                return int(code)
+        return ExitCode.CRASH

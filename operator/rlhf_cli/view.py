@@ -1,0 +1,203 @@
+"""What people see while a job runs: a table that moves, plain lines, or nothing.
+
+Called by `runner` with every status. Shows what status says and decides nothing; a terminal is
+never asked for input.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_api.names import Metric, StageName, StageState
+from rlhf_api.v1alpha1 import RLHFJob, StageStatus, stage_order
+from rlhf_operator.summaries import Event
+
+LINE_SECONDS = 10.0
+LINE_PERCENT = 10
+
+SHOWN_METRICS: Mapping[StageName, Mapping[Metric, str]] = {
+    StageName.SFT: {Metric.LOSS: "loss"},
+    StageName.REWARD: {Metric.LOSS: "loss", Metric.ACCURACY: "accuracy"},
+    StageName.PPO: {Metric.REWARD: "reward", Metric.KL: "KL", Metric.CRITIC_LOSS: "critic loss"},
+}
+
+_STYLES = {
+    StageState.RUNNING: "cyan",
+    StageState.SUCCEEDED: "green",
+    StageState.FAILED: "red",
+    StageState.RESTARTING: "yellow",
+    StageState.STOPPING: "yellow",
+    StageState.SUSPENDED: "yellow",
+}
+
+
+class View:
+    """Shows nothing; the base of the others."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the terminal as it was."""
+
+    def show(self, job: RLHFJob, *, stopping: bool = False) -> None:
+        """The job stands so.
+
+        Args:
+            job: with its status.
+            stopping: whether a person has asked to stop.
+        """
+
+    def tell(self, event: Event) -> None:
+        """Something has happened once."""
+
+
+class LineView(View):
+    """Lines for a log: events, and progress every 10 seconds or 10 percent of a stage."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._said: dict[StageName, tuple[float, int]] = {}
+        self._stopping = False
+
+    def show(self, job: RLHFJob, *, stopping: bool = False) -> None:
+        for name, stage in _stages(job).items():
+            if stage.state is StageState.RUNNING and stage.progress is not None:
+                self._progress(name, stage)
+        if stopping and not self._stopping:
+            self._say(stopping_text(job))
+        self._stopping = stopping
+
+    def tell(self, event: Event) -> None:
+        self._say(event.message)
+
+    def _progress(self, name: StageName, stage: StageStatus) -> None:
+        assert stage.progress is not None
+        percent, now = stage.progress.percent, self._clock()
+        said = self._said.get(name)
+        if said is not None:
+            quiet = now - said[0] < LINE_SECONDS and 0 <= percent - said[1] < LINE_PERCENT
+            if quiet:
+                return
+        self._said[name] = (now, percent)
+        parts = [_steps(stage), _eta(stage) and f"{_eta(stage)} left", metrics_text(name, stage)]
+        self._say(f"stage {name}: {', '.join(part for part in parts if part)}")
+
+    def _say(self, text: str) -> None:
+        moment = time.strftime("%H:%M:%S")
+        self._console.print(f"{moment} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveView(View):
+    """A table of the stages that is drawn anew with every status."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def show(self, job: RLHFJob, *, stopping: bool = False) -> None:
+        caption = stopping_text(job) if stopping else None
+        self._live.update(stage_table(job, caption), refresh=True)
+
+    def tell(self, event: Event) -> None:
+        if event.type == "Warning":
+            self._console.print(Text(event.message, "yellow"))
+
+
+def make_view(console: Console, *, quiet: bool) -> View:
+    """The view that fits: a table on a terminal, lines elsewhere, nothing when `quiet`."""
+    if quiet:
+        return View()
+    return LiveView(console) if console.is_terminal else LineView(console)
+
+
+def stage_table(job: RLHFJob, caption: str | None = None) -> Table:
+    """One row a stage: state, steps, time left, and the metrics to watch."""
+    table = Table(title=f"RLHFJob {job.metadata.name}", caption=caption, expand=False)
+    for column in ("stage", "state", "attempt", "progress", "step", "left", "metrics"):
+        table.add_column(column)
+    for name, stage in _stages(job).items():
+        percent = stage.progress.percent if stage.progress is not None else 0
+        bar: RenderableType = ProgressBar(total=100, completed=percent, width=20)
+        table.add_row(
+            name.value,
+            Text(stage.state.value, _STYLES.get(stage.state, "")),
+            str(stage.attempt or ""),
+            bar,
+            _steps(stage),
+            _eta(stage),
+            metrics_text(name, stage),
+        )
+    return table
+
+
+def stopping_text(job: RLHFJob) -> str:
+    """What happens after a request to stop."""
+    grace = job.spec.template.termination_grace_period_seconds
+    return (
+        f"stopping: each stage writes a checkpoint first (at most {grace} s); "
+        "once more to kill it without"
+    )
+
+
+def metrics_text(name: StageName, stage: StageStatus) -> str:
+    """The last values of the metrics to watch in this kind of stage."""
+    metrics = stage.metrics or {}
+    return ", ".join(
+        f"{label} {metrics[metric]:.4g}"
+        for metric, label in SHOWN_METRICS[name].items()
+        if metric in metrics
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _stages(job: RLHFJob) -> dict[StageName, StageStatus]:
+    found = {name: getattr(job.status.stages, name) for name in stage_order(job.spec.stages)}
+    return {name: stage for name, stage in found.items() if stage is not None}
+
+
+def _steps(stage: StageStatus) -> str:
+    progress = stage.progress
+    if progress is None:
+        return ""
+    return f"step {progress.step}/{progress.total_steps or '?'} ({progress.percent} %)"
+
+
+def _eta(stage: StageStatus) -> str:
+    progress = stage.progress
+    if stage.state is not StageState.RUNNING or progress is None or progress.eta_seconds is None:
+        return ""
+    return duration(progress.eta_seconds)

@@ -1,0 +1,186 @@
+"""What each rank does in `test_rollout`, `test_experience` and `test_evaluation`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_trainer.checkpoint import rng_state
+from rlhf_trainer.data.tokenized import Prompt
+from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.engine import train
+from rlhf_trainer.evaluation import answer_all
+from rlhf_trainer.experience import (
+    Experience,
+    Lesson,
+    collect,
+    global_moments,
+    lesson,
+    normalized,
+    selected,
+    shaped_scores,
+)
+from rlhf_trainer.models import Actor, ScalarModel
+from rlhf_trainer.rl import Moments
+from rlhf_trainer.rollout import GenerateSampler, Rollout, Sampling
+
+EOS = 1
+
+
+def sampling(**changed: Any) -> Sampling:
+    settings: dict[str, Any] = {
+        "max_response_length": 8,
+        "temperature": 1.0,
+        "stop_ids": (EOS,),
+        "pad_id": 0,
+        "wave": 64,
+    }
+    return Sampling(**settings | changed)
+
+
+def sampler(model: Any, asked: Any = lambda: False, synced: bool = False, **changed: Any) -> Any:
+    return GenerateSampler(
+        model, sampling(**changed), torch.device("cpu"), asked_to_stop=asked, synced=synced
+    )
+
+
+def parts(rollout: Rollout) -> list[Any]:
+    """The tokens of each row: prompt, response."""
+    return [
+        (
+            rollout.prompts[
+                row, rollout.prompts.shape[1] - int(rollout.prompt_lengths[row]) :
+            ].tolist(),
+            rollout.responses[row, : int(rollout.response_lengths[row])].tolist(),
+        )
+        for row in range(len(rollout.responses))
+    ]
+
+
+def partitioned(ranks: Ranks, folder: Path) -> Any:
+    """Answers of a sharded model, with ranks that need different numbers of tokens."""
+    words = folder / "tokenizer"
+    spec = tiny.stage_spec("sft", folder, zero_stage=3)
+    plain = Actor(tiny.causal_model(words))
+    actor = train(Actor(tiny.causal_model(words)), spec, ranks, learning_rate=1.0)
+    prompts = [[3, 4], [5, 6, 7]]
+    # Rank 1 stops at almost any token, rank 0 at EOS only.
+    stops = (EOS,) if ranks.rank == 0 else (EOS, *range(3, 20))
+    torch.manual_seed(ranks.rank)
+    model: Any = actor.module
+    rollout = sampler(model.model, synced=True, stop_ids=stops).sample(prompts)
+    with torch.no_grad():
+        width = rollout.responses.shape[1]
+        engine = actor(*rollout.sequences, width).logprobs
+        whole = plain(*rollout.sequences, width).logprobs
+    mask = rollout.response_mask
+    return {
+        "width": width,
+        "engine": float((rollout.sampled_logprobs - engine)[mask].abs().max()),
+        "plain": float((rollout.sampled_logprobs - whole)[mask].abs().max()),
+    }
+
+
+def experience(
+    rows: int = 6, width: int = 7, seed: int = 1, garbage: float = float("nan")
+) -> Experience:
+    """Made-up numbers for responses of different lengths, with garbage after each one's end."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, width + 1, (rows,), generator=draw)
+    lengths[0], lengths[1] = width, 1
+    mask = torch.arange(width) < lengths.unsqueeze(1)
+
+    def numbers(scale: float) -> torch.Tensor:
+        found = scale * torch.randn(rows, width, generator=draw)
+        return torch.where(mask, found, garbage)
+
+    responses = torch.randint(3, 20, (rows, width), generator=draw)
+    ended = torch.rand(rows, generator=draw) < 0.6
+    ended[0], ended[1] = False, True
+    return Experience(
+        rollout=Rollout(
+            prompts=torch.randint(3, 20, (rows, 4), generator=draw),
+            prompt_lengths=torch.randint(1, 5, (rows,), generator=draw),
+            responses=responses,
+            response_lengths=lengths,
+            ended=ended,
+            sampled_logprobs=numbers(1.0),
+        ),
+        old_logprobs=numbers(1.0),
+        ref_logprobs=numbers(1.0),
+        values=numbers(2.0),
+        scores=3.0 * torch.randn(rows, generator=draw),
+    )
+
+
+def share(found: Experience, ranks: Ranks) -> Experience:
+    """One rank's rows, of unequal numbers: rank 0 has two more."""
+    if ranks.world_size == 1:
+        return found
+    cut = len(found.scores) // 2 + 1
+    rows = torch.arange(len(found.scores))
+    mine = rows[:cut] if ranks.rank == 0 else rows[cut:]
+    nothing = torch.zeros_like(found.values)
+    return selected(found, Lesson(nothing, nothing, nothing), mine)[0]
+
+
+def global_numbers(ranks: Ranks, folder: Path) -> Any:
+    """Normalised advantages, shaped scores and moments of all ranks' rows, this rank's part."""
+    spec: Any = tiny.stage_spec(
+        "ppo", folder, reward_scaling="RunningStd", score_clip=2.0, missing_eos_penalty=0.5
+    )
+    mine = share(experience(rows=10), ranks)
+    moments = Moments()
+    scores = []
+    for _ in range(2):
+        shaped, moments = shaped_scores(mine, spec, moments, ranks)
+        scores.append(shaped)
+    taught = lesson(mine, scores[-1], spec, 0.1)
+    advantages = normalized(taught.advantages, mine.mask, ranks)
+    found = global_moments(mine.values, mine.mask, ranks)
+    return advantages, scores, moments, found
+
+
+def evaluation(ranks: Ranks, folder: Path, prompts: int) -> Any:
+    """Which prompts each rank was given, and everybody's answers."""
+    words = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    rows = [
+        Prompt(np.array([3 + at, *([4] * (at % 3))], dtype=np.int32), f"prompt {at}")
+        for at in range(prompts)
+    ]
+    model: Any = tiny.causal_model(folder / "tokenizer").eval()
+    scalar = ScalarModel(tiny.scalar_model(folder / "tokenizer")).eval()
+    asked: list[list[int]] = []
+
+    def answer(tokens: list[Sequence[int]]) -> Experience:
+        asked.extend(list(row) for row in tokens)
+        with torch.no_grad():
+            return collect(
+                sampler(model).sample(tokens),
+                actor=Actor(model),
+                reference=Actor(model),
+                critic=scalar,
+                reward_model=scalar,
+                temperature=1.0,
+                micro_batch_size=4,
+            )
+
+    torch.manual_seed(99)
+    np.random.seed(99)
+    before = rng_state()
+    answers = answer_all(rows, answer, words, ranks, seed=7)
+    after = rng_state()
+    untouched = torch.equal(before.pop("torch"), after.pop("torch")) and before == after
+    again = answer_all(rows, answer, words, ranks, seed=7)
+    other = answer_all(rows, answer, words, ranks, seed=8)
+    return {
+        "asked": asked[: len(asked) // 3],
+        "answers": answers,
+        "untouched": untouched,
+        "again": again == answers,
+        "other": [found.tokens for found in other] != [found.tokens for found in answers],
+    }

@@ -1,0 +1,106 @@
+"""The four models of PPO: found and checked before any weights, then loaded.
+
+Called by the PPO stage.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from rlhf_api.v1alpha1 import PPOStage, StageConfig
+from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.engine import TrainedModel, freeze, train
+from rlhf_trainer.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models import (
+    Actor,
+    ModelSettings,
+    ScalarModel,
+    load_causal_model,
+    load_reward_base,
+    load_reward_model,
+    switch_off_dropout,
+)
+from rlhf_trainer.preparation import Base, open_base, require_same_tokenizer
+
+FIELD = "spec.stages.ppo"
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What the stage reads, before any weights."""
+
+    actor: Base
+    reward_model: Base
+    critic: Base
+
+    @classmethod
+    def open(cls, spec: PPOStage, config: StageConfig, ranks: Ranks) -> "Bases":
+        """Find all models and check that they read the same tokens."""
+        actor = open_base(spec.model, config, ranks, f"{FIELD}.model")
+        reward_model = open_base(spec.reward_model, config, ranks, f"{FIELD}.rewardModel")
+        critic = (
+            open_base(spec.critic_model, config, ranks, f"{FIELD}.criticModel")
+            if spec.critic_model is not None
+            else reward_model
+        )
+        require_same_tokenizer(actor, reward_model)
+        require_same_tokenizer(actor, critic)
+        return cls(actor, reward_model, critic)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The four models of PPO."""
+
+    actor: TrainedModel
+    reference: nn.Module
+    critic: TrainedModel
+    reward_model: nn.Module
+
+
+def load_models(
+    bases: Bases, spec: PPOStage, config: StageConfig, ranks: Ranks, longest: int
+) -> Models:
+    sizes = [
+        bases.actor.size("actor", trained=True),
+        bases.critic.size("critic", trained=True),
+        bases.actor.size("reference", trained=False),
+        bases.reward_model.size("reward model", trained=False),
+    ]
+    work = MicroBatch(spec.micro_batch_size, longest)
+    check_memory(config, ranks, sizes, allowance(bases.actor.config, work, spec.precision))
+    settings = ModelSettings.of(spec)
+    actor, reference = (
+        Actor(
+            load_causal_model(
+                bases.actor.location, bases.actor.tokenizer, settings, bases.actor.field
+            )
+        )
+        for _ in range(2)
+    )
+    reward_model = ScalarModel(
+        load_reward_model(
+            bases.reward_model.location,
+            bases.reward_model.tokenizer,
+            settings,
+            bases.reward_model.field,
+        )
+    )
+    critic = ScalarModel(
+        load_reward_base(
+            bases.critic.location,
+            bases.critic.tokenizer,
+            settings,
+            bases.critic.field,
+            zero_head=True,
+        )
+    )
+    for model in (actor, reference, reward_model, critic):
+        switch_off_dropout(model)
+        model.to(ranks.device)
+    return Models(
+        train(actor, spec, ranks, learning_rate=spec.learning_rate),
+        freeze(reference, spec, ranks),
+        train(critic, spec, ranks, learning_rate=spec.critic_learning_rate),
+        freeze(reward_model, spec, ranks),
+    )
