@@ -1,7 +1,7 @@
 """Whole stages under test: run in this process, on two ranks or by the launcher, and read back.
 
-    outcome = stage_runs.run(tiny.stage_config("sft", tmp_path))
-    stage_runs.steps(config)[0]["loss"]
+outcome = stage_runs.run(tiny.stage_config("sft", tmp_path))
+stage_runs.steps(config)[0]["loss"]
 """
 
 import json
@@ -61,27 +61,29 @@ def run_on_pair(config: StageConfig, looks: int | None = None) -> list[dict[str,
     return found
 
 
+def fixed_answer(prompt: Sequence[int]) -> list[int]:
+    """Token ids that depend on the prompt alone; every second answer ends by EOS."""
+    number = sum((at + 2) * token for at, token in enumerate(prompt))
+    letters = [3 + (number + 5 * at) % len(tiny.CHARACTERS) for at in range(2 + number % 5)]
+    return letters + [tiny.tokenizer().eos_token_id] * (number % 2)
+
+
 class FixedSampler:
-    """Gives each prompt the same answer whatever the actor and the number of ranks."""
+    """Gives each prompt its fixed answer, whatever the actor and the number of ranks."""
 
     def __init__(self, model: Any, sampling: Sampling, *rest: Any, **others: Any) -> None:
         self._sampling = sampling
 
     def sample(self, prompts: Sequence[Sequence[int]]) -> Rollout:
         pad, stop = self._sampling.pad_id, self._sampling.stop_ids[0]
-        numbers = [sum((at + 2) * token for at, token in enumerate(prompt)) for prompt in prompts]
-        answers = [
-            [3 + (number + 5 * at) % 19 for at in range(2 + number % 5)]
-            + [stop] * (number % 2)
-            for number in numbers
-        ]
+        answers = [fixed_answer(prompt) for prompt in prompts]
         left, right = pad_left(prompts, pad), pad_right(answers, pad)
         return Rollout(
             prompts=left.input_ids,
             prompt_lengths=left.lengths,
             responses=right.input_ids,
             response_lengths=right.lengths,
-            ended=torch.tensor([bool(number % 2) for number in numbers]),
+            ended=torch.tensor([answer[-1] == stop for answer in answers]),
             sampled_logprobs=torch.zeros(right.input_ids.shape),
         )
 

@@ -50,6 +50,10 @@ from rlhf_trainer.artifact import ModelLocation
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.models import ModelSettings, load_causal_model, load_reward_base, save_model
 
+# Threads of two processes that share a core wait for each other longer than such tensors take.
+torch.set_num_threads(1)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 ARCHITECTURES = SCRATCH_ARCHITECTURES
 CHARACTERS = "abcdefghijklmnop .!"
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
@@ -380,6 +384,11 @@ class World:
             pipe.close()
         self._processes, self._pipes = [], []
 
+    def close(self) -> None:
+        """Kill the ranks for good."""
+        self.end()
+        self._folder.cleanup()
+
     def _received(self, rank: int) -> Any:
         try:
             good, value = pickle.loads(self._pipes[rank].recv_bytes())
@@ -424,5 +433,5 @@ class World:
 def pair() -> World:
     """Two ranks for all tests of a session."""
     world = World(2)
-    atexit.register(world.end)
+    atexit.register(world.close)
     return world

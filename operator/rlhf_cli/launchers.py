@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from rlhf_api.names import EnvVar, StageName, StageState
+from rlhf_api.names import EnvVar, FileName, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, StageResult
 from rlhf_cli.event_log import EventLog
 from rlhf_cli.files import write_atomically
@@ -60,7 +60,7 @@ class Launcher:
     ended_at: datetime | None = None
 
     def __post_init__(self) -> None:
-        self.events = EventLog(self.folder / "events.jsonl")
+        self.events = EventLog(self.folder / FileName.EVENTS)
 
     @property
     def pid(self) -> int | None:

@@ -120,11 +120,11 @@ class Runner:
             self._act(action)
         for event in result.events:
             self.view.tell(event)
-        self.view.show(self.job, stopping=request.signal is not None)
+        self.view.show(self.job, stopping=request.number is not None)
 
     def _planned(self, request: StopRequest) -> RLHFJob:
         """The job as `plan` is to see it: a signal suspends it until the next run."""
-        suspend = self.job.spec.suspend or request.signal is not None
+        suspend = self.job.spec.suspend or request.number is not None
         spec = self._local.spec.model_copy(update={"suspend": suspend})
         return self.job.model_copy(update={"spec": spec})
 
@@ -170,8 +170,8 @@ class Runner:
             return ExitCode.DONE
         if is_true(conditions, ConditionType.FAILED):
             return self._failure_code()
-        if request is not None and request.signal is not None:
-            return 128 + request.signal
+        if request is not None and request.number is not None:
+            return 128 + request.number
         return ExitCode.STOPPED_WITH_CHECKPOINT
 
     def _failure_code(self) -> int:

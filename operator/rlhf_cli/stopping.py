@@ -18,11 +18,11 @@ class StopRequest:
     """What was asked for so far.
 
     Attributes:
-        signal: the first signal; None while there was none.
+        number: the first signal; None while there was none.
         insisted: whether there was a second one.
     """
 
-    signal: signal.Signals | None = None
+    number: signal.Signals | None = None
     insisted: bool = False
 
 
@@ -34,8 +34,8 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first
-        if request.signal is None:
-            request.signal, first = signal.Signals(number), time.monotonic()
+        if request.number is None:
+            request.number, first = signal.Signals(number), time.monotonic()
         elif time.monotonic() - first >= REPEAT_SECONDS:
             request.insisted = True
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import tiny
 
 from rlhf_api.names import ExitCode
 from rlhf_api.v1alpha1 import Artifact, CheckpointPolicy, StageConfig
+from rlhf_trainer import report
 from rlhf_trainer.errors import StopRequested, failure_of
 from rlhf_trainer.loop import total_steps
 
@@ -17,9 +19,32 @@ PROGRAM = Path(__file__).parent / "programs_engine" / "loop_cases.py"
 cases: Any = tiny.load(PROGRAM)
 
 
+class NoEndpoint:
+    """Serves nothing: a server takes half a second to close."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self.port = None
+
+    def set(self, metrics: object) -> None:
+        """Nobody reads them here."""
+
+    def count_nonfinite(self, count: int) -> None:
+        """Nobody reads them here."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(report, "MetricsEndpoint", NoEndpoint)
     cases.seed()
+    yield
+    while STARTED:
+        STARTED.pop().reporter.close()
+
+
+STARTED: list[Any] = []
 
 
 def config(tmp_path: Path, attempt: int = 1, **changed: Any) -> StageConfig:
@@ -27,8 +52,14 @@ def config(tmp_path: Path, attempt: int = 1, **changed: Any) -> StageConfig:
     return tiny.stage_config("sft", tmp_path, attempt=attempt, **settings | changed)
 
 
-def started(found: StageConfig, **changed: Any) -> Any:
+def new(found: StageConfig, **changed: Any) -> Any:
     stage = cases.Stage(found, tiny.ALONE, **changed)
+    STARTED.append(stage)
+    return stage
+
+
+def started(found: StageConfig) -> Any:
+    stage = new(found)
     stage.loop.resume()
     return stage
 
@@ -185,11 +216,11 @@ def test_a_checkpoint_is_kept_every_so_many_steps(tmp_path: Path) -> None:
 
 def test_the_stage_gets_its_own_state_back(tmp_path: Path) -> None:
     own = {"klCoef": 0.1 + 0.2, "moments": [1, 2.5]}
-    stage = cases.Stage(config(tmp_path), tiny.ALONE, own=own)
+    stage = new(config(tmp_path), own=own)
     assert stage.loop.resume() == {}
     stage.step()
     stage.loop.save()
-    again = cases.Stage(config(tmp_path), tiny.ALONE)
+    again = new(config(tmp_path))
     assert again.loop.resume() == own
     assert again.model.value == stage.model.value
 

@@ -66,7 +66,7 @@ def offline(folder: Path) -> Iterator[tiny.World]:
     """Two ranks with a filled cache and no network."""
     world = tiny.World(2, {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"})
     yield world
-    world.end()
+    world.close()
 
 
 def opened(

@@ -48,7 +48,9 @@ def mean_loss(model: PreTrainedModel, rows: list[dict[str, str]]) -> float:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
+    return dict(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -187,16 +189,16 @@ def test_clipping_scales_the_gradient_and_decay_shrinks_matrices_only(tmp_path: 
             moved["clipped"][key], rate * clipped / (clipped.abs() + 1), rtol=1e-2, atol=2e-7
         )
         decay = 0.5 * rate * start[key] if start[key].dim() >= 2 else torch.zeros_like(start[key])
-        torch.testing.assert_close(moved["decayed"][key] - free, decay.detach(), rtol=1e-2, atol=2e-7)
+        torch.testing.assert_close(
+            moved["decayed"][key] - free, decay.detach(), rtol=1e-2, atol=2e-7
+        )
 
 
 @pytest.mark.parametrize(
     ("asked", "steps", "epoch"),
     [({"epochs": 2}, 6, 2.25), ({"max_steps": 3}, 3, 1.125), ({}, 3, 1.125)],
 )
-def test_epochs_and_steps(
-    tmp_path: Path, asked: dict[str, int], steps: int, epoch: float
-) -> None:
+def test_epochs_and_steps(tmp_path: Path, asked: dict[str, int], steps: int, epoch: float) -> None:
     settings: dict[str, Any] = {"batch_size": 6, "packing": False, "max_steps": None} | asked
     config = tiny.stage_config("sft", tmp_path, **settings)
     outcome = stage_runs.run(config)

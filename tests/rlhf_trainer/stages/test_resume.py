@@ -1,0 +1,205 @@
+"""A stage that is stopped anywhere, and tried again, ends as one that never stopped."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import stage_runs
+import tiny
+import torch
+
+from rlhf_api.names import ExitCode
+from rlhf_api.v1alpha1 import CheckpointPolicy, StageConfig
+from rlhf_trainer.errors import StopRequested, failure_of
+from rlhf_trainer.outcome import StageOutcome
+
+NEVER = 10**9
+
+# Everything that a checkpoint has to keep beside weights is on, so that losing it shows.
+SETTINGS: dict[str, dict[str, Any]] = {
+    # Four steps see each row once: two more begin another epoch.
+    "sft": {"packing": False, "max_steps": 6, "schedule": "Linear", "eval_every_steps": 2},
+    "reward": {"max_steps": 6, "schedule": "Cosine", "warmup_ratio": 0.5},
+    "ppo": {
+        "max_steps": 5,
+        "kl_controller": "Adaptive",
+        "kl_target": 0.05,
+        "kl_horizon": 8,
+        "reward_scaling": "RunningStd",
+        "critic_warmup_steps": 1,
+        "minibatch_size": 2,
+        "update_epochs": 2,
+        "eval_every_steps": 2,
+        "schedule": "Linear",
+        "max_response_length": 16,
+    },
+}
+
+
+def config_of(stage: str, folder: Path, **changed: Any) -> StageConfig:
+    settings = {"eval_dataset": True, "checkpoint": CheckpointPolicy(every_steps=100)}
+    return tiny.stage_config(stage, folder, **settings | SETTINGS[stage] | changed)
+
+
+def weights(config: StageConfig, outcome: StageOutcome) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(stage_runs.artifact(config, outcome) / "model.safetensors")
+
+
+def told(*configs: StageConfig) -> list[dict[str, Any]]:
+    """What attempts told of steps and evaluations, in order, without the machine's speed."""
+    return [
+        {
+            "type": event["type"],
+            "step": event["step"],
+            "epoch": event["epoch"],
+            "metrics": stage_runs.learned(event["metrics"]),
+        }
+        for config in configs
+        for event in stage_runs.events(config)
+        if event["type"] in ("step", "evaluation")
+    ]
+
+
+def stopped(config: StageConfig, looks: int) -> StopRequested:
+    """Run until the n-th look at the flag."""
+    with pytest.raises(StopRequested) as caught:
+        stage_runs.run(config, stage_runs.StopAt(looks))
+    return caught.value
+
+
+Whole = tuple[StageConfig, StageOutcome, int]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+    """Each stage once without a stop, and how often it looks at the flag."""
+    found: dict[str, Whole] = {}
+
+    def run(stage: str) -> Whole:
+        if stage not in found:
+            config = config_of(stage, tmp_path_factory.mktemp(stage))
+            flag = stage_runs.StopAt(NEVER)
+            found[stage] = config, stage_runs.run(config, flag), NEVER - flag.left
+        return found[stage]
+
+    return run
+
+
+# Shares of all looks: the first, some in between, the last. SFT and reward look once a step, so
+# that these are all of their steps; PPO looks at every token that it samples.
+STOPS = {
+    "sft": [at / 7 for at in range(1, 8)],
+    "reward": [at / 7 for at in (1, 4, 7)],
+    "ppo": [0.0, 0.1, 0.25, 0.45, 0.6, 0.7, 0.9, 1.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "share"), [(stage, share) for stage, shares in STOPS.items() for share in shares]
+)
+def test_stopped_anywhere_it_ends_as_if_it_never_was(
+    tmp_path: Path, whole: Callable[[str], Whole], stage: str, share: float
+) -> None:
+    straight, expected, looks = whole(stage)
+    config = config_of(stage, tmp_path)
+    error = stopped(config, max(1, round(share * looks)))
+    assert failure_of(error).exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
+    assert error.last_checkpoint_step == error.step
+    assert f"step-{error.step}" in stage_runs.checkpoints(config)
+    again = stage_runs.attempt(config, 2)
+    outcome = stage_runs.run(again)
+    assert stage_runs.events(again)[0]["step"] == error.step
+    assert outcome.step == expected.step
+    # On a CPU not a bit differs.
+    assert stage_runs.learned(dict(outcome.metrics)) == stage_runs.learned(dict(expected.metrics))
+    steps = [event for event in told(config, again) if event["type"] == "step"]
+    assert steps == [event for event in told(straight) if event["type"] == "step"]
+    last, last_expected = told(again)[-1], told(straight)[-1]
+    assert last["type"] == "evaluation"
+    assert last["metrics"] == last_expected["metrics"]
+    for name, weight in weights(straight, expected).items():
+        assert torch.equal(weights(again, outcome)[name], weight), name
+
+
+def test_a_rollout_that_is_cut_short_is_not_told(
+    tmp_path: Path, whole: Callable[[str], Whole]
+) -> None:
+    """Every look from the first update's first token to its last leads back to before it."""
+    _, _, looks = whole("ppo")
+    for number in (2, 5, 8):
+        config = config_of("ppo", tmp_path / str(number))
+        error = stopped(config, number)
+        assert error.step == 0
+        assert [event["type"] for event in stage_runs.events(config)] == ["start", "checkpoint"]
+    assert looks > 20
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_two_ranks_go_on_where_they_were(tmp_path: Path, stage: str) -> None:
+    """Only rank 0 is asked to stop: both do, after the same step."""
+    settings = {"world_size": 2, "zero_stage": 2}
+    straight = config_of(stage, tmp_path / "straight", **settings)
+    (expected, _) = stage_runs.run_on_pair(straight)
+    config = config_of(stage, tmp_path / "cut", **settings)
+    found = stage_runs.run_on_pair(config, looks=20 if stage == "ppo" else 3)
+    for rank in found:
+        assert rank["error"].exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
+        assert rank["error"].step == found[0]["error"].step
+    assert 0 < found[0]["error"].step < 5
+    again = stage_runs.attempt(config, 2)
+    (outcome, _) = stage_runs.run_on_pair(again)
+    assert stage_runs.learned(outcome["outcome"].metrics) == stage_runs.learned(
+        expected["outcome"].metrics
+    )
+    assert [event for event in told(config, again) if event["type"] == "step"] == [
+        event for event in told(straight) if event["type"] == "step"
+    ]
+
+
+def test_earlier_checkpoints_stay_until_there_is_an_own_one(tmp_path: Path) -> None:
+    policy = CheckpointPolicy(every_steps=2)
+    first = config_of("sft", tmp_path, checkpoint=policy)
+    assert stopped(first, 4).step == 3
+    assert stage_runs.checkpoints(first) == ["latest", "step-2", "step-3"]
+    # Asked again before its first step, an attempt has nothing to add.
+    second = stage_runs.attempt(first, 2)
+    error = stopped(second, 1)
+    assert (error.step, error.last_checkpoint_step) == (3, 3)
+    assert stage_runs.checkpoints(second) == []
+    assert "step-3" in stage_runs.checkpoints(first)
+    third = stage_runs.attempt(first, 3)
+    assert stage_runs.run(third).step == 6
+    assert stage_runs.events(third)[0]["step"] == 3
+    assert not [name for name in stage_runs.checkpoints(first) if name.startswith("step")]
+    assert "step-6" in stage_runs.checkpoints(third)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_used(tmp_path: Path) -> None:
+    first = config_of("sft", tmp_path)
+    assert stopped(first, 4).step == 3
+    other = stage_runs.attempt(config_of("sft", tmp_path, learning_rate=0.02), 2)
+    assert stage_runs.run(other).step == 6
+    assert stage_runs.events(other)[0]["step"] == 0
+
+
+def test_a_broken_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    first = config_of("reward", tmp_path, checkpoint=CheckpointPolicy(every_steps=2))
+    assert stopped(first, 4).step == 3
+    (state,) = Path(first.attempt_folder).glob("checkpoints/step-3/model/*model_states.pt")
+    state.write_bytes(state.read_bytes()[:-100])
+    second = stage_runs.attempt(first, 2)
+    stage_runs.run(second)
+    assert stage_runs.events(second)[0]["step"] == 2
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_what_is_done_is_not_done_again(tmp_path: Path, stage: str) -> None:
+    first = config_of(stage, tmp_path, max_steps=2)
+    outcome = stage_runs.run(first)
+    second = stage_runs.attempt(first, 2)
+    again = stage_runs.run(second)
+    assert again.artifact == outcome.artifact
+    assert (again.step, again.total_steps) == (2, 2)
+    assert not Path(second.attempt_folder).exists()
