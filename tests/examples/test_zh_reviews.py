@@ -1,4 +1,4 @@
-"""The demo in a shortened form: the real data, all stages, real processes, figures on held-out rows.
+"""The demo in a shortened form: the real data, all stages, real processes, held-out figures.
 
 The bounds are those that a reward of the wrong sign does not meet: with chosen and rejected swapped
 the reward model's own figures look as good, but snownlp's classifier sees the answers get worse;

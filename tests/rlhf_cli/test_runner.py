@@ -149,16 +149,6 @@ def test_a_second_signal_kills(bench: Any) -> None:
     assert bench.alive() == []
 
 
-def test_a_launcher_that_does_not_stop_is_killed_after_its_grace_period(bench: Any) -> None:
-    bench.write(template={"terminationGracePeriodSeconds": 15})
-    bench.go(sft=[SLOW | {"deaf": True}])
-    runner = bench.spawn()
-    bench.wait(lambda: bench.step() >= 1)
-    runner.send_signal(signal.SIGTERM)
-    assert runner.wait(25) == 143
-    assert bench.alive() == []
-
-
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_launcher_that_outlives_its_runner_is_taken_over(bench: Any, recorded: bool) -> None:
     bench.go(sft=[{"seconds": 0.1, "steps": 40}])

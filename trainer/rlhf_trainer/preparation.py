@@ -79,7 +79,11 @@ def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str
 def read_data(dataset: Dataset, ranks: Ranks, load: Callable[[], T]) -> T:
     """What `load` reads from `dataset`, on every rank."""
     if dataset.uri.startswith("hf://"):
-        on_first_rank_of_node(ranks, lambda: load() and None)
+
+        def fill_cache() -> None:
+            load()
+
+        on_first_rank_of_node(ranks, fill_cache)
     return load()
 
 

@@ -15,19 +15,30 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from rlhf_api.errors import DataError, InputError
 from rlhf_trainer.data.uris import Hub
+from rlhf_trainer.errors import ServiceUnavailable
 
 
 def hub_rows(hub: Hub, subset: str | None, split: str, field: str) -> Iterator[dict[str, Any]]:
     """Rows of one split of a hub dataset.
 
     Raises:
-        InputError: not reachable and not cached, or no such dataset, revision, subset or split.
+        InputError: not cached and offline, or no such dataset, revision, subset or split.
+        ServiceUnavailable: the hub does not answer.
         DataError: one of its files is not what its name says.
     """
     try:
         found = _cached_files(hub, subset, split) if huggingface_hub.is_offline_mode() else None
         if found is None:
             found = _loaded(hub, subset, split)
+    except (ConnectionError, TimeoutError) as error:
+        if huggingface_hub.is_offline_mode():
+            raise InputError(
+                f"{field}.uri: {hub} is not in the cache and HF_HUB_OFFLINE is set: "
+                f"{_one_line(error)}; fill the cache, or unset it"
+            ) from error
+        raise ServiceUnavailable(
+            f"{field}.uri: {hub} cannot be reached: {_one_line(error)}; try again later"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(
             f"{field}.uri: {hub} (subset {subset or 'default'}, split {split}) cannot be loaded: "

@@ -1,0 +1,112 @@
+"""The command line: what it prints where, and what it leaves with."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rlhf_cli import app
+
+Rlhf = Callable[..., int]
+
+
+@pytest.fixture
+def rlhf(monkeypatch: pytest.MonkeyPatch) -> Rlhf:
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["rlhf", *map(str, arguments)])
+        return app.main()
+
+    return call
+
+
+def test_validate_says_what_is_in_the_job(
+    bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.write(("sft", "reward", "ppo"), template={"nodes": 2})
+    assert rlhf("validate", bench.file) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0].endswith("RLHFJob reviews is valid")
+    assert [line.split(":")[0].strip() for line in shown.out.splitlines()[1:]] == [
+        "sft",
+        "reward",
+        "ppo",
+    ]
+    assert "spec.storage is not set" in shown.err
+    assert "nodes is 2" in shown.err
+    assert not bench.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "reason"),
+    [
+        ({"stages": {}}, 78, "at least one of sft, reward and ppo"),
+        ({"sead": 1}, 78, "spec.sead: is unknown"),
+        (
+            {
+                "stages": {
+                    "sft": {"model": {"uri": "file://no"}, "dataset": {"uri": "hf://org/rows"}}
+                }
+            },
+            66,
+            "spec.stages.sft.model.uri",
+        ),
+    ],
+)
+def test_a_mistake_is_the_last_line_and_its_kind_the_exit_code(
+    bench: Any,
+    rlhf: Rlhf,
+    capsys: pytest.CaptureFixture[str],
+    spec: dict[str, Any],
+    code: int,
+    reason: str,
+) -> None:
+    bench.write(**spec)
+    for command in ("validate", "run"):
+        assert rlhf(command, bench.file) == code
+        assert reason in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_claims_are_looked_into_where_a_folder_is_given(
+    bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft = {"model": {"uri": "pvc://models/m"}, "dataset": {"uri": "pvc://data/rows.jsonl"}}
+    bench.write(stages={"sft": sft})
+    assert rlhf("validate", bench.file) == 0
+    assert "claim data is not looked into" in capsys.readouterr().err
+    mount = f"data={bench.folder}"
+    assert rlhf("validate", bench.file, "--mount", mount) == 66
+    assert "add --mount models=path" in capsys.readouterr().err
+    (bench.folder / "m").mkdir()
+    given = ("--mount", mount, "--mount", f"models={bench.folder}")
+    assert rlhf("validate", bench.file, *given) == 0
+    assert rlhf("run", bench.file, "--mount", "data") == 64
+
+
+@pytest.mark.parametrize("arguments", [(), ("bogus",), ("run",), ("run", "x", "--bogus")])
+def test_a_wrong_command_line_is_a_usage_error(rlhf: Rlhf, arguments: tuple[str, ...]) -> None:
+    assert rlhf(*arguments) == 64
+
+
+def test_help_explains_how_a_failed_job_is_run_again(
+    rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rlhf("run", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "from the last checkpoints, with all restarts of runPolicy.maxRestarts again" in text
+
+
+def test_a_folder_that_cannot_be_written(
+    bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = bench.folder / "file"
+    blocked.touch()
+    assert rlhf("run", bench.file, "--workdir", blocked) == 74
+    assert str(blocked) in capsys.readouterr().err
+
+
+def test_it_is_a_module_too(bench: Any) -> None:
+    command = [sys.executable, "-m", "rlhf_cli", "validate", str(bench.file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is valid" in done.stdout) == (0, True)

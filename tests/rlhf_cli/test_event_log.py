@@ -1,0 +1,44 @@
+"""events.jsonl is read on as it grows, whatever stands in it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_cli.event_log import EventLog
+from rlhf_operator.observed import ObservedProgress
+
+
+def line(kind: str, step: int, **extra: Any) -> str:
+    event = {"time": 0.0, "type": kind, "step": step, "totalSteps": 10, "epoch": 0.1}
+    return json.dumps(event | {"metrics": {}, "etaSeconds": None} | extra) + "\n"
+
+
+def test_a_file_that_grows(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    assert log.read() is None
+    path.write_text(line("start", 0) + line("step", 1, metrics={"loss": 2.0})[:20])
+    assert log.read() == ObservedProgress(0, 10)
+    path.write_text(line("start", 0) + line("step", 1, metrics={"loss": 2.0}, etaSeconds=9))
+    assert log.read() == ObservedProgress(1, 10, 9.0, {"loss": 2.0})
+    with path.open("a") as file:
+        file.write(line("checkpoint", 1) + line("evaluation", 1, metrics={"perplexity": 7}))
+    assert log.read() == ObservedProgress(1, 10, None, {"loss": 2.0, "perplexity": 7.0}, 1)
+    assert log.read() == ObservedProgress(1, 10, None, {"loss": 2.0, "perplexity": 7.0}, 1)
+
+
+def test_a_metric_that_is_no_number_any_more_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(
+        line("step", 1, metrics={"loss": 2.0, "kl": 1}) + line("step", 2, metrics={"loss": None})
+    )
+    assert EventLog(path).read() == ObservedProgress(2, 10, None, {"kl": 1.0})
+
+
+@pytest.mark.parametrize("bad", ["", "{", "[1]", '"x"', "null", "\x00\x00", '{"step": "x"}', "{}"])
+def test_lines_that_are_no_events_do_no_harm(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(f"{bad}\n" + line("step", 3) + f"{bad}")
+    assert EventLog(path).read() == ObservedProgress(3, 10)

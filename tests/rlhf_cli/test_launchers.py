@@ -1,0 +1,51 @@
+"""Launchers that do not go by themselves; see test_runner for whole runs."""
+
+import sys
+import time
+from pathlib import Path
+
+from rlhf_api.names import StageName, StageState
+from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
+from rlhf_cli.launchers import Launchers
+from rlhf_cli.workdir import Workdir
+from rlhf_operator.configs import Placement, stage_config
+from rlhf_operator.plan import StartAttempt
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+
+
+def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path) -> None:
+    sft = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
+    job = RLHFJob.from_document(
+        {
+            "apiVersion": "rlhf.dev/v1alpha1",
+            "kind": "RLHFJob",
+            "metadata": {"name": "reviews", "uid": "0123456789"},
+            "spec": {"stages": {"sft": sft}},
+        }
+    )
+    running = StageStatus(state=StageState.RUNNING, attempt=1)
+    status = RLHFJobStatus(stages=StageStatuses(sft=running))
+    job = job.model_copy(update={"status": status})
+    workdir = Workdir(tmp_path, "reviews")
+    launchers = Launchers(workdir, (sys.executable, "-c", DEAF), grace_seconds=1.0)
+    assert launchers.observe(job).attempts == ()
+
+    placement = Placement(storage=str(workdir.folder))
+    config = stage_config(job, StageName.SFT, 1, {}, placement)
+    launchers.start(StartAttempt(StageName.SFT, 1, config, checkpoint_step=5), {})
+    (seen,) = launchers.observe(job).attempts
+    assert (seen.live, seen.ready, seen.stopping, seen.checkpoint_step) == (True, True, False, 5)
+
+    time.sleep(0.5)
+    launchers.stop(StageName.SFT, 1)
+    assert launchers.observe(job).attempts[0].stopping
+    launchers.kill_late()
+    assert launchers.any_alive()
+    time.sleep(1.1)
+    launchers.kill_late()
+    end = time.monotonic() + 10
+    while launchers.any_alive() and time.monotonic() < end:
+        time.sleep(0.05)
+    (seen,) = launchers.observe(job).attempts
+    assert (seen.live, seen.failed, seen.processes[0].exit_code) == (False, True, 137)

@@ -1,0 +1,135 @@
+"""A job is made fit for one machine, and its inputs are looked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_api.errors import InputError, UsageError
+from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_cli.local_job import (
+    check_inputs,
+    describe,
+    local_environment,
+    local_warnings,
+    localized,
+    parse_mounts,
+    unmounted_claims,
+)
+
+SCRATCH = {"layers": 1, "hiddenSize": 8, "heads": 1, "tokenizer": "file://tok"}
+SFT = {
+    "model": {"uri": "scratch://llama", "scratch": SCRATCH},
+    "dataset": {"uri": "file://rows.jsonl"},
+    "evalDataset": {"uri": "pvc://data/eval/rows.jsonl"},
+}
+PPO = {
+    "model": {"fromStage": "sft"},
+    "rewardModel": {"uri": "file:///abs/reward"},
+    "criticModel": {"uri": "hf://org/critic"},
+    "dataset": {"uri": "pvc://data"},
+    "maxSteps": 7,
+}
+
+
+def make_job(**spec: Any) -> RLHFJob:
+    return RLHFJob.from_document(
+        {
+            "apiVersion": "rlhf.dev/v1alpha1",
+            "kind": "RLHFJob",
+            "metadata": {"name": "reviews"},
+            "spec": {"stages": {"sft": SFT, "ppo": PPO}} | spec,
+        }
+    )
+
+
+def test_paths_are_taken_from_the_jobs_folder(tmp_path: Path) -> None:
+    stages = localized(make_job(), tmp_path).spec.stages
+    assert stages.sft is not None
+    assert stages.ppo is not None
+    assert stages.sft.dataset.uri == f"file://{tmp_path}/rows.jsonl"
+    assert stages.sft.model.uri == "scratch://llama"
+    assert stages.sft.model.scratch is not None
+    assert stages.sft.model.scratch.tokenizer == f"file://{tmp_path}/tok"
+    assert stages.sft.eval_dataset is not None
+    assert stages.sft.eval_dataset.uri == "pvc://data/eval/rows.jsonl"
+    assert stages.ppo.reward_model.uri == "file:///abs/reward"
+    assert stages.ppo.critic_model is not None
+    assert stages.ppo.critic_model.uri == "hf://org/critic"
+
+
+def test_ranks_are_brought_to_one_node(tmp_path: Path) -> None:
+    job = make_job(
+        template={"nodes": 2, "processesPerNode": 2},
+        stages={"sft": SFT, "ppo": PPO | {"processesPerNode": 1}},
+    )
+    spec = localized(job, tmp_path).spec
+    assert [(spec.nodes(n), spec.processes_per_node(n)) for n in ("sft", "ppo")] == [(1, 4), (1, 2)]
+    assert len(list(local_warnings(job))) == 2
+
+
+def test_every_missing_input_is_named(tmp_path: Path) -> None:
+    job = localized(make_job(), tmp_path)
+    with pytest.raises(InputError) as caught:
+        check_inputs(job, {})
+    lines = str(caught.value).splitlines()
+    assert [each.split(":")[0] for each in lines] == [
+        "spec.stages.sft.model.scratch.tokenizer",
+        "spec.stages.sft.dataset.uri",
+        "spec.stages.sft.evalDataset.uri",
+        "spec.stages.ppo.rewardModel.uri",
+        "spec.stages.ppo.dataset.uri",
+    ]
+    assert "add --mount data=path" in lines[2]
+    assert unmounted_claims(job, {}) == ["data"]
+    with pytest.raises(InputError) as caught:
+        check_inputs(job, {}, all_claims=False)
+    assert "pvc" not in str(caught.value)
+
+
+def test_inputs_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "rows.jsonl").touch()
+    stages = {"sft": SFT, "ppo": PPO | {"rewardModel": {"uri": "file://tok"}}}
+    job = localized(make_job(stages=stages), tmp_path)
+    with pytest.raises(InputError, match=r"evalDataset.*eval/rows\.jsonl does not exist"):
+        check_inputs(job, {"data": str(tmp_path)})
+    (tmp_path / "eval" / "rows.jsonl").touch()
+    check_inputs(job, {"data": str(tmp_path)})
+    assert unmounted_claims(job, {"data": str(tmp_path)}) == []
+
+
+def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").mkdir()
+    assert parse_mounts(["data=a=b"]) == {"data": str(tmp_path / "a=b")}
+    for text in ("data", "data=", "=x"):
+        with pytest.raises(UsageError, match="claim=path"):
+            parse_mounts([text])
+    with pytest.raises(UsageError, match="stands twice"):
+        parse_mounts(["data=.", "data=."])
+    with pytest.raises(InputError, match="is no folder"):
+        parse_mounts(["data=missing"])
+
+
+def test_environment_by_value(tmp_path: Path) -> None:
+    secret = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+    template = {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}, secret]}
+    job = make_job(
+        template=template,
+        stages={"sft": SFT | {"env": [{"name": "B", "value": "2"}]}},
+    )
+    assert job.spec.stages.sft is not None
+    assert local_environment(job, job.spec.stages.sft) == {"A": "1", "B": "2"}
+    assert [text.split(";")[0] for text in local_warnings(job)] == [
+        "spec.stages.sft: environment variable TOKEN comes from the cluster and is not set here"
+    ]
+
+
+def test_a_line_for_each_stage() -> None:
+    assert list(describe(make_job(template={"nodes": 2}))) == [
+        "sft: 2 nodes x 1 rank, 1 epoch, batch 32, model from scratch://llama",
+        "ppo: 2 nodes x 1 rank, 7 steps, batch 32, model from stage sft, "
+        "rewardModel from file:///abs/reward, criticModel from hf://org/critic",
+    ]

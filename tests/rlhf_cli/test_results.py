@@ -1,0 +1,93 @@
+"""Figures and samples of a job that has succeeded."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rlhf_api.names import StageState
+from rlhf_api.v1alpha1 import Artifact, RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
+from rlhf_cli.results import result_lines, summarize
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+EVALUATIONS: dict[str, Any] = {
+    "sft": {"loss": 2.0, "perplexity": 7.4},
+    "reward": {"accuracy": 0.81, "chosenScore": 1, "scoreMean": 0, "scoreStd": 1},
+    "ppo": {
+        "before": {"score": 0.5, "scoreStd": 1.5, "kl": 0.0, "eosRate": 0.7, "distinct2": 0.9},
+        "after": {
+            "score": 2.0,
+            "scoreStd": 0.8,
+            "kl": 8.0,
+            "eosRate": 0.95,
+            "meanLength": 21.5,
+            "distinct2": 0.8,
+        },
+    },
+}
+
+
+def make_job(storage: Path, evaluations: dict[str, Any]) -> RLHFJob:
+    base = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
+    stages = {}
+    for index, (name, evaluation) in enumerate(evaluations.items()):
+        folder = storage / name / "artifact"
+        folder.mkdir(parents=True)
+        if evaluation is not None:
+            (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        stages[name] = StageStatus(
+            state=StageState.SUCCEEDED,
+            start_time=START + timedelta(minutes=index),
+            completion_time=START + timedelta(minutes=index + 1),
+            artifact=Artifact(uri=f"{name}/artifact", digest="sha256:" + "0" * 64),
+        )
+    end = START + timedelta(minutes=len(evaluations))
+    document = {
+        "apiVersion": "rlhf.dev/v1alpha1",
+        "kind": "RLHFJob",
+        "metadata": {"name": "reviews"},
+        "spec": {"stages": {"sft": base}},
+    }
+    status = RLHFJobStatus(
+        start_time=START, completion_time=end, stages=StageStatuses.model_validate(stages)
+    )
+    return RLHFJob.from_document(document).model_copy(update={"status": status})
+
+
+def test_every_key_of_the_summary(tmp_path: Path) -> None:
+    assert summarize(make_job(tmp_path, EVALUATIONS), tmp_path) == {
+        "rewardAccuracy": 0.81,
+        "scoreSft": 0.5,
+        "scoreSftStd": 1.5,
+        "scorePpo": 2.0,
+        "kl": 8.0,
+        "eosRate": 0.95,
+        "meanLength": 21.5,
+        "distinct2Sft": 0.9,
+        "distinct2Ppo": 0.8,
+        "sftPerplexity": 7.4,
+        "secondsTotal": 180.0,
+        "secondsByStage": {"sft": 60.0, "reward": 60.0, "ppo": 60.0},
+    }
+
+
+def test_what_was_not_evaluated_is_left_out(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"sft": None, "reward": {"accuracy": 0.5}})
+    summary = summarize(job, tmp_path)
+    assert set(summary) == {"rewardAccuracy", "secondsTotal", "secondsByStage"}
+    assert list(result_lines(job, tmp_path, summary)) == [
+        "rewardAccuracy: 0.5",
+        "time: 2 min 00 s (sft 1 min 00 s, reward 1 min 00 s)",
+        f"sft: {tmp_path}/sft/artifact",
+        f"reward: {tmp_path}/reward/artifact",
+    ]
+
+
+def test_a_few_samples_on_one_line_each(tmp_path: Path) -> None:
+    job = make_job(tmp_path, EVALUATIONS)
+    row = {"prompt": "书", "responseBefore": "a\nb", "responseAfter": "c", "scoreBefore": -1.25}
+    rows = tmp_path / "ppo" / "artifact" / "evaluation_samples.jsonl"
+    rows.write_text((json.dumps(row) + "\n") * 5)
+    lines = list(result_lines(job, tmp_path, summarize(job, tmp_path)))
+    assert lines[:4] == ["prompt  书", "before  a b  (score -1.25)", "after   c", ""]
+    assert sum(line.startswith("prompt") for line in lines) == 3

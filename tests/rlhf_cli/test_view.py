@@ -1,0 +1,113 @@
+"""What people see: a table on a terminal, lines elsewhere."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rlhf_api.names import Reason, StageState
+from rlhf_api.v1alpha1 import Progress, RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
+from rlhf_cli.view import LineView, LiveView, View, duration, make_view
+from rlhf_operator.summaries import Event
+
+
+def make_job(step: int = 42, **stage: Any) -> RLHFJob:
+    base = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
+    ppo = base | {"model": {"fromStage": "sft"}, "rewardModel": {"uri": "hf://a/b"}}
+    job = RLHFJob.from_document(
+        {
+            "apiVersion": "rlhf.dev/v1alpha1",
+            "kind": "RLHFJob",
+            "metadata": {"name": "reviews"},
+            "spec": {"stages": {"sft": base, "ppo": ppo}},
+        }
+    )
+    progress = Progress(step=step, total_steps=100, percent=step, eta_seconds=125)
+    running: dict[str, Any] = {
+        "state": StageState.RUNNING,
+        "attempt": 2,
+        "progress": progress,
+        "metrics": {"reward": 1.308, "kl": 4.2, "critic_loss": 0.0831},
+    }
+    stages = StageStatuses(
+        sft=StageStatus(state=StageState.SUCCEEDED, attempt=1),
+        ppo=StageStatus(**(running | stage)),
+    )
+    return job.model_copy(update={"status": RLHFJobStatus(stages=stages)})
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, force_terminal=True, width=120, color_system=None), text
+
+
+def test_the_table_on_a_terminal() -> None:
+    console, text = terminal()
+    view = make_view(console, quiet=False)
+    assert isinstance(view, LiveView)
+    with view:
+        view.show(make_job())
+        view.tell(Event("Warning", Reason.CRASHED, "stage ppo: boom [x]"))
+        view.tell(Event("Normal", Reason.CREATED, "stage ppo: attempt 2 starts"))
+        view.show(make_job(), stopping=True)
+    out = text.getvalue()
+    assert "RLHFJob reviews" in out
+    assert "step 42/100 (42 %)" in out
+    assert "2 min 05 s" in out
+    assert "reward 1.308, KL 4.2, critic loss 0.0831" in out
+    assert "stage ppo: boom [x]" in out
+    assert "attempt 2 starts" not in out
+    assert "once more to kill it" in out
+
+
+def test_lines_come_every_ten_seconds_or_ten_percent() -> None:
+    text = io.StringIO()
+    seconds = [0.0]
+    view = LineView(Console(file=text, width=20), clock=lambda: seconds[0])
+
+    def lines(after: float, step: int) -> int:
+        seconds[0] += after
+        text.seek(0)
+        text.truncate()
+        view.show(make_job(step))
+        return len(text.getvalue().splitlines())
+
+    assert lines(0, 1) == 1
+    assert "stage ppo: step 1/100 (1 %), 2 min 05 s left, reward 1.308, KL 4.2" in text.getvalue()
+    assert lines(1, 2) == 0
+    assert lines(9, 3) == 1
+    assert lines(1, 13) == 1
+    assert lines(1, 13) == 0
+    # A new attempt starts from an earlier step.
+    assert lines(1, 5) == 1
+
+
+def test_lines_tell_events_and_a_stop_once() -> None:
+    text = io.StringIO()
+    view = LineView(Console(file=text, width=20))
+    view.tell(Event("Normal", Reason.CREATED, "stage sft: attempt 1 starts [x] and goes on"))
+    view.show(make_job(state=StageState.STOPPING), stopping=True)
+    view.show(make_job(state=StageState.STOPPING), stopping=True)
+    lines = text.getvalue().splitlines()
+    assert lines[0].endswith("stage sft: attempt 1 starts [x] and goes on")
+    assert len(lines) == 2
+    assert "at most 300 s" in lines[1]
+
+
+def test_quiet_shows_nothing() -> None:
+    console, text = terminal()
+    with make_view(console, quiet=True) as view:
+        assert type(view) is View
+        view.show(make_job())
+        view.tell(Event("Warning", Reason.CRASHED, "boom"))
+    assert text.getvalue() == ""
+    assert isinstance(make_view(Console(file=io.StringIO()), quiet=False), LineView)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7260, "2 h 01 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
