@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -70,7 +71,7 @@ class LineView(View):
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._said: dict[StageName, tuple[float, int]] = {}
+        self._said: dict[StageName, tuple[float, int, str]] = {}
         self._stopping = False
 
     def show(self, job: RLHFJob, *, stopping: bool = False) -> None:
@@ -86,15 +87,16 @@ class LineView(View):
 
     def _progress(self, name: StageName, stage: StageStatus) -> None:
         assert stage.progress is not None
-        percent, now = stage.progress.percent, self._clock()
-        said = self._said.get(name)
-        if said is not None:
-            quiet = now - said[0] < LINE_SECONDS and 0 <= percent - said[1] < LINE_PERCENT
-            if quiet:
-                return
-        self._said[name] = (now, percent)
         parts = [_steps(stage), _eta(stage) and f"{_eta(stage)} left", metrics_text(name, stage)]
-        self._say(f"stage {name}: {', '.join(part for part in parts if part)}")
+        text = f"stage {name}: {', '.join(part for part in parts if part)}"
+        percent, now = stage.progress.percent, self._clock()
+        if name in self._said:
+            moment, share, before = self._said[name]
+            soon = now - moment < LINE_SECONDS and 0 <= percent - share < LINE_PERCENT
+            if soon or text == before:
+                return
+        self._said[name] = (now, percent, text)
+        self._say(text)
 
     def _say(self, text: str) -> None:
         moment = time.strftime("%H:%M:%S")
@@ -137,19 +139,26 @@ def make_view(console: Console, *, quiet: bool) -> View:
 
 
 def stage_table(job: RLHFJob, caption: str | None = None) -> Table:
-    """One row a stage: state, steps, time left, and the metrics to watch."""
-    table = Table(title=f"RLHFJob {job.metadata.name}", caption=caption, expand=False)
-    for column in ("stage", "state", "attempt", "progress", "step", "left", "metrics"):
-        table.add_column(column)
+    """One row a stage: state with the number of a later attempt, steps, time left, metrics.
+
+    Fits a terminal of 80 columns.
+    """
+    table = Table(
+        title=f"RLHFJob {job.metadata.name}", caption=caption, box=SIMPLE_HEAD, pad_edge=False
+    )
+    for column in ("stage", "state", "", "step", "", "left"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("metrics")
     for name, stage in _stages(job).items():
-        percent = stage.progress.percent if stage.progress is not None else 0
-        bar: RenderableType = ProgressBar(total=100, completed=percent, width=20)
+        progress = stage.progress
+        state = f"{stage.state} #{stage.attempt}" if stage.attempt > 1 else stage.state
+        bar: RenderableType = "" if progress is None else ProgressBar(100, progress.percent, 8)
         table.add_row(
             name.value,
-            Text(stage.state.value, _STYLES.get(stage.state, "")),
-            str(stage.attempt or ""),
+            Text(state, _STYLES.get(stage.state, "")),
             bar,
-            _steps(stage),
+            "" if progress is None else f"{progress.step}/{progress.total_steps or '?'}",
+            "" if progress is None else f"{progress.percent} %",
             _eta(stage),
             metrics_text(name, stage),
         )

@@ -58,6 +58,8 @@ def absorb(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> S
 def begin(stage: StageStatus, config_digest: str, now: datetime) -> StageStatus:
     """The status that announces the next attempt; must be written before the attempt is made."""
     attempt = stage.attempt + 1
+    # The step stays for people to see; the time left was the last attempt's guess.
+    progress = stage.progress and stage.progress.model_copy(update={"eta_seconds": None})
     return _changed(
         stage,
         state=StageState.STARTING,
@@ -66,6 +68,7 @@ def begin(stage: StageStatus, config_digest: str, now: datetime) -> StageStatus:
         attempt_start_time=now,
         retry_time=None,
         config_digest=config_digest,
+        progress=progress,
         reason=Reason.CREATED,
         message=f"attempt {attempt} is being started",
     )

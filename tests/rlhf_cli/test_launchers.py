@@ -2,16 +2,30 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_api.names import StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
 from rlhf_cli.launchers import Launchers
-from rlhf_cli.workdir import Workdir
+from rlhf_cli.workdir import LOG, Workdir
 from rlhf_operator.configs import Placement, stage_config
 from rlhf_operator.plan import StartAttempt
 
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+DEAF = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.stdout.write("deaf")
+sys.stdout.flush()
+time.sleep(300)
+"""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path) -> None:
@@ -28,7 +42,7 @@ def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path)
     status = RLHFJobStatus(stages=StageStatuses(sft=running))
     job = job.model_copy(update={"status": status})
     workdir = Workdir(tmp_path, "reviews")
-    launchers = Launchers(workdir, (sys.executable, "-c", DEAF), grace_seconds=1.0)
+    launchers = Launchers(workdir, (sys.executable, "-c", DEAF), grace_seconds=3.0)
     assert launchers.observe(job).attempts == ()
 
     placement = Placement(storage=str(workdir.folder))
@@ -37,15 +51,14 @@ def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path)
     (seen,) = launchers.observe(job).attempts
     assert (seen.live, seen.ready, seen.stopping, seen.checkpoint_step) == (True, True, False, 5)
 
-    time.sleep(0.5)
+    log = workdir.attempt_folder(job, StageName.SFT, 1) / LOG
+    wait_until(lambda: log.read_text() == "deaf")
     launchers.stop(StageName.SFT, 1)
     assert launchers.observe(job).attempts[0].stopping
     launchers.kill_late()
     assert launchers.any_alive()
-    time.sleep(1.1)
+    time.sleep(3.1)
     launchers.kill_late()
-    end = time.monotonic() + 10
-    while launchers.any_alive() and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_until(lambda: not launchers.any_alive())
     (seen,) = launchers.observe(job).attempts
     assert (seen.live, seen.failed, seen.processes[0].exit_code) == (False, True, 137)

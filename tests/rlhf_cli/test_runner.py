@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,13 @@ def test_a_second_signal_kills(bench: Any) -> None:
     runner = bench.spawn()
     bench.wait(lambda: bench.step() >= 1)
     runner.send_signal(signal.SIGINT)
-    bench.wait(lambda: bench.stage().state == "Stopping")
+    time.sleep(0.05)
     runner.send_signal(signal.SIGINT)  # as a wrapper forwards it: too early to be meant
-    with pytest.raises(Exception, match="timed out"):
-        runner.wait(1.5)
+    bench.wait(lambda: bench.stage().state == "Stopping")
+    time.sleep(1.5)
+    assert runner.poll() is None
     runner.send_signal(signal.SIGINT)
-    assert runner.wait(10) == 130
+    assert runner.wait(30) == 130
     assert bench.stage().state == "Suspended"
     assert bench.alive() == []
 

@@ -53,7 +53,9 @@ def test_the_table_on_a_terminal() -> None:
         view.show(make_job(), stopping=True)
     out = text.getvalue()
     assert "RLHFJob reviews" in out
-    assert "step 42/100 (42 %)" in out
+    assert "Running #2" in out
+    assert "42/100" in out
+    assert "42 %" in out
     assert "2 min 05 s" in out
     assert "reward 1.308, KL 4.2, critic loss 0.0831" in out
     assert "stage ppo: boom [x]" in out
@@ -79,6 +81,8 @@ def test_lines_come_every_ten_seconds_or_ten_percent() -> None:
     assert lines(9, 3) == 1
     assert lines(1, 13) == 1
     assert lines(1, 13) == 0
+    # Nothing new is nothing to tell.
+    assert lines(60, 13) == 0
     # A new attempt starts from an earlier step.
     assert lines(1, 5) == 1
 

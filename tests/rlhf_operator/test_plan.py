@@ -1,6 +1,7 @@
 """What a job does next, case by case: order, acceptance, restarts, suspension, deadlines."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -178,7 +179,7 @@ def test_a_lost_result_is_asked_for_again(
 
 def test_a_crash_restarts_with_backoff(trial: MakeTrial) -> None:
     t = running(trial(), "sft")
-    t.run("sft", step=30, last_checkpoint_step=20)
+    t.run("sft", step=30, last_checkpoint_step=20, eta_seconds=9)
     t.look()
     t.end("sft", 1, said={"message": "boom"})
     t.look()
@@ -191,6 +192,8 @@ def test_a_crash_restarts_with_backoff(trial: MakeTrial) -> None:
     assert t.started() == [("sft", 2)]
     assert t.last.actions[0].checkpoint_step == 20
     assert t.stage("sft").start_time < t.stage("sft").attempt_start_time
+    assert t.stage("sft").progress.step == 30
+    assert t.stage("sft").progress.eta_seconds is None
     # The step is an earlier one now, and that is progress all the same.
     t.run("sft", step=21)
     t.look(5)
@@ -249,6 +252,21 @@ def test_the_old_gang_is_gone_before_the_next_starts(trial: MakeTrial) -> None:
     t.look(60)
     assert t.last.actions == ()
     t.put("sft", processes=(dead, t.process("sft", phase=ProcessPhase.RUNNING, lost=True)))
+    t.look()
+    assert t.started() == [("sft", 2)]
+
+
+def test_nothing_starts_beside_an_earlier_attempt_that_has_come_back(trial: MakeTrial) -> None:
+    t = running(trial(), "sft")
+    t.end("sft", 1)
+    t.look()
+    t.look(2)
+    assert t.started() == [("sft", 2)]
+    back = t.process("sft", phase=ProcessPhase.RUNNING, ready=True)
+    t.attempts[StageName.SFT, 1] = ObservedAttempt(StageName.SFT, 1, (back,))
+    t.look()
+    assert (t.started(), t.stops()) == ([], [("sft", 1)])
+    del t.attempts[StageName.SFT, 1]
     t.look()
     assert t.started() == [("sft", 2)]
 
@@ -464,8 +482,6 @@ def test_a_policy_that_changed_holds_from_now_on(trial: MakeTrial) -> None:
 
 
 def test_shifted_moves_only_clocks_that_run(trial: MakeTrial) -> None:
-    from datetime import timedelta
-
     t = running(trial(), "sft", "reward")
     status = t.job.status
     later = shifted(status, timedelta(seconds=90.4))

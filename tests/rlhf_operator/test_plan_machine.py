@@ -222,7 +222,10 @@ class World(RuleBasedStateMachine):
                 continue
             assert new.attempt >= self.attempts[name]
             self.attempts[name] = new.attempt
-            assert new.attempt - (old.attempt if old else 0) in (0, 1)
+            grown = new.attempt - (old.attempt if old else 0)
+            assert grown in (0, 1)
+            if grown:
+                assert Observed(tuple(self.trial.attempts.values())).live(name) == ()
             assert new.restarts <= POLICY["maxRestarts"]
             if old is not None and old.state in (StageState.SUCCEEDED, StageState.FAILED):
                 assert new == old

@@ -418,8 +418,12 @@ def test_an_architecture_without_a_classifier_is_refused(tmp_path: Path, words: 
     )
     folder = tmp_path / "japanese"
     GPTNeoXJapaneseForCausalLM(config).save_pretrained(folder)
-    with pytest.raises(InputError, match=r"rewardModel: .*SequenceClassification"):
+    with pytest.raises(InputError) as caught:
         load_reward_base(ModelLocation(str(folder)), tokenizer_of(words), tiny.FP32, FIELD)
+    assert str(caught.value) == (
+        f"{FIELD}: transformers has no classifier of gpt_neox_japanese; use a model whose "
+        "AutoModelForSequenceClassification has a score head, for example Llama"
+    )
 
 
 @pytest.mark.parametrize("kind", ["causal", "reward"])
@@ -488,6 +492,17 @@ def test_precision_is_that_of_the_specification(tmp_path: Path, words: Path) -> 
         assert {p.dtype for p in model.parameters()} == {settings.dtype}
         reward = load_reward_base(place, tokenizer_of(words), settings, "model")
         assert {p.dtype for p in reward.parameters()} == {settings.dtype}
+
+
+def test_the_pad_token_of_training_goes_with_the_model(tmp_path: Path, words: Path) -> None:
+    """Without it in the configuration other tools find no last token."""
+    place = causal_folder(tmp_path, words)
+    path = Path(place.path) / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"pad_token_id": None, "eos_token_id": 5}))
+    for load in (load_causal_model, load_reward_base):
+        model = load(place, tokenizer_of(words), tiny.FP32, "model")
+        assert (model.config.pad_token_id, model.config.eos_token_id) == (0, EOS)
 
 
 @every_architecture

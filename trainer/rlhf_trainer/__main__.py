@@ -7,7 +7,10 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+
+import transformers
 
 from rlhf_api.errors import RLHFError
 from rlhf_api.names import StageName
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str], stage: Stage | None = None) -> int:
     """
     rank = int(os.environ.get("RANK", "0"))
     set_up_logging(f"rank {rank}")
+    _quieten()
     stop = StopFlag()
     stop.install()
     config: StageConfig | None = None
@@ -52,6 +56,15 @@ def stage_named(name: StageName) -> Stage:
     """The stage's `run`; the other stages' imports cost nothing."""
     run: Stage = importlib.import_module(f"rlhf_trainer.stages.{name}").run
     return run
+
+
+def _quieten() -> None:
+    """Keep out of the log what nobody can act on.
+
+    DeepSpeed calls deprecated collectives at every step, and a progress bar makes one long line.
+    """
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    transformers.logging.disable_progress_bar()
 
 
 def _end(config: StageConfig | None, rank: int, failure: Failure, error: BaseException) -> int:

@@ -16,6 +16,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -36,6 +37,7 @@ from rlhf_trainer.scratch import scratch_config
 ATTENTION = {"SDPA": "sdpa", "Eager": "eager", "FlashAttention2": "flash_attention_2"}
 
 _HEAD = "score.weight"
+_USE = "use a model whose AutoModelForSequenceClassification has a score head, for example Llama"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def load_reward_base(
     Details of RLHF with PPO", 2023), or zero, which makes a critic start at value 0.
     """
     config = model_config(location, tokenizer, field)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(f"{field}: transformers has no classifier of {config.model_type}; {_USE}")
     if _names_architecture(config, "ForSequenceClassification"):
         _require_one_label(config, location, field)
     config.num_labels = 1
@@ -304,8 +308,7 @@ def _require_score_head(model: PreTrainedModel, field: str) -> None:
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise InputError(
-            f"{field}: {type(model).__name__} has no linear score head with one output; "
-            "use a model whose AutoModelForSequenceClassification has one, for example Llama"
+            f"{field}: {type(model).__name__} has no linear score head with one output; {_USE}"
         )
 
 

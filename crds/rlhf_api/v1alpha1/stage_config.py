@@ -19,8 +19,9 @@ from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Messa
 Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
-_ATTEMPT_FIELDS = ("attempt", "masterAddress", "masterPort", "metricsPort")
-"""Fields that differ between attempts of the same work."""
+_PLACE_FIELDS = ("attempt", "masterAddress", "masterPort", "metricsPort", "storage", "claims")
+"""Fields that say where the work is done and not what it is: a folder that was moved, or mounted
+elsewhere, keeps its checkpoints."""
 
 
 def _cut(message: Any) -> Any:
@@ -127,8 +128,8 @@ class StageConfig(Contract):
     def digest(self) -> str:
         """sha256 of what determines the result, so that the attempts of a stage agree."""
         document = self.to_resolved_document()
-        for field in _ATTEMPT_FIELDS:
-            del document[field]
+        for field in _PLACE_FIELDS:
+            document.pop(field, None)
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

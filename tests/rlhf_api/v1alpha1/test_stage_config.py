@@ -57,6 +57,8 @@ def test_attempts_agree_on_the_digest() -> None:
     config = make_config()
     again = make_config(attempt=7, master_address="pod-0", master_port=1, metrics_port=2)
     assert config.digest() == again.digest()
+    moved = make_config(storage="/elsewhere", claims={"runs": "/mnt/other"})
+    assert config.digest() == moved.digest()
     assert config.digest() == StageConfig.from_json(config.to_json()).digest()
 
 

@@ -167,12 +167,13 @@ def partitioned(ranks: Ranks, folder: Path) -> dict[str, Any]:
     before = {name: p.detach().clone() for name, p in plain.named_parameters()}
     frozen = freeze(copy.deepcopy(plain), settings, ranks)
     model = train(copy.deepcopy(plain), settings, ranks, learning_rate=1.0)
-    outside = sum(p.numel() for p in model.module.parameters())
+    sharded = [frozen, model.module]
+    outside = sum(p.numel() for each in sharded for p in each.parameters())
     with whole_parameters(model):
         inside = {name: p.detach().clone() for name, p in model.module.named_parameters()}
         kept = model.module.model.state_dict()
         shapes = {name: tuple(value.shape) for name, value in kept.items()}
-    after = sum(p.numel() for p in model.module.parameters())
+    after = sum(p.numel() for each in sharded for p in each.parameters())
     told = one_step(model, ranks, 2, 0.01)
 
     words = tiny.tokenizer_folder(folder / "tokenizer")

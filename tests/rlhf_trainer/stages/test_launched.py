@@ -21,11 +21,12 @@ from rlhf_api.names import METRIC_PREFIX, ExitCode, FileName, Metric, Reason, me
 from rlhf_api.v1alpha1 import CheckpointPolicy, Dataset, StageConfig, StageResult
 from rlhf_trainer.outcome import StageOutcome
 
+STEPS = 30
 # Steps of many small passes, so that a signal finds a stage at work.
 SLOW: dict[str, Any] = {
-    "batch_size": 16,
+    "batch_size": 8,
     "micro_batch_size": 1,
-    "max_steps": 40,
+    "max_steps": STEPS,
     "learning_rate": 1e-3,
 }
 
@@ -153,7 +154,7 @@ def test_sigterm_stops_both_ranks(reward_story: list[Ended]) -> None:
     stopped = reward_story[0]
     assert stopped.code == ExitCode.STOPPED_WITH_CHECKPOINT
     assert stopped.result.last_checkpoint_step == step_told(stopped.config) >= 3
-    assert stopped.result.total_steps == 40
+    assert stopped.result.total_steps == STEPS
 
 
 def test_a_killed_rank_takes_the_stage_with_it(reward_story: list[Ended]) -> None:
