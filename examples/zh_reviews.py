@@ -64,7 +64,9 @@ def prepare(output: Path) -> None:
     pairs = [row for row in pairs if not unseen & set(row.pop("reviews"))]
     seen = [text for text in shuffled(positive + negative, generator) if text not in unseen]
     prompts = [{"prompt": text[:PROMPT_CHARACTERS]} for text in seen]
-    held_prompts = list(dict.fromkeys(text[:PROMPT_CHARACTERS] for text in sorted(unseen)))
+    trained = {row["prompt"] for row in prompts}
+    beginnings = dict.fromkeys(text[:PROMPT_CHARACTERS] for text in sorted(unseen))
+    held_prompts = [text for text in beginnings if text not in trained]
     generator.shuffle(held_prompts)
     files = {
         "sft": [
@@ -138,7 +140,10 @@ def judge(run: Path) -> None:
     """Add `judgeSft` and `judgePpo` to the run's summary.json and print both."""
     from snownlp import SnowNLP
 
-    (samples,) = sorted(run.glob("*/ppo/attempt-*/artifact/evaluation_samples.jsonl"))[-1:]
+    from rlhf_api.loading import read_yaml
+
+    status = read_yaml(run / "status.yaml")[0]["status"]
+    samples = run / status["stages"]["ppo"]["artifact"]["uri"] / "evaluation_samples.jsonl"
     rows = [json.loads(line) for line in samples.read_text("utf-8").splitlines()]
 
     def mean_rating(column: str) -> float:

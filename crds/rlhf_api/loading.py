@@ -129,7 +129,9 @@ def read_yaml(path: Path) -> list[Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror or error}; name a file that can be read"
+        ) from error
     return parse_yaml(text, str(path))
 
 
@@ -142,7 +144,8 @@ def parse_yaml(text: str, origin: str) -> list[Any]:
         line = f"line {mark.line + 1}: " if mark is not None else ""
         raise ConfigError(f"{origin}: {line}not YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{origin}: not YAML: {error}") from error
+        told = " ".join(str(error).split())
+        raise ConfigError(f"{origin}: not YAML: {told}") from error
 
 
 def dump_yaml(document: Any, *, width: int = 100, compact: bool = False) -> str:

@@ -88,9 +88,7 @@ class FileName:
     SAMPLES = "samples.jsonl"
     EVALUATION = "evaluation.json"
     EVALUATION_SAMPLES = "evaluation_samples.jsonl"
-    RANK_LOG = "rank-{rank}.log"
     REWARD_STATISTICS = "reward_statistics.json"
-    VALUE_NORMALIZER = "value_normalizer.json"
 
 
 class ExitCode(IntEnum):

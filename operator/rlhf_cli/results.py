@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_api.names import FileName, StageName
-from rlhf_api.v1alpha1 import RLHFJob, StageStatus
+from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus
 from rlhf_cli.view import duration
 
 FIGURES: dict[str, tuple[StageName, tuple[str, ...]]] = {
@@ -41,9 +41,9 @@ def summarize(job: RLHFJob, storage: Path) -> dict[str, Any]:
             summary[key] = value
     status = job.status
     if status.start_time is not None and status.completion_time is not None:
-        summary["secondsTotal"] = (status.completion_time - status.start_time).total_seconds()
+        summary["secondsTotal"] = _seconds(status)
     summary["secondsByStage"] = {
-        name.value: (stage.completion_time - stage.start_time).total_seconds()
+        name.value: _seconds(stage)
         for name, stage in _stages(job)
         if stage.start_time is not None and stage.completion_time is not None
     }
@@ -67,6 +67,14 @@ def result_lines(job: RLHFJob, storage: Path, summary: dict[str, Any]) -> Iterat
     for name, stage in _stages(job):
         if stage.artifact is not None:
             yield f"{name}: {storage / stage.artifact.uri}"
+
+
+def _seconds(status: RLHFJobStatus | StageStatus) -> float:
+    """From start to end, without the time in which nothing was to run."""
+    assert status.start_time is not None
+    assert status.completion_time is not None
+    whole = (status.completion_time - status.start_time).total_seconds()
+    return whole - status.idle_seconds
 
 
 def _stages(job: RLHFJob) -> Iterator[tuple[StageName, StageStatus]]:

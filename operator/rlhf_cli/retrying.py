@@ -6,7 +6,7 @@ from typing import Any
 from rlhf_api.names import ConditionType, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, StageStatus
 from rlhf_operator.conditions import find_condition
-from rlhf_operator.plan import shifted
+from rlhf_operator.plan import with_idle_time
 
 
 def retried(status: RLHFJobStatus, now: datetime) -> RLHFJobStatus:
@@ -28,7 +28,7 @@ def retried(status: RLHFJobStatus, now: datetime) -> RLHFJobStatus:
         }
     )
     # Deadlines and `secondsTotal` leave out the time in which the job lay still.
-    return shifted(reopened, now - failed.last_transition_time if failed else timedelta())
+    return with_idle_time(reopened, now - failed.last_transition_time if failed else timedelta())
 
 
 def _reopened(stage: StageStatus) -> StageStatus:

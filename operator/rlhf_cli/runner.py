@@ -20,7 +20,14 @@ from rlhf_cli.view import View
 from rlhf_cli.workdir import Workdir
 from rlhf_operator.conditions import is_true
 from rlhf_operator.configs import Placement
-from rlhf_operator.plan import Action, StartAttempt, StopAttempt, is_finished, plan, shifted
+from rlhf_operator.plan import (
+    Action,
+    StartAttempt,
+    StopAttempt,
+    is_finished,
+    plan,
+    with_idle_time,
+)
 
 LAUNCHER = (sys.executable, "-m", "rlhf_trainer.launch")
 """What runs a stage, with the path of its stage.json behind it."""
@@ -29,7 +36,7 @@ POLL_SECONDS = 0.2
 IDLE_SECONDS = 5.0
 """Longer than a runner that lives is ever silent."""
 
-_TOLD_CODES = frozenset(
+TOLD_CODES = frozenset(
     {
         ExitCode.GUARDRAIL,
         ExitCode.USAGE,
@@ -42,6 +49,7 @@ _TOLD_CODES = frozenset(
         ExitCode.CONFIG,
     }
 )
+"""Exit codes of a failed stage that become the command's own; any other becomes 1."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,8 @@ class Runner:
             return
         last = self.workdir.last_sign_of_life(self.job)
         if last is not None and (now - last).total_seconds() > IDLE_SECONDS:
-            self._write(self.job.model_copy(update={"status": shifted(status, now - last)}))
+            rested = with_idle_time(status, now - last)
+            self._write(self.job.model_copy(update={"status": rested}))
 
     def _exit_code(self, request: StopRequest | None) -> int:
         conditions = self.job.status.conditions
@@ -181,6 +190,6 @@ class Runner:
             if stage is None or stage.state is not StageState.FAILED:
                 continue
             code = read_exit_code(self.workdir.attempt_folder(self.job, name, stage.attempt))
-            if code in _TOLD_CODES:
+            if code in TOLD_CODES:
                 return int(code)
         return ExitCode.CRASH

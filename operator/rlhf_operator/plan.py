@@ -115,17 +115,20 @@ def is_finished(status: RLHFJobStatus) -> bool:
     return any(is_true(status.conditions, kind) for kind in kinds)
 
 
-def shifted(status: RLHFJobStatus, idle: timedelta) -> RLHFJobStatus:
-    """The status with its running clocks moved on, so that deadlines leave `idle` time out."""
-    idle = timedelta(seconds=max(0, round(idle.total_seconds())))
+def with_idle_time(status: RLHFJobStatus, idle: timedelta) -> RLHFJobStatus:
+    """The status in which the job, and every stage that has begun, was `idle` for so much longer.
+
+    Start times stay what they were: a stage that is done would else have begun before its job.
+    """
+    seconds = max(0, round(idle.total_seconds()))
     stages = {
-        name: stage.model_copy(update={"start_time": stage.start_time + idle})
+        name: stage.model_copy(update={"idle_seconds": stage.idle_seconds + seconds})
         if stage.state not in CLOSED and stage.start_time is not None
         else stage
         for name, stage in _stages_of(status).items()
     }
-    start = status.start_time + idle if status.start_time is not None else None
-    return status.model_copy(update={"start_time": start, "stages": _statuses(stages)})
+    total = status.idle_seconds + (seconds if status.start_time is not None else 0)
+    return status.model_copy(update={"idle_seconds": total, "stages": _statuses(stages)})
 
 
 def _stages_of(status: RLHFJobStatus) -> dict[StageName, StageStatus]:
@@ -142,7 +145,7 @@ def _without_suspension(job: RLHFJob, now: datetime) -> RLHFJobStatus:
     suspended = find_condition(job.status.conditions, ConditionType.SUSPENDED)
     if job.spec.suspend or suspended is None or suspended.status != "True":
         return job.status
-    return shifted(job.status, now - suspended.last_transition_time)
+    return with_idle_time(job.status, now - suspended.last_transition_time)
 
 
 def _absorbed(
@@ -157,7 +160,7 @@ def _absorbed(
         case = Case(name, folder, job.spec.run_policy, now)
         stages[name] = absorb(stage, observed.find(name, stage.attempt), case)
     limit = job.spec.run_policy.active_deadline_seconds
-    if job.spec.suspend or not is_past(status.start_time, limit, now):
+    if job.spec.suspend or not is_past(status.start_time, limit, now, status.idle_seconds):
         return stages
     message = f"the job took longer than runPolicy.activeDeadlineSeconds ({limit}); raise it"
     unfinished = [name for name, stage in stages.items() if stage.state not in CLOSED]

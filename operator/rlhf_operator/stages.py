@@ -268,7 +268,7 @@ def _within_deadlines(stage: StageStatus, case: Case) -> StageStatus:
     policy, now = case.policy, case.now
     if stage.state in CLOSED or stage.state in (StageState.SUSPENDED, StageState.STOPPING):
         return stage
-    if is_past(stage.start_time, policy.stage_deadline_seconds, now):
+    if is_past(stage.start_time, policy.stage_deadline_seconds, now, stage.idle_seconds):
         message = (
             f"took longer than runPolicy.stageDeadlineSeconds ({policy.stage_deadline_seconds}); "
             "raise it"
@@ -292,11 +292,11 @@ def _within_deadlines(stage: StageStatus, case: Case) -> StageStatus:
     return stage
 
 
-def is_past(since: datetime | None, seconds: int | None, now: datetime) -> bool:
-    """Whether `seconds` have gone by; never, when either is None."""
+def is_past(since: datetime | None, seconds: int | None, now: datetime, idle: int = 0) -> bool:
+    """Whether `seconds` have gone by, `idle` ones not counted; never, when a limit is None."""
     if since is None or seconds is None:
         return False
-    return now - since >= timedelta(seconds=seconds)
+    return now - since >= timedelta(seconds=seconds + idle)
 
 
 def _changed(stage: StageStatus, **changes: Any) -> StageStatus:

@@ -9,7 +9,7 @@ import pytest
 from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import Artifact, RLHFJobStatus, RunPolicy
 from rlhf_operator.observed import ObservedAttempt, ProcessPhase
-from rlhf_operator.plan import StopAttempt, is_finished, shifted
+from rlhf_operator.plan import StopAttempt, is_finished, with_idle_time
 
 MakeTrial = Callable[..., Any]
 
@@ -481,15 +481,31 @@ def test_a_policy_that_changed_holds_from_now_on(trial: MakeTrial) -> None:
     assert t.stage("sft").state == "Restarting"
 
 
-def test_shifted_moves_only_clocks_that_run(trial: MakeTrial) -> None:
+def test_idle_time_counts_for_clocks_that_run(trial: MakeTrial) -> None:
     t = running(trial(), "sft", "reward")
     status = t.job.status
-    later = shifted(status, timedelta(seconds=90.4))
-    assert later.start_time - status.start_time == timedelta(seconds=90)
+    once = with_idle_time(status, timedelta(seconds=90.4))
+    later = with_idle_time(once, timedelta(seconds=10))
+    assert (later.idle_seconds, later.stages.reward.idle_seconds) == (100, 100)
     assert later.stages.sft == status.stages.sft
-    assert later.stages.reward.start_time - status.stages.reward.start_time == timedelta(seconds=90)
     assert later.stages.ppo == status.stages.ppo
-    assert shifted(status, timedelta(seconds=-5)) == status
+    assert with_idle_time(status, timedelta(seconds=-5)) == status
+    assert with_idle_time(RLHFJobStatus(), timedelta(seconds=9)) == RLHFJobStatus()
+
+
+def test_no_stage_begins_before_its_job(trial: MakeTrial) -> None:
+    t = running(trial(), "sft", "reward")
+    started = t.job.status.start_time
+    t.spec(suspend=True)
+    t.look()
+    t.end("reward", 75)
+    t.look(2)
+    assert t.stage("reward").state == "Suspended"
+    t.spec(suspend=False)
+    t.look(3600)
+    assert t.job.status.start_time == started == t.stage("sft").start_time
+    assert (t.job.status.idle_seconds, t.stage("reward").idle_seconds) == (3600, 3600)
+    assert t.stage("sft").idle_seconds == 0
 
 
 def test_a_status_survives_being_written(trial: MakeTrial) -> None:

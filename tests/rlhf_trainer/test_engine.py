@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch import nn
 
-from rlhf_trainer.engine import TrainedModel, freeze, micro_batches, train
+from rlhf_trainer.engine import DTYPES, TrainedModel, freeze, micro_batches, train
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "engine_cases.py"
 cases: Any = tiny.load(PROGRAM)
@@ -71,6 +71,17 @@ def test_bf16_trains(tmp_path: Path, world_size: int) -> None:
             assert dtypes == {"torch.bfloat16"}
 
 
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_bf16_keeps_what_a_step_is_too_small_to_change(tmp_path: Path, zero_stage: int) -> None:
+    """Near 1 bf16 numbers lie 1/256 apart: 80 steps of 1e-4 move the weights only if fp32 copies
+    of them are kept."""
+    model = line(tmp_path, zero_stage, 0.0, precision="BF16")
+    for _ in range(80):
+        model.accumulate(model(torch.ones(8, dtype=torch.bfloat16)), last=True)
+        model.step(1e-4)
+    assert moved(model).float().tolist() == pytest.approx([-0.008] * 18, abs=1 / 256)
+
+
 @pytest.mark.parametrize(("world_size", "precision"), [(1, "FP32"), (2, "FP32"), (2, "BF16")])
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, world_size: int, precision: str
@@ -128,7 +139,8 @@ def line(folder: Path, zero_stage: int, clip: float, **settings: Any) -> Trained
     found = tiny.stage_spec(
         "sft", folder, zero_stage=zero_stage, gradient_clipping=clip, **settings
     )
-    return train(Line(), found, tiny.ranks(), learning_rate=0.5)
+    module = Line().to(DTYPES[found.precision])
+    return train(module, found, tiny.ranks(), learning_rate=0.5)
 
 
 def moved(model: TrainedModel) -> torch.Tensor:

@@ -156,7 +156,11 @@ def normalized(advantages: Tensor, mask: Tensor, ranks: Ranks) -> Tensor:
 def minibatches(
     experience: Experience, lesson: Lesson, size: int, generator: torch.Generator
 ) -> Iterator[tuple[Experience, Lesson]]:
-    """This rank's rows in a new order, `size` at a time."""
+    """This rank's rows in a new order, `size` at a time.
+
+    Ranks draw the same order of their own rows and never exchange them, so which rows share a
+    minibatch depends on the number of ranks; what a minibatch adds up to does not.
+    """
     order = torch.randperm(len(experience.scores), generator=generator)
     for start in range(0, len(order), size):
         at = order[start : start + size].to(experience.scores.device)

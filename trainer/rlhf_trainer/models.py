@@ -76,7 +76,8 @@ def model_config(
         )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{field}: no usable model configuration at {location.path}: {error}"
+            f"{field}: no usable model configuration at {location.path}: {_one_line(error)}; name a "
+            "folder or repository that transformers' save_pretrained has written"
         ) from error
     return config
 
@@ -286,7 +287,10 @@ def _from_pretrained(
                 output_loading_info=True,
             )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{field}: cannot load {location.path}: {error}") from error
+        raise InputError(
+            f"{field}: cannot load {location.path}: {_one_line(error)}; save the model anew, or "
+            "name another one"
+        ) from error
     for name, found, wanted in sorted(loaded["mismatched_keys"]):
         raise InputError(
             f"{field}: cannot load {location.path}: {name} has shape {list(found)} in its files "
@@ -326,6 +330,11 @@ def _fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
         model.generation_config = GenerationConfig()
 
 
+def _one_line(error: BaseException) -> str:
+    """A library's message without its line breaks: a reason is read in a last line."""
+    return " ".join(str(error).split())
+
+
 def _names_architecture(config: PretrainedConfig, ending: str) -> bool:
     return any(name.endswith(ending) for name in config.architectures or ())
 
@@ -346,7 +355,7 @@ def _require_one_label(config: PretrainedConfig, location: ModelLocation, field:
     if config.num_labels != 1:
         raise InputError(
             f"{field}: the model at {location.path} has {config.num_labels} labels; "
-            "a reward model has one score (num_labels: 1)"
+            f"a reward model has one score (num_labels: 1): {_USE}"
         )
 
 

@@ -67,6 +67,8 @@ def load_models(
         bases.actor.size("reference", trained=False),
         bases.reward_model.size("reward model", trained=False),
     ]
+    for base in (bases.actor, bases.reward_model, bases.critic):
+        base.require_positions(longest, f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength")
     work = MicroBatch(spec.micro_batch_size, longest)
     check_memory(config, ranks, sizes, allowance(bases.actor.config, work, spec.precision))
     settings = ModelSettings.of(spec)

@@ -53,6 +53,20 @@ class Base:
         """Id that fills a batch."""
         return int(self.tokenizer.pad_token_id)
 
+    def require_positions(self, tokens: int, lengths: str) -> None:
+        """Raise ConfigError if sequences of `tokens` tokens are longer than the model can take.
+
+        Args:
+            tokens: of the longest sequence that the stage will see.
+            lengths: the fields that bound it, for the message.
+        """
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and tokens > positions:
+            raise ConfigError(
+                f"{self.field}: the model takes {positions} tokens, but sequences of this stage "
+                f"reach {tokens}; lower {lengths}, or name a model that takes more"
+            )
+
     def size(self, name: str, *, trained: bool) -> ModelSize:
         """How large the model is, for the estimate of memory."""
         return ModelSize(name, count_parameters(self.config), trained)
@@ -117,7 +131,8 @@ def _fetch(location: ModelLocation, field: str) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN | CLOSED:
             raise
-        told = f"{field}: hf://{location.path} cannot be fetched: {error}"
+        reason = " ".join(str(error).split())
+        told = f"{field}: hf://{location.path} cannot be fetched: {reason}"
         if _may_pass(error):
             raise ServiceUnavailable(f"{told}; try again when the hub answers") from error
         raise InputError(

@@ -109,7 +109,10 @@ def _loaded(place: Path | Hub, field: str) -> PreTrainedTokenizerBase:
             "tokenizer.json and tokenizer_config.json there, or name another model"
         ) from error
     if not isinstance(found, PreTrainedTokenizerBase):
-        raise InputError(f"{field}.uri: {place}: {type(found).__name__} is no tokenizer")
+        raise InputError(
+            f"{field}.uri: {place}: {type(found).__name__} is no tokenizer; "
+            "name a folder that a tokenizer's save_pretrained has written"
+        )
     return found
 
 

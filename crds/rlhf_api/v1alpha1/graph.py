@@ -44,7 +44,7 @@ def stage_order(stages: Stages) -> tuple[StageName, ...]:
     """The stages so that each follows all that it reads; ties in the order of StageName.
 
     Raises:
-        ValueError: stages read each other, or one that is not there; names the stages.
+        ValueError: stages read each other, or one that is not there; names field and stages.
     """
     inputs = stage_inputs(stages)
     # Lists in a fixed order, since the cycle that is found first depends on it.
@@ -57,11 +57,15 @@ def stage_order(stages: Stages) -> tuple[StageName, ...]:
     try:
         sorter.prepare()
     except CycleError as error:
-        cycle = [str(name) for name in reversed(error.args[1])]
-        said = " reads ".join(cycle) if len(cycle) > 2 else f"{cycle[0]} reads itself"
-        raise ValueError(
-            f"stages read each other: {said}; give one of the models by uri"
-        ) from error
+        cycle: list[StageName] = error.args[1][::-1]
+        reader, source = cycle[:2]
+        field = next(field for field, read in inputs[reader].items() if read is source)
+        said = (
+            f"stages read each other: {' reads '.join(cycle)}; give one of the models by uri"
+            if reader is not source
+            else f"stage {reader} reads itself; give its model by uri"
+        )
+        raise ValueError(f"stages.{reader}.{field}.fromStage: {said}") from error
     order: list[StageName] = []
     while sorter.is_active():
         ready = set(sorter.get_ready())

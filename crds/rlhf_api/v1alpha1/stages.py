@@ -22,6 +22,7 @@ AdvantageNormalization = Literal["None", "Minibatch", "Batch"]
 RewardScaling = Literal["None", "RunningStd"]
 
 DEFAULT_BATCH_SIZE = 32
+DEFAULT_KL_HORIZON = 10_000
 
 
 class CheckpointPolicy(Contract):
@@ -146,6 +147,15 @@ class PPOStage(StageSpec):
             holds=lambda m: m.kl_controller != "Adaptive" or m.kl_target is not None,
         ),
         Rule(
+            cel="!has(self.klController) || self.klController != 'Adaptive' || "
+            f"(has(self.batchSize) ? self.batchSize : {DEFAULT_BATCH_SIZE}) < "
+            f"5 * (has(self.klHorizon) ? self.klHorizon : {DEFAULT_KL_HORIZON})",
+            # One update moves klCoef by at most 0.2 * batchSize / klHorizon of itself: at 1 and
+            # above it could reach 0 or change its sign.
+            message="klController Adaptive needs a klHorizon above a fifth of batchSize; raise it",
+            holds=lambda m: m.kl_controller != "Adaptive" or m.batch_size < 5 * m.kl_horizon,
+        ),
+        Rule(
             cel=f"!has(self.minibatchSize) || (has(self.batchSize) ? self.batchSize : "
             f"{DEFAULT_BATCH_SIZE}) % self.minibatchSize == 0",
             message=f"minibatchSize must divide batchSize ({DEFAULT_BATCH_SIZE} when left out); "
@@ -161,8 +171,8 @@ class PPOStage(StageSpec):
     reward_model: ModelSource
     """The frozen model that scores a response; its classification head has one output."""
     critic_model: ModelSource | None = None
-    """What the critic starts from; rewardModel when left out. A model without a score head gets
-    one of zeros."""
+    """What the critic starts from, with a score head of zeros where it has none; rewardModel when
+    left out."""
     max_prompt_length: int = Field(512, ge=1, le=1_048_576)
     """Longest prompt in tokens."""
     max_response_length: int = Field(512, ge=1, le=1_048_576)
@@ -191,8 +201,9 @@ class PPOStage(StageSpec):
     kl_controller: KLController = "Fixed"
     """Whether klCoef stays or follows klTarget."""
     kl_target: float | None = Field(None, gt=0, le=1e6)
-    """KL in nats an answer to which an adaptive klCoef steers."""
-    kl_horizon: int = Field(10_000, ge=1, le=1_000_000_000)
+    """KL in nats an answer to which klController Adaptive steers klCoef; nothing is steered when
+    left out."""
+    kl_horizon: int = Field(DEFAULT_KL_HORIZON, ge=1, le=1_000_000_000)
     """Number of samples over which an adaptive klCoef moves by its full error."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount of a reward one token later."""

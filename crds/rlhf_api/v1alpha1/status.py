@@ -73,6 +73,9 @@ class StageStatus(Contract):
     """When the first attempt was made."""
     attempt_start_time: datetime | None = None
     """When the current attempt was made."""
+    idle_seconds: Count = 0
+    """Seconds after startTime in which nothing was to run, by suspension and the like; deadlines
+    leave them out."""
     completion_time: datetime | None = None
     """When the stage ended."""
     retry_time: datetime | None = None
@@ -134,6 +137,9 @@ class RLHFJobStatus(Contract):
     """Derived for people; nothing reads it."""
     start_time: datetime | None = None
     """When the first stage started."""
+    idle_seconds: Count = 0
+    """Seconds after startTime in which nothing was to run, by suspension and the like; deadlines
+    leave them out."""
     completion_time: datetime | None = None
     """When the job ended."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), ListMap("type")] = ()

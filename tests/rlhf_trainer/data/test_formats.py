@@ -370,5 +370,7 @@ def test_a_title_that_is_missing_is_named_where_it_is_wanted() -> None:
 
 @pytest.mark.parametrize("kind", ["sft", "pref", "prompt"])
 def test_a_dataset_without_rows_is_an_error(kind: str) -> None:
-    with pytest.raises(DataError, match=r"file:///data\.jsonl: holds no rows; name a dataset"):
+    with pytest.raises(
+        DataError, match=r"dataset\.uri: file:///data\.jsonl: holds no rows; name a dataset"
+    ):
         _validate(kind, [], _dataset())

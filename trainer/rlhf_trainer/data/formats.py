@@ -61,7 +61,7 @@ def sft_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[SFTRow]:
     Raises:
         DataError: a row that cannot be used, or none at all.
     """
-    first, all_rows = _first(rows, dataset)
+    first, all_rows = _first(rows, dataset, field)
     read = Reader.of(dataset.columns, field, first)
     pair = read.has(first, "prompt") and read.has(first, "response")
     if read.is_mapped("messages") or (read.has(first, "messages") and not pair):
@@ -89,11 +89,11 @@ def preference_rows(
     Raises:
         DataError: a row that cannot be used, or none at all.
     """
-    first, all_rows = _first(rows, dataset)
+    first, all_rows = _first(rows, dataset, field)
     read = Reader.of(dataset.columns, field, first)
     passages = read.has(first, "positive_passages") or read.has(first, "negative_passages")
     if passages and not read.has(first, "chosen"):
-        return _from_passages(read, all_rows, dataset, seed)
+        return _from_passages(read, all_rows, dataset, field, seed)
     return [_preference(read, row) for row in all_rows], 0
 
 
@@ -105,19 +105,19 @@ def prompt_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[Promp
     Raises:
         DataError: a row that cannot be used, or none at all.
     """
-    first, all_rows = _first(rows, dataset)
+    first, all_rows = _first(rows, dataset, field)
     read = Reader.of(dataset.columns, field, first)
     messages = read.has(first, "messages") and not read.has(first, "prompt")
     name = "messages" if messages or read.is_mapped("messages") else "prompt"
     return [PromptRow(row.source, _question(read, row, name)) for row in all_rows]
 
 
-def _first(rows: Iterable[Row], dataset: Dataset) -> tuple[Row, Iterator[Row]]:
+def _first(rows: Iterable[Row], dataset: Dataset, field: str) -> tuple[Row, Iterator[Row]]:
     """The first row, and all rows."""
     found = iter(rows)
     first = next(found, None)
     if first is None:
-        raise DataError(f"{dataset.uri}: holds no rows; name a dataset that has some")
+        raise DataError(f"{field}.uri: {dataset.uri}: holds no rows; name a dataset that has some")
     return first, chain([first], found)
 
 
@@ -194,7 +194,7 @@ def _margin(read: Reader, row: Row) -> float | None:
 
 
 def _from_passages(
-    read: Reader, rows: Iterator[Row], dataset: Dataset, seed: int
+    read: Reader, rows: Iterator[Row], dataset: Dataset, field: str, seed: int
 ) -> tuple[list[PreferenceRow], int]:
     pairs: list[PreferenceRow] = []
     dropped = number = 0
@@ -206,7 +206,7 @@ def _from_passages(
     if not pairs:
         lists = f"{read.column('positive_passages')} or {read.column('negative_passages')}"
         raise DataError(
-            f"{dataset.uri}: {lists} is empty in each of its {number} rows, so that no pair can "
+            f"{field}.uri: {dataset.uri}: {lists} is empty in each of its {number} rows, so that no pair can "
             "be made; name a dataset that has both in some row"
         )
     return pairs, dropped

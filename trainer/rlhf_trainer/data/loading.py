@@ -40,7 +40,11 @@ def load_sft(
     """
     rows = formats.sft_rows(read_rows(dataset, claims=claims, field=field), dataset, field)
     examples, counts = tokenized.sft_examples(
-        rows, tokenizer, max_length=max_length, over_long=dataset.over_long
+        rows,
+        tokenizer,
+        max_length=max_length,
+        over_long=dataset.over_long,
+        limit_field=_beside(field, "maxLength"),
     )
     _log(dataset, counts)
     return examples, counts
@@ -65,7 +69,11 @@ def load_preferences(
     found = read_rows(dataset, claims=claims, field=field)
     rows, dropped = formats.preference_rows(found, dataset, field, seed)
     pairs, counts = tokenized.preference_pairs(
-        rows, tokenizer, max_length=max_length, over_long=dataset.over_long
+        rows,
+        tokenizer,
+        max_length=max_length,
+        over_long=dataset.over_long,
+        limit_field=_beside(field, "maxLength"),
     )
     counts = replace(counts, dropped_empty_list=dropped)
     _log(dataset, counts)
@@ -83,10 +91,19 @@ def load_prompts(
     """Prompts for PPO; `max_length` is the longest prompt. Args and raises as `load_sft`."""
     rows = formats.prompt_rows(read_rows(dataset, claims=claims, field=field), dataset, field)
     found, counts = tokenized.prompts(
-        rows, tokenizer, max_length=max_length, over_long=dataset.over_long
+        rows,
+        tokenizer,
+        max_length=max_length,
+        over_long=dataset.over_long,
+        limit_field=_beside(field, "maxPromptLength"),
     )
     _log(dataset, counts)
     return found, counts
+
+
+def _beside(field: str, name: str) -> str:
+    """Path of another field of the same stage."""
+    return f"{field.rpartition('.')[0]}.{name}"
 
 
 def _log(dataset: Dataset, counts: Counts) -> None:

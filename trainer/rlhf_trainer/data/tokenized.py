@@ -78,6 +78,7 @@ def sft_examples(
     *,
     max_length: int,
     over_long: OverLong,
+    limit_field: str = "maxLength",
 ) -> tuple[list[SFTExample], Counts]:
     """Prompt + response + EOS of each row.
 
@@ -85,7 +86,7 @@ def sft_examples(
         DataError: a text without tokens, or no row within `max_length`.
     """
     encoder = Encoder(tokenizer)
-    limit = _Limit(max_length, over_long)
+    limit = _Limit(max_length, over_long, limit_field)
     examples: list[SFTExample] = []
     prompts = encoder.prompts((row.prompt, row.source) for row in rows)
     responses = encoder.responses((row.response, row.source) for row in rows)
@@ -108,6 +109,7 @@ def preference_pairs(
     *,
     max_length: int,
     over_long: OverLong,
+    limit_field: str = "maxLength",
 ) -> tuple[list[PreferencePair], Counts]:
     """Prompt + chosen + EOS and prompt + rejected + EOS of each row; the prompt is cut alike.
 
@@ -115,7 +117,7 @@ def preference_pairs(
         DataError: a text without tokens, or no row within `max_length`.
     """
     encoder = Encoder(tokenizer)
-    limit = _Limit(max_length, over_long)
+    limit = _Limit(max_length, over_long, limit_field)
     pairs: list[PreferencePair] = []
     prompts = encoder.prompts((row.prompt, row.source) for row in rows)
     chosen = encoder.responses((row.chosen, row.source) for row in rows)
@@ -139,6 +141,7 @@ def prompts(
     *,
     max_length: int,
     over_long: OverLong,
+    limit_field: str = "maxLength",
 ) -> tuple[list[Prompt], Counts]:
     """The prompt of each row, with the chat template's generation prompt where there is one.
 
@@ -146,7 +149,7 @@ def prompts(
         DataError: a text without tokens, or no row within `max_length`.
     """
     encoder = Encoder(tokenizer)
-    limit = _Limit(max_length, over_long)
+    limit = _Limit(max_length, over_long, limit_field)
     found: list[Prompt] = []
     for prompt in encoder.prompts((row.prompt, row.source) for row in rows):
         if limit.skips(len(prompt.ids)):
@@ -160,8 +163,9 @@ def prompts(
 class _Limit:
     """What is done to rows that are too long, and how often it was."""
 
-    def __init__(self, max_length: int, over_long: OverLong) -> None:
+    def __init__(self, max_length: int, over_long: OverLong, field: str) -> None:
         self._max_length = max_length
+        self._field = field
         self._drops = over_long == "Drop"
         self._over_long = 0
 
@@ -183,8 +187,8 @@ class _Limit:
         if not kept:
             where = rows[0].source.file if rows else "dataset"
             raise DataError(
-                f"{where}: none of {len(rows)} rows fits in {self._max_length} tokens; raise the "
-                "stage's limit or set overLong to Truncate"
+                f"{where}: none of {len(rows)} rows fits in {self._max_length} tokens; raise "
+                f"{self._field} or set overLong to Truncate"
             )
         if self._drops:
             return Counts(kept, dropped_over_long=self._over_long)

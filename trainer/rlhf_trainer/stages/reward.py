@@ -70,6 +70,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         )
         # 2. The model.
         longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+        base.require_positions(longest, f"{FIELD}.maxLength")
         work = MicroBatch(2 * spec.micro_batch_size, longest)
         check_memory(
             config,

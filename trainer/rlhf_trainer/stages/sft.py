@@ -67,6 +67,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             else None
         )
         # 2. The model.
+        base.require_positions(sequences.longest, f"{FIELD}.maxLength")
         work = MicroBatch(spec.micro_batch_size, sequences.longest)
         check_memory(
             config,
