@@ -24,6 +24,7 @@ from rlhf_cli.local_job import (
     parse_mounts,
     unmounted_claims,
 )
+from rlhf_cli.os_errors import explained
 from rlhf_cli.results import result_lines, summarize
 from rlhf_cli.runner import LAUNCHER, Outcome, Runner
 from rlhf_cli.view import make_view
@@ -34,7 +35,6 @@ from rlhf_operator.plan import is_finished
 _CLICK_USAGE = 2
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -148,8 +148,9 @@ def main() -> int:
         _fail(str(error))
         return error.exit_code
     except OSError as error:
-        _fail(f"{error.filename or 'storage'}: {error.strerror or error}")
-        return ExitCode.IO
+        code, sentence = explained(error)
+        _fail(sentence)
+        return code
     return ExitCode.DONE
 
 
@@ -170,7 +171,8 @@ def _conclude(outcome: Outcome, workdir: Workdir, *, already: bool) -> int:
     failed = find_condition(job.status.conditions, ConditionType.FAILED)
     if failed is not None and failed.status == "True":
         _say(f"logs: {workdir.folder}; when the cause is removed, --retry goes on; or {again}")
-        _fail(f"{name} has failed ({failed.reason}): {failed.message}")
+        # As one line, since whoever reads a log looks at the last one.
+        _fail(f"{name} has failed ({failed.reason}): {' '.join(failed.message.split())}")
     elif job.spec.suspend:
         _fail(f"{name} is suspended: spec.suspend is true; set it to false to go on")
     else:

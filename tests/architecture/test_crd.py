@@ -153,6 +153,8 @@ def test_every_field_is_described() -> None:
             assert 2 < len(text) <= 320, (path, name)
             assert "\n" not in text, (path, name)
             assert text.count("Default: ") <= 1, (path, name)
+            # One sentence, whatever the default is.
+            assert ". " not in text.split(" Default: ")[0], (path, name)
 
 
 def test_rules_have_messages() -> None:

@@ -11,12 +11,14 @@ import pytest
 
 TRAINING = ("torch", "deepspeed", "transformers", "datasets", "rlhf_trainer")
 CLUSTER = ("kopf", "kubernetes", "rlhf_operator")
+HEAVY = ("torch", "deepspeed", "transformers", "datasets")
 
 PROGRAM = """
 import importlib, pkgutil, sys
 package, foreign = sys.argv[1], sys.argv[2].split(",")
 top = importlib.import_module(package)
-names = [package] + [found.name for found in pkgutil.walk_packages(top.__path__, package + ".")]
+inside = getattr(top, "__path__", ())
+names = [package] + [found.name for found in pkgutil.walk_packages(inside, package + ".")]
 for name in names:
     if not name.endswith("__main__"):
         importlib.import_module(name)
@@ -31,6 +33,9 @@ sys.exit(f"{package} imports {present}" if present else 0)
         ("rlhf_api", (*TRAINING, *CLUSTER, "rlhf_cli", "typer", "rich", "prometheus_client")),
         ("rlhf_operator", (*TRAINING, "rlhf_cli")),
         ("rlhf_cli", (*TRAINING, "kopf")),
+        # PID 1 of a pod: it must hear signals long before torch is there.
+        ("rlhf_trainer.launch", (*CLUSTER, "rlhf_cli", "typer", "rich", *HEAVY)),
+        ("rlhf_trainer", (*CLUSTER, "rlhf_cli", "typer")),
     ],
 )
 def test_package_draws_in_nothing_foreign(

@@ -1,15 +1,22 @@
 """The command line: what it prints where, and what it leaves with."""
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from rlhf_cli import app
+from rlhf_cli.workdir import Workdir
 
 Rlhf = Callable[..., int]
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_a_mistake_is_the_last_line_and_its_kind_the_exit_code(
     bench.write(**spec)
     for command in ("validate", "run"):
         assert rlhf(command, bench.file) == code
-        assert reason in capsys.readouterr().err.strip().splitlines()[-1]
+        assert reason in last_line(capsys)
 
 
 def test_claims_are_looked_into_where_a_folder_is_given(
@@ -84,9 +91,20 @@ def test_claims_are_looked_into_where_a_folder_is_given(
     assert rlhf("run", bench.file, "--mount", "data") == 64
 
 
-@pytest.mark.parametrize("arguments", [(), ("bogus",), ("run",), ("run", "x", "--bogus")])
-def test_a_wrong_command_line_is_a_usage_error(rlhf: Rlhf, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "Missing command."),
+        (("bogus",), "No such command 'bogus'."),
+        (("run",), "Missing argument 'file'."),
+        (("run", "x", "--bogus"), "No such option: --bogus"),
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(
+    rlhf: Rlhf, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
+) -> None:
     assert rlhf(*arguments) == 64
+    assert last_line(capsys).casefold() == f"error: {reason}".casefold()
 
 
 def test_help_explains_how_a_failed_job_is_run_again(
@@ -97,13 +115,58 @@ def test_help_explains_how_a_failed_job_is_run_again(
     assert "from the last checkpoints, with all restarts of runPolicy.maxRestarts again" in text
 
 
-def test_a_folder_that_cannot_be_written(
+def test_a_workdir_that_is_a_file(
     bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocked = bench.folder / "file"
     blocked.touch()
-    assert rlhf("run", bench.file, "--workdir", blocked) == 74
-    assert str(blocked) in capsys.readouterr().err
+    assert rlhf("run", bench.file, "--workdir", blocked) == 64
+    assert last_line(capsys) == (
+        f"rlhf: {blocked}/reviews: Not a directory; correct the path, or choose another --workdir"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "remedy"),
+    [
+        (errno.ENOSPC, 74, "free space; the same command then goes on"),
+        (errno.EDQUOT, 74, "free space; the same command then goes on"),
+        (errno.EIO, 74, "free space; the same command then goes on"),
+        (errno.EFBIG, 74, "free space; the same command then goes on"),
+        (errno.EACCES, 77, "open it, or choose another --workdir"),
+        (errno.EPERM, 77, "open it, or choose another --workdir"),
+        (errno.EROFS, 77, "open it, or choose another --workdir"),
+        (errno.ENAMETOOLONG, 64, "correct the path, or choose another --workdir"),
+        (errno.ENOENT, 66, "something has removed it; put it back, or choose another --workdir"),
+        (errno.EMFILE, 74, "remove the cause; the same command then goes on"),
+    ],
+)
+def test_what_the_system_refuses(
+    bench: Any,
+    rlhf: Rlhf,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    remedy: str,
+) -> None:
+    def refuse(self: Workdir) -> NoReturn:
+        raise OSError(number, os.strerror(number), str(self.folder))
+
+    monkeypatch.setattr(Workdir, "locked", refuse)
+    assert rlhf("run", bench.file, "--workdir", bench.root) == code
+    assert last_line(capsys) == f"rlhf: {bench.workdir}: {os.strerror(number)}; {remedy}"
+
+
+def test_a_refusal_that_names_no_file(
+    bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Workdir) -> NoReturn:
+        raise OSError("the mount is gone")
+
+    monkeypatch.setattr(Workdir, "locked", refuse)
+    assert rlhf("run", bench.file, "--workdir", bench.root) == 74
+    assert last_line(capsys).startswith("rlhf: the workdir: the mount is gone; remove the cause")
 
 
 def test_it_is_a_module_too(bench: Any) -> None:

@@ -71,6 +71,16 @@ def test_every_key_of_the_summary(tmp_path: Path) -> None:
     }
 
 
+def test_idle_time_is_left_out(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"sft": None})
+    sft = job.status.stages.sft
+    assert sft is not None
+    stages = StageStatuses(sft=sft.model_copy(update={"idle_seconds": 20}))
+    status = job.status.model_copy(update={"idle_seconds": 45, "stages": stages})
+    summary = summarize(job.model_copy(update={"status": status}), tmp_path)
+    assert (summary["secondsTotal"], summary["secondsByStage"]) == (15.0, {"sft": 40.0})
+
+
 def test_what_was_not_evaluated_is_left_out(tmp_path: Path) -> None:
     job = make_job(tmp_path, {"sft": None, "reward": {"accuracy": 0.5}})
     summary = summarize(job, tmp_path)

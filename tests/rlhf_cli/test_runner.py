@@ -48,7 +48,11 @@ def test_a_whole_job(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "prompt  这本书\nbefore  不好 [x]  (score -1)\nafter   很好  (score 2)\n" in out
     assert out.strip().splitlines()[-1].startswith("reviews has succeeded")
-    assert "step 10/10" in out or "attempt 1 runs" in out
+    told = [line.split(" ", 1)[1] for line in out.splitlines() if line[2:3] == ":"]
+    assert [line for line in told if line.startswith("stage ppo: attempt")] == [
+        "stage ppo: attempt 1 starts",
+        "stage ppo: attempt 1 runs",
+    ]
 
     before = snapshot(bench.workdir)
     assert bench.run() == 0
@@ -83,6 +87,16 @@ def test_a_persons_mistake_fails_once_and_can_be_retried(
     assert bench.run(retry=True) == 0
     assert bench.attempts() == ["attempt-1", "attempt-2"]
     assert bench.job.status.phase == "Succeeded"
+
+
+def test_a_reason_of_several_lines_is_one_line(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.go(sft=[{"crash_at": 0, "code": 65, "message": "line 3: query is missing\n  add it\n"}])
+    assert bench.run() == 65
+    assert last_line(capsys) == (
+        "rlhf: reviews has failed (DataError): stage sft: line 3: query is missing add it"
+    )
 
 
 def test_restarts_end_with_the_code_of_the_last_failure(bench: Any) -> None:

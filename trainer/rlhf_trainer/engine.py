@@ -117,7 +117,7 @@ def train(
         eps=spec.adam_eps,
         fused=ranks.device.type == "cuda",
     )
-    engine, *_ = deepspeed.initialize(
+    engine = _initialize(
         model=module, optimizer=optimizer, config=deepspeed_config(spec, spec.zero_stage)
     )
     return TrainedModel(engine, spec.zero_stage, ranks.world_size)
@@ -128,10 +128,18 @@ def freeze(module: nn.Module, spec: StageSpec, ranks: Ranks) -> nn.Module:
     module.requires_grad_(False).eval()
     if spec.zero_stage < 3 or ranks.world_size == 1:
         return module
-    engine, *_ = deepspeed.initialize(model=module, config=deepspeed_config(spec, 3))
+    engine = _initialize(model=module, config=deepspeed_config(spec, 3))
     engine.eval()
     frozen: nn.Module = engine
     return frozen
+
+
+def _initialize(**arguments: Any) -> Any:
+    # On CPU DeepSpeed would compile a shared-memory collective first: a minute, a compiler that an
+    # image need not have, and nothing that training uses (it serves inference_all_reduce alone).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(**arguments)
+    return engine
 
 
 def deepspeed_config(spec: StageSpec, zero_stage: int) -> dict[str, Any]:

@@ -76,8 +76,8 @@ def model_config(
         )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{field}: no usable model configuration at {location.path}: {_one_line(error)}; name a "
-            "folder or repository that transformers' save_pretrained has written"
+            f"{field}: no usable model configuration at {location.path}: {_one_line(error)}; name "
+            "a folder or repository that transformers' save_pretrained has written"
         ) from error
     return config
 

@@ -30,6 +30,8 @@ from rlhf_trainer.tokenizers import load_tokenizer
 T = TypeVar("T")
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_OLD_WEIGHTS = ["*.bin"]
+"""Read only where there are no safetensors; many repositories hold both."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
 
 def _fetch(location: ModelLocation, field: str) -> None:
     try:
-        snapshot_download(location.path, revision=location.revision, allow_patterns=_MODEL_FILES)
+        folder = _snapshot(location, _MODEL_FILES)
+        if not any(folder.rglob("*.safetensors")):
+            _snapshot(location, _OLD_WEIGHTS)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN | CLOSED:
             raise
@@ -138,6 +142,12 @@ def _fetch(location: ModelLocation, field: str) -> None:
         raise InputError(
             f"{told}; check the name and the network, or fill the cache and set HF_HUB_OFFLINE=1"
         ) from error
+
+
+def _snapshot(location: ModelLocation, patterns: list[str]) -> Path:
+    return Path(
+        snapshot_download(location.path, revision=location.revision, allow_patterns=patterns)
+    )
 
 
 def _may_pass(error: BaseException) -> bool:

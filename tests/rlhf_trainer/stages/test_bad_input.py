@@ -49,11 +49,8 @@ def missing_model(folder: Path) -> tuple[StageConfig, int, list[str]]:
 
 def empty_dataset(folder: Path) -> tuple[StageConfig, int, list[str]]:
     config = tiny.stage_config("reward", folder, dataset=rows_at(folder / "empty.jsonl"))
-    return (
-        config,
-        ExitCode.DATA,
-        ["spec.stages.sft.dataset.uri", "empty.jsonl", "holds no rows", "name a dataset"],
-    )
+    field = "spec.stages.reward.dataset.uri"
+    return config, ExitCode.DATA, [field, "empty.jsonl", "holds no rows", "name a dataset"]
 
 
 def row_without_a_field(folder: Path) -> tuple[StageConfig, int, list[str]]:
@@ -72,7 +69,11 @@ def row_of_another_type(folder: Path) -> tuple[StageConfig, int, list[str]]:
 
 def rows_that_are_too_long(folder: Path) -> tuple[StageConfig, int, list[str]]:
     config = tiny.stage_config("ppo", folder, max_prompt_length=1)
-    return config, ExitCode.DATA, ["ppo-train.jsonl", "1 tokens", "raise the stage's limit"]
+    return (
+        config,
+        ExitCode.DATA,
+        ["ppo-train.jsonl", "1 tokens", "raise spec.stages.ppo.maxPromptLength"],
+    )
 
 
 def no_pad_token(folder: Path) -> tuple[StageConfig, int, list[str]]:

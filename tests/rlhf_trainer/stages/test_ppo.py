@@ -333,10 +333,28 @@ def test_the_score_stands_at_the_last_action(tmp_path: Path) -> None:
 
 
 def test_a_critic_from_the_reward_model_has_its_head(tmp_path: Path) -> None:
-    config = tiny.stage_config("ppo", tmp_path, max_steps=1)
-    stage_runs.run(config)
+    """Its values are the reward model's numbers at the states before each action."""
+    config = tiny.stage_config(
+        "ppo", tmp_path, max_steps=1, batch_size=16, micro_batch_size=8, gae_lambda=1.0
+    )
+    stage_runs.run_with_fixed_answers(config)
+    assert config.ppo is not None
+    judge = AutoModelForSequenceClassification.from_pretrained(
+        local(config.ppo.reward_model), dtype=torch.float32
+    )
+    values, returns = [], []
+    for row in tiny.prompt_rows():
+        prompt = ids_of(row["prompt"])
+        ids = torch.tensor([prompt + stage_runs.fixed_answer(prompt)])
+        with torch.no_grad():
+            numbers = judge.score(judge.base_model(input_ids=ids).last_hidden_state)[0, :, 0]
+        values += numbers[len(prompt) - 1 : -1].tolist()
+        returns += [float(numbers[-1])] * (ids.shape[1] - len(prompt))
     (step,) = stage_runs.steps(config)
-    assert abs(step["explained_variance"]) > 1e-3
+    residuals = np.array(returns) - np.array(values)
+    explained = 1 - residuals.var(ddof=1) / np.var(returns, ddof=1)
+    assert step["explained_variance"] == pytest.approx(explained, rel=1e-3, abs=1e-5)
+    assert step["critic_loss"] == pytest.approx((residuals**2).mean() / 2, rel=1e-4)
 
 
 def test_while_the_critic_warms_up_the_actor_stays(tmp_path: Path) -> None:

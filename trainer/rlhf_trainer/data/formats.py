@@ -206,7 +206,7 @@ def _from_passages(
     if not pairs:
         lists = f"{read.column('positive_passages')} or {read.column('negative_passages')}"
         raise DataError(
-            f"{field}.uri: {dataset.uri}: {lists} is empty in each of its {number} rows, so that no pair can "
-            "be made; name a dataset that has both in some row"
+            f"{field}.uri: {dataset.uri}: {lists} is empty in each of its {number} rows, "
+            "so that no pair can be made; name a dataset that has both in some row"
         )
     return pairs, dropped

@@ -4,7 +4,7 @@ Each update: 1. roll out, 2. evaluate actor, reference, critic and reward model 
 token, 4. advantages and returns, 5. learn, 6. tell and keep. (Ziegler et al. 2019; Ouyang et al.
 2022; the formulas stand in `rl`.)
 
-Departures from the published systems, each a defect found in one of them (named in the docs):
+Departures from the published systems, each a defect found in one of them (docs/ppo.md names them):
 responses end at EOS and are never forced to the maximum; EOS is an action that carries the score, a
 policy loss and a value loss; masks come from lengths; dropout is off; old log-probabilities are
 recomputed by the training engine; advantages are normalised over the real tokens of all ranks;

@@ -47,7 +47,7 @@ from rlhf_trainer.stopping import StopFlag
 
 FIELD = "spec.stages.reward"
 
-# The report that this project answers prints its running means after every 500 rows.
+# DeepSpeed-Chat prints its running means after every 500 rows.
 EVALUATION_BLOCK = 500
 
 
