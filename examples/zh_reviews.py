@@ -140,10 +140,14 @@ def judge(run: Path) -> None:
     """Add `judgeSft` and `judgePpo` to the run's summary.json and print both."""
     from snownlp import SnowNLP
 
+    from rlhf_api.errors import ConfigError
     from rlhf_api.loading import read_yaml
 
-    status = read_yaml(run / "status.yaml")[0]["status"]
-    samples = run / status["stages"]["ppo"]["artifact"]["uri"] / "evaluation_samples.jsonl"
+    try:
+        status = read_yaml(run / "status.yaml")[0]["status"]
+        samples = run / status["stages"]["ppo"]["artifact"]["uri"] / "evaluation_samples.jsonl"
+    except (ConfigError, KeyError):
+        sys.exit(f"{run}: holds no finished ppo stage; run the job to its end first")
     rows = [json.loads(line) for line in samples.read_text("utf-8").splitlines()]
 
     def mean_rating(column: str) -> float:

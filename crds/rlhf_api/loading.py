@@ -215,6 +215,8 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
         return reason if brief != value else f"{reason} (value {value})"
     if kind == "string_pattern_mismatch":
         pattern = item["ctx"]["pattern"]
+        if "://" in pattern and "://" not in given:
+            return f"is {brief}, which names no scheme; for a path write file://{given}"
         return f"is {brief}, which has not the needed form{_meaning(model, location)} ({pattern})"
     return f"is {brief}; {item['msg'][0].lower()}{item['msg'][1:]}{_quoting(kind, given)}"
 
@@ -238,8 +240,17 @@ def _quoting(kind: str, given: object) -> str:
     if kind == "string_type" and isinstance(given, bool | int | float):
         return "; put it in quotes"
     if kind in ("int_type", "float_type", "bool_type") and isinstance(given, str):
-        return "; write it without quotes"
+        # Quotes are to blame only where what they hold would be a value.
+        return "; write it without quotes" if not isinstance(_scalar(given), str) else ""
     return ""
+
+
+def _scalar(text: str) -> object:
+    """What YAML takes `text` for when it has no quotes."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> dict[str, FieldInfo]:

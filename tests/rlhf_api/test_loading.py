@@ -197,9 +197,20 @@ SCRATCH = {"layers": 2, "hiddenSize": 64, "heads": 4, "tokenizer": "file://token
         ),
         pytest.param(
             {f"{SFT}.dataset.uri": "rows.jsonl"},
-            'spec.stages.sft.dataset.uri: is "rows.jsonl", which has not the needed form: '
-            "Where the rows lie",
+            'spec.stages.sft.dataset.uri: is "rows.jsonl", which names no scheme; for a path write '
+            "file://rows.jsonl",
             id="no URI",
+        ),
+        pytest.param(
+            {f"{SFT}.dataset.uri": "gs://bucket/rows"},
+            'spec.stages.sft.dataset.uri: is "gs://bucket/rows", which has not the needed form: '
+            "Where the rows lie",
+            id="scheme that nobody knows",
+        ),
+        pytest.param(
+            {f"{SFT}.batchSize": "many"},
+            'spec.stages.sft.batchSize: is "many"; input should be a valid integer',
+            id="no number",
         ),
         pytest.param(
             {f"{SFT}.dataset.uri": "s3://bucket/rows"},

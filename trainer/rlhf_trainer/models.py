@@ -365,7 +365,10 @@ def _attention_errors(field: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ConfigError(f"{field}: {error}; choose attentionImplementation: SDPA") from error
+        stage = field.rpartition(".")[0]
+        raise ConfigError(
+            f"{stage}.attentionImplementation: {_one_line(error)}; choose SDPA"
+        ) from error
 
 
 @contextmanager
