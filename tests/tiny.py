@@ -27,7 +27,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -63,13 +62,6 @@ BF16 = ModelSettings(torch.bfloat16, "sdpa", seed=1)
 
 RANK = Path(__file__).parent / "rlhf_trainer" / "programs_engine" / "rank.py"
 CALL_SECONDS = 240.0
-
-THIRD_PARTY_WARNINGS = [
-    # DeepSpeed calls collectives by names that torch has replaced, and imports torch's compiler.
-    pytest.mark.filterwarnings(r"ignore:`torch\.distributed\.\w+` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning"),
-]
-"""`pytestmark` of tests that train in their own process."""
 
 
 # Tokenizers and models

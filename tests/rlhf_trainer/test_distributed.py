@@ -32,6 +32,8 @@ from rlhf_trainer.distributed import (
     stop_ranks,
 )
 
+pytestmark = pytest.mark.own_process_group
+
 PROGRAM = Path(__file__).parent / "programs" / "agreeing.py"
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 

@@ -18,8 +18,6 @@ cases: Any = tiny.load(PROGRAM)
 
 ZERO_STAGES = [0, 1, 2, 3]
 
-pytestmark = tiny.THIRD_PARTY_WARNINGS
-
 
 def on(world_size: int, function: str, **arguments: Any) -> list[Any]:
     """Results by rank, of one rank in this process or of two in their own."""

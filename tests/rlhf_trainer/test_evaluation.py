@@ -17,8 +17,6 @@ from rlhf_trainer.rollout import Rollout
 PROGRAM = Path(__file__).parent / "programs_engine" / "rollout_cases.py"
 cases: Any = tiny.load(PROGRAM)
 
-pytestmark = tiny.THIRD_PARTY_WARNINGS
-
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("prompts", [1, 7])

@@ -25,6 +25,8 @@ from rlhf_trainer.errors import StopRequested
 from rlhf_trainer.outcome import OUTCOME_FOLDER, StageOutcome, read_outcome
 from rlhf_trainer.stopping import StopFlag
 
+pytestmark = pytest.mark.own_process_group
+
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:

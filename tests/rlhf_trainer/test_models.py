@@ -36,8 +36,6 @@ from rlhf_trainer.models import (
 )
 from rlhf_trainer.rl import sft_loss
 
-pytestmark = tiny.THIRD_PARTY_WARNINGS
-
 every_architecture = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 FIELD = "spec.stages.ppo.rewardModel"
 EOS = 1

@@ -7,6 +7,7 @@ import resource
 import signal
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,23 +291,27 @@ def test_a_taken_port_leaves_the_stream_without_one(
     assert len(lines(other)) == 2
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 100 bytes, which refuses writes as a full disk does."""
+    """No file may grow beyond 100 bytes, which refuses writes as a full disk does.
+
+    No fixture: pytest itself writes between a test and its teardown, perhaps to a long file.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_keeps_whole_lines_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     stream = JsonLines(path)
     stream.write([{"step": 1}])
-    with pytest.raises(StorageError, match=r"events\.jsonl"):
+    with small_files(), pytest.raises(StorageError, match=r"events\.jsonl"):
         stream.write([{"text": "x" * 200}])
     stream.close()
 

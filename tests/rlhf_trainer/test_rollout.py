@@ -16,8 +16,6 @@ from rlhf_trainer.rollout import Rollout, joined, response_lengths
 PROGRAM = Path(__file__).parent / "programs_engine" / "rollout_cases.py"
 cases: Any = tiny.load(PROGRAM)
 
-pytestmark = tiny.THIRD_PARTY_WARNINGS
-
 PAD, EOS = 0, 1
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
 

@@ -7,8 +7,6 @@ import pytest
 import stage_runs
 import tiny
 
-pytestmark = tiny.THIRD_PARTY_WARNINGS
-
 LEARNED: dict[str, tuple[str, ...]] = {
     "sft": ("loss", "gradient_norm"),
     "reward": ("loss", "gradient_norm", "chosen_score", "rejected_score"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rlhf_trainer.outcome import StageOutcome
 
 LIKED = "a"
 MAX_RESPONSE = 8
-SCORE_CLIP = 4.0
+UPDATES = 12
 
 METRICS = {
     "advantages_std",
@@ -89,22 +90,20 @@ def local(source: ModelSource) -> Path:
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     """A reward model that was trained to like one letter."""
     folder = tmp_path_factory.mktemp("liking")
-    rows = [
-        {
-            "query": row["query"],
-            "chosen": row["rejected"].replace("b", LIKED) + LIKED,
-            "rejected": row["rejected"] + "p",
-        }
-        for row in tiny.preference_rows(32)
-    ]
+    draw = random.Random(1)
+    rows = []
+    for row in tiny.preference_rows(64):
+        text = draw.choices(tiny.CHARACTERS[1:], k=draw.randint(2, 8))
+        liked = [LIKED if draw.random() < 0.5 else letter for letter in text[:-1]] + [LIKED]
+        rows.append({"query": row["query"], "chosen": "".join(liked), "rejected": "".join(text)})
     path = tiny.write_rows(folder / "liking.jsonl", rows)
     config = tiny.stage_config(
         "reward",
         folder,
         dataset=Dataset(uri=f"file://{path}"),
-        batch_size=16,
-        micro_batch_size=16,
-        max_steps=5,
+        batch_size=32,
+        micro_batch_size=32,
+        max_steps=20,
         learning_rate=0.02,
     )
     return tiny.file_source(stage_runs.artifact(config, stage_runs.run(config)))
@@ -126,13 +125,12 @@ def finished(
         rollout_micro_batch_size=24,
         minibatch_size=16,
         update_epochs=2,
-        max_steps=12,
+        max_steps=UPDATES,
         learning_rate=0.02,
         critic_learning_rate=0.02,
         kl_coef=0.02,
         samples_every_steps=1,
         reward_scaling="RunningStd",
-        score_clip=SCORE_CLIP,
     )
     return config, stage_runs.run(config)
 
@@ -143,14 +141,11 @@ def test_the_score_rises(finished: tuple[StageConfig, StageOutcome]) -> None:
     assert last > first + steps[0]["reward_std"]
     figures = stage_runs.document(stage_runs.artifact(*finished), FileName.EVALUATION)
     assert figures["after"]["score"] > figures["before"]["score"] + figures["before"]["scoreStd"]
-    texts = [row["response"] for row in stage_runs.samples(finished[0])]
-    likes = [sum(text.count(LIKED) for text in part) for part in (texts[:32], texts[-32:])]
-    assert likes[1] > 4 * likes[0]
 
 
 def test_every_update_tells_everything(finished: tuple[StageConfig, StageOutcome]) -> None:
     steps = stage_runs.steps(finished[0])
-    assert len(steps) == 12
+    assert len(steps) == UPDATES
     for step in steps:
         assert set(step) == METRICS | {"reward_scale"}
         assert all(math.isfinite(value) for value in step.values())
@@ -164,10 +159,9 @@ def test_scores_are_divided_by_their_running_deviation(
 ) -> None:
     config, _ = finished
     rows = stage_runs.samples(config)
-    assert any(abs(row["score"]) > SCORE_CLIP for row in rows)
-    clipped = np.clip([row["score"] for row in rows], -SCORE_CLIP, SCORE_CLIP)
+    scores = np.array([row["score"] for row in rows])
     for at, step in enumerate(stage_runs.steps(config), 1):
-        assert step["reward_scale"] == pytest.approx(clipped[: 32 * at].std(ddof=1), rel=1e-6)
+        assert step["reward_scale"] == pytest.approx(scores[: 32 * at].std(ddof=1), rel=1e-6)
 
 
 def test_samples_are_what_was_rewarded(
@@ -175,7 +169,7 @@ def test_samples_are_what_was_rewarded(
 ) -> None:
     config, _ = finished
     rows = stage_runs.samples(config)
-    assert len(rows) == 12 * 32
+    assert len(rows) == UPDATES * 32
     assert all(
         sorted(row) == ["kl", "length", "prompt", "response", "score", "step", "stopReason"]
         for row in rows
@@ -183,7 +177,7 @@ def test_samples_are_what_was_rewarded(
     for at, step in enumerate(stage_runs.steps(config), 1):
         own = [row for row in rows if row["step"] == at]
         assert step["reward"] == pytest.approx(np.mean([row["score"] for row in own]), rel=1e-6)
-        assert step["kl"] == pytest.approx(np.mean([row["kl"] for row in own]), abs=1e-6)
+        assert step["kl"] == pytest.approx(np.mean([row["kl"] for row in own]), rel=1e-5, abs=1e-6)
         assert step["response_tokens"] == np.mean([row["length"] for row in own])
         assert step["eos_rate"] == np.mean([row["stopReason"] == "stop" for row in own])
     assert {row["stopReason"] for row in rows} == {"stop", "length"}
@@ -218,7 +212,7 @@ def test_before_and_after(
         lengths = [len(row[f"response{name}"]) for row in rows]
         assert figures[when]["meanLength"] == pytest.approx(np.mean(lengths))
     told = stage_runs.events(config, "evaluation")
-    assert [event["step"] for event in told] == [6, 12]
+    assert [event["step"] for event in told] == [6, UPDATES]
     assert told[-1]["metrics"]["kl"] == figures["after"]["kl"]
     assert outcome.metrics["reward"] == figures["after"]["score"]
 
@@ -266,8 +260,11 @@ def test_the_first_update_starts_from_the_reference(tmp_path: Path, temperature:
     assert abs(second["kl"]) > 1e-4
 
 
-@pytest.mark.parametrize("estimator", ["K1", "K2", "K3"])
-def test_rewards_are_score_less_kl(tmp_path: Path, estimator: str) -> None:
+@pytest.mark.parametrize(
+    ("estimator", "scaling"),
+    [("K1", "None"), ("K2", "None"), ("K3", "None"), ("K1", "RunningStd")],
+)
+def test_rewards_are_score_less_kl(tmp_path: Path, estimator: str, scaling: str) -> None:
     """With gamma 0 a token's return is its reward: their sum is scores less weighted KL."""
     config = tiny.stage_config(
         "ppo",
@@ -275,6 +272,7 @@ def test_rewards_are_score_less_kl(tmp_path: Path, estimator: str) -> None:
         gamma=0.0,
         kl_coef=0.5,
         kl_estimator=estimator,
+        reward_scaling=scaling,
         missing_eos_penalty=0.25,
         score_clip=0.5,
         samples_every_steps=1,
@@ -282,14 +280,17 @@ def test_rewards_are_score_less_kl(tmp_path: Path, estimator: str) -> None:
         learning_rate=0.05,
     )
     stage_runs.run(config)
+    shaped: list[float] = []
     for at, step in enumerate(stage_runs.steps(config), 1):
         rows = [row for row in stage_runs.samples(config) if row["step"] == at]
-        placed = sum(
+        scores = [
             float(np.clip(row["score"], -0.5, 0.5)) - 0.25 * (row["stopReason"] == "length")
             for row in rows
-        )
+        ]
+        shaped += scores
+        scale = np.std(shaped, ddof=1) if scaling == "RunningStd" else 1.0
         tokens = sum(row["length"] for row in rows)
-        weighted = placed - step["returns_mean"] * tokens
+        weighted = sum(scores) / scale - step["returns_mean"] * tokens
         kl = sum(row["kl"] for row in rows)
         if estimator == "K1":
             assert weighted == pytest.approx(0.5 * kl, abs=1e-4)
