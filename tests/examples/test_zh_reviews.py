@@ -1,7 +1,7 @@
 """The demo in a shortened form: the real data, all stages, real processes, held-out figures.
 
 The bounds are those that a reward of the wrong sign does not meet: with chosen and rejected swapped
-the reward model's own figures look as good, but snownlp's classifier sees the answers get worse;
+the reward model's own figures look as good, but snownlp's classifier sees no better answers;
 with the score's sign flipped in PPO the score falls.
 """
 

@@ -11,7 +11,7 @@ import torch
 from rlhf_api.names import Metric
 from rlhf_trainer.distributed import Ranks, gather_objects, reduce_sum
 from rlhf_trainer.experience import Experience, Lesson, global_moments
-from rlhf_trainer.rl import distinct_n
+from rlhf_trainer.rl import distinct_n, explained_variance
 
 
 class UpdateSums:
@@ -77,8 +77,9 @@ def rollout_metrics(experience: Experience, taught: Lesson, ranks: Ranks) -> dic
         Metric.RETURNS_MEAN: returns.mean,
         Metric.RETURNS_STD: returns.variance**0.5,
         Metric.ADVANTAGES_STD: advantages.variance**0.5,
+        # Returns that do not vary are no failure, which a NaN would be counted as.
         Metric.EXPLAINED_VARIANCE: (
-            1 - residuals.variance / returns.variance if returns.variance > 0 else 0.0
+            explained_variance(residuals, returns) if returns.variance > 0 else 0.0
         ),
         Metric.SAMPLER_DRIFT: drift.mean,
     }

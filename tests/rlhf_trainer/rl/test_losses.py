@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rlhf_trainer.rl.losses import (
     entropy_bonus,
-    explained_variance,
     policy_loss,
     reward_loss,
     sft_loss,
@@ -438,25 +437,3 @@ def test_entropy_bonus_by_hand() -> None:
 def test_entropy_bonus_refuses_a_negative_coefficient() -> None:
     with pytest.raises(ValueError, match="entropy_coef is -1"):
         entropy_bonus(torch.zeros(1, 4), ALL, -1.0, 4.0)
-
-
-# --- explained variance ---
-
-
-def test_explained_variance_by_hand() -> None:
-    # Returns 0, 2, 4: unbiased variance 4. Errors 0, 1, −1 have variance 1: 1 − 1/4.
-    returns, values = f64([0.0, 2.0, 4.0, NAN]), f64([0.0, 1.0, 5.0, NAN])
-    mask = f64([1, 1, 1, 0]).bool()
-    assert explained_variance(values, returns, mask) == pytest.approx(0.75, rel=1e-12)
-
-
-def test_explained_variance_of_the_best_a_constant_and_the_opposite() -> None:
-    returns = numbers(13, 4, 5)
-    assert explained_variance(returns + 3, returns, MASK) == pytest.approx(1.0, abs=1e-12)
-    assert explained_variance(torch.zeros(4, 5), returns, MASK) == pytest.approx(0.0, abs=1e-12)
-    # The error of −R is 2R, with four times the variance.
-    assert explained_variance(-returns, returns, MASK) == pytest.approx(-3.0, rel=1e-12)
-
-
-def test_explained_variance_of_constant_returns_does_not_exist() -> None:
-    assert math.isnan(explained_variance(numbers(14, 4, 5), torch.ones(4, 5), MASK))

@@ -8,8 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from rlhf_trainer.rl.moments import Moments, masked_moments, scale_by_running_std
+from rlhf_trainer.rl.moments import (
+    Moments,
+    explained_variance,
+    masked_moments,
+    scale_by_running_std,
+)
 
 lists = st.lists(st.floats(-1e3, 1e3), max_size=12)
 
@@ -137,3 +143,41 @@ def test_scaling_takes_the_unit_out_of_scores() -> None:
     thousandfold = scale_by_running_std(1000 * scores, Moments.from_values(1000 * scores))
     torch.testing.assert_close(once, thousandfold, rtol=1e-7, atol=1e-9)
     assert Moments.from_values(once).std == pytest.approx(1.0, rel=1e-7)
+
+
+# --- explained variance ---
+
+NAN = math.nan
+MASK = torch.arange(5) < torch.tensor([[5], [1], [3], [4]])
+
+
+def f64(*rows: object) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def numbers(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def explained(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    return explained_variance(masked_moments(returns - values, mask), masked_moments(returns, mask))
+
+
+def test_explained_variance_by_hand() -> None:
+    # Returns 0, 2, 4: unbiased variance 4. Errors 0, 1, −1 have variance 1: 1 − 1/4.
+    returns, values = f64(0.0, 2.0, 4.0, NAN), f64(0.0, 1.0, 5.0, NAN)
+    mask = f64(1, 1, 1, 0).bool()
+    assert explained(values, returns, mask) == pytest.approx(0.75, rel=1e-12)
+
+
+def test_explained_variance_of_the_best_a_constant_and_the_opposite() -> None:
+    returns = numbers(13, 4, 5)
+    assert explained(returns + 3, returns, MASK) == pytest.approx(1.0, abs=1e-12)
+    assert explained(torch.zeros(4, 5), returns, MASK) == pytest.approx(0.0, abs=1e-12)
+    # The error of −R is 2R, with four times the variance.
+    assert explained(-returns, returns, MASK) == pytest.approx(-3.0, rel=1e-12)
+
+
+def test_explained_variance_of_constant_returns_does_not_exist() -> None:
+    assert math.isnan(explained(numbers(14, 4, 5), torch.ones(4, 5), MASK))

@@ -21,14 +21,18 @@ from rlhf_trainer.rl.losses import (
     SFTLoss,
     ValueLoss,
     entropy_bonus,
-    explained_variance,
     policy_loss,
     reward_loss,
     sft_loss,
     value_loss,
 )
 from rlhf_trainer.rl.masking import masked, masked_mean, masked_sum, position_ids, response_mask
-from rlhf_trainer.rl.moments import Moments, masked_moments, scale_by_running_std
+from rlhf_trainer.rl.moments import (
+    Moments,
+    explained_variance,
+    masked_moments,
+    scale_by_running_std,
+)
 from rlhf_trainer.rl.rewards import clip_scores, penalise_missing_eos, token_rewards
 from rlhf_trainer.rl.schedule import Schedule, learning_rate_factor, warmup_steps
 from rlhf_trainer.rl.text_statistics import distinct_n

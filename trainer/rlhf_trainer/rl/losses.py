@@ -21,7 +21,6 @@ from rlhf_trainer.rl._inputs import (
     require_same_shape,
 )
 from rlhf_trainer.rl.masking import masked, masked_sum
-from rlhf_trainer.rl.moments import masked_moments
 
 # e^20 is far outside of any clip range and is still a number in fp32, squared too.
 LARGEST_LOG_RATIO = 20.0
@@ -212,19 +211,6 @@ def entropy_bonus(
         raise ValueError(f"entropy_coef is {entropy_coef}: it must be 0 or more")
     total = masked_sum(at_least_float32(entropy), mask)
     return EntropyBonus(-entropy_coef * total / normalizer, _total(total), _total(mask))
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 − Var(returns − values) / Var(returns): 1 is perfect, 0 as good as a constant, below worse.
-
-    NaN where the returns do not vary. Shapes: values, returns Float[...], mask Bool[...].
-    Raises ValueError when the shapes differ or the mask is not boolean, FloatingPointError when a
-    selected number is not finite.
-    """
-    require_mask(mask, values=values, returns=returns)
-    spread = masked_moments(returns, mask).variance
-    rest = masked_moments(returns.double() - values.double(), mask).variance
-    return 1 - rest / spread if spread > 0 else float("nan")
 
 
 def _total(x: Tensor) -> Tensor:

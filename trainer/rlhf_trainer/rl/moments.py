@@ -109,3 +109,12 @@ def scale_by_running_std(scores: Tensor, moments: Moments) -> Tensor:
     Shapes: scores Float[...] -> Float[...].
     """
     return scores / (moments.std + SCALE_EPSILON)
+
+
+def explained_variance(residuals: Moments, returns: Moments) -> float:
+    """1 − Var(returns − values) / Var(returns): 1 is perfect, 0 as good as a constant, below worse.
+
+    NaN where the returns do not vary. Takes moments, so that the caller merges those of all ranks
+    first: a mean of the ranks' shares would be another number.
+    """
+    return 1 - residuals.variance / returns.variance if returns.variance > 0 else math.nan
