@@ -6,6 +6,8 @@ ends one has to come first.
 
 import pytest
 
+pytest_plugins = ["cluster.kube_fixtures"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("own_process_group") is None)

@@ -6,13 +6,14 @@ RLHFError                       everything that we raise on purpose; carries `ex
     ├── DataError         65    a dataset's content
     ├── InputError        66    a model, artifact or dataset missing, or not what was promised
     └── ConfigError       78    an RLHFJob or StageConfig that breaks the contract
+        └── ContractVersionError    written by another release
 
 Other packages add branches below `RLHFError` or `UserError`; only a process's edge translates them.
 """
 
 from typing import ClassVar
 
-from rlhf_api.names import ExitCode
+from rlhf_api.names import CONTRACT_VERSION, ExitCode
 
 
 class RLHFError(Exception):
@@ -47,3 +48,13 @@ class ConfigError(UserError):
     """An RLHFJob or a StageConfig breaks the contract."""
 
     exit_code = ExitCode.CONFIG
+
+
+class ContractVersionError(ConfigError):
+    """A StageConfig or a StageResult speaks another version of the contract than its reader."""
+
+    def __init__(self, document: str, version: object, reader: str) -> None:
+        super().__init__(
+            f"{document}: contractVersion is {version!r}, but this {reader} speaks "
+            f"{CONTRACT_VERSION}; use a trainer image and an operator of one release"
+        )

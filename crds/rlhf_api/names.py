@@ -44,6 +44,8 @@ class Annotation:
     """Annotations on children."""
 
     CONFIG_DIGEST = f"{GROUP}/config-digest"
+    CHECKPOINT_STEP = f"{GROUP}/checkpoint-step"
+    """Step of the newest checkpoint when the attempt was started; absent when there was none."""
 
 
 OPERATOR_NAME = "rlhf-operator"

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from rlhf_api.names import EnvVar, FileName, StageName, StageState
+from rlhf_api.errors import ContractVersionError
+from rlhf_api.names import EnvVar, FileName, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, StageResult
 from rlhf_cli.event_log import EventLog
 from rlhf_cli.files import write_atomically
@@ -219,18 +220,21 @@ class Launchers:
 
 def read_exit_code(folder: Path) -> int | None:
     """What the attempt in `folder` said that it left with; None if it said nothing."""
-    result, _ = _read_result(folder)
+    result, _, _ = _read_result(folder)
     return result.exit_code if result is not None else None
 
 
-def _read_result(folder: Path) -> tuple[StageResult | None, str]:
-    """The last word of an attempt: a result, or else a text, or nothing."""
+def _read_result(folder: Path) -> tuple[StageResult | None, Reason | None, str]:
+    """The last word of an attempt: a result, or else why it has none, or a text, or nothing."""
     try:
         text = (folder / RESULT_FILE).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return None, ""
-    result = StageResult.from_message(text)
-    return result, "" if result is not None else text.strip()
+        return None, None, ""
+    try:
+        result = StageResult.from_message(text)
+    except ContractVersionError as error:
+        return None, Reason.CONTRACT_VERSION, f"{folder / RESULT_FILE}: {error}"
+    return result, None, "" if result is not None else text.strip()
 
 
 def _running_process(launcher: Launcher) -> ObservedProcess:
@@ -243,7 +247,7 @@ def _running_process(launcher: Launcher) -> ObservedProcess:
 
 
 def _ended_process(launcher: Launcher) -> ObservedProcess:
-    result, text = _read_result(launcher.folder)
+    result, reason, text = _read_result(launcher.folder)
     code = launcher.exit_code(result)
     # Nobody saw it end, and it said nothing: the machine went down, or somebody killed it.
     disrupted = code is None
@@ -257,6 +261,7 @@ def _ended_process(launcher: Launcher) -> ObservedProcess:
         exit_code=code,
         finished_at=launcher.ended_at,
         result=result,
+        reason=reason,
         message=text,
         disrupted=disrupted,
     )

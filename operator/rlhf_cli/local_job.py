@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_api.errors import InputError, UsageError
-from rlhf_api.v1alpha1 import ModelSource, RLHFJob, StageSpec, stage_order
-from rlhf_operator.configs import CLAIM, claim_of, uris
+from rlhf_api.v1alpha1 import (
+    CLAIM,
+    ModelSource,
+    RLHFJob,
+    StageSpec,
+    claim_of,
+    stage_order,
+    uris,
+)
 
 FILE = "file://"
 

@@ -3,7 +3,7 @@
 Called by `plan` for each attempt that is to start. Pure: no path is looked up.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlhf_api.names import StageName
@@ -13,10 +13,10 @@ from rlhf_api.v1alpha1 import (
     RLHFJob,
     StageConfig,
     StageSpec,
+    claim_of,
     stage_inputs,
+    uris,
 )
-
-CLAIM = "pvc://"
 
 _POD_FIELDS = (
     "nodes",
@@ -83,23 +83,6 @@ def stage_config(
         artifacts={name: artifacts[name] for name in StageName if name in read},
         **{stage.value: spec},
     )
-
-
-def uris(spec: StageSpec) -> Iterator[tuple[str, str]]:
-    """Every URI that a stage reads, by the path of its field."""
-    for path, source in spec.sources().items():
-        if source.uri is not None:
-            yield f"{path}.uri", source.uri
-        if source.scratch is not None:
-            yield f"{path}.scratch.tokenizer", source.scratch.tokenizer
-    yield "dataset.uri", spec.dataset.uri
-    if spec.eval_dataset is not None:
-        yield "evalDataset.uri", spec.eval_dataset.uri
-
-
-def claim_of(uri: str) -> str | None:
-    """Claim that a pvc:// URI names; None for another one."""
-    return uri.removeprefix(CLAIM).partition("/")[0] if uri.startswith(CLAIM) else None
 
 
 def _trained_spec(spec: StageSpec) -> StageSpec:

@@ -132,6 +132,8 @@ class Observed:
     """Everything that is seen of a job at one moment, each attempt once."""
 
     attempts: tuple[ObservedAttempt, ...] = ()
+    scrape_error: str = ""
+    """Why a running attempt could not be asked how far it is; empty if all could."""
 
     def find(self, stage: StageName, attempt: int) -> ObservedAttempt | None:
         """That attempt; None if nothing of it is there."""

@@ -109,6 +109,21 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
     return Plan(actions, status, events)
 
 
+def fail_stage(
+    job: RLHFJob, name: StageName, reason: Reason, message: str, now: datetime
+) -> RLHFJobStatus:
+    """The status in which a stage has failed for good; the next `plan` ends the job by it.
+
+    What has ended stays as it is, so that the same may be said in every pass.
+    """
+    stages = _stages_of(job.status)
+    stage = stages.get(name, StageStatus(state=StageState.WAITING))
+    if is_finished(job.status) or stage.state in CLOSED:
+        return job.status
+    stages[name] = fail(stage, reason, message, now.astimezone(UTC).replace(microsecond=0))
+    return job.status.model_copy(update={"stages": _statuses(stages)})
+
+
 def is_finished(status: RLHFJobStatus) -> bool:
     """Whether the job has succeeded or failed, which nothing changes any more."""
     kinds = (ConditionType.SUCCEEDED, ConditionType.FAILED)
@@ -264,7 +279,8 @@ def _told(
 ) -> RLHFJobStatus:
     """The new status as a whole."""
     live = any(observed.live(name) for name in stages)
-    conditions = derive_conditions(job, stages, live=live, now=now)
+    error = observed.scrape_error
+    conditions = derive_conditions(job, stages, live=live, scrape_error=error, now=now)
     starts = [stage.start_time for stage in stages.values() if stage.start_time is not None]
     updated = status.model_copy(
         update={

@@ -184,6 +184,9 @@ def _status_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 def _accept(stage: StageStatus, attempt: ObservedAttempt, case: Case) -> StageStatus:
     ordered = sorted(attempt.processes, key=lambda process: process.index)
     results = [process.result for process in ordered if process.result is not None]
+    unread = next((process for process in ordered if process.reason is not None), None)
+    if not results and unread is not None:
+        return fail(stage, unread.reason or Reason.CRASHED, unread.message, case.now)
     if not results:
         # The next attempt finds the work done and only says so again.
         message = f"attempt {attempt.attempt} ended well, but its result is lost"

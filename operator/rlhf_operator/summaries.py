@@ -16,7 +16,7 @@ from rlhf_operator.stages import ACTIVE
 
 Stages = Mapping[StageName, StageStatus]
 
-_PENDING_REASONS = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL)
+_PENDING_REASONS = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.QUEUED)
 _SHOWN_STATES = (*ACTIVE, StageState.RESTARTING)
 
 
@@ -30,11 +30,15 @@ class Event:
 
 
 def derive_conditions(
-    job: RLHFJob, stages: Stages, *, live: bool, now: datetime
+    job: RLHFJob, stages: Stages, *, live: bool, scrape_error: str, now: datetime
 ) -> tuple[Condition, ...]:
     """All conditions that follow from the stages; those of others stay as they are."""
     conditions = job.status.conditions
-    for finding in _findings(job, stages, live=live):
+    findings = [*_findings(job, stages, live=live), *_admission(job, stages)]
+    ended = any(each.reason is Reason.FINISHED for each in findings)
+    reported = find_condition(conditions, ConditionType.PROGRESS_REPORTING) is not None
+    findings += _reporting(stages, scrape_error, ended=ended and reported)
+    for finding in findings:
         conditions = set_condition(conditions, finding, now, job.metadata.generation)
     return conditions
 
@@ -112,6 +116,33 @@ def _findings(job: RLHFJob, stages: Stages, *, live: bool) -> Iterator[Finding]:
     yield _running(stages, suspended=suspended)
 
 
+def _admission(job: RLHFJob, stages: Stages) -> Iterator[Finding]:
+    """Whether Kueue lets the job's attempts run; nothing is said of a job without a queue."""
+    if job.spec.queue_name is None:
+        return
+    begun = (StageState.STARTING, StageState.RUNNING)
+    # While the reason is Created nobody has seen the attempt yet.
+    seen = [s for s in stages.values() if s.state in begun and s.reason is not Reason.CREATED]
+    queued = [stage for stage in seen if stage.reason is Reason.QUEUED]
+    if queued:
+        yield Finding(ConditionType.ADMITTED, "False", Reason.QUEUED, queued[0].message or "")
+    elif seen:
+        message = f"queue {job.spec.queue_name} let it run"
+        yield Finding(ConditionType.ADMITTED, "True", Reason.ADMITTED, message)
+
+
+def _reporting(stages: Stages, error: str, *, ended: bool) -> Iterator[Finding]:
+    """Whether running attempts say how far they are; nothing is said while none runs."""
+    running = [stage for stage in stages.values() if stage.state is StageState.RUNNING]
+    kind = ConditionType.PROGRESS_REPORTING
+    if ended:
+        yield Finding(kind, "False", Reason.FINISHED, "nothing runs any more")
+    elif error and running:
+        yield Finding(kind, "False", Reason.UNREACHABLE, error)
+    elif any(stage.progress is not None for stage in running):
+        yield Finding(kind, "True", Reason.FRESH, "progress is read from rank 0")
+
+
 def _running(stages: Stages, *, suspended: bool) -> Finding:
     def holders(state: StageState) -> dict[StageName, StageStatus]:
         return {name: stage for name, stage in stages.items() if stage.state is state}
@@ -150,6 +181,9 @@ def _explaining_reason(conditions: tuple[Condition, ...]) -> str:
     kinds = (ConditionType.FAILED, ConditionType.SUCCEEDED, ConditionType.SUSPENDED)
     found = [find_condition(conditions, kind) for kind in (*kinds, ConditionType.RUNNING)]
     holding = [each for each in found if each is not None and each.status == "True"]
+    refused = find_condition(conditions, ConditionType.CHILDREN_READY)
+    if refused is not None and refused.status == "False" and not holding:
+        return str(refused.reason)
     explaining = holding or [each for each in found if each is not None][-1:]
     return str(explaining[0].reason) if explaining else ""
 

@@ -14,6 +14,7 @@ from rlhf_api.names import USER_ERROR_CODES, ExitCode
         (errors.DataError, ExitCode.DATA),
         (errors.InputError, ExitCode.INPUT),
         (errors.ConfigError, ExitCode.CONFIG),
+        (errors.ContractVersionError, ExitCode.CONFIG),
     ],
 )
 def test_exit_codes(error: type[errors.RLHFError], code: ExitCode) -> None:

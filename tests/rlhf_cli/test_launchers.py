@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_api.names import StageName, StageState
+import pytest
+
+from rlhf_api.names import EnvVar, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
 from rlhf_cli.launchers import Launchers
 from rlhf_cli.workdir import LOG, Workdir
@@ -20,6 +22,13 @@ sys.stdout.flush()
 time.sleep(300)
 """
 
+NEWER = f"""
+import os, pathlib, sys
+message = pathlib.Path(os.environ["{EnvVar.TERMINATION_MESSAGE}"])
+message.write_text('{{"contractVersion": 99, "later": 1}}')
+sys.exit(int(sys.argv[1]))
+"""
+
 
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
@@ -28,7 +37,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path) -> None:
+def running_job() -> RLHFJob:
+    """A job whose stage sft has begun its first attempt."""
     sft = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
     job = RLHFJob.from_document(
         {
@@ -40,7 +50,11 @@ def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path)
     )
     running = StageStatus(state=StageState.RUNNING, attempt=1)
     status = RLHFJobStatus(stages=StageStatuses(sft=running))
-    job = job.model_copy(update={"status": status})
+    return job.model_copy(update={"status": status})
+
+
+def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path) -> None:
+    job = running_job()
     workdir = Workdir(tmp_path, "reviews")
     launchers = Launchers(workdir, (sys.executable, "-c", DEAF), grace_seconds=3.0)
     assert launchers.observe(job).attempts == ()
@@ -62,3 +76,17 @@ def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path)
     wait_until(lambda: not launchers.any_alive())
     (seen,) = launchers.observe(job).attempts
     assert (seen.live, seen.failed, seen.processes[0].exit_code) == (False, True, 137)
+
+
+@pytest.mark.parametrize("code", [0, 78])
+def test_a_result_of_another_release_is_told_apart(tmp_path: Path, code: int) -> None:
+    job, workdir = running_job(), Workdir(tmp_path, "reviews")
+    launchers = Launchers(workdir, (sys.executable, "-c", NEWER, str(code)), grace_seconds=3.0)
+    config = stage_config(job, StageName.SFT, 1, {}, Placement(storage=str(workdir.folder)))
+    launchers.start(StartAttempt(StageName.SFT, 1, config), {})
+    wait_until(lambda: not launchers.any_alive())
+    (seen,) = launchers.observe(job).attempts
+    (process,) = seen.processes
+    assert (process.exit_code, process.result) == (code, None)
+    assert process.reason is Reason.CONTRACT_VERSION
+    assert "result.json: the stage's result: contractVersion is 99, but this" in process.message

@@ -53,6 +53,7 @@ class Trial:
         self.job = job
         self.attempts: dict[tuple[StageName, int], ObservedAttempt] = {}
         self.seconds = 0.0
+        self.scrape_error = ""
         self.last = Plan((), RLHFJobStatus())
 
     @property
@@ -69,7 +70,8 @@ class Trial:
     def look(self, after: float = 0) -> Plan:
         """A pass `after` seconds later, whose status is written."""
         self.seconds += after
-        self.last = plan(self.job, Observed(tuple(self.attempts.values())), self.now, PLACEMENT)
+        seen = Observed(tuple(self.attempts.values()), self.scrape_error)
+        self.last = plan(self.job, seen, self.now, PLACEMENT)
         self.job = self.job.model_copy(update={"status": self.last.status})
         return self.last
 

@@ -1,5 +1,5 @@
-"""`plan` against a world in which anything happens: attempts appear, run, fail, vanish, come back,
-and the planner dies between any two of its actions."""
+"""`plan` against a world in which anything happens: attempts appear late, run, fail, vanish, come
+back, are seen twice and in any order, and the planner dies between any two of its actions."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +16,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from rlhf_api.names import ExitCode, StageName, StageState
-from rlhf_api.v1alpha1 import RLHFJobStatus, stage_inputs
+from rlhf_api.names import ExitCode, Reason, StageName, StageState
+from rlhf_api.v1alpha1 import RLHFJobStatus, RunPolicy, stage_inputs
 from rlhf_operator.observed import Observed, ObservedAttempt, ProcessPhase
-from rlhf_operator.plan import StartAttempt, is_finished
+from rlhf_operator.pace import next_look
+from rlhf_operator.plan import StartAttempt, fail_stage, is_finished
 
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
 PPO = {
@@ -46,9 +47,13 @@ class World(RuleBasedStateMachine):
         self.terminal: RLHFJobStatus | None = None
         self.attempts: dict[StageName, int] = dict.fromkeys(StageName, 0)
 
-    @initialize(shape=st.sampled_from(SHAPES), suspend=st.booleans())
-    def apply(self, shape: dict[str, Any], suspend: bool) -> None:
-        self.trial = self._make(stages=shape, runPolicy=POLICY, suspend=suspend)
+    @initialize(
+        shape=st.sampled_from(SHAPES),
+        suspend=st.booleans(),
+        queue=st.sampled_from([{}, {"queueName": "q"}]),
+    )
+    def apply(self, shape: dict[str, Any], suspend: bool, queue: dict[str, str]) -> None:
+        self.trial = self._make(stages=shape, runPolicy=POLICY, suspend=suspend, **queue)
 
     @rule(
         seconds=st.sampled_from([0, 1, 3, 11, 130, 700]),
@@ -59,9 +64,7 @@ class World(RuleBasedStateMachine):
     def look(self, seconds: float, acted: int, gentle: bool, shuffled: Any) -> None:
         """A pass that dies after `acted` of its actions; what is stopped gently takes its time."""
         before = self.trial.job
-        items = list(self.trial.attempts.items())
-        shuffled.shuffle(items)
-        self.trial.attempts = dict(items)
+        self._reorder(shuffled)
         self.trial.look(seconds)
         self._check(before.status)
         self._check_actions()
@@ -102,6 +105,49 @@ class World(RuleBasedStateMachine):
             self.trial.put(name, processes=(*dead, rest), failed=False)
 
     @rule(name=st.sampled_from(StageName))
+    def appear(self, name: StageName) -> None:
+        """What a planner that died had asked for comes late, whatever was decided since."""
+        if (number := self._current(name)) and (name, number) not in self.trial.attempts:
+            self.trial.put(name, processes=(self.trial.process(name),))
+
+    @rule(name=st.sampled_from(StageName))
+    def hold_back(self, name: StageName) -> None:
+        """A queue does not let the attempt run, or takes it away again."""
+        if self._live(name):
+            held = self.trial.process(name, reason=Reason.QUEUED, message="waits in queue q")
+            self.trial.put(name, processes=(held,))
+
+    @rule(name=st.sampled_from(StageName), changes=st.sampled_from([{}, {"terminating": True}]))
+    def duplicate(self, name: StageName, changes: dict[str, Any]) -> None:
+        """A pod and the one that takes its place are seen at once."""
+        found = self.trial.attempts.get((name, self._current(name)))
+        if found is not None and found.processes and len(found.processes) < 4:
+            twin = replace(found.processes[0], name="twin", **changes)
+            self.trial.put(name, processes=(*found.processes, twin))
+
+    @rule(name=st.sampled_from(StageName))
+    def forget(self, name: StageName) -> None:
+        """Pods are deleted, and only the platform's own word on the attempt is left."""
+        if (name, self._current(name)) in self.trial.attempts:
+            self.trial.put(name, processes=())
+
+    @rule(name=st.sampled_from(StageName))
+    def refuse(self, name: StageName) -> None:
+        """The platform refuses what the planner asked for, for good."""
+        if self._state(name) is StageState.STARTING:
+            job, now = self.trial.job, self.trial.now
+            status = fail_stage(job, name, Reason.INVALID_SPEC, "refused", now)
+            assert (
+                fail_stage(job.model_copy(update={"status": status}), name, "", "", now) == status
+            )
+            self.trial.job = job.model_copy(update={"status": status})
+
+    @rule(error=st.sampled_from(["", "connection refused", "not found"]))
+    def scrape(self, error: str) -> None:
+        """Rank 0 can be asked how far it is, or not."""
+        self.trial.scrape_error = error
+
+    @rule(name=st.sampled_from(StageName))
     def vanish(self, name: StageName) -> None:
         """Somebody deletes the attempt, and everything of it."""
         self.trial.attempts.pop((name, self._current(name)), None)
@@ -121,9 +167,11 @@ class World(RuleBasedStateMachine):
             runs = self.trial.process(name, phase=ProcessPhase.RUNNING, ready=True)
             self.trial.attempts[name, old] = ObservedAttempt(name, old, (runs,))
 
-    @rule(suspend=st.booleans())
-    def edit(self, suspend: bool) -> None:
-        self.trial.spec(suspend=suspend)
+    @rule(suspend=st.booleans(), restarts=st.integers(0, POLICY["maxRestarts"]))
+    def edit(self, suspend: bool, restarts: int) -> None:
+        """A person changes what may be changed."""
+        policy = {**POLICY, "maxRestarts": restarts}
+        self.trial.spec(suspend=suspend, run_policy=RunPolicy.model_validate(policy))
 
     @invariant()
     @precondition(lambda self: self.trial is not None)
@@ -136,6 +184,21 @@ class World(RuleBasedStateMachine):
         assert again.status == first.status
         assert again.events == ()
         assert again.actions == first.actions
+
+    @invariant()
+    @precondition(lambda self: self.trial is not None)
+    def nothing_is_due_before_the_next_look(self) -> None:
+        """While nothing happens, every pass until the time that `next_look` gives is idle."""
+        job, seconds = self.trial.job, self.trial.seconds
+        first = self.trial.look()
+        seen = Observed(tuple(self.trial.attempts.values()), self.trial.scrape_error)
+        wait = next_look(self.trial.job, seen, self.trial.now)
+        assert wait > 0
+        later = self.trial.look(max(0.0, wait - 1))
+        self.trial.job, self.trial.seconds = job, seconds
+        assert later.status == first.status
+        assert later.events == ()
+        assert later.actions == first.actions
 
     def teardown(self) -> None:
         """From wherever the job is, some sequence ends it."""
@@ -158,6 +221,15 @@ class World(RuleBasedStateMachine):
             if is_finished(self.trial.job.status):
                 return
         raise AssertionError(f"never ended: {self.trial.job.status}")
+
+    def _reorder(self, shuffled: Any) -> None:
+        items = list(self.trial.attempts.items())
+        shuffled.shuffle(items)
+        self.trial.attempts = dict(items)
+        for key, found in items:
+            processes = list(found.processes)
+            shuffled.shuffle(processes)
+            self.trial.attempts[key] = replace(found, processes=tuple(processes))
 
     def _current(self, name: StageName) -> int:
         stage = self.trial.stage(name)

@@ -34,7 +34,7 @@ GLOO = (
     ("error", "code", "reason", "words"),
     [
         (DataError("d.jsonl:3: bad"), 65, Reason.DATA_ERROR, "d.jsonl:3: bad"),
-        (ContractVersionError("1, not 2"), 78, Reason.CONTRACT_VERSION, "1, not 2"),
+        (ContractVersionError("stage.json", 9, "image"), 78, Reason.CONTRACT_VERSION, "is 9"),
         (MemoryEstimateError("9 GiB"), 78, Reason.OUT_OF_MEMORY, "9 GiB"),
         (GuardrailFired("kl 99"), 42, Reason.GUARDRAIL, "kl 99"),
         (OutOfMemory("host"), 1, Reason.OUT_OF_MEMORY, "host"),

@@ -144,7 +144,7 @@ def test_a_bad_environment_ends_before_any_rank_starts(
         (["missing.json"], {}, 64, "missing.json: No such file or directory"),
         (["stage.json"], b"{", 78, "ConfigInvalid: stage.json is not JSON"),
         (["stage.json"], b"\xff", 78, "stage.json: not UTF-8 at byte 0"),
-        (["stage.json"], b"[1]", 78, "ConfigInvalid: stage.json: contractVersion is None"),
+        (["stage.json"], b"[1]", 78, "ContractVersion: stage.json: contractVersion is None"),
         (["stage.json"], {"nodez": 2}, 78, "nodez"),
         (
             ["stage.json"],

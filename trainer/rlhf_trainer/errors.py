@@ -5,7 +5,6 @@ RLHFError
 │   ├── SelfCheckError              70  our own arithmetic does not hold on this machine
 │   ├── PermissionDenied            77  storage or an input is closed to us
 │   └── ConfigError                 78
-│       ├── ContractVersionError    78  written by another release
 │       └── MemoryEstimateError     78  not enough memory, estimated before loading
 ├── GuardrailFired                  42  a guardrail with the action Suspend or Fail
 ├── ServiceUnavailable              69  a hub or a network that may come back
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_api.errors import ConfigError, RLHFError, UserError
+from rlhf_api.errors import ConfigError, ContractVersionError, RLHFError, UserError
 from rlhf_api.names import REASON_OF_EXIT_CODE, ExitCode, Reason
 
 MEMORY_REMEDY = (
@@ -67,10 +66,6 @@ class PermissionDenied(UserError):  # noqa: N818 - named as what it says
     """A file or folder is closed to the trainer's user."""
 
     exit_code = ExitCode.NO_PERMISSION
-
-
-class ContractVersionError(ConfigError):
-    """stage.json speaks another version of the contract than this image."""
 
 
 class MemoryEstimateError(ConfigError):

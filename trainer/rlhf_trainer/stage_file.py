@@ -3,15 +3,11 @@
 Called by `launch` and `__main__`.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_api.errors import ConfigError, UsageError
-from rlhf_api.names import CONTRACT_VERSION
 from rlhf_api.v1alpha1 import StageConfig
-from rlhf_trainer.errors import ContractVersionError
 
 
 def stage_file(arguments: Sequence[str], program: str) -> Path:
@@ -41,18 +37,4 @@ def read_stage_config(path: Path) -> StageConfig:
         raise UsageError(f"{path}: {error.strerror}; give the path of a stage.json") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; write it anew") from error
-    try:
-        return StageConfig.from_json(text)
-    except ConfigError as error:
-        document = _document(text)
-        if document is not None and document.get("contractVersion") != CONTRACT_VERSION:
-            raise ContractVersionError(str(error)) from error
-        raise
-
-
-def _document(text: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    return StageConfig.from_json(text)

@@ -24,7 +24,7 @@ from rlhf_api.v1alpha1.pod import (
     Resources,
     Toleration,
 )
-from rlhf_api.v1alpha1.sources import Columns, Dataset, ModelSource, ScratchModel
+from rlhf_api.v1alpha1.sources import CLAIM, Columns, Dataset, ModelSource, ScratchModel, claim_of
 from rlhf_api.v1alpha1.spec import MUTABLE_FIELDS, RLHFJobSpec, RunPolicy, Storage
 from rlhf_api.v1alpha1.stage_config import JobReference, StageConfig, StageResult
 from rlhf_api.v1alpha1.stages import (
@@ -34,6 +34,7 @@ from rlhf_api.v1alpha1.stages import (
     SFTStage,
     Stages,
     StageSpec,
+    uris,
 )
 from rlhf_api.v1alpha1.status import (
     Artifact,
@@ -57,6 +58,7 @@ from rlhf_api.v1alpha1.volumes import (
 )
 
 __all__ = [
+    "CLAIM",
     "MUTABLE_FIELDS",
     "Affinity",
     "Artifact",
@@ -111,6 +113,8 @@ __all__ = [
     "Volume",
     "VolumeMount",
     "WeightedPodAffinityTerm",
+    "claim_of",
     "stage_inputs",
     "stage_order",
+    "uris",
 ]

@@ -22,6 +22,8 @@ URI = Annotated[
 ]
 """`hf://org/name[@revision]`, `file://path`, `pvc://claim/path` or `scratch://architecture`."""
 
+CLAIM = "pvc://"
+
 Token = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -184,3 +186,8 @@ class Dataset(Contract):
     """Whether a MIRACL passage's title is put before its text, followed by a line break."""
     pairs_per_query: int = Field(1, ge=1, le=1000)
     """How many pairs are sampled from each MIRACL row, at most one for each two passages."""
+
+
+def claim_of(uri: str) -> str | None:
+    """Claim that a pvc:// URI names; None for another one."""
+    return uri.removeprefix(CLAIM).partition("/")[0] if uri.startswith(CLAIM) else None

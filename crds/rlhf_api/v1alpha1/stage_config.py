@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from rlhf_api.contract import Contract
-from rlhf_api.errors import ConfigError
+from rlhf_api.errors import ConfigError, ContractVersionError
 from rlhf_api.loading import describe_errors
 from rlhf_api.names import CONTRACT_VERSION, MAX_RESULT_BYTES, FileName, Reason, StageName
 from rlhf_api.v1alpha1.stages import PPOStage, RewardStage, SFTStage, StageSpec
@@ -142,7 +142,8 @@ class StageConfig(Contract):
         """Read `stage.json`.
 
         Raises:
-            ConfigError: not JSON, of another contract version, or against the schema.
+            ContractVersionError: written by another release.
+            ConfigError: not JSON, or against the schema.
         """
         try:
             document: Any = json.loads(text)
@@ -150,10 +151,7 @@ class StageConfig(Contract):
             raise ConfigError(f"stage.json is not JSON: {error}; write it with to_json") from error
         version = document.get("contractVersion") if isinstance(document, dict) else None
         if version != CONTRACT_VERSION:
-            raise ConfigError(
-                f"stage.json: contractVersion is {version!r}, but this trainer image speaks "
-                f"{CONTRACT_VERSION}; use an image and an operator of one release"
-            )
+            raise ContractVersionError("stage.json", version, "trainer image")
         try:
             return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
@@ -210,7 +208,18 @@ class StageResult(Contract):
 
     @classmethod
     def from_message(cls, text: str) -> "StageResult | None":
-        """The result in a termination message; None if it holds none."""
+        """The result in a termination message; None if it holds none.
+
+        Raises:
+            ContractVersionError: written by another release.
+        """
+        try:
+            document: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        version = document.get("contractVersion") if isinstance(document, dict) else None
+        if isinstance(version, int) and version != CONTRACT_VERSION:
+            raise ContractVersionError("the stage's result", version, "operator")
         try:
             return cls.model_validate_json(text, strict=True)
         except ValidationError:

@@ -4,6 +4,7 @@ Defaults stand here and nowhere else: the schema generator writes them into desc
 the CRD, and `StageConfig` writes them out for the trainer.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -260,3 +261,15 @@ class Stages(Contract):
         """The stages that are there, in the order of StageName."""
         found = {StageName.SFT: self.sft, StageName.REWARD: self.reward, StageName.PPO: self.ppo}
         return {name: stage for name, stage in found.items() if stage is not None}
+
+
+def uris(spec: StageSpec) -> Iterator[tuple[str, str]]:
+    """Every URI that a stage reads, by the path of its field."""
+    for path, source in spec.sources().items():
+        if source.uri is not None:
+            yield f"{path}.uri", source.uri
+        if source.scratch is not None:
+            yield f"{path}.scratch.tokenizer", source.scratch.tokenizer
+    yield "dataset.uri", spec.dataset.uri
+    if spec.eval_dataset is not None:
+        yield "evalDataset.uri", spec.eval_dataset.uri

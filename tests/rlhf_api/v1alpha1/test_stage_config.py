@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlhf_api.errors import ConfigError
+from rlhf_api.errors import ConfigError, ContractVersionError
 from rlhf_api.names import CONTRACT_VERSION, MAX_RESULT_BYTES, Reason, StageName
 from rlhf_api.v1alpha1 import Artifact, JobReference, SFTStage, StageConfig, StageResult
 
@@ -98,7 +98,7 @@ def test_the_stage_is_the_one_that_is_set() -> None:
 @pytest.mark.parametrize("version", [CONTRACT_VERSION + 1, None, "1"])
 def test_another_contract_version_names_both(version: object) -> None:
     document = json.loads(make_config().to_json()) | {"contractVersion": version}
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ContractVersionError) as caught:
         StageConfig.from_json(json.dumps(document | {"fieldOfTomorrow": 1}))
     assert f"contractVersion is {version!r}" in str(caught.value)
     assert f"speaks {CONTRACT_VERSION};" in str(caught.value)
@@ -149,7 +149,19 @@ def test_telling_a_failure_does_not_fail() -> None:
     assert read.metrics == {"a": 1}
 
 
-@pytest.mark.parametrize("text", ["", "Killed", "{}", "[]", '{"stage": "sft"}'])
+@pytest.mark.parametrize("version", [0, CONTRACT_VERSION + 1])
+def test_a_result_of_another_release_is_told_apart(version: int) -> None:
+    document = json.loads(make_result().to_message()) | {"contractVersion": version}
+    with pytest.raises(ContractVersionError) as caught:
+        StageResult.from_message(json.dumps(document | {"fieldOfTomorrow": 1}))
+    assert f"contractVersion is {version}, but this" in str(caught.value)
+    assert f"speaks {CONTRACT_VERSION}; use a trainer image and an" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Killed", "{}", "[]", "[" * 4096, '{"stage": "sft"}', '{"contractVersion": "x"}'],
+)
 def test_other_termination_messages_hold_no_result(text: str) -> None:
     assert StageResult.from_message(text) is None
 

@@ -1,0 +1,72 @@
+"""`python -m rlhf_operator`: the operator as a process. Settings come from the environment."""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from kubernetes.aio.config import ConfigException
+from pydantic import ValidationError
+
+from rlhf_api.errors import RLHFError
+from rlhf_api.names import ExitCode
+from rlhf_operator.health import Health, served
+from rlhf_operator.kube import Kube
+from rlhf_operator.leader import lead
+from rlhf_operator.serve import serve
+from rlhf_operator.settings import Settings
+from rlhf_operator.work_queue import WorkQueue
+
+logger = logging.getLogger("rlhf_operator")
+
+
+async def run(settings: Settings) -> None:
+    """Lead or wait to lead, until cancelled."""
+    queue = WorkQueue()
+    health = Health(queue, settings.resync_seconds)
+    async with (
+        served(health, settings.port) as port,
+        Kube.connect(settings.api_requests_per_second) as kube,
+    ):
+        logger.info("serving /healthz, /readyz and /metrics on port %d", port)
+        await lead(kube, settings, lambda: serve(kube, settings, queue, health))
+
+
+async def _until_signal(settings: Settings) -> None:
+    task = asyncio.create_task(run(settings))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        logger.info("stopped on request")
+
+
+def main() -> int:
+    """The process; gives its exit code."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for mistake in error.errors():
+            name = "_".join(("RLHF_OPERATOR", *map(str, mistake["loc"]))).upper()
+            sys.stderr.write(f"{name}: {mistake['msg']}; set this variable\n")
+        return ExitCode.CONFIG
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("kopf").setLevel(
+        max(logging.WARNING, logging.getLevelName(settings.log_level))
+    )
+    logger.info("settings: %s", settings.model_dump_json())
+    failures: list[Exception] = []
+    try:
+        asyncio.run(_until_signal(settings))
+    except* (RLHFError, ConfigException, OSError) as group:
+        failures += group.exceptions
+    for failure in failures:
+        logger.error("%s", failure)
+    return ExitCode.CRASH if failures else ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

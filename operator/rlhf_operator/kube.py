@@ -1,0 +1,184 @@
+"""The only module that talks to the API server: raw objects over one session of `kubernetes.aio`.
+
+Called by `observe`, `reconcile`, `leader` and `resync`. Nothing is decided or repeated here.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import aiohttp
+from aiolimiter import AsyncLimiter
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from rlhf_api.errors import RLHFError
+from rlhf_api.names import API_VERSION, GROUP, OPERATOR_NAME, PLURAL, VERSION, Label
+from rlhf_operator.metrics import API_REQUESTS
+
+Raw = dict[str, Any]
+
+REQUEST_SECONDS = 10
+PAGE = 500
+MANAGED = f"{Label.MANAGED_BY}={OPERATOR_NAME}"
+
+
+class ApiError(RLHFError):
+    """A request that the API server refused or did not answer.
+
+    Attributes:
+        status: HTTP status; 0 when there was no answer.
+        body: the Status object; empty when there was none.
+        retry_after: seconds that the server asks us to wait, if it does.
+    """
+
+    def __init__(self, request: str, status: int, body: Raw, retry_after: float | None = None):
+        self.status, self.body, self.retry_after = status, body, retry_after
+        self.message = str(
+            body.get("message") or f"{request} was answered by {status or 'nothing'}"
+        )
+        super().__init__(self.message)
+
+    def has_cause(self, reason: str) -> bool:
+        """Whether the Status object names this cause."""
+        causes = (self.body.get("details") or {}).get("causes") or ()
+        return any(cause.get("reason") == reason for cause in causes)
+
+
+class Kube:
+    """A session with the API server."""
+
+    def __init__(self, client: ApiClient, requests_per_second: float) -> None:
+        self.client = client
+        # A bucket of half a second lets a job's few calls through at once.
+        self._limit = AsyncLimiter(max(1.0, requests_per_second / 2), 0.5)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, requests_per_second: float) -> AsyncIterator[Self]:
+        """A session by KUBECONFIG, or as the pod's service account."""
+        configuration = Configuration()
+        await config.load_config(client_configuration=configuration)
+        async with ApiClient(configuration) as client:
+            client.user_agent = OPERATOR_NAME
+            yield cls(client, requests_per_second)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        content_type: str = "application/json",
+    ) -> Raw:
+        """One request.
+
+        Raises:
+            ApiError: refused, or not answered in time.
+        """
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        async with self._limit:
+            form = await self.client.param_serialize(
+                method,
+                path,
+                query_params=list((query or {}).items()),
+                header_params=headers,
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            try:
+                response = await self.client.call_api(*form, _request_timeout=REQUEST_SECONDS)
+                text = await response.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                API_REQUESTS.labels(method, "none").inc()
+                cause = f"{method} {path}: {error or type(error).__name__}"
+                raise ApiError(path, 0, {"message": cause}) from error
+        API_REQUESTS.labels(method, str(response.status)).inc()
+        try:
+            answer = json.loads(text or "{}")
+        except ValueError:  # A proxy answers in HTML.
+            answer = {}
+        if response.status >= 300:
+            wait = response.headers.get("Retry-After", "")
+            seconds = float(wait) if wait.isdigit() else None
+            raise ApiError(f"{method} {path}", response.status, answer, seconds)
+        return dict(answer)
+
+    async def find(self, path: str) -> Raw | None:
+        """The object at `path`; None if there is none."""
+        try:
+            return await self.request("GET", path)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def items(self, path: str, selector: str = "", fields: str = "") -> list[Raw]:
+        """All objects of a collection that match the label selector and the field selector."""
+        query: dict[str, str | int] = {"limit": PAGE}
+        if selector:
+            query["labelSelector"] = selector
+        if fields:
+            query["fieldSelector"] = fields
+        found: list[Raw] = []
+        while True:
+            page = await self.request("GET", path, query=query)
+            found += page.get("items") or []
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return found
+            query["continue"] = token
+
+    async def write_status(self, raw: Raw, status: Raw) -> Raw:
+        """Replace a job's status, if the job is still the one that was read (else 409)."""
+        metadata = raw["metadata"]
+        patch = [
+            {
+                "op": "replace",
+                "path": "/metadata/resourceVersion",
+                "value": metadata["resourceVersion"],
+            },
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        path = f"{job_path(metadata['namespace'], metadata['name'])}/status"
+        return await self.request("PATCH", path, patch, content_type="application/json-patch+json")
+
+    async def tell(self, raw: Raw, kind: str, reason: str, message: str, now: str) -> None:
+        """Make an Event about a job."""
+        metadata = raw["metadata"]
+        event = {
+            "metadata": {"generateName": f"{metadata['name']}."},
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": raw["kind"],
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "type": kind,
+            "reason": reason,
+            "message": message[:1024],
+            "source": {"component": OPERATOR_NAME},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        await self.request("POST", core_path(metadata["namespace"], "events"), event)
+
+
+def core_path(namespace: str, plural: str, name: str = "") -> str:
+    """Path of an object, or a collection, of the core group."""
+    return "/".join(filter(None, ("/api/v1/namespaces", namespace, plural, name)))
+
+
+def batch_path(namespace: str, name: str = "") -> str:
+    """Path of a batch/v1 Job, or of all."""
+    return "/".join(filter(None, ("/apis/batch/v1/namespaces", namespace, "jobs", name)))
+
+
+def job_path(namespace: str = "", name: str = "") -> str:
+    """Path of an RLHFJob, of those of a namespace, or of all."""
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}" + (f"/{name}" if name else "")

@@ -1,0 +1,214 @@
+"""The children of an RLHFJob as plain objects: Service, ConfigMap, Job. Pure; called by `act`."""
+
+import copy
+import functools
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from rlhf_api.names import (
+    API_VERSION,
+    KIND,
+    OPERATOR_NAME,
+    Annotation,
+    ContainerPath,
+    EnvVar,
+    Label,
+    Port,
+    StageName,
+)
+from rlhf_api.v1alpha1 import RLHFJob, claim_of, uris
+from rlhf_operator.configs import Placement
+from rlhf_operator.plan import StartAttempt
+
+Raw = dict[str, Any]
+
+_PASSED_ON = ("affinity", "serviceAccountName", "imagePullSecrets", "runtimeClassName")
+_OF_THE_POD = (*_PASSED_ON, "nodeSelector", "priorityClassName", "terminationGracePeriodSeconds")
+
+
+def cluster_placement(job: RLHFJob) -> Placement:
+    """Where the job's stages run; it must have storage."""
+    assert job.spec.storage is not None
+    claim = claim_of(job.spec.storage.uri) or ""
+    path = job.spec.storage.uri.removeprefix(f"pvc://{claim}").strip("/")
+    name, namespace = job.metadata.name, job.metadata.namespace
+    return Placement(
+        storage=f"{_folder(claim)}/{path}".rstrip("/"),
+        claims={claim: _folder(claim) for stage in StageName for claim in claims_of(job, stage)},
+        master_address=f"{name}-{{stage}}-{{attempt}}-0.{name}.{namespace}.svc",
+        master_port=Port.RENDEZVOUS,
+        metrics_port=Port.METRICS,
+    )
+
+
+def claims_of(job: RLHFJob, stage: StageName) -> list[str]:
+    """The claims that a stage's pods mount, that of storage among them."""
+    spec = job.spec.stages.present().get(stage)
+    found = [uri for _, uri in uris(spec)] if spec is not None else []
+    if job.spec.storage is not None:
+        found.append(job.spec.storage.uri)
+    return sorted({claim for uri in found if (claim := claim_of(uri)) is not None})
+
+
+def child_name(job: RLHFJob, stage: StageName, attempt: int) -> str:
+    """Name of an attempt's Job and ConfigMap; an attempt is never made under two names."""
+    return f"{job.metadata.name}-{stage}-{attempt}"
+
+
+def service(job: RLHFJob) -> Raw:
+    """The headless Service by which the pods of all stages find each other."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(job, job.metadata.name, _labels(job)),
+        "spec": {
+            "clusterIP": "None",
+            # Ranks look for each other before all of them are ready.
+            "publishNotReadyAddresses": True,
+            "selector": {Label.JOB_UID: job.metadata.uid},
+            "ports": [{"name": Port.METRICS_NAME, "port": Port.METRICS}],
+        },
+    }
+
+
+def config_map(job: RLHFJob, action: StartAttempt) -> Raw:
+    """The ConfigMap with `stage.json`."""
+    labels = _labels(job, action)
+    file = ContainerPath.STAGE_CONFIG.rsplit("/", 1)[1]
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(job, child_name(job, action.stage, action.attempt), labels),
+        "immutable": True,
+        "data": {file: action.config.to_json()},
+    }
+
+
+def stage_job(job: RLHFJob, action: StartAttempt, image: str, pull_policy: str) -> Raw:
+    """The Indexed Job of an attempt.
+
+    Args:
+        job: whose attempt it is.
+        action: the attempt.
+        image: what runs, unless the job names another one.
+        pull_policy: when a node pulls it.
+    """
+    name, labels = child_name(job, action.stage, action.attempt), _labels(job, action)
+    metadata = _metadata(job, name, labels | _queue_label(job))
+    metadata["annotations"] = {Annotation.CONFIG_DIGEST: action.config.digest()}
+    if action.checkpoint_step is not None:
+        metadata["annotations"][Annotation.CHECKPOINT_STEP] = str(action.checkpoint_step)
+    template = job.spec.template.to_document()
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": action.config.nodes,
+            "parallelism": action.config.nodes,
+            "backoffLimit": 0,
+            # Kueue lets it run.
+            "suspend": job.spec.queue_name is not None,
+            "template": {
+                "metadata": {
+                    "labels": template.get("labels", {}) | labels,
+                    "annotations": template.get("annotations", {}),
+                },
+                "spec": _pod(job, action, template, image, pull_policy),
+            },
+        },
+    }
+
+
+def _pod(job: RLHFJob, action: StartAttempt, template: Raw, image: str, policy: str) -> Raw:
+    own = job.spec.stages.present()[action.stage].to_document()
+    given = template | {
+        key: own[key] for key in ("nodeSelector", "priorityClassName") if key in own
+    }
+    pod = copy.deepcopy(_default_pod())
+    pod |= {key: given[key] for key in _OF_THE_POD if key in given}
+    grace = job.spec.template.termination_grace_period_seconds
+    pod["terminationGracePeriodSeconds"] = grace
+    pod["subdomain"] = job.metadata.name
+    pod["securityContext"] |= template.get("securityContext", {})
+    pod["tolerations"] += template.get("tolerations", []) + own.get("tolerations", [])
+    # Pods of one attempt share no node while there is another one.
+    pod["topologySpreadConstraints"] = [_spread(_labels(job, action))]
+    claims = claims_of(job, action.stage)
+    name = child_name(job, action.stage, action.attempt)
+    pod["volumes"] += [
+        {"name": "rlhf-config", "configMap": {"name": name}},
+        *({"name": _volume(c), "persistentVolumeClaim": {"claimName": c}} for c in claims),
+        *template.get("volumes", []),
+    ]
+    container = pod["containers"][0]
+    container["image"], container["imagePullPolicy"] = job.spec.image or image, policy
+    container["resources"] = template.get("resources", {}) | own.get("resources", {})
+    container["env"] += [{"name": EnvVar.GRACE_PERIOD_SECONDS, "value": str(grace)}]
+    container["env"] = _by_name(container["env"] + template.get("env", []) + own.get("env", []))
+    container["envFrom"] = template.get("envFrom", [])
+    container["ports"] = [{"name": Port.METRICS_NAME, "containerPort": Port.METRICS}]
+    container["volumeMounts"] += [
+        *({"name": _volume(claim), "mountPath": _folder(claim)} for claim in claims),
+        *template.get("volumeMounts", []),
+    ]
+    return pod
+
+
+@functools.cache
+def _default_pod() -> Raw:
+    return dict(yaml.safe_load(files("rlhf_operator").joinpath("pod.yaml").read_text("utf-8")))
+
+
+def _labels(job: RLHFJob, action: StartAttempt | None = None) -> dict[str, str]:
+    labels = {
+        Label.MANAGED_BY: OPERATOR_NAME,
+        Label.JOB: job.metadata.name,
+        Label.JOB_UID: job.metadata.uid,
+    }
+    if action is not None:
+        labels |= {Label.STAGE: action.stage.value, Label.ATTEMPT: str(action.attempt)}
+    return labels
+
+
+def _queue_label(job: RLHFJob) -> dict[str, str]:
+    return {Label.QUEUE: job.spec.queue_name} if job.spec.queue_name is not None else {}
+
+
+def _metadata(job: RLHFJob, name: str, labels: dict[str, str]) -> Raw:
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": job.metadata.name,
+        "uid": job.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    namespace = job.metadata.namespace
+    return {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
+
+
+def _spread(labels: dict[str, str]) -> Raw:
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": labels},
+    }
+
+
+def _by_name(variables: list[Raw]) -> list[Raw]:
+    """Each variable once; the last one wins."""
+    return list({variable["name"]: variable for variable in variables}.values())
+
+
+def _folder(claim: str) -> str:
+    return f"{ContainerPath.CLAIMS}/{claim}"
+
+
+def _volume(claim: str) -> str:
+    # A claim's name may be longer than a volume's, and hold dots.
+    return f"rlhf-claim-{claim}"[:63].replace(".", "-").rstrip("-")

@@ -1,0 +1,16 @@
+"""The operator's own metrics, in the default registry. Fed by `kube`, `work_queue`, `reconcile`."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+PREFIX = "rlhf_operator_"
+
+API_REQUESTS = Counter(
+    f"{PREFIX}api_requests_total", "Requests to the API server.", ["method", "code"]
+)
+RECONCILE_SECONDS = Histogram(f"{PREFIX}reconcile_duration_seconds", "Time of one pass.")
+RECONCILE_ERRORS = Counter(
+    f"{PREFIX}reconcile_errors_total", "Passes that did not come to their end.", ["reason"]
+)
+SCRAPE_ERRORS = Counter(f"{PREFIX}scrape_errors_total", "Training pods that could not be read.")
+QUEUE_DEPTH = Gauge(f"{PREFIX}queue_depth", "Jobs that wait to be looked at.")
+LEADER = Gauge(f"{PREFIX}leader", "1 while this replica leads.")

@@ -1,0 +1,87 @@
+"""Which jobs are to be looked at, and when: each key once, and never by two workers at a time.
+
+Filled by `handlers`, `resync` and `reconcile`; emptied by the workers of `serve`.
+"""
+
+import asyncio
+import heapq
+import random
+from itertools import count
+
+from rlhf_operator.metrics import QUEUE_DEPTH
+
+Key = tuple[str, str]
+"""Namespace and name of an RLHFJob."""
+
+FIRST_RETRY_SECONDS = 0.5
+LAST_RETRY_SECONDS = 300.0
+
+
+class WorkQueue:
+    """Keys by the time at which they are due; the earliest time of a key holds."""
+
+    def __init__(self) -> None:
+        self._due: dict[Key, float] = {}
+        self._heap: list[tuple[float, int, Key]] = []
+        self._order = count()
+        self._active: dict[Key, float] = {}
+        self._failures: dict[Key, int] = {}
+        self._changed = asyncio.Event()
+
+    def add(self, key: Key, delay: float = 0.0) -> None:
+        """Look at `key` in `delay` seconds at the latest."""
+        when = asyncio.get_running_loop().time() + delay
+        if when >= self._due.get(key, float("inf")):
+            return
+        self._due[key] = when
+        heapq.heappush(self._heap, (when, next(self._order), key))
+        QUEUE_DEPTH.set(len(self._due))
+        self._changed.set()
+
+    def retry(self, key: Key, at_least: float = 0.0) -> None:
+        """Look at `key` again after a failure: later each time, and not all keys at once."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16))
+        self.add(key, max(at_least, delay * random.uniform(0.5, 1.0)))
+
+    def forget_failures(self, key: Key) -> None:
+        """The next failure of `key` is its first."""
+        self._failures.pop(key, None)
+
+    async def take(self) -> Key:
+        """The next key that is due; it stays the caller's until `done`."""
+        while True:
+            wait = self._wait_seconds()
+            if wait is not None and wait <= 0:
+                _, _, key = heapq.heappop(self._heap)
+                del self._due[key]
+                self._active[key] = asyncio.get_running_loop().time()
+                QUEUE_DEPTH.set(len(self._due))
+                return key
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait)
+            except TimeoutError:
+                continue
+
+    def done(self, key: Key) -> None:
+        """The caller of `take` is through with `key`."""
+        del self._active[key]
+        if key in self._due:
+            heapq.heappush(self._heap, (self._due[key], next(self._order), key))
+        self._changed.set()
+
+    def oldest_pass(self) -> float:
+        """For how many seconds the longest pass has gone on."""
+        now = asyncio.get_running_loop().time()
+        return max((now - since for since in self._active.values()), default=0.0)
+
+    def _wait_seconds(self) -> float | None:
+        """Until the first key is due that nobody works on; None if there is none."""
+        while self._heap:
+            when, _, key = self._heap[0]
+            if key not in self._active and self._due.get(key) == when:
+                return when - asyncio.get_running_loop().time()
+            # Moved to an earlier time, taken, or put back by `done`.
+            heapq.heappop(self._heap)
+        return None

