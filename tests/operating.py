@@ -37,7 +37,14 @@ def eventually(check: Callable[[], Any], seconds: float = PATIENCE, pause: float
 class OperatorProcess:
     """`python -m rlhf_operator`, watching one namespace."""
 
-    def __init__(self, access: Access, namespace: str, folder: Path, **settings: str) -> None:
+    def __init__(
+        self,
+        access: Access,
+        namespace: str,
+        folder: Path,
+        kubeconfig: str | None = None,
+        **settings: str,
+    ) -> None:
         self.port = free_port()
         self.log = folder / f"operator-{self.port}.log"
         given = {
@@ -48,7 +55,7 @@ class OperatorProcess:
             "PORT": str(self.port),
         } | settings
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RLHF_OPERATOR_")}
-        environment["KUBECONFIG"] = str(access.kubeconfig)
+        environment["KUBECONFIG"] = kubeconfig or str(access.kubeconfig)
         environment |= {f"RLHF_OPERATOR_{name}": value for name, value in given.items()}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

@@ -10,18 +10,19 @@ import kopf
 
 from rlhf_api.names import GROUP, PLURAL, VERSION, Label
 from rlhf_operator.kube import MANAGED
-from rlhf_operator.work_queue import WorkQueue
+from rlhf_operator.work_queue import Key
 
 CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
 
+Changed = Callable[[Key], None]
 Seen = Callable[[str, str], None]
 
 
-def registry(queue: WorkQueue, seen: Seen) -> kopf.OperatorRegistry:
+def registry(changed: Changed, seen: Seen) -> kopf.OperatorRegistry:
     """The handlers.
 
     Args:
-        queue: where keys go.
+        changed: told the key of every job that changed, or whose child did.
         seen: told uid and resource version of every job that the watch shows.
     """
     handlers = kopf.OperatorRegistry()
@@ -33,11 +34,11 @@ def registry(queue: WorkQueue, seen: Seen) -> kopf.OperatorRegistry:
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
     async def on_job(*, namespace: str | None, name: str, meta: kopf.Meta, **_: Any) -> None:
         seen(meta["uid"], meta["resourceVersion"])
-        queue.add((namespace or "", name))
+        changed((namespace or "", name))
 
     async def on_child(*, namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
         if name := labels.get(Label.JOB):
-            queue.add((namespace or "", name))
+            changed((namespace or "", name))
 
     for group, version, plural in CHILDREN:
         kopf.on.event(group, version, plural, registry=handlers, id=plural)(on_child)

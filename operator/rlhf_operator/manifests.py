@@ -18,7 +18,7 @@ from rlhf_api.names import (
     Port,
     StageName,
 )
-from rlhf_api.v1alpha1 import RLHFJob, claim_of, uris
+from rlhf_api.v1alpha1 import CLAIM, RLHFJob, claim_of, uris
 from rlhf_operator.configs import Placement
 from rlhf_operator.plan import StartAttempt
 
@@ -29,10 +29,10 @@ _OF_THE_POD = (*_PASSED_ON, "nodeSelector", "priorityClassName", "terminationGra
 
 
 def cluster_placement(job: RLHFJob) -> Placement:
-    """Where the job's stages run; it must have storage."""
-    assert job.spec.storage is not None
-    claim = claim_of(job.spec.storage.uri) or ""
-    path = job.spec.storage.uri.removeprefix(f"pvc://{claim}").strip("/")
+    """Where the job's stages run; no stage of a job without storage is started."""
+    root = job.spec.storage.uri if job.spec.storage is not None else CLAIM
+    claim = claim_of(root) or ""
+    path = root.removeprefix(f"{CLAIM}{claim}").strip("/")
     name, namespace = job.metadata.name, job.metadata.namespace
     return Placement(
         storage=f"{_folder(claim)}/{path}".rstrip("/"),

@@ -40,6 +40,33 @@ def observed_attempts(
     return tuple(_attempt(job, pods, now) for job in jobs if is_owned(job, uid))
 
 
+def lacks_pods(job: Raw, pods: Sequence[Raw]) -> bool:
+    """Whether the Job controller has not made all pods of a Job that is to run."""
+    spec, over = job["spec"], {"Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"}
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    ended = any(each["type"] in over and each["status"] == "True" for each in conditions)
+    deleted = job["metadata"].get("deletionTimestamp")
+    held = ended or deleted or spec.get("suspend")
+    return not held and len(pods_of(job, pods)) < spec["parallelism"]
+
+
+def refused_pod(job: Raw, events: Sequence[Raw]) -> ObservedProcess:
+    """The pod that the Job controller could not make, as its Events tell.
+
+    Args:
+        job: a batch/v1 Job that lacks pods.
+        events: its Events with reason FailedCreate.
+    """
+    name = job["metadata"]["name"]
+    if not events:
+        return ObservedProcess(f"{name}-?", -1)
+    said = str(max(events, key=lambda event: event.get("lastTimestamp") or "")["message"])
+    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in said else Reason.FORBIDDEN
+    # The end names a pod that was not made, another one each time.
+    text = re.sub(rf'pods "{re.escape(name)}-\S+" is ', "pods are ", said)
+    return ObservedProcess(f"{name}-?", -1, reason=reason, message=f"Job {name}: {text}")
+
+
 def pods_of(job: Raw, pods: Iterable[Raw]) -> list[Raw]:
     """The newest pod of each index of a batch/v1 Job."""
     own = [pod for pod in pods if is_owned(pod, job["metadata"]["uid"])]

@@ -116,7 +116,7 @@ def fail_stage(
 
     What has ended stays as it is, so that the same may be said in every pass.
     """
-    stages = _stages_of(job.status)
+    stages = stages_of(job.status)
     stage = stages.get(name, StageStatus(state=StageState.WAITING))
     if is_finished(job.status) or stage.state in CLOSED:
         return job.status
@@ -140,13 +140,14 @@ def with_idle_time(status: RLHFJobStatus, idle: timedelta) -> RLHFJobStatus:
         name: stage.model_copy(update={"idle_seconds": stage.idle_seconds + seconds})
         if stage.state not in CLOSED and stage.start_time is not None
         else stage
-        for name, stage in _stages_of(status).items()
+        for name, stage in stages_of(status).items()
     }
     total = status.idle_seconds + (seconds if status.start_time is not None else 0)
     return status.model_copy(update={"idle_seconds": total, "stages": _statuses(stages)})
 
 
-def _stages_of(status: RLHFJobStatus) -> dict[StageName, StageStatus]:
+def stages_of(status: RLHFJobStatus) -> dict[StageName, StageStatus]:
+    """The stages that have a status."""
     found = {name: getattr(status.stages, name) for name in StageName}
     return {name: stage for name, stage in found.items() if stage is not None}
 
@@ -167,7 +168,7 @@ def _absorbed(
     job: RLHFJob, status: RLHFJobStatus, observed: Observed, now: datetime
 ) -> dict[StageName, StageStatus]:
     """The stages after looking at their attempts, in the order in which they run."""
-    known = _stages_of(status)
+    known = stages_of(status)
     folder = JobReference(name=job.metadata.name, uid=job.metadata.uid).folder
     stages = {}
     for name in stage_order(job.spec.stages):

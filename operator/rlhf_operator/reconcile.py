@@ -19,13 +19,20 @@ from rlhf_operator.act import act
 from rlhf_operator.conditions import Finding, find_condition, set_condition
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path, job_path
 from rlhf_operator.manifests import cluster_placement
-from rlhf_operator.observe import observed_attempts, pod_index, pods_of
-from rlhf_operator.observed import Observed
+from rlhf_operator.observe import (
+    lacks_pods,
+    observed_attempts,
+    pod_index,
+    pods_of,
+    refused_pod,
+)
+from rlhf_operator.observed import Observed, ObservedProcess
 from rlhf_operator.pace import is_expired, is_worth_writing, next_look
-from rlhf_operator.plan import Action, Plan, StartAttempt, fail_stage, plan
+from rlhf_operator.plan import Action, Plan, StartAttempt, fail_stage, is_finished, plan, stages_of
 from rlhf_operator.refusals import ChildError, Refusal
 from rlhf_operator.scrape import Progress
 from rlhf_operator.settings import Settings
+from rlhf_operator.summaries import derive_summary
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]
@@ -67,7 +74,7 @@ class Reconciler:
             await self._kube.request("DELETE", job_path(*key), preconditions)
             return None
         observed = await self._observe(job, key, now)
-        if job.spec.storage is None:
+        if job.spec.storage is None and not is_finished(job.status):
             message = "spec.storage is missing; name a claim, for example pvc://claim/runs"
             stage = next(iter(job.spec.stages.present()))
             status = fail_stage(job, stage, Reason.INVALID_SPEC, message, now)
@@ -91,8 +98,16 @@ class Reconciler:
                 first = next(pod for pod in pods_of(owner, pods) if pod_index(pod) == 0)
                 await progress.renew(self._session, first, now)
                 error = error or progress.error
+            if lacks_pods(owner, pods):
+                processes = (*attempt.processes, await self._refused_pod(namespace, owner))
+                attempt = replace(attempt, processes=processes)
             found.append(replace(attempt, progress=progress.told))
         return Observed(tuple(found), scrape_error=error)
+
+    async def _refused_pod(self, namespace: str, owner: Raw) -> ObservedProcess:
+        fields = f"involvedObject.uid={owner['metadata']['uid']},reason=FailedCreate"
+        events = await self._kube.items(core_path(namespace, "events"), fields=fields)
+        return refused_pod(owner, events)
 
     async def _carry_out(
         self, raw: Raw, job: RLHFJob, decided: Plan, observed: Observed, now: datetime
@@ -174,4 +189,5 @@ def _with_children(
         return status
     generation = job.metadata.generation
     conditions = set_condition(status.conditions, finding, now, generation)
-    return status.model_copy(update={"conditions": conditions})
+    summary = derive_summary(conditions, stages_of(status))
+    return status.model_copy(update={"conditions": conditions, "summary": summary})

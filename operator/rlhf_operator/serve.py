@@ -4,8 +4,10 @@ Called by `__main__`.
 """
 
 import asyncio
+import functools
 import logging
 import random
+import threading
 
 import aiohttp
 import kopf
@@ -30,29 +32,57 @@ class SetupError(RLHFError):
     """The cluster lacks what the operator needs."""
 
 
+class WatchError(RLHFError):
+    """Nothing is watched any more."""
+
+
 async def serve(kube: Kube, settings: Settings, queue: WorkQueue, health: Health) -> None:
-    """Look after all jobs until the process is asked to stop.
+    """Look after all jobs until cancelled.
 
     Raises:
         SetupError: the CRD is not installed.
+        ExceptionGroup: with a WatchError; the watches have ended.
     """
     await _check_crd(kube, settings)
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
         reconciler = Reconciler(kube, session, settings)
-        work = [_work(reconciler, queue) for _ in range(settings.workers)]
-        resync = _resync(kube, settings, queue, health)
-        looking = [tasks.create_task(each) for each in (*work, resync)]
+        for _ in range(settings.workers):
+            tasks.create_task(_work(reconciler, queue))
+        tasks.create_task(_resync(kube, settings, queue, health))
+        tasks.create_task(_watch(settings, queue, health))
         health.leads = True
-        # kopf catches SIGTERM and returns; the other tasks would go on for ever.
-        await kopf.operator(
-            registry=registry(queue, health.seen),
-            settings=kopf_settings(),
-            standalone=True,
-            clusterwide=not settings.namespaces,
-            namespaces=settings.namespaces,
-        )
-        for task in looking:
-            task.cancel()
+
+
+async def _watch(settings: Settings, queue: WorkQueue, health: Health) -> None:
+    """Run kopf until cancelled.
+
+    In a thread of its own, since kopf ends every task of its event loop when it ends, and takes
+    over the signals.
+    """
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+
+    def seen(uid: str, version: str) -> None:
+        loop.call_soon_threadsafe(health.seen, uid, version)
+
+    def changed(key: Key) -> None:
+        loop.call_soon_threadsafe(queue.add, key)
+
+    run = functools.partial(
+        kopf.run,
+        registry=registry(changed, seen),
+        settings=kopf_settings(),
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        stop_flag=stop,
+    )
+    watching = asyncio.create_task(asyncio.to_thread(run))
+    try:
+        await asyncio.shield(watching)
+        raise WatchError("the watches have ended by themselves")
+    finally:
+        stop.set()
+        await watching
 
 
 async def _work(reconciler: Reconciler, queue: WorkQueue) -> None:

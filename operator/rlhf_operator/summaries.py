@@ -16,7 +16,13 @@ from rlhf_operator.stages import ACTIVE
 
 Stages = Mapping[StageName, StageStatus]
 
-_PENDING_REASONS = (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.QUEUED)
+_PENDING_REASONS = (
+    Reason.UNSCHEDULABLE,
+    Reason.IMAGE_PULL,
+    Reason.QUEUED,
+    Reason.QUOTA_EXCEEDED,
+    Reason.FORBIDDEN,
+)
 _SHOWN_STATES = (*ACTIVE, StageState.RESTARTING)
 
 

@@ -52,8 +52,6 @@ def access_by(kubeconfig: Path, own: ControlPlane | None = None) -> Access:
     """Access to a cluster in which our CRD is installed."""
     access = Access(kubeconfig, config.new_client_from_config(str(kubeconfig)), own)
     access.kubectl("apply", "--server-side", "-f", str(CRD))
-    access.kubectl("wait", "--for=condition=Established", "crd/rlhfjobs.rlhf.dev")
-    # Established is said a moment before every path is served.
     deadline = time.monotonic() + 10
     while access.kubectl("get", "rlhfjobs", "-A", check=False).returncode:
         assert time.monotonic() < deadline

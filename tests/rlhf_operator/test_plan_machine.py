@@ -16,11 +16,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from rlhf_api.names import ExitCode, Reason, StageName, StageState
+from rlhf_api.names import USER_ERROR_CODES, ExitCode, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, RunPolicy, stage_inputs
 from rlhf_operator.observed import Observed, ObservedAttempt, ProcessPhase
 from rlhf_operator.pace import next_look
 from rlhf_operator.plan import StartAttempt, fail_stage, is_finished
+from rlhf_operator.stages import CLOSED
 
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
 PPO = {
@@ -34,7 +35,10 @@ SHAPES = (
     {"sft": BASE, "reward": BASE | {"model": {"fromStage": "sft"}}, "ppo": PPO},
 )
 POLICY = {"maxRestarts": 2, "maxDisruptions": 2, "pendingDeadlineSeconds": 600}
-CODES = [int(code) for code in ExitCode if code is not ExitCode.DONE] + [134]
+CODES = [int(code) for code in ExitCode if code not in (ExitCode.DONE, *USER_ERROR_CODES)] + [134]
+FINAL_CODES = [int(code) for code in USER_ERROR_CODES]
+ANY = st.integers(0, len(StageName) - 1)
+"""One of the stages, those that have begun and are not over before all others."""
 
 
 class World(RuleBasedStateMachine):
@@ -57,7 +61,7 @@ class World(RuleBasedStateMachine):
 
     @rule(
         seconds=st.sampled_from([0, 1, 3, 11, 130, 700]),
-        acted=st.integers(0, 4),
+        acted=st.sampled_from([0, 1, 2, 4, 4]),
         gentle=st.booleans(),
         shuffled=st.randoms(use_true_random=False),
     )
@@ -78,24 +82,27 @@ class World(RuleBasedStateMachine):
         self.trial.look()
         self.trial.job = job
 
-    @rule(name=st.sampled_from(StageName), step=st.integers(0, 100), saved=st.booleans())
-    def run(self, name: StageName, step: int, saved: bool) -> None:
+    @rule(which=ANY, step=st.integers(0, 100), saved=st.booleans())
+    def run(self, which: int, step: int, saved: bool) -> None:
+        name = self._pick(which)
         if self._live(name):
             self.trial.run(name, step=step, last_checkpoint_step=step if saved else None)
 
-    @rule(name=st.sampled_from(StageName), good=st.booleans())
-    def finish(self, name: StageName, good: bool) -> None:
+    @rule(which=ANY, good=st.booleans())
+    def finish(self, which: int, good: bool) -> None:
+        name = self._pick(which)
         if self._live(name):
             changes = {} if good else {"config_digest": "sha256:" + "c" * 64}
             self.trial.finish(name, **changes)
 
     @rule(
-        name=st.sampled_from(StageName),
-        code=st.sampled_from(CODES),
+        which=ANY,
+        code=st.sampled_from(CODES * 4 + FINAL_CODES),
         disrupted=st.booleans(),
         partly=st.booleans(),
     )
-    def end(self, name: StageName, code: int, disrupted: bool, partly: bool) -> None:
+    def end(self, which: int, code: int, disrupted: bool, partly: bool) -> None:
+        name = self._pick(which)
         if not self._live(name):
             return
         self.trial.end(name, code, disrupted=disrupted)
@@ -104,36 +111,41 @@ class World(RuleBasedStateMachine):
             rest = self.trial.process(name, index=1, phase=ProcessPhase.RUNNING, ready=True)
             self.trial.put(name, processes=(*dead, rest), failed=False)
 
-    @rule(name=st.sampled_from(StageName))
-    def appear(self, name: StageName) -> None:
+    @rule(which=ANY)
+    def appear(self, which: int) -> None:
         """What a planner that died had asked for comes late, whatever was decided since."""
+        name = self._pick(which)
         if (number := self._current(name)) and (name, number) not in self.trial.attempts:
             self.trial.put(name, processes=(self.trial.process(name),))
 
-    @rule(name=st.sampled_from(StageName))
-    def hold_back(self, name: StageName) -> None:
+    @rule(which=ANY)
+    def hold_back(self, which: int) -> None:
         """A queue does not let the attempt run, or takes it away again."""
+        name = self._pick(which)
         if self._live(name):
             held = self.trial.process(name, reason=Reason.QUEUED, message="waits in queue q")
             self.trial.put(name, processes=(held,))
 
-    @rule(name=st.sampled_from(StageName), changes=st.sampled_from([{}, {"terminating": True}]))
-    def duplicate(self, name: StageName, changes: dict[str, Any]) -> None:
+    @rule(which=ANY, changes=st.sampled_from([{}, {"terminating": True}]))
+    def duplicate(self, which: int, changes: dict[str, Any]) -> None:
         """A pod and the one that takes its place are seen at once."""
+        name = self._pick(which)
         found = self.trial.attempts.get((name, self._current(name)))
         if found is not None and found.processes and len(found.processes) < 4:
             twin = replace(found.processes[0], name="twin", **changes)
             self.trial.put(name, processes=(*found.processes, twin))
 
-    @rule(name=st.sampled_from(StageName))
-    def forget(self, name: StageName) -> None:
+    @rule(which=ANY)
+    def forget(self, which: int) -> None:
         """Pods are deleted, and only the platform's own word on the attempt is left."""
+        name = self._pick(which)
         if (name, self._current(name)) in self.trial.attempts:
             self.trial.put(name, processes=())
 
-    @rule(name=st.sampled_from(StageName))
-    def refuse(self, name: StageName) -> None:
+    @rule(which=ANY)
+    def refuse(self, which: int) -> None:
         """The platform refuses what the planner asked for, for good."""
+        name = self._pick(which)
         if self._state(name) is StageState.STARTING:
             job, now = self.trial.job, self.trial.now
             status = fail_stage(job, name, Reason.INVALID_SPEC, "refused", now)
@@ -147,21 +159,24 @@ class World(RuleBasedStateMachine):
         """Rank 0 can be asked how far it is, or not."""
         self.trial.scrape_error = error
 
-    @rule(name=st.sampled_from(StageName))
-    def vanish(self, name: StageName) -> None:
+    @rule(which=ANY)
+    def vanish(self, which: int) -> None:
         """Somebody deletes the attempt, and everything of it."""
+        name = self._pick(which)
         self.trial.attempts.pop((name, self._current(name)), None)
 
-    @rule(name=st.sampled_from(StageName))
-    def lose(self, name: StageName) -> None:
+    @rule(which=ANY)
+    def lose(self, which: int) -> None:
         """The node no longer answers."""
+        name = self._pick(which)
         if self._live(name):
             lost = self.trial.process(name, phase=ProcessPhase.RUNNING, lost=True, disrupted=True)
             self.trial.put(name, processes=(lost,))
 
-    @rule(name=st.sampled_from(StageName), back=st.integers(1, 2))
-    def return_from_the_dead(self, name: StageName, back: int) -> None:
+    @rule(which=ANY, back=st.integers(1, 2))
+    def return_from_the_dead(self, which: int, back: int) -> None:
         """A node that was taken for lost answers again, and an earlier attempt runs on it."""
+        name = self._pick(which)
         old = self._current(name) - back
         if old > 0:
             runs = self.trial.process(name, phase=ProcessPhase.RUNNING, ready=True)
@@ -231,6 +246,12 @@ class World(RuleBasedStateMachine):
             shuffled.shuffle(processes)
             self.trial.attempts[key] = replace(found, processes=tuple(processes))
 
+    def _pick(self, which: int) -> StageName:
+        def is_over(name: StageName) -> bool:
+            return not self._current(name) or self._state(name) in CLOSED
+
+        return sorted(StageName, key=is_over)[which]
+
     def _current(self, name: StageName) -> int:
         stage = self.trial.stage(name)
         return stage.attempt if stage is not None else 0
@@ -296,6 +317,8 @@ class World(RuleBasedStateMachine):
             self.attempts[name] = new.attempt
             grown = new.attempt - (old.attempt if old else 0)
             assert grown in (0, 1)
+            if new.state is StageState.STARTING:
+                assert grown or (old is not None and old.state is StageState.STARTING)
             if grown:
                 assert Observed(tuple(self.trial.attempts.values())).live(name) == ()
             assert new.restarts <= POLICY["maxRestarts"]

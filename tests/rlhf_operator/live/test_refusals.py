@@ -1,0 +1,224 @@
+"""What the API server, the scheduler or the kubelet refuses: its condition, its sentence, the way
+on when the cause is gone."""
+
+import json
+import urllib.error
+
+import pytest
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from operating import Jobs, OperatorProcess, eventually, stage
+
+
+def children_ready(jobs: Jobs, name: str, reason: str) -> str:
+    """Wait until ChildrenReady says `reason`; gives its message."""
+
+    def refused() -> str | None:
+        found = jobs.condition(name, "ChildrenReady")
+        return found["message"] if found.get("reason") == reason else None
+
+    message = eventually(refused)
+    assert jobs.get(name)["status"]["summary"]["reason"] == reason
+    return str(message)
+
+
+def test_a_missing_claim_is_named_and_waited_for(operator: OperatorProcess, jobs: Jobs) -> None:
+    jobs.create("claimless", storage={"uri": "pvc://later/runs"})
+    message = children_ready(jobs, "claimless", "ClaimMissing")
+    assert f"PersistentVolumeClaim later is not in namespace {jobs.namespace}" in message
+    assert not jobs.batch.list_namespaced_job(jobs.namespace).items
+    jobs.claim("later")
+    jobs.run("claimless")
+    jobs.reaches("claimless", "Running")
+    assert jobs.condition("claimless", "ChildrenReady")["status"] == "True"
+
+
+def test_a_quota_is_named_and_waited_for(operator: OperatorProcess, jobs: Jobs) -> None:
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
+    jobs.core.create_namespaced_resource_quota(jobs.namespace, quota)
+    read = jobs.core.read_namespaced_resource_quota
+    eventually(lambda: (read("none", jobs.namespace).status.hard or {}).get("count/jobs.batch"))
+    jobs.create("quota")
+    message = children_ready(jobs, "quota", "QuotaExceeded")
+    assert "exceeded quota: none" in message
+    assert "Job quota-sft-1" in message
+    jobs.core.delete_namespaced_resource_quota("none", jobs.namespace)
+    jobs.patch("quota", runPolicy={"maxRestarts": 2})  # looked at again at once
+    jobs.run("quota")
+    jobs.reaches("quota", "Running")
+    assert jobs.stage("quota")["restarts"] == 0
+
+
+@pytest.mark.parametrize("kind", ["service", "job", "configmap"])
+def test_a_foreign_object_of_the_name_is_left_alone(
+    operator: OperatorProcess, jobs: Jobs, kind: str
+) -> None:
+    name = {"service": "taken"}.get(kind, "taken-sft-1")
+    if kind == "service":
+        spec = {"ports": [{"port": 80}]}
+        foreign = {"metadata": {"name": name}, "spec": spec}
+        jobs.core.create_namespaced_service(jobs.namespace, foreign)
+    elif kind == "configmap":
+        foreign = {"metadata": {"name": name}, "data": {"mine": "yes"}}
+        jobs.core.create_namespaced_config_map(jobs.namespace, foreign)
+    else:
+        pod = {"restartPolicy": "Never", "containers": [{"name": "a", "image": "b"}]}
+        foreign = {"metadata": {"name": name}, "spec": {"suspend": True, "template": {"spec": pod}}}
+        jobs.batch.create_namespaced_job(jobs.namespace, foreign)
+    jobs.create("taken")
+    message = children_ready(jobs, "taken", "NameConflict")
+    assert name in message
+    assert "delete it, or give the job another name" in message
+    if kind == "configmap":
+        kept = jobs.core.read_namespaced_config_map(name, jobs.namespace)
+        assert kept.data == {"mine": "yes"}
+
+
+def test_a_pod_template_that_is_refused_fails_the_job_for_good(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("invalid", template={"priorityClassName": "Not A Name"})
+    eventually(lambda: jobs.condition("invalid", "Failed").get("status") == "True")
+    failed = jobs.condition("invalid", "Failed")
+    assert failed["reason"] == "InvalidSpec"
+    assert "priorityClassName" in failed["message"]
+    assert jobs.get("invalid")["status"]["phase"] == "Failed"
+
+
+def test_a_job_without_storage_fails_with_a_sentence(operator: OperatorProcess, jobs: Jobs) -> None:
+    jobs.create("nowhere", storage=None)
+    eventually(lambda: jobs.condition("nowhere", "Failed").get("status") == "True")
+    assert "spec.storage is missing" in jobs.condition("nowhere", "Failed")["message"]
+
+
+def test_an_image_that_cannot_be_pulled_is_named(operator: OperatorProcess, jobs: Jobs) -> None:
+    jobs.create("image", runPolicy={"pendingDeadlineSeconds": 4})
+    jobs.wait_for_pods("image")
+    jobs.wait(jobs.pods("image")[0], "ErrImagePull", "no such host")
+    eventually(lambda: jobs.stage("image").get("reason") == "ImagePull")
+    running = jobs.condition("image", "Running")
+    assert (running["status"], running["reason"]) == ("False", "ImagePull")
+    assert "registry.test/trainer:1 cannot be pulled" in running["message"]
+    eventually(lambda: jobs.condition("image", "Failed").get("status") == "True")
+    assert jobs.condition("image", "Failed")["reason"] == "PendingDeadlineExceeded"
+
+
+def test_a_pod_that_cannot_be_scheduled_says_why(operator: OperatorProcess, jobs: Jobs) -> None:
+    jobs.create("huge")
+    jobs.wait_for_pods("huge")
+    (pod,) = jobs.pods("huge")
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+    }
+    patch = {"status": {"conditions": [condition]}}
+    jobs.core.patch_namespaced_pod_status(pod.metadata.name, jobs.namespace, patch)
+    eventually(lambda: jobs.stage("huge").get("reason") == "Unschedulable")
+    assert "2 Insufficient nvidia.com/gpu" in jobs.condition("huge", "Running")["message"]
+
+
+def test_a_pod_quota_is_told_though_the_job_controller_meets_it(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    jobs.core.create_namespaced_resource_quota(jobs.namespace, quota)
+    read = jobs.core.read_namespaced_resource_quota
+    eventually(lambda: (read("none", jobs.namespace).status.hard or {}).get("pods"))
+    jobs.create("crowded")
+    eventually(lambda: jobs.stage("crowded").get("reason") == "QuotaExceeded")
+    assert "exceeded quota: none" in jobs.stage("crowded")["message"]
+
+
+def test_out_of_memory_before_the_first_step_is_final(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("memory")
+    jobs.run("memory")
+    jobs.end_pod(jobs.pods("memory")[0], 137, reason="OOMKilled")
+    eventually(lambda: jobs.condition("memory", "Failed").get("status") == "True")
+    failed = jobs.condition("memory", "Failed")
+    assert failed["reason"] == "OutOfMemory"
+    assert "raise resources.limits.memory" in failed["message"]
+
+
+def test_an_image_of_another_release_is_told_by_contract_version(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("newer")
+    jobs.run("newer")
+    told = json.loads(jobs.result("newer", "sft", 1, 0)) | {"contractVersion": 2, "later": True}
+    jobs.finish("newer", code=1, message=json.dumps(told))
+    stage_told = eventually(
+        lambda: jobs.stage("newer") if jobs.stage("newer").get("restarts") else None
+    )
+    assert stage_told["reason"] == "ContractVersion"
+    assert "contractVersion is 2, but this operator speaks 1" in stage_told["message"]
+
+
+def test_a_finished_job_stays_as_it_is(operator: OperatorProcess, jobs: Jobs) -> None:
+    jobs.create("done")
+    jobs.run("done")
+    jobs.reaches("done", "Running")
+    jobs.finish("done")
+    eventually(lambda: jobs.get("done")["status"].get("phase") == "Succeeded")
+    jobs.batch.delete_namespaced_job("done-sft-1", jobs.namespace, propagation_policy="Foreground")
+    eventually(lambda: not jobs.batch.list_namespaced_job(jobs.namespace).items)
+    jobs.patch("done", runPolicy={"maxRestarts": 9})
+    with pytest.raises(AssertionError):
+        eventually(lambda: jobs.batch.list_namespaced_job(jobs.namespace).items, seconds=3)
+    assert jobs.get("done")["status"]["phase"] == "Succeeded"
+
+
+def test_an_edit_that_is_not_allowed_is_refused_with_a_sentence(jobs: Jobs) -> None:
+    jobs.create("frozen")
+    with pytest.raises(ApiException) as caught:
+        jobs.patch("frozen", stages={"sft": stage(batchSize=64)})
+    assert caught.value.status == 422
+    assert "stages cannot be changed; delete the job and create it anew" in str(caught.value.body)
+    jobs.patch("frozen", suspend=True)
+    jobs.patch("frozen", runPolicy={"maxRestarts": 5})
+
+
+def test_an_operator_that_may_not_says_what_it_needs(jobs: Jobs, tmp_path: object) -> None:
+    own = jobs.access.own
+    if own is None:
+        pytest.skip("needs a control plane of our own to make a user")
+    rules = [
+        {"apiGroups": ["rlhf.dev"], "resources": ["*"], "verbs": ["*"]},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["*"]},
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods", "persistentvolumeclaims"], "verbs": ["*"]},
+        {"apiGroups": [""], "resources": ["events", "services", "configmaps"], "verbs": ["*"]},
+    ]
+    rbac = client.RbacAuthorizationV1Api(jobs.access.api)
+    rbac.create_namespaced_role(jobs.namespace, {"metadata": {"name": "half"}, "rules": rules})
+    user = f"half-{jobs.namespace}"
+    binding = {
+        "metadata": {"name": "half"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "half"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    }
+    rbac.create_namespaced_role_binding(jobs.namespace, binding)
+    operator = OperatorProcess(
+        jobs.access, jobs.namespace, own.folder, kubeconfig=str(own.kubeconfig_for(user))
+    )
+    try:
+        operator.wait_until_leading()
+        jobs.create("forbidden")
+        message = children_ready(jobs, "forbidden", "Forbidden")
+        assert 'cannot create resource "jobs"' in message
+        assert "grant it to the operator" in message
+    finally:
+        operator.end()
+
+
+def test_health_and_metrics_are_served(operator: OperatorProcess) -> None:
+    assert operator.get("/healthz") == (200, "ok")
+    assert operator.get("/readyz") == (200, "ok")
+    status, text = operator.get("/metrics")
+    assert status == 200
+    assert "rlhf_operator_leader 1.0" in text
+    with pytest.raises(urllib.error.HTTPError):
+        operator.get("/nothing")
