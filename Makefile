@@ -54,12 +54,14 @@ imports: venv ## Check who imports whom
 test: verify lint types imports ## Everything: generated files, lint, types, imports, tests
 	$(BIN)/pytest $(ARGS)
 
-generate: venv ## Make the CRD and docs/spec.md anew from the models
+generate: venv ## Make the CRD, its copy in the chart and docs/spec.md anew from the models
 	$(BIN)/python -m rlhf_api crd
+	$(BIN)/python -m rlhf_api chart-crd
 	$(BIN)/python -m rlhf_api spec-reference
 
 verify: venv ## Fail if a generated file is stale
 	$(BIN)/python -m rlhf_api crd --check
+	$(BIN)/python -m rlhf_api chart-crd --check
 	$(BIN)/python -m rlhf_api spec-reference --check
 
 demo: venv ## Train SFT, reward model and PPO on Chinese shop reviews, and judge the result

