@@ -117,7 +117,8 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> ObservedProcess:
     ready = conditions.get("Ready") or {}
     phase = ProcessPhase(status["phase"]) if status.get("phase") in set(ProcessPhase) else None
     over = phase in (ProcessPhase.SUCCEEDED, ProcessPhase.FAILED)
-    silent = not over and _is_silent(pod, state, ready, now)
+    silent_since = None if over else _silent_since(pod, state, ready, now)
+    silent = silent_since is not None
     target = conditions.get("DisruptionTarget") or {}
     disrupted = silent or target.get("status") == "True"
     result, reason, message = _told(metadata["name"], ended, state, conditions, container)
@@ -131,7 +132,7 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> ObservedProcess:
         phase=phase or ProcessPhase.PENDING,
         ready=ready.get("status") == "True",
         exit_code=ended.get("exitCode"),
-        finished_at=_time(ended.get("finishedAt")) or (now if silent else None),
+        finished_at=_time(ended.get("finishedAt")) or silent_since,
         result=result,
         reason=reason,
         message=message,
@@ -141,14 +142,16 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> ObservedProcess:
     )
 
 
-def _is_silent(pod: Raw, state: Raw, ready: Raw, now: datetime) -> bool:
-    """Whether the pod's node does not answer, so that nobody can say what became of it."""
-    deleted_at = _time(pod["metadata"].get("deletionTimestamp"))
-    if deleted_at is not None and now - deleted_at > NODE_SILENCE:
-        return True
+def _silent_since(pod: Raw, state: Raw, ready: Raw, now: datetime) -> datetime | None:
+    """Since when nobody can say what became of the pod, as its node does not answer.
+
+    None if it answers, or has not been silent for long.
+    """
     since = _time(ready.get("lastTransitionTime"))
-    unready = ready.get("status") == "False" and since is not None and now - since >= NODE_SILENCE
-    return unready and "running" in state
+    unready = ready.get("status") == "False" and "running" in state
+    times = [_time(pod["metadata"].get("deletionTimestamp")), since if unready else None]
+    found = [time for time in times if time is not None and now - time >= NODE_SILENCE]
+    return min(found, default=None)
 
 
 def _told(

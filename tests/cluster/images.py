@@ -13,12 +13,16 @@ from pathlib import Path
 
 from cluster import versions
 from cluster.binaries import cache_folder, locked
+from cluster.node_files import SANDBOX_IMAGE
 
 PROJECT = Path(__file__).parents[2]
-BASE = "localhost/rlhf-base"
 TARGETS = ("operator", "trainer")
 SOURCES = ("Dockerfile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 PACKAGES = ("crds", "operator", "trainer")
+PIP_SETTINGS = ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_CERT")
+KEPT = 2
+"""Archives of each image."""
+DEBOOTSTRAP = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates")
 
 
 def image(target: str) -> tuple[str, Path]:
@@ -33,58 +37,83 @@ def image(target: str) -> tuple[str, Path]:
     return name, archive
 
 
+def pause_image() -> tuple[str, Path]:
+    """Name and OCI archive of what holds a pod's network; a shell is in it for tests."""
+    archive = cache_folder() / "images" / "pause-1.tar"
+    if not archive.is_file():
+        with locked(cache_folder() / "images" / "pause.lock"):
+            container = _buildah("from", "scratch", capture=True).strip()
+            _buildah("add", "--quiet", container, str(shutil.which("busybox")), "/bin/busybox")
+            _buildah("config", "--entrypoint", '["/bin/busybox", "sleep", "inf"]', container)
+            _buildah("commit", "--quiet", "--rm", container, SANDBOX_IMAGE)
+            new = archive.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            _buildah("push", SANDBOX_IMAGE, f"oci-archive:{new}:{SANDBOX_IMAGE}")
+            new.rename(archive)
+    return SANDBOX_IMAGE, archive
+
+
 def _build(target: str, name: str, archive: Path) -> None:
     _make_base()
-    arguments = ["--build-arg", f"BASE={BASE}:{versions.DEBIAN}", "--target", target, "--tag", name]
-    for folder in filter(Path.is_dir, map(Path, os.environ.get("PIP_FIND_LINKS", "").split())):
-        arguments += [
-            "--build-arg",
-            f"PIP_FIND_LINKS={folder}",
-            "--volume",
-            f"{folder}:{folder}:ro",
-        ]
+    arguments = ["--build-arg", f"BASE_IMAGE={_base()}", "--target", target, "--tag", name]
     # Where a package proxy has a CA of its own, pip in the image must know it too.
-    arguments += ["--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"]
-    for variable in ("PIP_INDEX_URL", "PIP_CERT", "HTTPS_PROXY"):
+    volumes = [Path("/etc/ssl/certs"), *_wheel_folders()]
+    for folder in filter(Path.is_dir, volumes):
+        arguments += ["--volume", f"{folder}:{folder}:ro"]
+    for variable in PIP_SETTINGS:
         if value := os.environ.get(variable):
-            arguments += ["--env", f"{variable}={value}"]
+            arguments += ["--build-arg", f"{variable}={value}"]
     flags = ["--isolation", "chroot", "--network", "host", "--pull-never", "--layers"]
     _buildah("bud", *flags, *arguments, str(PROJECT))
     new = archive.with_suffix(".new")
     new.unlink(missing_ok=True)
     _buildah("push", name, f"oci-archive:{new}:{name}")
-    for old in archive.parent.glob(f"{target}-*.tar"):
-        old.unlink()
     new.rename(archive)
+    _forget_old(target)
+
+
+def _forget_old(target: str) -> None:
+    """Keep the newest images only; the layers that they share stay."""
+    folder = cache_folder() / "images"
+    archives = sorted(folder.glob(f"{target}-*.tar"), key=lambda path: path.stat().st_mtime)
+    for old in archives[:-KEPT]:
+        old.unlink()
+        tag = old.stem.removeprefix(f"{target}-")
+        _buildah("rmi", f"localhost/rlhf-{target}:{tag}", check=False)
+
+
+def _wheel_folders() -> list[Path]:
+    return [Path(folder) for folder in os.environ.get("PIP_FIND_LINKS", "").split()]
+
+
+def _base() -> str:
+    return f"localhost/rlhf-base:{versions.DEBIAN}"
 
 
 def _make_base() -> None:
     """A Debian with Python and nothing else."""
-    name = f"{BASE}:{versions.DEBIAN}"
-    if name in _buildah("images", "--format", "{{.Name}}:{{.Tag}}", capture=True).split():
+    if _base() in _buildah("images", "--format", "{{.Name}}:{{.Tag}}", capture=True).split():
         return
     root = cache_folder() / "images" / "base"
     shutil.rmtree(root, ignore_errors=True)
-    include = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", include, versions.DEBIAN, str(root)],
-        check=True,
-        stdout=sys.stderr,
-    )
+    command = ["debootstrap", *DEBOOTSTRAP, versions.DEBIAN, str(root)]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    for leftover in ("var/cache/apt", "var/lib/apt/lists"):
+        shutil.rmtree(root / leftover)
     container = _buildah("from", "scratch", capture=True).strip()
     _buildah("add", "--quiet", container, str(root), "/")
     _buildah("config", "--env", "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", container)
-    _buildah("commit", "--quiet", "--rm", container, name)
+    _buildah("commit", "--quiet", "--rm", container, _base())
     shutil.rmtree(root)
 
 
-def _buildah(*arguments: str, capture: bool = False) -> str:
+def _buildah(*arguments: str, capture: bool = False, check: bool = True) -> str:
     """buildah with a storage of its own, so that it meets nobody else's images."""
     storage = cache_folder() / "images" / "storage"
     command = ["buildah", "--root", str(storage), "--runroot", f"{storage}-run"]
     done = subprocess.run(
         [*command, "--storage-driver", "overlay", *arguments],
-        check=True,
+        check=check,
         text=True,
         stdout=subprocess.PIPE if capture else sys.stderr,
     )

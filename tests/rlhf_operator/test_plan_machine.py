@@ -157,10 +157,8 @@ class World(RuleBasedStateMachine):
         if self._state(name) is StageState.STARTING:
             job, now = self.trial.job, self.trial.now
             status = fail_stage(job, name, Reason.INVALID_SPEC, "refused", now)
-            assert (
-                fail_stage(job.model_copy(update={"status": status}), name, "", "", now) == status
-            )
             self.trial.job = job.model_copy(update={"status": status})
+            assert fail_stage(self.trial.job, name, Reason.FORBIDDEN, "", now) == status
 
     def _vanish(self, name: StageName) -> None:
         """Somebody deletes the attempt, and everything of it."""
@@ -228,7 +226,9 @@ class World(RuleBasedStateMachine):
                 if found.stopping:
                     del self.trial.attempts[key]
             for name in StageName:
-                if self._live(name):
+                # What is not wanted never ends by itself.
+                wanted = self._state(name) in (StageState.STARTING, StageState.RUNNING)
+                if wanted and self._live(name):
                     self.trial.finish(name)
             if is_finished(self.trial.job.status):
                 return
@@ -328,7 +328,7 @@ def test_plan_in_any_world(trial: Callable[..., Any]) -> None:
     run_state_machine_as_test(
         lambda: World(trial),
         settings=settings(
-            max_examples=150,
+            max_examples=400,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
