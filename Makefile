@@ -21,9 +21,10 @@ export TOKENIZERS_PARALLELISM ?= false
 test: export HF_HUB_OFFLINE := 1
 
 .PHONY: help venv check fmt lint types imports test generate verify demo
+.PHONY: cluster-build cluster-up cluster-down
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make .venv with everything that development, tests and the demo need
 
@@ -51,8 +52,17 @@ types: venv ## Check the types (mypy, strict)
 imports: venv ## Check who imports whom
 	$(BIN)/lint-imports
 
-test: verify lint types imports ## Everything: generated files, lint, types, imports, tests
+test: verify lint types imports cluster-build ## Everything: generated files, lint, types, imports, tests
 	$(BIN)/pytest $(ARGS)
+
+cluster-build: venv ## Build what the test cluster and the images need; the rest works offline
+	PYTHONPATH=tests $(BIN)/python -m cluster build
+
+cluster-up: venv ## Start a two-node Kubernetes on this machine (root); prints the KUBECONFIG
+	@PYTHONPATH=tests $(BIN)/python -m cluster up
+
+cluster-down: venv ## End that Kubernetes and leave nothing behind
+	PYTHONPATH=tests $(BIN)/python -m cluster down
 
 generate: venv ## Make the CRD, its copy in the chart and docs/spec.md anew from the models
 	$(BIN)/python -m rlhf_api crd

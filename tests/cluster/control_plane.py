@@ -43,6 +43,8 @@ class ControlPlane:
     folder: Path
     address: str = "127.0.0.1"
     port: int = 0
+    lasting: bool = False
+    """Whether it outlives the process that starts it."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -116,13 +118,26 @@ class ControlPlane:
         """Start a process of the control plane; its log is `<name>.log`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             # setpriv: no process outlives a test run that is killed.
+            tied = [] if self.lasting else ["setpriv", "--pdeathsig", "KILL"]
             self.processes[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],
+                [*tied, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
+                start_new_session=self.lasting,
             )
+
+    def check_processes(self) -> None:
+        """See that all still run.
+
+        Raises:
+            RuntimeError: with the end of the log of one that does not.
+        """
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                log = (self.folder / f"{name}.log").read_text(errors="replace")
+                raise RuntimeError(f"{name} ended with {process.returncode}: {log[-2000:]}")
 
     def _issue(self) -> None:
         self.authority = Authority(self.folder / "pki")
@@ -230,9 +245,7 @@ class ControlPlane:
         context = ssl.create_default_context(cafile=str(self.authority.certificate))
         deadline = time.monotonic() + READY_SECONDS
         while True:
-            for name, process in self.processes.items():
-                if process.poll() is not None:
-                    raise RuntimeError(f"{name} ended: see {self.folder / f'{name}.log'}")
+            self.check_processes()
             try:
                 with urllib.request.urlopen(
                     f"{self.server}/readyz", timeout=2, context=context

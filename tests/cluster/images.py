@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from cluster import versions
 from cluster.binaries import cache_folder, locked
@@ -17,11 +19,13 @@ from cluster.node_files import SANDBOX_IMAGE
 
 PROJECT = Path(__file__).parents[2]
 TARGETS = ("operator", "trainer")
-SOURCES = ("Dockerfile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+SOURCES = ("Dockerfile", ".dockerignore", "pyproject.toml", "constraints.txt")
 PACKAGES = ("crds", "operator", "trainer")
 PIP_SETTINGS = ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_CERT")
 KEPT = 2
 """Archives of each image."""
+MOUNTED = "mounted-"
+"""How the names of containers start that are no build's."""
 DEBOOTSTRAP = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates")
 
 
@@ -37,11 +41,23 @@ def image(target: str) -> tuple[str, Path]:
     return name, archive
 
 
+@contextmanager
+def mounted(name: str) -> Iterator[Path]:
+    """The root file system of an image, for as long as the context lasts."""
+    own = ["--pull-never", "--name", f"{MOUNTED}{uuid4().hex[:8]}"]
+    container = _buildah("from", *own, name, capture=True).strip()
+    try:
+        yield Path(_buildah("mount", container, capture=True).strip())
+    finally:
+        _buildah("umount", container, capture=True)
+        _buildah("rm", container, capture=True)
+
+
 def pause_image() -> tuple[str, Path]:
     """Name and OCI archive of what holds a pod's network; a shell is in it for tests."""
     archive = cache_folder() / "images" / "pause-1.tar"
     if not archive.is_file():
-        with locked(cache_folder() / "images" / "pause.lock"):
+        with locked(cache_folder() / "images" / "images.lock"):
             container = _buildah("from", "scratch", capture=True).strip()
             _buildah("add", "--quiet", container, str(shutil.which("busybox")), "/bin/busybox")
             _buildah("config", "--entrypoint", '["/bin/busybox", "sleep", "inf"]', container)
@@ -54,6 +70,7 @@ def pause_image() -> tuple[str, Path]:
 
 
 def _build(target: str, name: str, archive: Path) -> None:
+    _remove_leftovers()
     _make_base()
     arguments = ["--build-arg", f"BASE_IMAGE={_base()}", "--target", target, "--tag", name]
     # Where a package proxy has a CA of its own, pip in the image must know it too.
@@ -67,9 +84,17 @@ def _build(target: str, name: str, archive: Path) -> None:
     _buildah("bud", *flags, *arguments, str(PROJECT))
     new = archive.with_suffix(".new")
     new.unlink(missing_ok=True)
-    _buildah("push", name, f"oci-archive:{new}:{name}")
+    # Packing takes longer than the disk does.
+    _buildah("push", "--disable-compression", name, f"oci-archive:{new}:{name}")
     new.rename(archive)
     _forget_old(target)
+
+
+def _remove_leftovers() -> None:
+    """Remove the containers of builds that were killed, which hold on to images and layers."""
+    names = _buildah("containers", "--format", "{{.ContainerName}}", capture=True).split()
+    if left := [name for name in names if not name.startswith(MOUNTED)]:
+        _buildah("rm", *left, capture=True)
 
 
 def _forget_old(target: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import yaml
-from cluster import machine, packages
+from cluster import machine, packages, provisioner
 from cluster.binaries import binaries, cache_folder
 from cluster.control_plane import ControlPlane, free_port
 from cluster.images import pause_image
@@ -25,7 +25,6 @@ from cluster.node_files import (
     kubelet_config,
     proxy_config,
 )
-from cluster.provisioner import CLASS
 from kubernetes import client, config
 
 ADDRESSES = {"node-a": "198.18.0.1", "node-b": "198.18.0.2"}
@@ -45,6 +44,11 @@ class NodeCluster(ControlPlane):
     def start(self) -> None:
         """Start it anew; gives control back when both nodes are ready."""
         packages.require()
+        if not self.lasting and self.marker.exists():
+            raise RuntimeError(
+                "a cluster of `make cluster-up` is running on this machine; end it with "
+                "`make cluster-down`, or test on it by RLHF_TEST_KUBECONFIG"
+            )
         self.clean()
         machine.save_sysctls(_sysctl_file())
         try:
@@ -62,6 +66,11 @@ class NodeCluster(ControlPlane):
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def marker(self) -> Path:
+        """There while a cluster is one that lasts."""
+        return self.folder / "lasting"
 
     def stop(self) -> None:
         """End everything and leave nothing behind."""
@@ -147,8 +156,8 @@ class NodeCluster(ControlPlane):
         corefile.write_text(dns_config(self.address, self.kubeconfig))
         self.run("coredns", [str(binaries("coredns") / "coredns"), "-conf", str(corefile)])
         self.api_client = config.new_client_from_config(str(self.kubeconfig))
-        client.StorageV1Api(self.api_client).create_storage_class(CLASS)
-        command = [sys.executable, "-m", "cluster.provisioner"]
+        client.StorageV1Api(self.api_client).create_storage_class(provisioner.CLASS)
+        command = [sys.executable, provisioner.__file__]
         self.run("provisioner", [*command, str(self.kubeconfig), str(self.folder / "volumes")])
 
     def _start_proxy(self) -> None:
@@ -184,9 +193,7 @@ class NodeCluster(ControlPlane):
         api = client.CoreV1Api(self.api_client)
         deadline = time.monotonic() + READY_SECONDS
         while sum(map(_is_ready, api.list_node().items)) < len(self.nodes):
-            for name, process in self.processes.items():
-                if process.poll() is not None:
-                    raise RuntimeError(f"{name} ended: see {self.folder / f'{name}.log'}")
+            self.check_processes()
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the nodes are not ready: see {self.folder}/kubelet-*.log")
             time.sleep(0.2)
