@@ -84,8 +84,7 @@ def _build(target: str, name: str, archive: Path) -> None:
     _buildah("bud", *flags, *arguments, str(PROJECT))
     new = archive.with_suffix(".new")
     new.unlink(missing_ok=True)
-    # Packing takes longer than the disk does.
-    _buildah("push", "--disable-compression", name, f"oci-archive:{new}:{name}")
+    _buildah("push", name, f"oci-archive:{new}:{name}")
     new.rename(archive)
     _forget_old(target)
 

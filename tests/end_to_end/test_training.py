@@ -35,13 +35,13 @@ def shortened_reviews() -> dict[str, Any]:
     return stages
 
 
-def long_sft(steps: int = 1500, **more: Any) -> dict[str, Any]:
+def long_sft(steps: int = 250, **more: Any) -> dict[str, Any]:
     """A stage that runs for long enough to be disturbed."""
     sft = shortened_reviews()["sft"]
     sft.pop("evalDataset")
     sft["model"]["scratch"] |= {"hiddenSize": 32, "heads": 2, "intermediateSize": 32}
     sft |= {"maxSteps": steps, "batchSize": 4, "microBatchSize": 2, "zeroStage": 0}
-    sft["checkpoint"] = {"everySteps": 50}
+    sft["checkpoint"] = {"everySteps": 20}
     return {"sft": sft | more}
 
 
@@ -133,7 +133,7 @@ def test_a_lost_node_is_a_disruption(jobs: Jobs, cluster: Cluster, nodes: int) -
     if cluster.nodes is None:
         pytest.skip("loses a node, which must be this machine's")
     name = f"lost-{nodes}"
-    jobs.create(name, stages=long_sft(3000, nodes=nodes))
+    jobs.create(name, stages=long_sft(600, nodes=nodes))
     running_with_checkpoint(jobs, name)
     operator = client.CoreV1Api(cluster.api).list_namespaced_pod(SYSTEM).items[0]
     lost = next(

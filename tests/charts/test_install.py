@@ -1,0 +1,109 @@
+"""The chart's way through a real API server: install, upgrade, uninstall, install again."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from cluster.control_plane import ControlPlane
+from cluster.kube_fixtures import Access
+from cluster.tools import helm
+
+CHART = Path(__file__).parents[2] / "charts" / "rlhf-operator"
+REGISTRY = "registry.example.com/rlhf"
+VALUES = ("image.repository=" + REGISTRY + "/operator", f"trainerImage={REGISTRY}/trainer:0.1.0")
+JOB = {
+    "apiVersion": "rlhf.dev/v1alpha1",
+    "kind": "RLHFJob",
+    "metadata": {"name": "survivor"},
+    "spec": {
+        "suspend": True,
+        "stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}},
+    },
+}
+
+
+class Release:
+    """A release of the chart, in a namespace of its own.
+
+    Attributes:
+        namespace: its namespace and its name.
+    """
+
+    def __init__(self, major: int, access: Access) -> None:
+        self._major, self._access = major, access
+        self.namespace = f"ops-{uuid4().hex[:8]}"
+
+    def helm(self, verb: str, *arguments: str) -> str:
+        """Run Helm on the release."""
+        done = subprocess.run(
+            [
+                str(helm(self._major)),
+                f"--kubeconfig={self._access.kubeconfig}",
+                f"--namespace={self.namespace}",
+                *(verb, self.namespace, *arguments),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def install(self) -> str:
+        """As docs/install.md has it; the CRD of the control plane is taken over."""
+        values = [part for value in VALUES for part in ("--set", value)]
+        return self.helm("install", str(CHART), "--create-namespace", "--take-ownership", *values)
+
+    def get(self, *arguments: str) -> str:
+        """Output of kubectl get in the release's namespace."""
+        return self._access.kubectl("get", "-n", self.namespace, *arguments).stdout
+
+
+@pytest.fixture(params=[3, 4], ids=["helm3", "helm4"])
+def release(
+    request: pytest.FixtureRequest, control_plane: Access, own_control_plane: ControlPlane
+) -> Iterator[Release]:
+    """A release that is not installed yet; not on a cluster where another one may live."""
+    found = Release(int(request.param), control_plane)
+    yield found
+    control_plane.kubectl("delete", "namespace", found.namespace, "--wait=false")
+
+
+def test_it_is_installed_upgraded_and_removed(
+    release: Release, control_plane: Access, namespace: str
+) -> None:
+    told = release.install()
+    deployment = f"{release.namespace}-rlhf-operator"
+    assert f"kubectl -n {release.namespace} rollout status deployment/{deployment}" in told
+    control_plane.kubectl("apply", "-n", namespace, "-f", "-", text=json.dumps(JOB))
+    release.helm(
+        "upgrade", str(CHART), "--reset-then-reuse-values", "--set", "image.tag=0.2.0,replicas=2"
+    )
+    image = release.get(
+        "deployment", deployment, "-o", "jsonpath={.spec.template.spec.containers[0].image}"
+    )
+    assert image == f"{REGISTRY}/operator:0.2.0"
+    release.helm("uninstall")
+    assert release.get("deployments,serviceaccounts,roles", "-o", "name").split() == [
+        "serviceaccount/default"
+    ]
+    assert "survivor" in control_plane.kubectl("get", "rlhf", "-n", namespace).stdout
+    release.install()
+    release.helm("uninstall")
+
+
+def test_a_restricted_namespace_admits_its_pod(release: Release, control_plane: Access) -> None:
+    control_plane.kubectl("create", "namespace", release.namespace)
+    label = "pod-security.kubernetes.io/enforce=restricted"
+    control_plane.kubectl("label", "namespace", release.namespace, label)
+    release.install()
+    pods = "jsonpath={.items[*].spec.containers[0].image}"
+    control_plane.kubectl(
+        "wait", "-n", release.namespace, "--for=create", "--timeout=30s", "pod",
+        "-l", "app.kubernetes.io/name=rlhf-operator",
+    )  # fmt: skip
+    assert release.get("pods", "-o", pods) == f"{REGISTRY}/operator:0.1.0"
+    release.helm("uninstall")
