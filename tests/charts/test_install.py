@@ -90,6 +90,8 @@ def test_it_is_installed_upgraded_and_removed(
     assert release.get("deployments,serviceaccounts,roles", "-o", "name").split() == [
         "serviceaccount/default"
     ]
+    crd = control_plane.kubectl("get", "crd", "rlhfjobs.rlhf.dev", "-o", "json").stdout
+    assert "deletionTimestamp" not in json.loads(crd)["metadata"]
     assert "survivor" in control_plane.kubectl("get", "rlhf", "-n", namespace).stdout
     release.install()
     release.helm("uninstall")

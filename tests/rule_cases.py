@@ -1,0 +1,188 @@
+"""What breaks each rule of the contract and what does not, for pydantic and for the API server."""
+
+from typing import Any
+
+from rlhf_api.contract import Contract
+from rlhf_api.v1alpha1 import affinity, pod, sources, spec, stages, template, volumes
+
+LLAMA = {"layers": 2, "hiddenSize": 64, "heads": 4, "tokenizer": "file://tokenizer"}
+STAGE = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
+PPO = STAGE | {"rewardModel": {"uri": "hf://org/reward"}}
+VOLUME = {"name": "data", "emptyDir": {}}
+KEY = {"name": "n", "key": "k"}
+
+# For each model: an object, and which of the model's rules it breaks, counted from 0.
+CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
+    pod.EnvVarSource: [
+        ({"secretKeyRef": KEY}, set()),
+        ({"configMapKeyRef": KEY}, set()),
+        ({"secretKeyRef": KEY, "configMapKeyRef": KEY}, {0}),
+        ({}, {0}),
+    ],
+    pod.EnvVar: [
+        ({"name": "A"}, set()),
+        ({"name": "A", "value": "b"}, set()),
+        ({"name": "A", "valueFrom": {"secretKeyRef": KEY}}, set()),
+        ({"name": "A", "value": "b", "valueFrom": {"secretKeyRef": KEY}}, {0}),
+        ({"name": "RLHF_X"}, {1}),
+        ({"name": "RANK"}, {1}),
+        ({"name": "RANKS"}, set()),
+    ],
+    pod.EnvFromSource: [
+        ({"secretRef": {"name": "n"}}, set()),
+        ({"configMapRef": {"name": "n"}, "prefix": "P_"}, set()),
+        ({"secretRef": {"name": "n"}, "configMapRef": {"name": "n"}}, {0}),
+        ({}, {0}),
+    ],
+    pod.Toleration: [
+        ({"key": "gpu", "value": "yes", "effect": "NoSchedule"}, set()),
+        ({"operator": "Exists"}, set()),
+        ({"key": "gpu", "operator": "Equal", "value": "yes"}, set()),
+        ({"key": "gpu", "operator": "Exists", "value": ""}, set()),
+        ({"key": "gpu", "effect": "NoExecute", "tolerationSeconds": 5}, set()),
+        ({}, {0}),
+        ({"operator": "Equal"}, {0}),
+        ({"key": "gpu", "operator": "Exists", "value": "yes"}, {1}),
+        ({"key": "gpu", "tolerationSeconds": 5}, {2}),
+        ({"key": "gpu", "effect": "NoSchedule", "tolerationSeconds": 5}, {2}),
+    ],
+    affinity.NodeSelectorRequirement: [
+        ({"key": "k", "operator": "In", "values": ["a", "b"]}, set()),
+        ({"key": "k", "operator": "Gt", "values": ["1"]}, set()),
+        ({"key": "k", "operator": "Exists"}, set()),
+        ({"key": "k", "operator": "DoesNotExist", "values": []}, set()),
+        ({"key": "k", "operator": "NotIn"}, {0}),
+        ({"key": "k", "operator": "In", "values": []}, {0}),
+        ({"key": "k", "operator": "Lt", "values": ["1", "2"]}, {0}),
+        ({"key": "k", "operator": "Gt", "values": ["1", "2"]}, {0}),
+        ({"key": "k", "operator": "Lt"}, {0}),
+        ({"key": "k", "operator": "Exists", "values": ["a"]}, {0}),
+    ],
+    affinity.LabelSelectorRequirement: [
+        ({"key": "k", "operator": "In", "values": ["a", "b"]}, set()),
+        ({"key": "k", "operator": "Exists"}, set()),
+        ({"key": "k", "operator": "NotIn", "values": []}, {0}),
+        ({"key": "k", "operator": "In"}, {0}),
+        ({"key": "k", "operator": "DoesNotExist", "values": ["a"]}, {0}),
+    ],
+    volumes.Volume: [
+        (VOLUME, set()),
+        ({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}, set()),
+        ({"name": "v", "configMap": {"name": "c"}}, set()),
+        ({"name": "v", "secret": {"secretName": "c"}}, set()),
+        ({"name": "v"}, {0}),
+        ({"name": "v", "emptyDir": {}, "secret": {"secretName": "c"}}, {0}),
+        ({"name": "rlhf-config", "emptyDir": {}}, {1}),
+    ],
+    volumes.VolumeMount: [
+        ({"name": "v", "mountPath": "/data"}, set()),
+        ({"name": "v", "mountPath": "/etc/rlhf2"}, set()),
+        ({"name": "v", "mountPath": "data"}, {0}),
+        ({"name": "v", "mountPath": "/a:b"}, {0}),
+        ({"name": "v", "mountPath": "/etc/rlhf"}, {1}),
+        ({"name": "v", "mountPath": "/mnt/claims/c"}, {1}),
+    ],
+    volumes.SeccompProfile: [
+        ({"type": "RuntimeDefault"}, set()),
+        ({"type": "Localhost", "localhostProfile": "p.json"}, set()),
+        ({"type": "Localhost"}, {0}),
+        ({"type": "Unconfined", "localhostProfile": "p.json"}, {0}),
+    ],
+    template.PodTemplate: [
+        ({}, set()),
+        ({"volumes": [VOLUME], "volumeMounts": [{"name": "data", "mountPath": "/d"}]}, set()),
+        ({"labels": {"team": "a"}}, set()),
+        ({"volumeMounts": [{"name": "data", "mountPath": "/d"}]}, {0}),
+        ({"volumes": [VOLUME], "volumeMounts": [{"name": "dat", "mountPath": "/d"}]}, {0}),
+        ({"labels": {"rlhf.dev/job": "a"}}, {1}),
+        ({"labels": {"team": "a", "app.kubernetes.io/managed-by": "me"}}, {1}),
+        ({"labels": {"kueue.x-k8s.io/queue-name": "q"}}, {1}),
+    ],
+    sources.ScratchModel: [
+        (LLAMA, set()),
+        (LLAMA | {"keyValueHeads": 2}, set()),
+        (LLAMA | {"heads": 5}, {0}),
+        (LLAMA | {"keyValueHeads": 3}, {1}),
+    ],
+    sources.ModelSource: [
+        ({"uri": "hf://org/model"}, set()),
+        ({"fromStage": "sft"}, set()),
+        ({"uri": "scratch://llama", "scratch": LLAMA}, set()),
+        ({}, {0}),
+        ({"uri": "hf://org/model", "fromStage": "sft"}, {0}),
+        ({"uri": "s3://b/m"}, {1}),
+        ({"uri": "scratch://llama"}, {2}),
+        ({"uri": "hf://org/model", "scratch": LLAMA}, {2}),
+        ({"fromStage": "sft", "scratch": LLAMA}, {2}),
+        ({"uri": "scratch://bert", "scratch": LLAMA}, {3}),
+    ],
+    sources.Dataset: [
+        ({"uri": "file://rows.jsonl"}, set()),
+        ({"uri": "s3://b/rows"}, {0}),
+        ({"uri": "scratch://llama"}, {1}),
+    ],
+    stages.SFTStage: [
+        (STAGE, set()),
+        (STAGE | {"epochs": 1}, set()),
+        (STAGE | {"maxSteps": 1}, set()),
+        (STAGE | {"epochs": 1, "maxSteps": 1}, {0}),
+    ],
+    stages.RewardStage: [
+        (STAGE, set()),
+        (STAGE | {"epochs": 1, "maxSteps": 1}, {0}),
+    ],
+    stages.PPOStage: [
+        (PPO, set()),
+        (PPO | {"epochs": 1, "maxSteps": 1}, {0}),
+        (PPO | {"klController": "Fixed"}, set()),
+        (PPO | {"klController": "Adaptive", "klTarget": 6}, set()),
+        (PPO | {"klController": "Adaptive"}, {1}),
+        (PPO | {"klController": "Adaptive", "klTarget": 6, "klHorizon": 7}, set()),
+        (PPO | {"klController": "Adaptive", "klTarget": 6, "klHorizon": 6}, {2}),
+        (PPO | {"klController": "Adaptive", "klTarget": 6, "batchSize": 50_000}, {2}),
+        (PPO | {"klController": "Fixed", "klHorizon": 1}, set()),
+        (PPO | {"minibatchSize": 16}, set()),
+        (PPO | {"minibatchSize": 64}, {3}),
+        (PPO | {"minibatchSize": 64, "batchSize": 128}, set()),
+        (PPO | {"minibatchSize": 5}, {3}),
+    ],
+    stages.Stages: [
+        ({"sft": STAGE}, set()),
+        ({"reward": STAGE}, set()),
+        ({"ppo": PPO}, set()),
+        ({}, {0}),
+    ],
+    spec.Storage: [
+        ({"uri": "pvc://claim"}, set()),
+        ({"uri": "pvc://claim/a..b/c"}, set()),
+        ({"uri": "s3://b/p"}, {0}),
+        ({"uri": "file://p"}, {1}),
+        ({"uri": "pvc://claim/../p"}, {2}),
+        ({"uri": "pvc://claim/p/.."}, {2}),
+    ],
+}
+
+# A field of spec, its value before and after, and whether it may change so.
+TRANSITIONS: list[tuple[str, Any, Any, bool]] = [
+    ("suspend", True, False, True),
+    ("suspend", None, True, True),
+    ("runPolicy", {"maxRestarts": 1}, {"maxRestarts": 2}, True),
+    ("suspend", True, None, True),
+    ("runPolicy", {"maxRestarts": 1}, None, True),
+    ("runPolicy", None, {"maxRestarts": 1}, True),
+    *(
+        (field, old, new, False)
+        for field, one, other in [
+            ("image", "a:1", "a:2"),
+            ("storage", {"uri": "pvc://a"}, {"uri": "pvc://b"}),
+            ("template", {"nodes": 1}, {"nodes": 1, "processesPerNode": 2}),
+            ("queueName", "a", "b"),
+        ]
+        for old, new in [(one, other), (one, None), (None, one)]
+    ),
+    ("image", "a:1", "a:1", True),
+    ("image", None, None, True),
+    ("stages", {"sft": STAGE}, {"sft": STAGE}, True),
+    ("stages", {"sft": STAGE}, {"sft": STAGE | {"seed": 1}}, False),
+    ("stages", {"sft": STAGE}, {"sft": STAGE, "reward": STAGE}, False),
+]
