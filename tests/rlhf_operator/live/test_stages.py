@@ -95,7 +95,7 @@ def test_suspend_and_resume(operator: OperatorProcess, jobs: Jobs) -> None:
     jobs.reaches("pause", "Running")
     jobs.patch("pause", suspend=True)
     eventually(lambda: phase(jobs, "pause") == "Suspended")
-    assert not jobs.pods("pause")
+    eventually(lambda: not jobs.pods("pause"))
     assert jobs.condition("pause", "Suspended")["reason"] == "UserRequested"
     jobs.patch("pause", suspend=False)
     jobs.run("pause", attempt=2)

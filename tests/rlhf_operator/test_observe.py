@@ -1,0 +1,237 @@
+"""From Jobs and Pods as the API server gives them to what `plan` looks at."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from rlhf_api.names import Reason, StageName
+from rlhf_operator.failures import judge
+from rlhf_operator.observe import lacks_pods, observed_attempts, refused_pod
+from rlhf_operator.observed import ObservedAttempt, ObservedProcess, ProcessPhase
+
+UID = "0123456789abcdef"
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+
+Raw = dict[str, Any]
+
+
+def at(seconds: float) -> str:
+    """A time `seconds` before now."""
+    return (NOW - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def owner(uid: str) -> list[Raw]:
+    return [{"uid": uid, "controller": True}]
+
+
+def make_job(conditions: tuple[str, ...] = (), *, uid: str = UID, **more: Any) -> Raw:
+    labels = {"rlhf.dev/stage": "sft", "rlhf.dev/attempt": "3"}
+    metadata = {"name": "demo-sft-3", "uid": "job", "labels": labels, "ownerReferences": owner(uid)}
+    metadata["annotations"] = {"rlhf.dev/checkpoint-step": "40"}
+    found = [{"type": c, "status": "True", "lastTransitionTime": at(5)} for c in conditions]
+    spec = {"parallelism": 1} | more.pop("spec", {})
+    return {"metadata": metadata | more, "spec": spec, "status": {"conditions": found}}
+
+
+def make_pod(index: int = 0, phase: str = "Running", **more: Any) -> Raw:
+    metadata = {
+        "name": f"demo-sft-3-{index}-x",
+        "ownerReferences": owner("job"),
+        "creationTimestamp": at(100),
+        "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+    } | more.pop("metadata", {})
+    state = more.pop("state", {"running": {}} if phase == "Running" else {})
+    conditions = more.pop("conditions", [ready(phase == "Running")])
+    status = {"phase": phase, "conditions": conditions}
+    status["containerStatuses"] = [{"image": "i:1", "state": state}]
+    return {"metadata": metadata, "spec": {"nodeName": "node-b"}, "status": status}
+
+
+def ready(value: bool, since: float = 90) -> Raw:
+    return {"type": "Ready", "status": str(value), "lastTransitionTime": at(since)}
+
+
+def ended(code: int, reason: str = "Error", message: str = "") -> Raw:
+    state = {"exitCode": code, "reason": reason, "finishedAt": at(20), "message": message}
+    return {"terminated": state}
+
+
+def seen(job: Raw, *pods: Raw) -> ObservedAttempt:
+    (found,) = observed_attempts(UID, [job], pods, NOW)
+    return found
+
+
+def one(pod: Raw, job: Raw | None = None) -> ObservedProcess:
+    (found,) = seen(job or make_job(), pod).processes
+    return found
+
+
+def test_an_attempt_that_runs() -> None:
+    found = seen(make_job(spec={"parallelism": 2}), make_pod(0), make_pod(1))
+    assert (found.stage, found.attempt, found.checkpoint_step) == (StageName.SFT, 3, 40)
+    assert found.ready
+    assert found.live
+    assert [process.index for process in found.processes] == [0, 1]
+    assert not found.complete
+    assert not found.failed
+
+
+def test_children_of_others_are_not_seen() -> None:
+    assert observed_attempts(UID, [make_job(uid="another")], [make_pod()], NOW) == ()
+    stranger = make_pod(metadata={"ownerReferences": owner("another")})
+    assert seen(make_job(), stranger).processes == ()
+
+
+def test_the_newest_pod_of_an_index_counts() -> None:
+    old = make_pod(phase="Failed", state=ended(1), metadata={"name": "old"})
+    new = make_pod(metadata={"name": "new", "creationTimestamp": at(1)})
+    assert one(new).name == "new"
+    (found,) = seen(make_job(), new, old).processes
+    assert found.name == "new"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "complete", "failed"),
+    [((), False, False), (("Complete",), True, False), (("FailureTarget",), False, True)],
+)
+def test_what_the_job_says(conditions: tuple[str, ...], complete: bool, failed: bool) -> None:
+    found = seen(make_job(conditions))
+    assert (found.complete, found.failed) == (complete, failed)
+    assert (found.killed_at is not None) == failed
+
+
+def test_a_job_that_is_deleted_stops_its_pods_and_lives_no_longer_than_they() -> None:
+    job = make_job(deletionTimestamp=at(3))
+    assert seen(job, make_pod()).stopping
+    assert not seen(job).live
+
+
+def test_a_pod_of_a_silent_node_is_lost_at_a_time_that_stands_still() -> None:
+    for pod in (
+        make_pod(conditions=[ready(False, since=31)]),
+        make_pod(metadata={"deletionTimestamp": at(31)}),
+    ):
+        found = one(pod)
+        assert (found.lost, found.disrupted, found.ended) == (True, True, True)
+        assert found.finished_at == NOW - timedelta(seconds=31)
+        assert "does not answer" in found.message
+    assert not one(make_pod(conditions=[ready(False, since=10)])).lost
+    assert not one(make_pod(metadata={"deletionTimestamp": at(10)})).lost
+
+
+def test_a_lost_pod_beside_one_that_hangs_is_judged() -> None:
+    silent = make_pod(1, conditions=[ready(False, since=41)])
+    verdict = judge(seen(make_job(), make_pod(0), silent), NOW)
+    assert verdict is not None
+    assert verdict.reason is Reason.DISRUPTED
+
+
+def test_a_disruption_is_told_by_whoever_caused_it() -> None:
+    target = {"type": "DisruptionTarget", "status": "True", "message": "preempted by a"}
+    found = one(make_pod(phase="Failed", state=ended(143), conditions=[target]))
+    assert found.disrupted
+    assert "preempted by a" in found.message
+    assert found.exit_code == 143
+
+
+def test_out_of_memory_has_a_remedy() -> None:
+    found = one(make_pod(phase="Failed", state=ended(137, "OOMKilled")))
+    assert found.reason is Reason.OUT_OF_MEMORY
+    assert "raise resources.limits.memory" in found.message
+
+
+def test_a_result_is_read_and_one_of_another_release_named() -> None:
+    document = {
+        "contractVersion": 1,
+        "stage": "sft",
+        "attempt": 3,
+        "configDigest": "sha256:" + "a" * 64,
+        "exitCode": 65,
+        "reason": "DataError",
+        "message": "rows.jsonl:3",
+    }
+    found = one(make_pod(phase="Failed", state=ended(65, message=json.dumps(document))))
+    assert found.result is not None
+    assert found.result.message == "rows.jsonl:3"
+    newer = json.dumps(document | {"contractVersion": 2, "more": 1})
+    told = one(make_pod(phase="Failed", state=ended(65, message=newer)))
+    assert (told.result, told.reason) == (None, Reason.CONTRACT_VERSION)
+    assert "contractVersion is 2" in told.message
+    assert one(make_pod(phase="Failed", state=ended(1, message="Traceback"))).result is None
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"),
+    [
+        (
+            make_pod(phase="Pending", state={"waiting": {"reason": "ImagePullBackOff"}}),
+            Reason.IMAGE_PULL,
+            "image i:1 cannot be pulled",
+        ),
+        (
+            make_pod(
+                phase="Pending",
+                state={
+                    "waiting": {
+                        "reason": "CreateContainerConfigError",
+                        "message": 'secret "s" not found',
+                    }
+                },
+            ),
+            Reason.PODS_PENDING,
+            'secret "s" not found',
+        ),
+        (
+            make_pod(
+                phase="Pending",
+                conditions=[
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": "0/2 nodes\n are available",
+                    }
+                ],
+            ),
+            Reason.UNSCHEDULABLE,
+            "0/2 nodes are available",
+        ),
+    ],
+)
+def test_why_a_pod_waits(pod: Raw, reason: Reason, words: str) -> None:
+    found = one(pod)
+    assert found.phase is ProcessPhase.PENDING
+    assert found.reason is reason
+    assert words in found.message
+
+
+def test_kueue_holds_a_job_back_or_preempts_it() -> None:
+    waiting = seen(make_job(spec={"suspend": True}))
+    assert waiting.processes[0].reason is Reason.QUEUED
+    assert waiting.live
+    preempted = seen(make_job(("Failed",), spec={"suspend": True}))
+    verdict = judge(preempted, NOW)
+    assert verdict is not None
+    assert verdict.reason is Reason.DISRUPTED
+
+
+def test_pods_that_cannot_be_made_are_told_without_their_names() -> None:
+    job = make_job()
+    assert lacks_pods(job, [])
+    assert not lacks_pods(job, [make_pod()])
+    for other in (
+        make_job(("Failed",)),
+        make_job(spec={"suspend": True}),
+        make_job(deletionTimestamp=at(1)),
+    ):
+        assert not lacks_pods(other, [])
+    event = {
+        "lastTimestamp": at(1),
+        "message": 'pods "demo-sft-3-0-abc" is forbidden: exceeded quota',
+    }
+    found = refused_pod(job, [event])
+    assert found.reason is Reason.QUOTA_EXCEEDED
+    assert found.message == "Job demo-sft-3: pods are forbidden: exceeded quota"
+    assert refused_pod(job, []).reason is None

@@ -1,0 +1,85 @@
+"""Rank 0's endpoint, read from a real server that behaves well or badly."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from rlhf_operator.observed import ObservedProgress
+from rlhf_operator.scrape import INTERVAL, MAX_BYTES, Progress, ScrapeError, scrape
+
+TEXT = """# TYPE rlhf_train_step gauge
+rlhf_train_step{rlhfjob="a",stage="sft"} 7
+rlhf_train_total_steps{rlhfjob="a",stage="sft"} 20
+rlhf_train_loss{rlhfjob="a",stage="sft"} 0.5
+rlhf_train_kl{rlhfjob="a",stage="sft"} NaN
+rlhf_train_last_checkpoint_step{rlhfjob="a",stage="sft"} 5
+rlhf_train_unknown{rlhfjob="a"} 1
+other_step 99
+"""
+
+
+def asked(answer: web.Response) -> ObservedProgress:
+    """What is read from a server that gives this answer."""
+
+    async def run() -> ObservedProgress:
+        async def metrics(_: web.Request) -> web.Response:
+            return answer
+
+        app = web.Application()
+        app.add_routes([web.get("/metrics", metrics)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            async with aiohttp.ClientSession() as session:
+                return await scrape(session, "127.0.0.1", runner.addresses[0][1])
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run())
+
+
+def test_the_fixed_family_is_read_and_nothing_else() -> None:
+    found = asked(web.Response(text=TEXT))
+    assert (found.step, found.total_steps, found.last_checkpoint_step) == (7, 20, 5)
+    assert found.metrics["loss"] == 0.5
+    assert "kl" not in found.metrics
+    assert "unknown" not in found.metrics
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (web.Response(status=500), "answered 500"),
+        (web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}), "answered 302"),
+        (web.Response(text="x" * (MAX_BYTES + 10)), f"{MAX_BYTES + 1} bytes"),
+        (web.Response(text="no metrics {"), "/metrics"),
+        (web.Response(body=b"\\xff\\xfe"), "/metrics"),
+    ],
+)
+def test_a_bad_answer_is_an_error_with_the_address(answer: web.Response, said: str) -> None:
+    with pytest.raises(ScrapeError) as caught:
+        asked(answer)
+    assert "http://127.0.0.1:" in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_pod_that_does_not_answer_is_asked_less_often() -> None:
+    async def run() -> None:
+        progress, now = Progress(), datetime(2026, 1, 1, tzinfo=UTC)
+        pod = {"status": {"podIP": "127.0.0.1"}}  # nothing listens on the port
+        async with aiohttp.ClientSession() as session:
+            await progress.renew(session, pod, now)
+            assert "127.0.0.1" in progress.error
+            first = progress._next
+            assert first == now + 2 * INTERVAL
+            await progress.renew(session, pod, now + timedelta(seconds=5))
+            assert progress._next == first
+            await progress.renew(session, pod, first)
+            assert progress._next == first + 4 * INTERVAL
+
+    asyncio.run(run())

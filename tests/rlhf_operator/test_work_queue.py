@@ -1,0 +1,107 @@
+"""Each key once, one worker a key, later after each failure."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from rlhf_operator.work_queue import LAST_RETRY_SECONDS, WorkQueue
+
+A, B = ("ns", "a"), ("ns", "b")
+
+
+def in_a_loop(test: Callable[[WorkQueue], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await asyncio.wait_for(test(WorkQueue()), 10)
+
+    asyncio.run(run())
+
+
+async def nothing_comes(queue: WorkQueue) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(queue.take(), 0.05)
+
+
+def test_a_key_that_is_added_often_is_taken_once() -> None:
+    async def test(queue: WorkQueue) -> None:
+        for _ in range(5):
+            queue.add(A)
+        assert await queue.take() == A
+        queue.done(A)
+        await nothing_comes(queue)
+
+    in_a_loop(test)
+
+
+def test_the_earliest_time_holds() -> None:
+    async def test(queue: WorkQueue) -> None:
+        queue.add(A, 60)
+        queue.add(B, 0.02)
+        queue.add(A)
+        queue.add(A, 60)
+        assert [await queue.take(), await queue.take()] == [A, B]
+
+    in_a_loop(test)
+
+
+def test_a_key_in_work_waits_for_its_worker() -> None:
+    async def test(queue: WorkQueue) -> None:
+        queue.add(A)
+        await queue.take()
+        queue.add(A)
+        await nothing_comes(queue)
+        assert queue.oldest_pass() > 0
+        queue.done(A)
+        assert await queue.take() == A
+        queue.done(A)
+        assert queue.oldest_pass() == 0
+
+    in_a_loop(test)
+
+
+def test_failures_are_tried_again_later_and_later() -> None:
+    async def test(queue: WorkQueue) -> None:
+        loop, waits = asyncio.get_running_loop(), []
+        for _ in range(20):
+            queue.retry(A)
+            waits.append(queue._due.pop(A) - loop.time())
+        assert 0.2 < waits[0] <= 0.5
+        assert waits[3] > waits[0]
+        assert LAST_RETRY_SECONDS / 2 - 1 < waits[-1] <= LAST_RETRY_SECONDS
+        queue.forget_failures(A)
+        queue.retry(A, at_least=5)
+        assert 4.9 < queue._due[A] - loop.time() <= 5
+
+    in_a_loop(test)
+
+
+def test_many_workers_never_share_a_key() -> None:
+    async def test(queue: WorkQueue) -> None:
+        keys = [("ns", str(number)) for number in range(20)]
+        busy: set[tuple[str, str]] = set()
+        done = 0
+
+        async def work() -> None:
+            nonlocal done
+            while True:
+                key = await queue.take()
+                assert key not in busy
+                busy.add(key)
+                await asyncio.sleep(0.001)
+                busy.remove(key)
+                queue.done(key)
+                done += 1
+
+        workers = [asyncio.create_task(work()) for _ in range(8)]
+        for _ in range(5):
+            for key in keys:
+                queue.add(key)
+            await asyncio.sleep(0.003)
+        while done < len(keys) or busy:
+            await asyncio.sleep(0.01)
+        for worker in workers:
+            worker.cancel()
+        results = await asyncio.gather(*workers, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+    in_a_loop(test)
