@@ -123,6 +123,10 @@ class Jobs:
         """Delete it."""
         self._custom.delete_namespaced_custom_object(*self._where, name)
 
+    def phase(self, name: str) -> str:
+        """Its phase; empty before it has one."""
+        return str(self.get(name).get("status", {}).get("phase", ""))
+
     def condition(self, name: str, kind: str) -> Raw:
         """One of its conditions; empty if it is not there."""
         conditions = self.get(name).get("status", {}).get("conditions", [])

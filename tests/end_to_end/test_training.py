@@ -60,7 +60,7 @@ def running_with_checkpoint(jobs: Jobs, name: str, attempt: int = 1) -> dict[str
 def succeeded(jobs: Jobs, name: str, seconds: float = PATIENCE) -> dict[str, Any]:
     """Wait until the job has ended well; gives its status."""
     ends = ("Succeeded", "Failed")
-    eventually(lambda: jobs.get(name)["status"].get("phase") in ends, seconds=seconds)
+    eventually(lambda: jobs.phase(name) in ends, seconds=seconds)
     status: dict[str, Any] = jobs.get(name)["status"]
     assert status["phase"] == "Succeeded", json.dumps(status["conditions"], indent=1)
     return status
@@ -161,7 +161,7 @@ def test_a_mistake_in_the_data_fails_once_with_file_and_line(jobs: Jobs) -> None
     stages = long_sft(nodes=2)
     stages["sft"]["dataset"] = {"uri": f"{DATA}/broken.jsonl"}
     jobs.create("broken", stages=stages)
-    eventually(lambda: jobs.get("broken")["status"].get("phase") == "Failed", seconds=PATIENCE)
+    eventually(lambda: jobs.phase("broken") == "Failed", seconds=PATIENCE)
     failed = jobs.condition("broken", "Failed")
     assert failed["reason"] == "DataError"
     assert "/broken.jsonl: line 2: response: is missing" in failed["message"]
@@ -172,7 +172,7 @@ def test_suspend_saves_and_resume_goes_on(jobs: Jobs, cluster: Cluster) -> None:
     jobs.create("pause", stages=long_sft(nodes=2))
     running_with_checkpoint(jobs, "pause")
     jobs.patch("pause", suspend=True)
-    eventually(lambda: jobs.get("pause")["status"].get("phase") == "Suspended", seconds=PATIENCE)
+    eventually(lambda: jobs.phase("pause") == "Suspended", seconds=PATIENCE)
     eventually(lambda: not jobs.pods("pause"))
     jobs.patch("pause", suspend=False)
     sft = succeeded(jobs, "pause")["stages"]["sft"]

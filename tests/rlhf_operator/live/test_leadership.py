@@ -49,7 +49,7 @@ def test_a_killed_leader_is_followed_within_twenty_seconds(
         first.end(signal.SIGKILL)
         killed = time.monotonic()
         jobs.finish("orphan")
-        eventually(lambda: jobs.get("orphan")["status"].get("phase") == "Succeeded", seconds=20)
+        eventually(lambda: jobs.phase("orphan") == "Succeeded", seconds=20)
         print(f"taken over after {time.monotonic() - killed:.1f} s")  # noqa: T201
         assert jobs.stage("orphan")["attempt"] == 1
     finally:

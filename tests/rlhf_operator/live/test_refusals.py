@@ -162,7 +162,7 @@ def test_a_finished_job_stays_as_it_is(operator: OperatorProcess, jobs: Jobs) ->
     jobs.run("done")
     jobs.reaches("done", "Running")
     jobs.finish("done")
-    eventually(lambda: jobs.get("done")["status"].get("phase") == "Succeeded")
+    eventually(lambda: jobs.phase("done") == "Succeeded")
     jobs.batch.delete_namespaced_job("done-sft-1", jobs.namespace, propagation_policy="Foreground")
     eventually(lambda: not jobs.batch.list_namespaced_job(jobs.namespace).items)
     jobs.patch("done", runPolicy={"maxRestarts": 9})

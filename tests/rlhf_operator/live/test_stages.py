@@ -8,10 +8,6 @@ from operating import Jobs, OperatorProcess, eventually, stage
 PPO = stage(model={"fromStage": "sft"}, rewardModel={"fromStage": "reward"})
 
 
-def phase(jobs: Jobs, name: str) -> str:
-    return str(jobs.get(name).get("status", {}).get("phase"))
-
-
 def test_three_stages_succeed_one_after_another(operator: OperatorProcess, jobs: Jobs) -> None:
     jobs.create("whole", stages={"sft": stage(), "reward": stage(), "ppo": PPO})
     for name in ("sft", "reward"):
@@ -30,7 +26,7 @@ def test_three_stages_succeed_one_after_another(operator: OperatorProcess, jobs:
     uri = jobs.stage("whole", "sft")["artifact"]["uri"]
     assert uri in config.data["stage.json"]
     jobs.finish("whole", "ppo")
-    eventually(lambda: phase(jobs, "whole") == "Succeeded")
+    eventually(lambda: jobs.phase("whole") == "Succeeded")
     jobs.access.kubectl(
         "wait", "--for=condition=Succeeded", "--timeout=5s", "-n", jobs.namespace, "rlhf/whole"
     )
@@ -52,7 +48,7 @@ def test_a_crashed_gang_restarts_as_a_whole(operator: OperatorProcess, jobs: Job
     assert (found["restarts"], found["disruptions"]) == (1, 0)
     assert ("Warning", "Crashed") in jobs.events("crash")
     jobs.finish("crash", attempt=2)
-    eventually(lambda: phase(jobs, "crash") == "Succeeded")
+    eventually(lambda: jobs.phase("crash") == "Succeeded")
 
 
 def test_a_mistake_in_the_data_fails_at_once_with_its_place(
@@ -64,7 +60,7 @@ def test_a_mistake_in_the_data_fails_at_once_with_its_place(
         "data", "sft", 1, 65, reason="DataError", message="rows.jsonl:3: no response; add one"
     )
     jobs.finish("data", code=65, message=told)
-    eventually(lambda: phase(jobs, "data") == "Failed")
+    eventually(lambda: jobs.phase("data") == "Failed")
     failed = jobs.condition("data", "Failed")
     assert (failed["status"], failed["reason"]) == ("True", "DataError")
     assert "rows.jsonl:3: no response; add one" in failed["message"]
@@ -94,7 +90,7 @@ def test_suspend_and_resume(operator: OperatorProcess, jobs: Jobs) -> None:
     jobs.run("pause")
     jobs.reaches("pause", "Running")
     jobs.patch("pause", suspend=True)
-    eventually(lambda: phase(jobs, "pause") == "Suspended")
+    eventually(lambda: jobs.phase("pause") == "Suspended")
     eventually(lambda: not jobs.pods("pause"))
     assert jobs.condition("pause", "Suspended")["reason"] == "UserRequested"
     jobs.patch("pause", suspend=False)
@@ -154,7 +150,7 @@ def test_a_lost_result_is_said_again_by_an_attempt_that_does_nothing(
         jobs.run("lost", attempt=2)
         jobs.reaches("lost", "Running", attempt=2)
         jobs.finish("lost", attempt=2)
-        eventually(lambda: phase(jobs, "lost") == "Succeeded")
+        eventually(lambda: jobs.phase("lost") == "Succeeded")
         assert jobs.stage("lost")["restarts"] == 0
     finally:
         again.end()
@@ -179,7 +175,7 @@ def test_few_writes_and_none_at_rest(
         jobs.reaches("lean", "Running", name)
         jobs.finish("lean", name)
         jobs.reaches("lean", "Succeeded", name)
-    eventually(lambda: phase(jobs, "lean") == "Succeeded")
+    eventually(lambda: jobs.phase("lean") == "Succeeded")
     time.sleep(1)
     found = writes()
     assert len(found) <= 2 * 6, found
