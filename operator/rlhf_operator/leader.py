@@ -13,8 +13,8 @@ from rlhf_operator.kube import ApiError, Kube
 from rlhf_operator.metrics import LEADER
 from rlhf_operator.settings import Settings
 
-LEASE_SECONDS = 15
-RENEW_SECONDS = 10
+LEASE_SECONDS = 12
+RENEW_SECONDS = 8
 RETRY_SECONDS = 2
 
 logger = logging.getLogger(__name__)
