@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM ?= false
 test: export HF_HUB_OFFLINE := 1
 
 .PHONY: help venv check fmt lint types imports test generate verify demo
-.PHONY: cluster-build cluster-up cluster-down
+.PHONY: end-to-end cluster-build cluster-up cluster-down
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,10 @@ imports: venv ## Check who imports whom
 	$(BIN)/lint-imports
 
 test: verify lint types imports cluster-build ## Everything: generated files, lint, types, imports, tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --ignore=tests/end_to_end $(ARGS)
+
+end-to-end: cluster-build ## Train on two nodes (root): whole runs, killed pods, lost nodes; a quarter of an hour
+	$(BIN)/pytest tests/end_to_end $(ARGS)
 
 cluster-build: venv ## Build what the test cluster and the images need; the rest works offline
 	PYTHONPATH=tests $(BIN)/python -m cluster build

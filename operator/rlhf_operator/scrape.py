@@ -19,6 +19,8 @@ from rlhf_operator.observed import ObservedProgress
 
 INTERVAL = timedelta(seconds=9)
 """Less than the shortest time between two passes without a cause."""
+PATIENT_FAILURES = 4
+"""As long as a trainer may load without being asked less often."""
 MAX_DOUBLINGS = 5
 MAX_BYTES = 256 * 1024
 TIMEOUT = aiohttp.ClientTimeout(total=2)
@@ -57,7 +59,8 @@ class Progress:
             SCRAPE_ERRORS.inc()
             self.error = str(error)
             self._failures += 1
-        self._next = now + INTERVAL * 2 ** min(self._failures, MAX_DOUBLINGS)
+        doublings = min(max(0, self._failures - PATIENT_FAILURES), MAX_DOUBLINGS)
+        self._next = now + INTERVAL * 2**doublings
 
 
 async def scrape(session: aiohttp.ClientSession, address: str, port: int) -> ObservedProgress:

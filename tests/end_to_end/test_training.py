@@ -23,7 +23,7 @@ def shortened_reviews() -> dict[str, Any]:
     text = (ROOT / "examples" / "zh-reviews.yaml").read_text(encoding="utf-8")
     text = text.replace("file://data/zh-reviews", DATA)
     stages: dict[str, Any] = yaml.safe_load(text)["spec"]["stages"]
-    steps = {"sft": 12, "reward": 12, "ppo": 6}
+    steps = {"sft": 12, "reward": 12, "ppo": 80}
     for name, stage in stages.items():
         stage.pop("epochs", None)
         stage |= {"nodes": 2, "processesPerNode": 1, "maxSteps": steps[name]}
@@ -64,10 +64,6 @@ def succeeded(jobs: Jobs, name: str, seconds: float = PATIENCE) -> dict[str, Any
     status: dict[str, Any] = jobs.get(name)["status"]
     assert status["phase"] == "Succeeded", json.dumps(status["conditions"], indent=1)
     return status
-
-
-def node_of(jobs: Jobs, name: str, index: int = 0) -> str:
-    return str(jobs.pods(name)[index].spec.node_name)
 
 
 def test_three_stages_train_on_two_nodes(jobs: Jobs, cluster: Cluster) -> None:
@@ -133,17 +129,13 @@ def test_a_lost_node_is_a_disruption(jobs: Jobs, cluster: Cluster, nodes: int) -
     if cluster.nodes is None:
         pytest.skip("loses a node, which must be this machine's")
     name = f"lost-{nodes}"
-    jobs.create(name, stages=long_sft(600, nodes=nodes))
+    # The operator's own node stays: its Deployment would take five minutes to move.
+    operator = client.CoreV1Api(cluster.api).list_namespaced_pod(SYSTEM).items[0].spec.node_name
+    lost = next(each for each in cluster.nodes.nodes if each != operator)
+    away = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [_prefers(lost)]}}
+    jobs.create(name, stages=long_sft(600, nodes=nodes), template={"affinity": away})
     running_with_checkpoint(jobs, name)
-    operator = client.CoreV1Api(cluster.api).list_namespaced_pod(SYSTEM).items[0]
-    lost = next(
-        (
-            pod.spec.node_name
-            for pod in jobs.pods(name)
-            if pod.spec.node_name != operator.spec.node_name
-        ),
-        node_of(jobs, name),
-    )
+    assert lost in {pod.spec.node_name for pod in jobs.pods(name)}
     cluster.nodes.kill_node(lost)
     try:
         sft = eventually(
@@ -192,6 +184,12 @@ def test_the_operator_can_be_deleted_while_a_stage_runs(jobs: Jobs, cluster: Clu
     sft = succeeded(jobs, "orphan")["stages"]["sft"]
     assert (sft["attempt"], sft["restarts"], sft["disruptions"]) == (1, 0, 0)
     assert {pod.metadata.uid for pod in jobs.pods("orphan")} == pods
+
+
+def _prefers(node: str) -> dict[str, Any]:
+    """A preference for one node."""
+    named = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    return {"weight": 1, "preference": {"matchExpressions": [named]}}
 
 
 def _first_step(jobs: Jobs, cluster: Cluster, name: str, attempt: int) -> int:

@@ -76,10 +76,14 @@ def test_a_pod_that_does_not_answer_is_asked_less_often() -> None:
             await progress.renew(session, pod, now)
             assert "127.0.0.1" in progress.error
             first = progress._next
-            assert first == now + 2 * INTERVAL
+            assert first == now + INTERVAL
             await progress.renew(session, pod, now + timedelta(seconds=5))
             assert progress._next == first
-            await progress.renew(session, pod, first)
-            assert progress._next == first + 4 * INTERVAL
+            waits = []
+            for _ in range(12):
+                now = progress._next
+                await progress.renew(session, pod, now)
+                waits.append((progress._next - now) // INTERVAL)
+            assert waits == [1, 1, 1, 2, 4, 8, 16, 32, 32, 32, 32, 32]
 
     asyncio.run(run())
