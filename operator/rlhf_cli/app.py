@@ -29,8 +29,8 @@ from rlhf_cli.results import result_lines, summarize
 from rlhf_cli.runner import LAUNCHER, Outcome, Runner
 from rlhf_cli.view import make_view
 from rlhf_cli.workdir import Workdir
-from rlhf_operator.conditions import find_condition, is_true
-from rlhf_operator.plan import is_finished
+from rlhf_operator.planning.conditions import find_condition, is_true
+from rlhf_operator.planning.plan import is_finished
 
 _CLICK_USAGE = 2
 

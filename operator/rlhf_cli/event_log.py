@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rlhf_operator.observed import ObservedProgress
+from rlhf_operator.planning.observed import ObservedProgress
 
 
 class EventLog:

@@ -5,8 +5,8 @@ from typing import Any
 
 from rlhf_api.names import ConditionType, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, StageStatus
-from rlhf_operator.conditions import find_condition
-from rlhf_operator.plan import with_idle_time
+from rlhf_operator.planning.conditions import find_condition
+from rlhf_operator.planning.plan import with_idle_time
 
 
 def retried(status: RLHFJobStatus, now: datetime) -> RLHFJobStatus:

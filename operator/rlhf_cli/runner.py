@@ -1,7 +1,8 @@
 """`rlhf run`: passes of observe, plan, write, act on one machine until the job ends or rests.
 
-Called by `app`. What happens next is decided by `rlhf_operator.plan`, the same as on a cluster;
-here it is only carried out, with processes in place of Jobs and a file in place of the API server.
+Called by `app`. What happens next is decided by `rlhf_operator.planning.plan`, the same as on a
+cluster; here it is only carried out, with processes in place of Jobs and a file in place of the
+API server.
 """
 
 import sys
@@ -18,9 +19,9 @@ from rlhf_cli.retrying import retried
 from rlhf_cli.stopping import StopRequest, stop_requests
 from rlhf_cli.view import View
 from rlhf_cli.workdir import Workdir
-from rlhf_operator.conditions import is_true
-from rlhf_operator.configs import Placement
-from rlhf_operator.plan import (
+from rlhf_operator.planning.conditions import is_true
+from rlhf_operator.planning.configs import Placement
+from rlhf_operator.planning.plan import (
     Action,
     StartAttempt,
     StopAttempt,

@@ -8,7 +8,7 @@ from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
 from rlhf_operator.manifests import child_name, claims_of, config_map, service, stage_job
 from rlhf_operator.observe import is_owned
-from rlhf_operator.plan import Action, StopAttempt
+from rlhf_operator.planning.plan import Action, StopAttempt
 from rlhf_operator.refusals import ChildError, Refusal, refusal
 from rlhf_operator.settings import Settings
 

@@ -19,8 +19,8 @@ from rlhf_api.names import (
     StageName,
 )
 from rlhf_api.v1alpha1 import CLAIM, RLHFJob, claim_of, uris
-from rlhf_operator.configs import Placement
-from rlhf_operator.plan import StartAttempt
+from rlhf_operator.planning.configs import Placement
+from rlhf_operator.planning.plan import StartAttempt
 
 Raw = dict[str, Any]
 

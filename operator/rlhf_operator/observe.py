@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_api.errors import ContractVersionError
 from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import StageResult
-from rlhf_operator.observed import ObservedAttempt, ObservedProcess, ProcessPhase
+from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
 
 Raw = dict[str, Any]
 

@@ -16,7 +16,6 @@ from rlhf_api.names import ConditionType, Label, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.act import act
-from rlhf_operator.conditions import Finding, find_condition, set_condition
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path, job_path
 from rlhf_operator.manifests import cluster_placement
 from rlhf_operator.observe import (
@@ -26,13 +25,22 @@ from rlhf_operator.observe import (
     pods_of,
     refused_pod,
 )
-from rlhf_operator.observed import Observed, ObservedProcess
-from rlhf_operator.pace import is_expired, is_worth_writing, next_look
-from rlhf_operator.plan import Action, Plan, StartAttempt, fail_stage, is_finished, plan, stages_of
+from rlhf_operator.planning.conditions import Finding, find_condition, set_condition
+from rlhf_operator.planning.observed import Observed, ObservedProcess
+from rlhf_operator.planning.pace import is_expired, is_worth_writing, next_look
+from rlhf_operator.planning.plan import (
+    Action,
+    Plan,
+    StartAttempt,
+    fail_stage,
+    is_finished,
+    plan,
+    stages_of,
+)
+from rlhf_operator.planning.summaries import derive_summary
 from rlhf_operator.refusals import ChildError, Refusal
 from rlhf_operator.scrape import Progress
 from rlhf_operator.settings import Settings
-from rlhf_operator.summaries import derive_summary
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rlhf_api.errors import RLHFError
 from rlhf_api.names import METRIC_PREFIX, Metric, Port
 from rlhf_operator.metrics import SCRAPE_ERRORS
-from rlhf_operator.observed import ObservedProgress
+from rlhf_operator.planning.observed import ObservedProgress
 
 INTERVAL = timedelta(seconds=9)
 """Less than the shortest time between two passes without a cause."""

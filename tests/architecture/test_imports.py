@@ -32,6 +32,7 @@ sys.exit(f"{package} imports {present}" if present else 0)
     [
         ("rlhf_api", (*TRAINING, *CLUSTER, "rlhf_cli", "typer", "rich", "prometheus_client")),
         ("rlhf_operator", (*TRAINING, "rlhf_cli")),
+        ("rlhf_operator.planning", (*TRAINING, "kopf", "kubernetes", "rlhf_cli", "aiohttp")),
         ("rlhf_cli", (*TRAINING, "kopf")),
         # PID 1 of a pod: it must hear signals long before torch is there.
         ("rlhf_trainer.launch", (*CLUSTER, "rlhf_cli", "typer", "rich", *HEAVY)),

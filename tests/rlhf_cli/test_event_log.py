@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlhf_cli.event_log import EventLog
-from rlhf_operator.observed import ObservedProgress
+from rlhf_operator.planning.observed import ObservedProgress
 
 
 def line(kind: str, step: int, **extra: Any) -> str:

@@ -8,15 +8,15 @@ import pytest
 
 from rlhf_api.names import ExitCode, Reason, StageName
 from rlhf_api.v1alpha1 import Artifact, RLHFJob, RLHFJobStatus, StageResult
-from rlhf_operator.configs import Placement
-from rlhf_operator.observed import (
+from rlhf_operator.planning.configs import Placement
+from rlhf_operator.planning.observed import (
     Observed,
     ObservedAttempt,
     ObservedProcess,
     ObservedProgress,
     ProcessPhase,
 )
-from rlhf_operator.plan import Plan, StartAttempt, StopAttempt, plan
+from rlhf_operator.planning.plan import Plan, StartAttempt, StopAttempt, plan
 
 UID = "0123456789abcdef"
 START = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)

@@ -7,7 +7,6 @@ import pytest
 
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_operator.configs import stage_config
 from rlhf_operator.manifests import (
     claims_of,
     cluster_placement,
@@ -15,7 +14,8 @@ from rlhf_operator.manifests import (
     service,
     stage_job,
 )
-from rlhf_operator.plan import StartAttempt
+from rlhf_operator.planning.configs import stage_config
+from rlhf_operator.planning.plan import StartAttempt
 
 UID = "0123456789abcdef"
 

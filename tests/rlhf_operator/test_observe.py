@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from rlhf_api.names import Reason, StageName
-from rlhf_operator.failures import judge
 from rlhf_operator.observe import lacks_pods, observed_attempts, refused_pod
-from rlhf_operator.observed import ObservedAttempt, ObservedProcess, ProcessPhase
+from rlhf_operator.planning.failures import judge
+from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
 
 UID = "0123456789abcdef"
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)

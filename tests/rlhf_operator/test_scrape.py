@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from rlhf_operator.observed import ObservedProgress
+from rlhf_operator.planning.observed import ObservedProgress
 from rlhf_operator.scrape import INTERVAL, MAX_BYTES, Progress, ScrapeError, scrape
 
 TEXT = """# TYPE rlhf_train_step gauge

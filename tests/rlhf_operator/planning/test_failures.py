@@ -7,8 +7,8 @@ import pytest
 
 from rlhf_api.names import FailureClass, Reason, StageName
 from rlhf_api.v1alpha1 import StageResult
-from rlhf_operator.failures import Verdict, backoff, judge, last_checkpoint_step
-from rlhf_operator.observed import (
+from rlhf_operator.planning.failures import Verdict, backoff, judge, last_checkpoint_step
+from rlhf_operator.planning.observed import (
     ObservedAttempt,
     ObservedProcess,
     ObservedProgress,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rlhf_api.names import Reason, StageName
-from rlhf_operator.observed import ProcessPhase
-from rlhf_operator.plan import fail_stage, is_finished
+from rlhf_operator.planning.observed import ProcessPhase
+from rlhf_operator.planning.plan import fail_stage, is_finished
 
 MakeTrial = Callable[..., Any]
 

@@ -8,8 +8,8 @@ import pytest
 
 from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import Artifact, RLHFJobStatus, RunPolicy
-from rlhf_operator.observed import ObservedAttempt, ProcessPhase
-from rlhf_operator.plan import StopAttempt, is_finished, with_idle_time
+from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase
+from rlhf_operator.planning.plan import StopAttempt, is_finished, with_idle_time
 
 MakeTrial = Callable[..., Any]
 

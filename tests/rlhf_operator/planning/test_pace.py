@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from rlhf_api.names import Reason, StageName
-from rlhf_operator.observed import Observed, ObservedAttempt, ProcessPhase
-from rlhf_operator.pace import (
+from rlhf_operator.planning.observed import Observed, ObservedAttempt, ProcessPhase
+from rlhf_operator.planning.pace import (
     PROGRESS_SECONDS,
     REST_SECONDS,
     is_expired,

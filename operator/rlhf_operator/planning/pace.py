@@ -6,9 +6,9 @@ from typing import Any
 
 from rlhf_api.names import StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, RunPolicy, StageStatus
-from rlhf_operator.observed import Observed
-from rlhf_operator.plan import is_finished
-from rlhf_operator.stages import ACTIVE, CLOSED
+from rlhf_operator.planning.observed import Observed
+from rlhf_operator.planning.plan import is_finished
+from rlhf_operator.planning.stages import ACTIVE, CLOSED
 
 REST_SECONDS = 3600.0
 """Longer than any resync takes to come round."""

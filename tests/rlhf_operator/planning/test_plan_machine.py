@@ -18,10 +18,10 @@ from hypothesis.stateful import (
 
 from rlhf_api.names import USER_ERROR_CODES, ExitCode, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, RunPolicy, stage_inputs
-from rlhf_operator.observed import Observed, ObservedAttempt, ProcessPhase
-from rlhf_operator.pace import next_look
-from rlhf_operator.plan import StartAttempt, fail_stage, is_finished
-from rlhf_operator.stages import CLOSED
+from rlhf_operator.planning.observed import Observed, ObservedAttempt, ProcessPhase
+from rlhf_operator.planning.pace import next_look
+from rlhf_operator.planning.plan import StartAttempt, fail_stage, is_finished
+from rlhf_operator.planning.stages import CLOSED
 
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
 PPO = {

@@ -11,8 +11,8 @@ from typing import Literal
 
 from rlhf_api.names import ConditionType, Metric, Phase, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Condition, RLHFJob, RLHFJobStatus, StageStatus, Summary
-from rlhf_operator.conditions import Finding, find_condition, is_true, set_condition
-from rlhf_operator.stages import ACTIVE
+from rlhf_operator.planning.conditions import Finding, find_condition, is_true, set_condition
+from rlhf_operator.planning.stages import ACTIVE
 
 Stages = Mapping[StageName, StageStatus]
 

@@ -22,11 +22,11 @@ from rlhf_api.v1alpha1 import (
     stage_inputs,
     stage_order,
 )
-from rlhf_operator.conditions import find_condition, is_true
-from rlhf_operator.configs import Placement, stage_config
-from rlhf_operator.observed import Observed
-from rlhf_operator.stages import CLOSED, Case, absorb, begin, fail, halt, is_past
-from rlhf_operator.summaries import (
+from rlhf_operator.planning.conditions import find_condition, is_true
+from rlhf_operator.planning.configs import Placement, stage_config
+from rlhf_operator.planning.observed import Observed
+from rlhf_operator.planning.stages import CLOSED, Case, absorb, begin, fail, halt, is_past
+from rlhf_operator.planning.summaries import (
     Event,
     derive_conditions,
     derive_events,

@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Artifact, StageConfig, claim_of, uris
-from rlhf_operator.configs import Placement, stage_config
+from rlhf_operator.planning.configs import Placement, stage_config
 
 SFT = Artifact(uri="reviews-01234567/sft/attempt-1/artifact", digest="sha256:" + "1" * 64)
 REWARD = Artifact(uri="reviews-01234567/reward/attempt-1/artifact", digest="sha256:" + "2" * 64)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from rlhf_api.names import ConditionType, Reason
-from rlhf_operator.conditions import Finding, find_condition, is_true, set_condition
+from rlhf_operator.planning.conditions import Finding, find_condition, is_true, set_condition
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)

@@ -15,7 +15,7 @@ from rlhf_api.names import (
     Reason,
     failure_class,
 )
-from rlhf_operator.observed import ObservedAttempt, ObservedProcess
+from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess
 
 GANG_WAIT = timedelta(seconds=10)
 """How long after the first failure the others may take to tell more."""

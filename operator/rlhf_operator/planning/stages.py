@@ -19,8 +19,8 @@ from typing import Any
 from rlhf_api.names import STATUS_METRICS, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Progress, RunPolicy, StageResult, StageStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
-from rlhf_operator.failures import Verdict, backoff, judge, last_checkpoint_step
-from rlhf_operator.observed import ObservedAttempt
+from rlhf_operator.planning.failures import Verdict, backoff, judge, last_checkpoint_step
+from rlhf_operator.planning.observed import ObservedAttempt
 
 CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
 """Nothing changes any more."""

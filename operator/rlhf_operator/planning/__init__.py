@@ -1,0 +1,1 @@
+"""What is decided, and nothing else: no request, no file, no clock. Shared with `rlhf run`."""
