@@ -32,7 +32,7 @@ def make_config(storage: Path, attempt: int = 1, keep: int = 2, seed: int = 1) -
             checkpoint=CheckpointPolicy(keep=keep),
             seed=seed,
         ),
-    )
+    ).with_digest()
 
 
 def make_store(storage: Path, attempt: int = 1, keep: int = 2, seed: int = 1) -> CheckpointStore:

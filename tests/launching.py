@@ -35,7 +35,7 @@ def stage_config(folder: Path, nodes: int = 1, processes: int = 1, port: int = 0
         master_port=port,
         storage=str(folder / "storage"),
         sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
-    )
+    ).with_digest()
 
 
 @dataclass

@@ -16,7 +16,7 @@ from cluster.control_plane import free_port
 from cluster.kube_fixtures import Access
 from kubernetes import client
 
-from rlhf_api.names import GROUP, PLURAL, VERSION, Label
+from rlhf_api.names import CONTRACT_VERSION, GROUP, PLURAL, VERSION, Label
 
 Raw = dict[str, Any]
 
@@ -181,7 +181,7 @@ class Jobs:
         """The termination message of an attempt's launcher."""
         uid = self.get(name)["metadata"]["uid"]
         document = {
-            "contractVersion": 1,
+            "contractVersion": CONTRACT_VERSION,
             "stage": stage,
             "attempt": attempt,
             "configDigest": self.stage(name, stage)["configDigest"],

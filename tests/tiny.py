@@ -275,7 +275,7 @@ def stage_config(
         processes_per_node=world_size,
         storage=str(tmp_path / "storage"),
         **parts,
-    )
+    ).with_digest()
 
 
 def file_source(folder: Path, **settings: Any) -> ModelSource:

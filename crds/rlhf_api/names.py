@@ -14,8 +14,9 @@ SINGULAR = "rlhfjob"
 SHORT_NAME = "rlhf"
 CATEGORIES = ("all", "rlhf")
 
-CONTRACT_VERSION = 1
-"""Version of StageConfig and StageResult; grows when an older image could misread a newer file."""
+CONTRACT_VERSION = 2
+"""Version of StageConfig and StageResult; grows when an older image could misread a newer file, as
+where a default changes: files and digests leave defaults out."""
 
 # Names of children end in "-reward-<attempt>" and must stay DNS labels of at most 63 characters.
 MAX_JOB_NAME_LENGTH = 40

@@ -21,13 +21,16 @@ from rlhf_api.errors import ConfigError, UsageError
 from rlhf_api.loading import dump_yaml, parse_yaml
 from rlhf_api.names import FileName, StageName, StageState
 from rlhf_api.v1alpha1 import (
-    MUTABLE_FIELDS,
+    COSMETIC_FIELDS,
     JobReference,
     RLHFJob,
     RLHFJobSpec,
     RLHFJobStatus,
+    stage_inputs,
 )
 from rlhf_cli.files import write_atomically
+from rlhf_cli.local_job import localized
+from rlhf_operator.planning.configs import Placement, stage_config
 
 LOG = "launcher.log"
 
@@ -82,12 +85,15 @@ class Workdir:
         if stored is None:
             metadata = job.metadata.model_copy(update={"uid": str(uuid.uuid4())})
             return job.model_copy(update={"metadata": metadata, "status": RLHFJobStatus()})
-        difference = first_difference(frozen(stored.spec), frozen(job.spec), "spec")
+        here, given = determining(stored.spec), determining(job.spec)
+        difference = first_difference(here, given, "spec.stages")
         if difference is not None:
-            path, here, given = difference
+            path, old, new = difference
+            digests = "".join(_changed_digests(stored, job, origin.parent))
             raise UsageError(
-                f"{self.folder}: holds another job: {path} is {here} there and {given} in "
-                f"{origin}; choose another --workdir or metadata.name, or remove the folder"
+                f"{self.folder}: holds another job: {path} is {old} there and {new} in "
+                f"{origin}{digests}; choose another --workdir or metadata.name, or remove the "
+                "folder"
             )
         changed = stored.spec != job.spec
         metadata = stored.metadata.model_copy(
@@ -139,10 +145,36 @@ class Workdir:
             ) from error
 
 
-def frozen(spec: RLHFJobSpec) -> dict[str, Any]:
-    """The part of a spec that never changes, with all defaults."""
-    document = spec.to_resolved_document()
-    return {name: value for name, value in document.items() if name not in MUTABLE_FIELDS}
+def determining(spec: RLHFJobSpec) -> dict[str, Any]:
+    """What of each stage determines its result, with all defaults: it cannot change in a run."""
+    found: dict[str, Any] = {}
+    for name, stage in spec.stages.present().items():
+        document = stage.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude=set(COSMETIC_FIELDS)
+        )
+        ranks = spec.nodes(name) * spec.processes_per_node(name)
+        found[name.value] = document | {"nodes * processesPerNode": ranks}
+    return found
+
+
+def _changed_digests(stored: RLHFJob, job: RLHFJob, folder: Path) -> Iterator[str]:
+    """A clause for each stage that was begun with another configuration than `job` gives it."""
+    local = localized(job.model_copy(update={"metadata": stored.metadata}), folder)
+    inputs = stage_inputs(local.spec.stages)
+    statuses = {name: getattr(stored.status.stages, name) for name in StageName}
+    artifacts = {
+        name: status.artifact
+        for name, status in statuses.items()
+        if status is not None and status.artifact is not None
+    }
+    for name in local.spec.stages.present():
+        begun = statuses[name] and statuses[name].config_digest
+        if begun is None or not set(inputs[name].values()) <= artifacts.keys():
+            continue
+        placement = Placement(storage="/")
+        digest = stage_config(local, name, 1, artifacts, placement).config_digest
+        if digest != begun:
+            yield f"; stage {name} was begun with configDigest {begun}, and that is now {digest}"
 
 
 def first_difference(old: Any, new: Any, path: str) -> tuple[str, str, str] | None:

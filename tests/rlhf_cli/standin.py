@@ -86,7 +86,7 @@ class Attempt:
         result = StageResult(
             stage=self.config.stage,
             attempt=self.config.attempt,
-            config_digest=self.config.digest(),
+            config_digest=self.config.config_digest,
             exit_code=code,
             reason=REASON_OF_EXIT_CODE.get(code, Reason.CRASHED) if code else Reason.FINISHED,
             message=message,

@@ -5,6 +5,7 @@ Everything else about the runner is tested with a stand-in, which starts in no t
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,10 +54,10 @@ def write_job(folder: Path) -> Path:
 
 
 @contextmanager
-def running(file: Path, workdir: Path) -> Iterator[subprocess.Popen[str]]:
+def running(file: Path, workdir: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """`rlhf run` in a process of its own, asked to stop at the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlhf_cli", "run", str(file), "--workdir", str(workdir)],
+        [sys.executable, "-m", "rlhf_cli", "run", str(file), "--workdir", str(workdir), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -119,3 +120,45 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
         for folder in (whole, parted)
     ]
     assert perplexities[1] == pytest.approx(perplexities[0], abs=1e-5)
+
+
+def rewritten(file: Path, folder: Path, **changed: Any) -> Path:
+    """The job in `folder`, which its URIs refer to, with `changed` fields of its stage."""
+    text = file.read_text().replace(f"file://{file.parent}/", "file://")
+    document = yaml.safe_load(text)
+    document["spec"]["stages"]["sft"] |= changed
+    (folder / "job.yaml").write_text(yaml.safe_dump(document))
+    return folder / "job.yaml"
+
+
+@pytest.mark.timeout(600)
+def test_what_was_done_is_kept_for_the_same_work_and_never_dropped(tmp_path: Path) -> None:
+    file, workdir, other = write_job(tmp_path), tmp_path / "runs", tmp_path / "other"
+    file = rewritten(file, tmp_path)
+    with running(file, workdir) as first:
+        stop_in_the_middle(first, workdir)
+        said, _ = first.communicate(timeout=WAIT_SECONDS)
+        assert first.returncode == 130, said
+    done = len(steps(workdir, 1))
+    begun = RLHFJob.from_file(workdir / "tiny" / "status.yaml").status.stages.sft
+    assert begun is not None
+
+    # The same text beside other files is other work.
+    other.mkdir()
+    shutil.copy(tmp_path / "rows.jsonl", other)
+    shutil.copytree(tmp_path / "tokenizer", other / "tokenizer")
+    with running(rewritten(file, other), workdir) as moved:
+        said, _ = moved.communicate(timeout=WAIT_SECONDS)
+        assert moved.returncode == 66, said
+    refused = RLHFJob.from_file(workdir / "tiny" / "status.yaml").status.stages.sft
+    assert refused is not None
+    assert refused.config_digest != begun.config_digest
+    for word in (begun.config_digest, refused.config_digest, f"checkpoints/step-{done};"):
+        assert str(word) in said.splitlines()[-1]
+
+    policy, env = {"everySteps": 150, "keep": 1}, [{"name": "NCCL_DEBUG", "value": "INFO"}]
+    changed = rewritten(file, tmp_path, checkpoint=policy, env=env)
+    with running(changed, workdir, "--retry") as again:
+        said, _ = again.communicate(timeout=WAIT_SECONDS)
+        assert again.returncode == 0, said
+    assert [event["step"] for event in steps(workdir, 3)] == list(range(done + 1, STEPS + 1))

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from rlhf_api.errors import InputError, UsageError
+from rlhf_api.v1alpha1 import StageConfig
 from rlhf_cli.workdir import Workdir
 
 ALL = ("sft", "reward", "ppo")
@@ -257,6 +259,9 @@ def test_another_job_in_the_workdir_is_left_alone(bench: Any) -> None:
     message = str(caught.value)
     assert str(bench.workdir) in message
     assert "spec.stages.sft.learningRate is 1e-05 there and 0.0002 in" in message
+    begun = re.escape(bench.stage().config_digest)
+    now = rf"stage sft was begun with configDigest {begun}, and that is now sha256:\w{{64}};"
+    assert re.search(now, message)
     assert "choose another --workdir" in message
     assert snapshot(bench.workdir) == before
 
@@ -267,6 +272,36 @@ def test_limits_and_written_out_defaults_make_no_other_job(bench: Any) -> None:
     sft = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
     bench.write(stages={"sft": sft | {"seed": 42}}, runPolicy={"maxRestarts": 9})
     assert bench.run() == 65
+
+
+def test_what_is_cosmetic_may_change_and_the_run_goes_on(bench: Any) -> None:
+    bench.go(ppo=[{"crash_at": 7, "code": 65}, {}])
+    base = {"uri": "hf://org/base"}
+    ppo = {"model": base, "rewardModel": base, "dataset": {"uri": "file://rows.jsonl"}}
+    bench.write(stages={"ppo": ppo})
+    assert bench.run() == 65
+    begun = bench.stage("ppo").config_digest
+    changed = {"checkpoint": {"everySteps": 1}, "samplesEverySteps": 1, "priorityClassName": "low"}
+    environment = [{"name": "NCCL_DEBUG", "value": "INFO"}]
+    bench.write(
+        stages={"ppo": ppo | changed | {"env": environment}},
+        storage={"uri": "pvc://runs/reviews"},
+        template={"env": environment, "nodeSelector": {"pool": "a"}},
+    )
+    assert bench.run(retry=True) == 0
+    stage = bench.stage("ppo")
+    assert (stage.attempt, stage.config_digest) == (2, begun)
+    events = (bench.attempt(2, "ppo") / "events.jsonl").read_text().splitlines()
+    assert json.loads(events[0])["step"] == 5
+    given = json.loads((bench.attempt(2, "ppo") / "stage.json").read_text())
+    assert (given["configDigest"], given["ppo"]["samplesEverySteps"]) == (begun, 1)
+
+
+def test_more_ranks_are_another_job(bench: Any) -> None:
+    assert bench.run() == 0
+    bench.write(template={"processesPerNode": 2})
+    with pytest.raises(UsageError, match=r"sft\.nodes \* processesPerNode is 1 there and 2 in"):
+        bench.run()
 
 
 def test_a_folder_of_somebody_else_is_left_alone(bench: Any) -> None:
@@ -301,8 +336,8 @@ def test_a_job_that_is_suspended_in_its_file(
 def test_all_nodes_are_this_one(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     bench.write(template={"nodes": 2, "processesPerNode": 2, "env": [{"name": "A", "value": "b"}]})
     assert bench.run() == 0
-    config = json.loads((bench.attempt(1) / "stage.json").read_text())
-    assert (config["nodes"], config["processesPerNode"]) == (1, 4)
+    config = StageConfig.from_json((bench.attempt(1) / "stage.json").read_text())
+    assert (config.nodes, config.processes_per_node) == (1, 4)
     assert "nodes is 2; here all 4 ranks run on this machine" in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_api.names import Reason, StageName
+from rlhf_api.names import CONTRACT_VERSION, Reason, StageName
 from rlhf_operator.observe import lacks_pods, observed_attempts, refused_pod
 from rlhf_operator.planning.failures import judge
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
@@ -144,7 +144,7 @@ def test_out_of_memory_has_a_remedy() -> None:
 
 def test_a_result_is_read_and_one_of_another_release_named() -> None:
     document = {
-        "contractVersion": 1,
+        "contractVersion": CONTRACT_VERSION,
         "stage": "sft",
         "attempt": 3,
         "configDigest": "sha256:" + "a" * 64,
@@ -155,10 +155,10 @@ def test_a_result_is_read_and_one_of_another_release_named() -> None:
     found = one(make_pod(phase="Failed", state=ended(65, message=json.dumps(document))))
     assert found.result is not None
     assert found.result.message == "rows.jsonl:3"
-    newer = json.dumps(document | {"contractVersion": 2, "more": 1})
+    newer = json.dumps(document | {"contractVersion": CONTRACT_VERSION + 1, "more": 1})
     told = one(make_pod(phase="Failed", state=ended(65, message=newer)))
     assert (told.result, told.reason) == (None, Reason.CONTRACT_VERSION)
-    assert "contractVersion is 2" in told.message
+    assert f"contractVersion is {CONTRACT_VERSION + 1}" in told.message
     assert one(make_pod(phase="Failed", state=ended(1, message="Traceback"))).result is None
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rlhf_api.errors import ConfigError, InputError
-from rlhf_api.names import ExitCode, StageName
+from rlhf_api.names import CONTRACT_VERSION, ExitCode, StageName
 from rlhf_api.v1alpha1 import (
     Artifact,
     Dataset,
@@ -48,7 +48,7 @@ def sft_config(storage: Path, attempt: int = 1, seed: int = 1) -> StageConfig:
         attempt=attempt,
         storage=str(storage),
         sft=SFTStage(model=HUB, dataset=Dataset(uri="hf://a/c"), seed=seed),
-    )
+    ).with_digest()
 
 
 def reward_config(
@@ -62,7 +62,7 @@ def reward_config(
         claims=claims or {},
         artifacts={StageName.SFT: artifact} if artifact else {},
         reward=RewardStage(model=HUB, dataset=Dataset(uri="hf://a/c")),
-    )
+    ).with_digest()
 
 
 def write_model(folder: Path) -> None:
@@ -87,11 +87,11 @@ def test_an_artifact_has_a_manifest_of_all_its_files(tmp_path: Path) -> None:
     assert artifact.digest == sha256_of(folder / "manifest.json")
     document = json.loads((folder / "manifest.json").read_text())
     assert document == {
-        "contractVersion": 1,
+        "contractVersion": CONTRACT_VERSION,
         "job": {"name": "demo", "namespace": "", "uid": "12345678-aaaa"},
         "stage": "sft",
         "step": 7,
-        "configDigest": config.digest(),
+        "configDigest": config.config_digest,
         "files": [
             {"path": name, "size": size, "sha256": sha256_of(folder / name)}
             for name, size in (("config.json", 2), ("extra/vocab.txt", 3), ("model.safetensors", 7))
@@ -99,6 +99,14 @@ def test_an_artifact_has_a_manifest_of_all_its_files(tmp_path: Path) -> None:
     }
     assert read_manifest(config, artifact).step == 7
     assert [path.name for path in folder.parent.iterdir()] == ["artifact"]
+
+
+def test_a_manifest_carries_the_digest_that_was_given(tmp_path: Path) -> None:
+    given = "sha256:" + "e" * 64
+    config = sft_config(tmp_path).model_copy(update={"config_digest": given})
+    artifact = write_artifact(config, ALONE, 7, write_model)
+    assert read_manifest(config, artifact).config_digest == given
+    assert finished_artifact(config) == artifact
 
 
 def test_a_failing_writer_leaves_no_artifact(tmp_path: Path) -> None:
@@ -212,12 +220,15 @@ def test_the_latest_finished_attempt_wins(tmp_path: Path, artifact: Artifact) ->
 
 
 @pytest.mark.usefixtures("artifact")
-def test_finished_work_of_another_configuration_does_not_count(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert finished_artifact(sft_config(tmp_path, seed=2)) is None
-    assert "configuration" in caplog.text
+def test_finished_work_of_another_configuration_is_not_passed_over(tmp_path: Path) -> None:
+    config, made = sft_config(tmp_path, attempt=2, seed=2), sft_config(tmp_path)
+    with pytest.raises(InputError) as caught:
+        finished_artifact(config)
+    for word in (config.config_digest, made.config_digest, str(tmp_path / made.artifact_uri)):
+        assert word in str(caught.value)
+
+    artifact = write_artifact(config, ALONE, 7, write_model)
+    assert finished_artifact(config) == artifact
 
 
 @pytest.mark.parametrize("spoil", [spoil_content, remove_file, add_file])

@@ -1,5 +1,6 @@
 """Checkpoints on real files: what is found, what is kept, and random numbers."""
 
+import json
 import logging
 import random
 from pathlib import Path
@@ -8,9 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_builders import checkpoints, fail, make_config, make_store, names, save, write
+from checkpoint_builders import (
+    ALONE,
+    checkpoints,
+    fail,
+    make_config,
+    make_store,
+    names,
+    save,
+    write,
+)
 
-from rlhf_trainer.checkpoint import restore_rng_state, rng_state
+from rlhf_api.errors import InputError
+from rlhf_trainer.checkpoint import CheckpointStore, restore_rng_state, rng_state
 from rlhf_trainer.errors import StorageError
 
 
@@ -41,14 +52,44 @@ def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_of_another_configuration_is_skipped(
+def test_a_checkpoint_of_another_configuration_is_skipped_beside_a_good_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save(make_store(tmp_path, seed=1), 10)
+    save(make_store(tmp_path, attempt=2, seed=2), 20)
+    save(make_store(tmp_path, attempt=1, seed=1), 10)
 
     with caplog.at_level(logging.WARNING):
-        assert make_store(tmp_path, attempt=2, seed=2).newest() is None
+        found = make_store(tmp_path, attempt=3, seed=1).newest()
+    assert found is not None
+    assert found.step == 10
     assert "it was made with the configuration sha256:" in caplog.text
+
+
+@pytest.mark.parametrize("spoiled", [False, True], ids=["alone", "beside a broken one"])
+def test_where_all_are_of_another_configuration_none_is_passed_over(
+    tmp_path: Path, spoiled: bool
+) -> None:
+    wanted = make_config(tmp_path, attempt=3, seed=2)
+    if spoiled:
+        save(make_store(tmp_path, attempt=3, seed=2), 30)
+        (checkpoints(tmp_path, 3) / "step-30" / "state.json").unlink()
+    for attempt, step in ((2, 20), (1, 10)):
+        save(make_store(tmp_path, attempt=attempt, seed=1), step)
+
+    with pytest.raises(InputError) as caught:
+        make_store(tmp_path, attempt=3, seed=2).newest()
+    newest, stage = checkpoints(tmp_path, 2) / "step-20", wanted.stage_folder
+    made = make_config(tmp_path, seed=1).config_digest
+    for word in (wanted.config_digest, made, f"{newest};", f"every attempt in {stage} to begin"):
+        assert word in str(caught.value)
+    assert newest.is_dir()
+
+
+def test_the_digest_is_taken_as_it_is_given(tmp_path: Path) -> None:
+    given = {"config_digest": "sha256:" + "e" * 64}
+    save(CheckpointStore(make_config(tmp_path).model_copy(update=given), ALONE), 10)
+    manifest = json.loads((checkpoints(tmp_path) / "step-10" / "manifest.json").read_text())
+    assert manifest["configDigest"] == given["config_digest"]
 
 
 def test_the_newest_is_found_without_latest(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def stage_config(processes: int) -> StageConfig:
         processes_per_node=processes,
         storage="/nowhere",
         sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
-    )
+    ).with_digest()
 
 
 def torchrun_environment(rank: int, processes: int, port: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from launching import PROGRAMS, WAIT_SECONDS, Launchers, stage_config
 
-from rlhf_api.names import EnvVar, Reason
+from rlhf_api.names import CONTRACT_VERSION, EnvVar, Reason
 from rlhf_api.v1alpha1 import StageConfig
 
 
@@ -58,7 +58,7 @@ def test_every_row_of_the_table(
     if code and processes > 1:
         assert result.message.startswith("rank 1")
     config = StageConfig.from_json((launched.folder / "stage.json").read_text())
-    assert result.config_digest == config.digest()
+    assert result.config_digest == config.config_digest
     assert (result.metrics == {"loss": 0.5}) == (code == 0)
 
 
@@ -146,11 +146,16 @@ def test_a_bad_environment_ends_before_any_rank_starts(
         (["stage.json"], b"\xff", 78, "stage.json: not UTF-8 at byte 0"),
         (["stage.json"], b"[1]", 78, "ContractVersion: stage.json: contractVersion is None"),
         (["stage.json"], {"nodez": 2}, 78, "nodez"),
-        (
-            ["stage.json"],
-            {"contractVersion": 99, "later": 1},
-            78,
-            "ContractVersion: stage.json: contractVersion is 99, but this trainer image speaks 1",
+        (["stage.json"], {"configDigest": ""}, 78, "ConfigInvalid: stage.json: configDigest: is"),
+        *(
+            (
+                ["stage.json"],
+                {"contractVersion": version, "later": 1},
+                78,
+                f"ContractVersion: stage.json: contractVersion is {version}, but this trainer "
+                f"image speaks {CONTRACT_VERSION}",
+            )
+            for version in (CONTRACT_VERSION - 1, CONTRACT_VERSION + 1)
         ),
     ],
 )

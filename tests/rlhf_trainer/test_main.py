@@ -62,7 +62,7 @@ def stage_file(tmp_path: Path) -> str:
         attempt=2,
         storage=str(tmp_path / "storage"),
         sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
-    )
+    ).with_digest()
     path = tmp_path / "stage.json"
     path.write_text(config.to_json())
     return str(path)

@@ -26,7 +26,7 @@ def config(port: int = 0) -> StageConfig:
         metrics_port=port,
         storage="/nowhere",
         sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
-    )
+    ).with_digest()
 
 
 @pytest.fixture

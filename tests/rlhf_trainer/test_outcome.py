@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> StageConfig:
         attempt=3,
         storage=str(tmp_path),
         sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
-    )
+    ).with_digest()
 
 
 def said(config: StageConfig, rank: int, code: int, time: float) -> RankEnd:
@@ -137,3 +137,10 @@ def test_broken_files_tell_no_progress(config: StageConfig, content: str) -> Non
     (attempt / "checkpoints" / "latest").write_text("step-x")
     crashed = failed(config, Failure(1, Reason.CRASHED, "x"))
     assert with_progress(crashed, config) == crashed
+
+
+def test_a_result_carries_the_digest_that_was_given(config: StageConfig) -> None:
+    given = "sha256:" + "e" * 64
+    config = config.model_copy(update={"config_digest": given})
+    assert success(config, StageOutcome(None, 1, 1)).config_digest == given
+    assert failed(config, Failure(1, Reason.CRASHED, "")).config_digest == given

@@ -22,7 +22,7 @@ def test_ranks_follow_the_completion_index() -> None:
         master_port=29500,
         storage="/storage",
         sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
-    )
+    ).with_digest()
     place = place_of(config, {EnvVar.COMPLETION_INDEX: "3"})
     assert place.ranks == range(24, 32)
     assert (place.address, place.port) == ("demo-0.demo", 29500)

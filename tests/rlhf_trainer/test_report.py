@@ -46,7 +46,7 @@ def config(tmp_path: Path) -> StageConfig:
         attempt=1,
         storage=str(tmp_path),
         sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
-    )
+    ).with_digest()
 
 
 @pytest.fixture

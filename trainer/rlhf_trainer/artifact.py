@@ -105,7 +105,12 @@ def write_artifact(
 
 
 def finished_artifact(config: StageConfig) -> Artifact | None:
-    """What this or an earlier attempt already made from the same configuration, if it is whole."""
+    """What this or an earlier attempt already made from the same configuration, if it is whole.
+
+    Raises:
+        InputError: there is none, but one of another configuration: it would be made once more.
+    """
+    foreign: tuple[Path, str] | None = None
     for attempt in range(config.attempt, 0, -1):
         folder = Path(config.stage_folder) / f"attempt-{attempt}" / FileName.ARTIFACT
         if not (folder / FileName.MANIFEST).is_file():
@@ -116,14 +121,14 @@ def finished_artifact(config: StageConfig) -> Artifact | None:
         except (InputError, OSError) as error:
             logger.warning("the artifact of attempt %d is not used: %s", attempt, error)
             continue
-        if manifest.config_digest == config.digest():
+        if manifest.config_digest == config.config_digest:
             return artifact
-        logger.warning(
-            "the artifact of attempt %d is not used: it was made with the configuration %s, this "
-            "is %s",
-            attempt,
-            manifest.config_digest,
-            config.digest(),
+        foreign = foreign or (folder, manifest.config_digest)
+    if foreign is not None:
+        raise InputError(
+            f"stage {config.stage}: configDigest is {config.config_digest}, but it has already "
+            f"left an artifact made with {foreign[1]}: {foreign[0]}; run it with the fields and "
+            "the release that made that one, or remove this folder to make it anew"
         )
     return None
 
@@ -241,7 +246,7 @@ def _write_manifest(config: StageConfig, step: int, folder: Path) -> None:
         job=config.job,
         stage=config.stage,
         step=step,
-        config_digest=config.digest(),
+        config_digest=config.config_digest,
         files=files,
     )
     document = manifest.to_resolved_document()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlhf_api.errors import InputError
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.distributed import Ranks, gather_objects
@@ -49,6 +50,14 @@ class BrokenCheckpointError(Exception):
     """A checkpoint that cannot be used, with the reason; never leaves this module."""
 
 
+class ForeignCheckpointError(BrokenCheckpointError):
+    """A checkpoint of another configuration."""
+
+    def __init__(self, found: str, digest: str) -> None:
+        super().__init__(f"it was made with the configuration {found}, this is {digest}")
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint.
@@ -75,7 +84,7 @@ class CheckpointStore:
 
     def __init__(self, config: StageConfig, ranks: Ranks) -> None:
         self._config = config
-        self._digest = config.digest()
+        self._digest = config.config_digest
         self._ranks = ranks
         self._folder = _checkpoints_of(config, config.attempt)
         self._own_step: int | None = None
@@ -85,7 +94,12 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """The newest good checkpoint of this attempt and all before it; clears up leftovers.
 
-        A broken one, or one of another configuration, is skipped with a logged reason.
+        A broken one, or one of another configuration, is skipped with a logged reason where a
+        good one is left.
+
+        Raises:
+            InputError: on every rank, if there is none to go on from, but one of another
+                configuration: what was done must not be given up without a person's word.
         """
         found: Checkpoint | None = None
         with together(self._ranks, self._folder):
@@ -164,13 +178,23 @@ class CheckpointStore:
             for attempt in range(1, self._config.attempt + 1)
             for step, folder in _steps_in(_checkpoints_of(self._config, attempt))
         ]
+        foreign: tuple[Path, str] | None = None
         for step, attempt, folder in sorted(candidates, reverse=True):
             try:
                 state = _verified_state(folder, self._digest)
             except (BrokenCheckpointError, OSError) as error:
                 logger.warning("checkpoint %s is not used: %s", folder, error)
+                if foreign is None and isinstance(error, ForeignCheckpointError):
+                    foreign = folder, error.found
                 continue
             return Checkpoint(step, attempt, folder, state)
+        if foreign is not None:
+            raise InputError(
+                f"stage {self._config.stage}: configDigest is {self._digest}, but its newest "
+                f"checkpoint was made with {foreign[1]}: {foreign[0]}; run it with the fields and "
+                f"the release that made that one, or remove {FileName.CHECKPOINTS} of every "
+                f"attempt in {self._config.stage_folder} to begin at step 0"
+            )
         return None
 
     def _rotate(self, newest: Path) -> None:
@@ -240,9 +264,7 @@ def _verified_state(folder: Path, digest: str) -> Mapping[str, Any]:
     manifest = _read_json(folder / FileName.MANIFEST)
     try:
         if manifest["configDigest"] != digest:
-            raise BrokenCheckpointError(
-                f"it was made with the configuration {manifest['configDigest']}, this is {digest}"
-            )
+            raise ForeignCheckpointError(manifest["configDigest"], digest)
         for entry in manifest["files"]:
             _check_file(folder, entry)
     except (KeyError, TypeError) as error:

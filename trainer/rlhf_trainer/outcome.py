@@ -82,7 +82,7 @@ def success(config: StageConfig, outcome: StageOutcome) -> StageResult:
     return StageResult(
         stage=config.stage,
         attempt=config.attempt,
-        config_digest=config.digest(),
+        config_digest=config.config_digest,
         exit_code=ExitCode.DONE,
         reason=Reason.FINISHED,
         message=f"done after {outcome.step} steps",
@@ -99,7 +99,7 @@ def failed(config: StageConfig, failure: Failure) -> StageResult:
     return StageResult(
         stage=config.stage,
         attempt=config.attempt,
-        config_digest=config.digest(),
+        config_digest=config.config_digest,
         exit_code=failure.exit_code,
         reason=failure.reason,
         message=failure.message,

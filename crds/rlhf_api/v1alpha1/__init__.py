@@ -26,7 +26,13 @@ from rlhf_api.v1alpha1.pod import (
 )
 from rlhf_api.v1alpha1.sources import CLAIM, Columns, Dataset, ModelSource, ScratchModel, claim_of
 from rlhf_api.v1alpha1.spec import MUTABLE_FIELDS, RLHFJobSpec, RunPolicy, Storage
-from rlhf_api.v1alpha1.stage_config import JobReference, StageConfig, StageResult
+from rlhf_api.v1alpha1.stage_config import (
+    COSMETIC_FIELDS,
+    POD_FIELDS,
+    JobReference,
+    StageConfig,
+    StageResult,
+)
 from rlhf_api.v1alpha1.stages import (
     CheckpointPolicy,
     PPOStage,
@@ -59,7 +65,9 @@ from rlhf_api.v1alpha1.volumes import (
 
 __all__ = [
     "CLAIM",
+    "COSMETIC_FIELDS",
     "MUTABLE_FIELDS",
+    "POD_FIELDS",
     "Affinity",
     "Artifact",
     "CheckpointPolicy",

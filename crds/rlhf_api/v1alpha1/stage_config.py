@@ -18,8 +18,33 @@ from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Messa
 
 Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
+POD_FIELDS = (
+    "nodes",
+    "processes_per_node",
+    "resources",
+    "node_selector",
+    "tolerations",
+    "env",
+    "priority_class_name",
+)
+"""What a stage says about its pods; the trainer has no use for it, and no result depends on it."""
 
-_PLACE_FIELDS = ("attempt", "masterAddress", "masterPort", "metricsPort", "storage", "claims")
+COSMETIC_FIELDS = (*POD_FIELDS, "checkpoint", "samples_every_steps")
+"""Fields of a stage's specification that do not determine its result; never in a digest."""
+
+_OUTSIDE_DIGEST = (
+    "attempt",
+    "master_address",
+    "master_port",
+    "metrics_port",
+    "storage",
+    "claims",
+    "config_digest",
+    # What they say of the result is added in another form.
+    "nodes",
+    "processes_per_node",
+    "artifacts",
+)
 """Fields that say where the work is done and not what it is: a folder that was moved, or mounted
 elsewhere, keeps its checkpoints."""
 
@@ -85,11 +110,13 @@ class StageConfig(Contract):
     artifacts: dict[StageName, Artifact] = Field(default_factory=dict)
     """What the stages that this one reads have left; URIs are relative to storage."""
     sft: SFTStage | None = None
-    """Specification of the stage, if it is sft, with all defaults written out."""
+    """Specification of the stage, if it is sft."""
     reward: RewardStage | None = None
-    """Specification of the stage, if it is reward, with all defaults written out."""
+    """Specification of the stage, if it is reward."""
     ppo: PPOStage | None = None
-    """Specification of the stage, if it is ppo, with all defaults written out."""
+    """Specification of the stage, if it is ppo."""
+    config_digest: Digest = ""
+    """What `digest` gave to the writer; empty until `with_digest`, and never so in a file."""
 
     @model_validator(mode="after")
     def _check_stage(self) -> Self:
@@ -126,24 +153,46 @@ class StageConfig(Contract):
         return str(folder.relative_to(self.storage))
 
     def digest(self) -> str:
-        """sha256 of what determines the result, so that the attempts of a stage agree."""
-        document = self.to_resolved_document()
-        for field in _PLACE_FIELDS:
-            document.pop(field, None)
+        """sha256 of what determines the result, so that the attempts of a stage agree.
+
+        Computed by the writer alone: a reader of another release has other fields and defaults.
+        What has its default is left out, so that a field which a later release adds changes no
+        digest until it is set; the contract's version stands for the defaults themselves. The job
+        is in it, since a StageResult names its job by nothing else.
+        """
+        left_out: dict[str, Any] = dict.fromkeys(_OUTSIDE_DIGEST, True)
+        left_out[self.stage.value] = set(COSMETIC_FIELDS)
+        document = self.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True, exclude=left_out
+        )
+        document["contractVersion"] = self.contract_version
+        document["worldSize"] = self.world_size
+        # An artifact is what it holds, wherever it lies.
+        document["artifacts"] = {name: each.digest for name, each in self.artifacts.items()}
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
+    def with_digest(self) -> Self:
+        """The same with its digest written into it, as the writer of a file needs it."""
+        return self.model_copy(update={"config_digest": self.digest()})
+
     def to_json(self) -> str:
-        """The text of `stage.json`."""
-        return json.dumps(self.to_resolved_document(), indent=2, ensure_ascii=False) + "\n"
+        """The text of `stage.json`: its version, and every field that has not its default.
+
+        An image that does not know a field can read the file as long as nobody has set it.
+        """
+        document = {"contractVersion": self.contract_version} | self.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True
+        )
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "StageConfig":
         """Read `stage.json`.
 
         Raises:
-            ContractVersionError: written by another release.
-            ConfigError: not JSON, or against the schema.
+            ContractVersionError: of another version of the contract.
+            ConfigError: not JSON, without a digest, or against the schema.
         """
         try:
             document: Any = json.loads(text)
@@ -153,9 +202,15 @@ class StageConfig(Contract):
         if version != CONTRACT_VERSION:
             raise ContractVersionError("stage.json", version, "trainer image")
         try:
-            return cls.model_validate_json(text, strict=True)
+            config = cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise ConfigError("\n".join(describe_errors(error, cls, "stage.json"))) from error
+        if not config.config_digest:
+            raise ConfigError(
+                "stage.json: configDigest: is missing; have the operator or rlhf run write the "
+                "file, since only its writer can compute it"
+            )
+        return config
 
 
 class StageResult(Contract):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import (
+    POD_FIELDS,
     Artifact,
     JobReference,
     RLHFJob,
@@ -17,17 +18,6 @@ from rlhf_api.v1alpha1 import (
     stage_inputs,
     uris,
 )
-
-_POD_FIELDS = (
-    "nodes",
-    "processes_per_node",
-    "resources",
-    "node_selector",
-    "tolerations",
-    "env",
-    "priority_class_name",
-)
-"""What a stage says about its pods; the trainer has no use for it, and no result depends on it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ def stage_config(
     artifacts: Mapping[StageName, Artifact],
     placement: Placement,
 ) -> StageConfig:
-    """What attempt number `attempt` of `stage` is given.
+    """What attempt number `attempt` of `stage` is given, with its digest.
 
     Args:
         job: must have its uid.
@@ -69,7 +59,7 @@ def stage_config(
     spec = _trained_spec(job.spec.stages.present()[stage])
     claims = {claim_of(uri) for _, uri in uris(spec)}
     metadata = job.metadata
-    return StageConfig(
+    config = StageConfig(
         job=JobReference(name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
         stage=stage,
         attempt=attempt,
@@ -83,9 +73,10 @@ def stage_config(
         artifacts={name: artifacts[name] for name in StageName if name in read},
         **{stage.value: spec},
     )
+    return config.with_digest()
 
 
 def _trained_spec(spec: StageSpec) -> StageSpec:
     """The stage's specification without its pods' settings and with its length settled."""
     length = {"epochs": 1} if spec.epochs is None and spec.max_steps is None else {}
-    return spec.model_copy(update={**dict.fromkeys(_POD_FIELDS), **length})
+    return spec.model_copy(update={**dict.fromkeys(POD_FIELDS), **length})

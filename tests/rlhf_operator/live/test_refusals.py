@@ -9,6 +9,8 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from operating import Jobs, OperatorProcess, eventually, stage
 
+from rlhf_api.names import CONTRACT_VERSION
+
 
 def children_ready(jobs: Jobs, name: str, reason: str) -> str:
     """Wait until ChildrenReady says `reason`; gives its message."""
@@ -148,13 +150,18 @@ def test_an_image_of_another_release_is_told_by_contract_version(
 ) -> None:
     jobs.create("newer")
     jobs.run("newer")
-    told = json.loads(jobs.result("newer", "sft", 1, 0)) | {"contractVersion": 2, "later": True}
+    newer = {"contractVersion": CONTRACT_VERSION + 1, "later": True}
+    told = json.loads(jobs.result("newer", "sft", 1, 0)) | newer
     jobs.finish("newer", code=1, message=json.dumps(told))
     stage_told = eventually(
         lambda: jobs.stage("newer") if jobs.stage("newer").get("restarts") else None
     )
     assert stage_told["reason"] == "ContractVersion"
-    assert "contractVersion is 2, but this operator speaks 1" in stage_told["message"]
+    versions = (CONTRACT_VERSION + 1, CONTRACT_VERSION)
+    assert (
+        "contractVersion is {}, but this operator speaks {}".format(*versions)
+        in (stage_told["message"])
+    )
 
 
 def test_a_finished_job_stays_as_it_is(operator: OperatorProcess, jobs: Jobs) -> None:

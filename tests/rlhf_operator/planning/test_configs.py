@@ -1,4 +1,4 @@
-"""StageConfig is made with everything written out, and nothing that does not concern it."""
+"""StageConfig is made with its digest, and with nothing that does not concern it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ PLACEMENT = Placement(
 DATASET = {"uri": "pvc://data/rows.jsonl"}
 
 
-def test_defaults_are_written_out_and_survive_the_file(trial: Callable[..., Any]) -> None:
+def test_what_is_made_survives_the_file_with_its_digest(trial: Callable[..., Any]) -> None:
     config = stage_config(trial().job, StageName.SFT, 1, {}, PLACEMENT)
     document = config.to_resolved_document()
     assert document["sft"]["learningRate"] == 1e-5
@@ -29,7 +29,8 @@ def test_defaults_are_written_out_and_survive_the_file(trial: Callable[..., Any]
     assert document["masterPort"] == 29500
     read = StageConfig.from_json(config.to_json())
     assert read.to_json() == config.to_json()
-    assert read.digest() == config.digest()
+    assert read == config
+    assert read.config_digest == config.digest()
 
 
 def test_the_length_is_not_settled_twice(trial: Callable[..., Any]) -> None:
@@ -60,7 +61,7 @@ def test_pods_are_not_the_trainers_business(trial: Callable[..., Any]) -> None:
 
 def test_the_digest_does_not_know_the_attempt(trial: Callable[..., Any]) -> None:
     job = trial().job
-    digests = {stage_config(job, StageName.SFT, k, {}, PLACEMENT).digest() for k in (1, 2)}
+    digests = {stage_config(job, StageName.SFT, k, {}, PLACEMENT).config_digest for k in (1, 2)}
     assert len(digests) == 1
 
 

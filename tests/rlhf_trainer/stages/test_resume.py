@@ -1,5 +1,6 @@
 """A stage that is stopped anywhere, and tried again, ends as one that never stopped."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import stage_runs
 import tiny
 import torch
 
-from rlhf_api.names import ExitCode
+from rlhf_api.names import ExitCode, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
 from rlhf_trainer.outcome import StageOutcome
@@ -176,12 +177,43 @@ def test_earlier_checkpoints_stay_until_there_is_an_own_one(tmp_path: Path) -> N
     assert "step-6" in stage_runs.checkpoints(third)
 
 
-def test_a_checkpoint_of_another_configuration_is_not_used(tmp_path: Path) -> None:
+def test_where_only_other_work_was_kept_a_person_decides(tmp_path: Path) -> None:
     first = config_of("sft", tmp_path)
     assert stopped(first, 4).step == 3
+    kept = Path(first.attempt_folder) / "checkpoints" / "step-3"
     other = stage_runs.attempt(config_of("sft", tmp_path, learning_rate=0.02), 2)
+    with stage_runs.launched(other, tmp_path / "launched") as launched:
+        assert launched.wait() == ExitCode.INPUT
+        result = launched.result
+    assert (result.reason, result.config_digest) == (Reason.INPUT_INVALID, other.config_digest)
+    for word in (first.config_digest, other.config_digest, str(kept), "remove checkpoints"):
+        assert word in result.message
+    assert stage_runs.checkpoints(first) == ["latest", "step-3"]
+    assert stage_runs.checkpoints(other) == []
+
+    shutil.rmtree(kept.parent)
     assert stage_runs.run(other).step == 6
     assert stage_runs.events(other)[0]["step"] == 0
+
+
+def test_two_ranks_leave_the_decision_alike(tmp_path: Path) -> None:
+    first = config_of("sft", tmp_path, world_size=2, zero_stage=0)
+    stage_runs.run_on_pair(first, looks=3)
+    other = config_of("sft", tmp_path, world_size=2, zero_stage=0, seed=5, attempt=2)
+    for rank in stage_runs.run_on_pair(other):
+        assert rank["error"].exit_code == ExitCode.INPUT
+        assert first.config_digest in rank["error"].message
+
+
+def test_what_is_cosmetic_may_change_on_the_way(tmp_path: Path) -> None:
+    first = config_of("ppo", tmp_path)
+    step = stopped(first, 40).step
+    assert step > 0
+    changed = {"checkpoint": CheckpointPolicy(every_steps=1, keep=1), "samples_every_steps": 1}
+    second = stage_runs.attempt(config_of("ppo", tmp_path, **changed), 2)
+    assert stage_runs.run(second).step == 5
+    assert stage_runs.events(second)[0]["step"] == step
+    assert stage_runs.checkpoints(second) == ["latest", "step-5"]
 
 
 def test_a_broken_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -1,0 +1,354 @@
+"""What a digest covers: every field that determines the result, and nothing else.
+
+The tables below name every field once, with its default. Whoever adds a field has to say here which
+kind it is; whoever changes a default has to raise CONTRACT_VERSION, since files and digests leave
+defaults out.
+"""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic.alias_generators import to_camel
+from pydantic_core import to_jsonable_python
+
+from rlhf_api.contract import Contract
+from rlhf_api.errors import ConfigError
+from rlhf_api.names import CONTRACT_VERSION, StageName
+from rlhf_api.v1alpha1 import (
+    Columns,
+    Dataset,
+    ModelSource,
+    PPOStage,
+    RewardStage,
+    ScratchModel,
+    SFTStage,
+    StageConfig,
+)
+
+REQUIRED = object()
+Table = dict[str, tuple[Any, Any]]
+"""Default and another value, by the field's name in a document."""
+
+COMMON: Table = {
+    "model": (REQUIRED, {"uri": "hf://org/other"}),
+    "dataset": (REQUIRED, {"uri": "file://other.jsonl"}),
+    "evalDataset": (None, {"uri": "hf://org/held-out"}),
+    "evalEverySteps": (None, 5),
+    "precision": ("BF16", "FP32"),
+    "attentionImplementation": ("SDPA", "Eager"),
+    "zeroStage": (2, 0),
+    "microBatchSize": (4, 2),
+    "batchSize": (32, 64),
+    "seed": (42, 1),
+    "learningRate": (1e-5, 3e-4),
+    "adamBetas": ([0.9, 0.95], [0.9, 0.99]),
+    "adamEps": (1e-8, 1e-6),
+    "weightDecay": (0.0, 0.1),
+    "warmupRatio": (0.03, 0.1),
+    "schedule": ("Cosine", "Linear"),
+    "gradientClipping": (1.0, 0.5),
+    "epochs": (None, 2),
+    "maxSteps": (None, 7),
+}
+DETERMINING: dict[StageName, Table] = {
+    StageName.SFT: COMMON | {"maxLength": (1024, 512), "packing": (True, False)},
+    StageName.REWARD: COMMON
+    | {
+        "learningRate": (9e-6, 3e-4),
+        "maxLength": (1024, 512),
+        "margin": (0.0, 1.0),
+        "centeringCoef": (0.0, 0.01),
+    },
+    StageName.PPO: COMMON
+    | {
+        "learningRate": (1e-6, 3e-4),
+        "rewardModel": (REQUIRED, {"uri": "hf://org/other-reward"}),
+        "criticModel": (None, {"uri": "hf://org/critic"}),
+        "maxPromptLength": (512, 256),
+        "maxResponseLength": (512, 256),
+        "stopTokens": ([], ["</s>"]),
+        "temperature": (1.0, 0.7),
+        "minibatchSize": (None, 16),
+        "updateEpochs": (1, 2),
+        "rolloutMicroBatchSize": (64, 32),
+        "criticLearningRate": (5e-6, 1e-5),
+        "criticWarmupSteps": (0, 5),
+        "klEstimator": ("K1", "K3"),
+        "klCoef": (0.05, 0.1),
+        "klController": ("Fixed", "Adaptive"),
+        "klTarget": (None, 6.0),
+        "klHorizon": (10_000, 5000),
+        "gamma": (1.0, 0.99),
+        "gaeLambda": (0.95, 0.9),
+        "clipRange": (0.2, 0.1),
+        "valueClipRange": (None, 0.2),
+        "valueCoef": (1.0, 0.5),
+        "entropyCoef": (0.0, 0.01),
+        "scoreClip": (10.0, 5.0),
+        "missingEosPenalty": (0.0, 1.0),
+        "advantageNormalization": ("Batch", "Minibatch"),
+        "rewardScaling": ("None", "RunningStd"),
+    },
+}
+COSMETIC: dict[str, Any] = {
+    "nodes": 2,
+    "processesPerNode": 2,
+    "resources": {"limits": {"memory": "8Gi"}},
+    "nodeSelector": {"pool": "a"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
+    "priorityClassName": "low",
+    "checkpoint": {"everySteps": 5, "keep": 1},
+}
+COSMETICS = {
+    StageName.SFT: COSMETIC,
+    StageName.REWARD: COSMETIC,
+    StageName.PPO: COSMETIC | {"samplesEverySteps": 3},
+}
+NEEDS = {"klController": {"klTarget": 6.0}}
+"""What else has to be set for a value to be allowed."""
+
+SCRATCH = {"layers": 2, "hiddenSize": 32, "heads": 4, "tokenizer": "file://words"}
+NESTED: dict[type[Contract], Table] = {
+    Dataset: {
+        "uri": (REQUIRED, "hf://org/other"),
+        "subset": (None, "zh"),
+        "split": ("train", "test"),
+        "columns": ({}, {"prompt": "question"}),
+        "maxRows": (None, 5),
+        "overLong": ("Drop", "Truncate"),
+        "titlePrefix": (False, True),
+        "pairsPerQuery": (1, 2),
+    },
+    ScratchModel: {
+        "layers": (REQUIRED, 3),
+        "hiddenSize": (REQUIRED, 64),
+        "heads": (REQUIRED, 2),
+        "keyValueHeads": (None, 2),
+        "intermediateSize": (None, 64),
+        "maxPositions": (1024, 512),
+        "tieEmbeddings": (True, False),
+        "tokenizer": (REQUIRED, "file://other-words"),
+    },
+    ModelSource: {
+        "uri": (None, "hf://org/other"),
+        "fromStage": (None, "reward"),
+        "scratch": (None, SCRATCH),
+        "padToken": (None, "<pad>"),
+        "chatTemplate": (None, "{{ messages }}"),
+    },
+}
+PLACE: Table = {
+    "attempt": (REQUIRED, 7),
+    "masterAddress": ("127.0.0.1", "pod-0"),
+    "masterPort": (0, 29500),
+    "metricsPort": (0, 9400),
+    "storage": (REQUIRED, "/elsewhere"),
+    "claims": ({}, {"runs": "/mnt/other"}),
+}
+GOLDEN = "sha256:bc4ba1c90b008ba42d4bd9773d1e0817ad166809e1fda8291e3fe061a7872b2a"
+DIGESTS = ["sha256:" + digit * 64 for digit in "01"]
+WORK: Table = {
+    "job": (REQUIRED, {"name": "reviews", "uid": "another-uid"}),
+    "nodes": (1, 2),
+    "processesPerNode": (1, 2),
+    "artifacts": ({}, {"reward": {"uri": "a", "digest": DIGESTS[0]}}),
+}
+STAGES: dict[StageName, type[Contract]] = {
+    StageName.SFT: SFTStage,
+    StageName.REWARD: RewardStage,
+    StageName.PPO: PPOStage,
+}
+
+
+def document(stage: StageName, spec: dict[str, Any], **config: Any) -> dict[str, Any]:
+    base = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
+    if stage is StageName.PPO:
+        base["rewardModel"] = {"uri": "hf://org/reward"}
+    return {
+        "job": {"name": "reviews", "uid": "0b5c1c4e-8f57"},
+        "stage": stage.value,
+        "attempt": 1,
+        "storage": "/runs",
+        stage.value: base | spec,
+    } | config
+
+
+def digest(stage: StageName, spec: dict[str, Any], **config: Any) -> str:
+    return StageConfig.model_validate(document(stage, spec, **config)).digest()
+
+
+def aliases(model: type[Contract]) -> set[str]:
+    return {field.alias or "" for field in model.model_fields.values()}
+
+
+def defaults(table: Table) -> dict[str, Any]:
+    return {name: default for name, (default, _) in table.items() if default is not REQUIRED}
+
+
+def scratch_model(sizes: dict[str, Any]) -> dict[str, Any]:
+    return {"model": {"uri": "scratch://llama", "scratch": SCRATCH | sizes}}
+
+
+def test_every_field_has_its_kind() -> None:
+    tables: list[tuple[type[Contract], set[str]]] = [
+        (STAGES[stage], {*DETERMINING[stage], *COSMETICS[stage]}) for stage in StageName
+    ]
+    tables += [(model, set(table)) for model, table in NESTED.items()]
+    written = {"contractVersion", "configDigest", "stage", *StageName}
+    for model, names in [*tables, (StageConfig, {*PLACE, *WORK, *written})]:
+        assert aliases(model) == names, model
+
+
+def test_defaults_are_those_of_this_contract_version() -> None:
+    tables = [(STAGES[stage], DETERMINING[stage]) for stage in StageName]
+    for model, table in [*tables, *NESTED.items()]:
+        fields = {field.alias: field for field in model.model_fields.values()}
+        for name, (default, _) in table.items():
+            field = fields[name]
+            assert field.is_required() == (default is REQUIRED), name
+            if default is not REQUIRED:
+                found = to_jsonable_python(field.get_default(), exclude_none=True)
+                assert found == default, f"{model}.{name}: raise CONTRACT_VERSION with it"
+
+
+ROWS = [(stage, name) for stage, table in DETERMINING.items() for name in table]
+
+
+@pytest.mark.parametrize(("stage", "name"), ROWS)
+def test_what_determines_the_result_changes_the_digest(stage: StageName, name: str) -> None:
+    needed = NEEDS.get(name, {})
+    assert digest(stage, needed | {name: DETERMINING[stage][name][1]}) != digest(stage, needed)
+
+
+@pytest.mark.parametrize("name", NESTED[Dataset])
+@pytest.mark.parametrize("stage", StageName)
+def test_what_rows_are_read_and_how_changes_the_digest(stage: StageName, name: str) -> None:
+    rows = {"uri": "file://rows.jsonl", name: NESTED[Dataset][name][1]}
+    assert digest(stage, {"dataset": rows}) != digest(stage, {})
+
+
+@pytest.mark.parametrize("name", Columns.model_fields)
+def test_the_columns_change_the_digest(name: str) -> None:
+    rows = {"uri": "file://rows.jsonl", "columns": {to_camel(name): "x"}}
+    assert digest(StageName.SFT, {"dataset": rows}) != digest(StageName.SFT, {})
+
+
+@pytest.mark.parametrize("name", NESTED[ScratchModel])
+def test_the_sizes_of_a_model_change_the_digest(name: str) -> None:
+    changed = scratch_model({name: NESTED[ScratchModel][name][1]})
+    assert digest(StageName.SFT, changed) != digest(StageName.SFT, scratch_model({}))
+
+
+@pytest.mark.parametrize("name", ["padToken", "chatTemplate"])
+def test_how_a_model_is_fed_changes_the_digest(name: str) -> None:
+    changed = {"model": {"uri": "hf://org/base", name: NESTED[ModelSource][name][1]}}
+    assert digest(StageName.SFT, changed) != digest(StageName.SFT, {})
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_whose_work_it_is_and_on_how_many_ranks_changes_the_digest(name: str) -> None:
+    stage = StageName.REWARD
+    assert digest(stage, {}, **{name: WORK[name][1]}) != digest(stage, {})
+
+
+def test_an_artifact_is_what_it_holds() -> None:
+    def of(uri: str, held: str) -> str:
+        return digest(StageName.PPO, {}, artifacts={"sft": {"uri": uri, "digest": held}})
+
+    assert of("attempt-1", DIGESTS[0]) == of("attempt-2", DIGESTS[0])
+    assert of("attempt-1", DIGESTS[0]) != of("attempt-1", DIGESTS[1])
+
+
+def test_ranks_count_wherever_they_run() -> None:
+    ways = [(1, 8), (2, 4), (8, 1)]
+    found = {digest(StageName.SFT, {}, nodes=n, processesPerNode=p) for n, p in ways}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", PLACE)
+def test_where_the_work_is_done_changes_nothing(name: str) -> None:
+    assert digest(StageName.SFT, {}, **{name: PLACE[name][1]}) == digest(StageName.SFT, {})
+
+
+@given(st.data())
+def test_what_is_cosmetic_changes_nothing(data: st.DataObject) -> None:
+    stage = data.draw(st.sampled_from(StageName))
+    chosen = data.draw(st.sets(st.sampled_from(sorted(COSMETICS[stage])), min_size=1))
+    assert digest(stage, {name: COSMETICS[stage][name] for name in chosen}) == digest(stage, {})
+
+
+@given(st.data())
+def test_a_default_that_is_written_out_changes_nothing(data: st.DataObject) -> None:
+    stage = data.draw(st.sampled_from(StageName))
+    changed = data.draw(st.sampled_from(sorted(DETERMINING[stage])))
+    said = NEEDS.get(changed, {}) | {changed: DETERMINING[stage][changed][1]}
+    known = defaults(DETERMINING[stage])
+    written = data.draw(st.sets(st.sampled_from(sorted(known.keys() - said.keys()))))
+    rows = {"uri": "file://rows.jsonl"} | {
+        name: defaults(NESTED[Dataset])[name]
+        for name in data.draw(st.sets(st.sampled_from(sorted(defaults(NESTED[Dataset])))))
+    }
+    explicit = {"dataset": rows} | {name: known[name] for name in written} | said
+    place = {"nodes": 1, "claims": {}, "masterPort": 0, "artifacts": {}}
+    assert digest(stage, explicit, **place) == digest(stage, said)
+
+
+@pytest.mark.parametrize("name", defaults(NESTED[ScratchModel]))
+def test_a_size_by_default_or_said_is_the_same(name: str) -> None:
+    said = scratch_model({name: NESTED[ScratchModel][name][0]})
+    assert digest(StageName.SFT, said) == digest(StageName.SFT, scratch_model({}))
+
+
+def test_defaults_are_left_out_of_the_file_and_come_back() -> None:
+    for stage in StageName:
+        config = StageConfig.model_validate(document(stage, {})).with_digest()
+        text = config.to_json()
+        assert json.loads(text) == document(
+            stage, {}, contractVersion=CONTRACT_VERSION, configDigest=config.digest()
+        )
+        read = StageConfig.from_json(text)
+        assert (read, read.to_json()) == (config, text)
+        spec = defaults(DETERMINING[stage]) | read.spec.to_resolved_document()
+        assert spec["checkpoint"] == {"everySteps": 100, "keep": 2}
+
+
+def test_the_same_work_keeps_its_digest_in_every_release() -> None:
+    """Where this fails, running jobs lose their checkpoints: only CONTRACT_VERSION may do that."""
+    assert digest(StageName.SFT, {"seed": 7}) == GOLDEN
+
+
+class LaterSFTStage(SFTStage):
+    """As a later release may have it."""
+
+    label_smoothing: float = 0.0
+    """A field that is not known here."""
+
+
+class LaterStageConfig(StageConfig):
+    """As a later release may have it."""
+
+    sft: LaterSFTStage | None = None
+    """With one field more."""
+    profile_steps: int = 0
+    """Another one."""
+
+
+def test_a_later_field_at_its_default_changes_neither_digest_nor_file() -> None:
+    config = StageConfig.model_validate(document(StageName.SFT, {})).with_digest()
+    later = LaterStageConfig.model_validate(
+        document(StageName.SFT, {"labelSmoothing": 0.0}, profileSteps=0)
+    ).with_digest()
+    assert later.config_digest == config.config_digest
+    assert StageConfig.from_json(later.to_json()) == config
+
+
+def test_a_later_field_that_is_set_is_refused_by_name() -> None:
+    set_there = document(StageName.SFT, {"labelSmoothing": 0.1})
+    later = LaterStageConfig.model_validate(set_there).with_digest()
+    assert later.config_digest != digest(StageName.SFT, {})
+    with pytest.raises(ConfigError, match=r"sft\.labelSmoothing: is unknown"):
+        StageConfig.from_json(later.to_json())
