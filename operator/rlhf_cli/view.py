@@ -29,7 +29,7 @@ SHOWN_METRICS: Mapping[StageName, Mapping[Metric, str]] = {
     StageName.PPO: {Metric.REWARD: "reward", Metric.KL: "KL", Metric.CRITIC_LOSS: "critic loss"},
 }
 
-_STYLES = {
+_STYLES: Mapping[str, str] = {
     StageState.RUNNING: "cyan",
     StageState.SUCCEEDED: "green",
     StageState.FAILED: "red",

@@ -13,7 +13,7 @@ from rlhf_api.names import ExitCode
 from rlhf_operator.health import Health, served
 from rlhf_operator.kube import Kube
 from rlhf_operator.leader import lead
-from rlhf_operator.serve import serve
+from rlhf_operator.serve import probe, serve
 from rlhf_operator.settings import Settings
 from rlhf_operator.work_queue import WorkQueue
 
@@ -29,7 +29,11 @@ async def run(settings: Settings) -> None:
         Kube.connect(settings.api_requests_per_second) as kube,
     ):
         logger.info("serving /healthz, /readyz and /metrics on port %d", port)
-        await lead(kube, settings, lambda: serve(kube, settings, queue, health))
+        probing = asyncio.create_task(probe(kube, settings, health))
+        try:
+            await lead(kube, settings, lambda: serve(kube, settings, health, queue))
+        finally:
+            probing.cancel()
 
 
 async def _until_signal(settings: Settings) -> None:

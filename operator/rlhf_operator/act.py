@@ -1,87 +1,146 @@
-"""Carries out the actions of a plan; each may be repeated. Called by `reconcile` alone."""
+"""Carries out the actions of a plan; each may be repeated. Called by `reconcile` alone.
+
+What the API server answers enters the store at once: the next pass need not wait for the watch.
+"""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
-from rlhf_api.names import Reason
+from rlhf_api.names import KIND, Reason
 from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_operator.fields import owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
 from rlhf_operator.manifests import child_name, claims_of, config_map, service, stage_job
-from rlhf_operator.observe import is_owned
-from rlhf_operator.planning.plan import Action, StopAttempt
-from rlhf_operator.refusals import ChildError, Refusal, refusal
+from rlhf_operator.planning.observed import Refusal
+from rlhf_operator.planning.plan import Action, StartAttempt, StopAttempt
+from rlhf_operator.refusals import ChildError, refusal
 from rlhf_operator.settings import Settings
+from rlhf_operator.store import Kind, Store
 
 Raw = dict[str, Any]
 
 
-async def act(kube: Kube, job: RLHFJob, action: Action, settings: Settings) -> None:
-    """Make or delete an attempt's children.
+class Actor:
+    """Makes and deletes the children of jobs."""
 
-    Raises:
-        ChildError: a child was refused, or cannot be there yet.
-        ApiError: a deletion failed.
-    """
-    if isinstance(action, StopAttempt):
-        await _stop(kube, job, action)
-        return
-    await asyncio.gather(
-        _ensure_service(kube, job),
-        _ensure(
-            kube, job, core_path(job.metadata.namespace, "configmaps"), config_map(job, action)
-        ),
-        *(_check_claim(kube, job, claim) for claim in claims_of(job, action.stage)),
-    )
-    image, policy = settings.trainer_image, settings.trainer_image_pull_policy
-    manifest = stage_job(job, action, image, policy)
-    await _ensure(kube, job, batch_path(job.metadata.namespace), manifest)
+    def __init__(self, kube: Kube, store: Store, settings: Settings) -> None:
+        self._kube, self._store, self._settings = kube, store, settings
 
+    async def act(self, job: RLHFJob, action: Action) -> None:
+        """Make or delete an attempt's children.
 
-async def _stop(kube: Kube, job: RLHFJob, action: StopAttempt) -> None:
-    """Delete the attempt's Job in the foreground: its pods get SIGTERM and save."""
-    path = batch_path(job.metadata.namespace, child_name(job, action.stage, action.attempt))
-    try:
-        await kube.request("DELETE", path, {"propagationPolicy": "Foreground"})
-    except ApiError as error:
-        if error.status != 404:
-            raise
+        Raises:
+            ChildError: one of them was refused, or cannot be there yet.
+        """
+        if isinstance(action, StopAttempt):
+            await self._stop(job, action)
+        else:
+            await self._start(job, action)
 
+    async def _start(self, job: RLHFJob, action: StartAttempt) -> None:
+        namespace = job.metadata.namespace
+        await _all(
+            self._ensure_service(job, action),
+            self._ensure(job, core_path(namespace, "configmaps"), config_map(job, action)),
+            *(self._check_claim(job, claim) for claim in claims_of(job, action.stage)),
+        )
+        image, policy = self._settings.trainer_image, self._settings.trainer_image_pull_policy
+        manifest = stage_job(job, action, image, policy)
+        self._store.put(Kind.JOB, await self._ensure(job, batch_path(namespace), manifest))
 
-async def _ensure_service(kube: Kube, job: RLHFJob) -> None:
-    """Asked for first, since it is there for all attempts but the first."""
-    path, manifest = core_path(job.metadata.namespace, "services"), service(job)
-    found = await kube.find(f"{path}/{job.metadata.name}")
-    if found is None:
-        await _ensure(kube, job, path, manifest)
-    else:
-        _check_owner(job, manifest, found)
+    async def _stop(self, job: RLHFJob, action: StopAttempt) -> None:
+        """Delete the attempt's Job in the foreground: its pods get SIGTERM and save."""
+        name = child_name(job, action.stage, action.attempt)
+        for gang in self._store.gangs(job.metadata.uid):
+            if gang.job["metadata"]["name"] == name:
+                await self._delete(job, gang.job)
 
+    async def _delete(self, job: RLHFJob, found: Raw) -> None:
+        metadata = found["metadata"]
+        path = batch_path(job.metadata.namespace, metadata["name"])
+        options = {
+            "propagationPolicy": "Foreground",
+            "preconditions": {"uid": metadata["uid"]},
+        }
+        try:
+            answer = await self._kube.request("DELETE", path, options)
+        except ApiError as error:
+            # 409: another Job has the name by now, so that this one is gone too.
+            if error.status not in (404, 409):
+                raise _not_done(f"deleting Job {metadata['name']}", error) from error
+            self._store.remove(Kind.JOB, found)
+        else:
+            if answer.get("kind") == "Job":
+                self._store.put(Kind.JOB, answer)
 
-async def _ensure(kube: Kube, job: RLHFJob, path: str, manifest: Raw) -> None:
-    name = f"{manifest['kind']} {manifest['metadata']['name']}"
-    try:
-        await kube.request("POST", path, manifest)
-    except ApiError as error:
-        if error.status != 409:
-            raise ChildError(refusal(name, error)) from error
-        found = await kube.find(f"{path}/{manifest['metadata']['name']}")
+    async def _ensure_service(self, job: RLHFJob, action: StartAttempt) -> None:
+        """Asked for first where an attempt has been: then it is there."""
+        path, manifest = core_path(job.metadata.namespace, "services"), service(job)
+        if action.attempt == 1 and not self._store.gangs(job.metadata.uid):
+            await self._ensure(job, path, manifest)
+            return
+        found = await self._find(f"Service {job.metadata.name}", f"{path}/{job.metadata.name}")
         if found is None:
-            raise ChildError(Refusal(Reason.API_ERROR, f"{name} is being deleted")) from error
-        _check_owner(job, manifest, found)
+            await self._ensure(job, path, manifest)
+        else:
+            _check_owner(job, manifest, found)
+
+    async def _ensure(self, job: RLHFJob, path: str, manifest: Raw) -> Raw:
+        """The child, made unless it is there."""
+        name = f"{manifest['kind']} {manifest['metadata']['name']}"
+        try:
+            return await self._kube.request("POST", path, manifest)
+        except ApiError as error:
+            if error.status != 409:
+                raise ChildError(refusal(name, error)) from error
+            found = await self._find(name, f"{path}/{manifest['metadata']['name']}")
+            if found is None:
+                gone = Refusal(Reason.API_ERROR, f"{name} is being deleted")
+                raise ChildError(gone) from error
+            _check_owner(job, manifest, found)
+            return found
+
+    async def _check_claim(self, job: RLHFJob, claim: str) -> None:
+        namespace = job.metadata.namespace
+        name = f"PersistentVolumeClaim {claim}"
+        if await self._find(name, core_path(namespace, "persistentvolumeclaims", claim)) is None:
+            message = f"{name} is not in namespace {namespace}; create it"
+            raise ChildError(Refusal(Reason.CLAIM_MISSING, message, at_least=5))
+
+    async def _find(self, name: str, path: str) -> Raw | None:
+        try:
+            return await self._kube.find(path)
+        except ApiError as error:
+            raise _not_done(f"reading {name}", error) from error
+
+
+def _not_done(what: str, error: ApiError) -> ChildError:
+    """A read or a deletion that was refused, which is no fault of the spec."""
+    return ChildError(replace(refusal(what, error), final=False))
 
 
 def _check_owner(job: RLHFJob, manifest: Raw, found: Raw) -> None:
-    if is_owned(found, job.metadata.uid):
+    if owner_uid(found) == job.metadata.uid:
         return
-    kind, name = manifest["kind"], manifest["metadata"]["name"]
-    message = (
-        f"{kind} {name} exists and is not of this job; delete it, or give the job another name"
-    )
+    child = f"{manifest['kind']} {manifest['metadata']['name']}"
+    if _is_of_earlier_job(job, found):
+        message = f"{child} is of a deleted {KIND} of the same name; waits until it is gone"
+        raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=1))
+    message = f"{child} exists and is not of this job; delete it, or give the job another name"
     raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=15))
 
 
-async def _check_claim(kube: Kube, job: RLHFJob, claim: str) -> None:
-    namespace = job.metadata.namespace
-    if await kube.find(core_path(namespace, "persistentvolumeclaims", claim)) is None:
-        message = f"PersistentVolumeClaim {claim} is not in namespace {namespace}; create it"
-        raise ChildError(Refusal(Reason.CLAIM_MISSING, message, at_least=5))
+def _is_of_earlier_job(job: RLHFJob, found: Raw) -> bool:
+    owners = found["metadata"].get("ownerReferences") or ()
+    return any(
+        owner.get("kind") == KIND and owner.get("name") == job.metadata.name for owner in owners
+    )
+
+
+async def _all(*parts: Any) -> None:
+    """Wait for all parts, so that nothing goes on unseen, and raise the first failure."""
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -1,47 +1,51 @@
-"""What kopf watches: every change of a job or of its children puts the job's key into the queue.
+"""What kopf watches, and how: every event goes to the store, and kopf itself writes nothing.
 
-Nothing is read from the events but whose they are: what is there is asked of the API server.
+Called by `watches`, in a thread of its own for each namespace.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import kopf
 
-from rlhf_api.names import GROUP, PLURAL, VERSION, Label
-from rlhf_operator.kube import MANAGED
-from rlhf_operator.work_queue import Key
+from rlhf_api.names import GROUP, PLURAL, VERSION
+from rlhf_operator.kube import MANAGED, PAGE
+from rlhf_operator.store import Kind
 
-CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
+RESOURCES = {
+    Kind.RLHFJOB: (GROUP, VERSION, PLURAL),
+    Kind.JOB: ("batch", "v1", "jobs"),
+    Kind.POD: ("", "v1", "pods"),
+}
+WATCH_SECONDS = 300
 
-Changed = Callable[[Key], None]
-Seen = Callable[[str, str], None]
+Raw = dict[str, Any]
+Happened = Callable[[Kind, str | None, Raw], None]
+Listed = Callable[[Kind], None]
 
 
-def registry(changed: Changed, seen: Seen) -> kopf.OperatorRegistry:
+def registry(happened: Happened, listed: Listed) -> kopf.OperatorRegistry:
     """The handlers.
 
     Args:
-        changed: told the key of every job that changed, or whose child did.
-        seen: told uid and resource version of every job that the watch shows.
+        happened: told kind, type (ADDED, MODIFIED, DELETED; None for one of a listing) and object
+            of every event.
+        listed: told the kind of every listing that kopf has begun a watch with: it hides where a
+            listing ends, begins anew in silence, and misses what was deleted meanwhile.
     """
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=handlers)
-    async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
+        found = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+        return None if found is None else _session(found, listed)
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
-    async def on_job(*, namespace: str | None, name: str, meta: kopf.Meta, **_: Any) -> None:
-        seen(meta["uid"], meta["resourceVersion"])
-        changed((namespace or "", name))
-
-    async def on_child(*, namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
-        if name := labels.get(Label.JOB):
-            changed((namespace or "", name))
-
-    for group, version, plural in CHILDREN:
-        kopf.on.event(group, version, plural, registry=handlers, id=plural)(on_child)
+    for kind, (group, version, plural) in RESOURCES.items():
+        kopf.on.event(group, version, plural, registry=handlers, id=plural)(
+            _handler(kind, happened)
+        )
     return handlers
 
 
@@ -51,9 +55,52 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
-    settings.watching.server_timeout = 300
-    settings.watching.client_timeout = 330
+    settings.watching.server_timeout = WATCH_SECONDS
+    settings.watching.client_timeout = WATCH_SECONDS + 30
+    settings.watching.chunk_size = PAGE
     settings.networking.request_timeout = 30
-    for group, _, plural in CHILDREN:
+    # What fails for longer ends the watch, and `watches` begins it anew.
+    settings.networking.error_backoffs = (0.5, 1.0)
+    for kind in (Kind.JOB, Kind.POD):
+        group, _, plural = RESOURCES[kind]
         settings.watching.label_selectors[group, plural] = MANAGED
     return settings
+
+
+def _handler(kind: Kind, happened: Happened) -> Callable[..., Any]:
+    async def handle(*, event: Any, **_: Any) -> None:
+        happened(kind, event["type"], event["object"])
+
+    return handle
+
+
+def _session(found: kopf.ConnectionInfo, listed: Listed) -> kopf.AiohttpSession:
+    """A session as kopf would make it, which tells of listings."""
+    kinds = {plural: kind for kind, (_, _, plural) in RESOURCES.items()}
+
+    async def ended(
+        _session: aiohttp.ClientSession,
+        _context: SimpleNamespace,
+        done: aiohttp.TraceRequestEndParams,
+    ) -> None:
+        kind = kinds.get(done.url.name)
+        watches = "watch" in done.url.query
+        if kind is not None and not watches and done.response.status == 200:
+            listed(kind)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(ended)
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=found.as_ssl_context()),
+        headers=found.as_http_headers(),
+        proxy=found.proxy_url,
+        trust_env=found.trust_env,
+        trace_configs=[trace],
+    )
+    return kopf.AiohttpSession(
+        server=found.server,
+        aiohttp_session=session,
+        default_namespace=found.default_namespace,
+        priority=found.priority,
+        expiration=found.expiration,
+    )

@@ -1,12 +1,13 @@
 """Whether watches and passes move on, and the HTTP endpoint that says so.
 
-A process that answers is no proof: a watch can die in silence. So every resync compares what it
-lists with what the watch has shown, and a job that the watch is late with makes /healthz fail.
+A process that answers is no proof: a watch can die in silence. So every LIST of jobs is compared
+with what the watch has shown, and a job that the watch is late with makes /healthz fail.
 """
 
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,54 +16,121 @@ from rlhf_operator.work_queue import WorkQueue
 
 WATCH_LAG_SECONDS = 120.0
 PASS_SECONDS = 300.0
+MAX_SEEN = 100_000
+"""Uids of which a version is kept; those seen longest ago are forgotten first."""
+
+
+@dataclass
+class _Unit:
+    """A watched namespace.
+
+    Attributes:
+        compared_at: when jobs were last listed, or the watch was begun.
+        filled: whether the store holds what was there when the watch began.
+        complaint: why it is not watched; empty if it is.
+        late: since when the watch owes a version of a job, by uid.
+    """
+
+    compared_at: float
+    filled: bool = False
+    complaint: str = ""
+    late: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
 class Health:
     """What is known of the process's own progress."""
 
-    def __init__(self, queue: WorkQueue, resync_seconds: float) -> None:
-        self._queue, self._resync_seconds = queue, resync_seconds
+    def __init__(
+        self,
+        queue: WorkQueue,
+        resync_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._queue, self._resync_seconds, self._clock = queue, resync_seconds, clock
         self._seen: dict[str, int] = {}
-        self._late: dict[str, float] = {}
-        self._compared_at = time.monotonic()
+        self._units: dict[str, _Unit] = {}
         self.leads = False
+        self.served = False
+        """Whether the API server has answered, and serves our CRD."""
+        self.problem = "the API server has not answered yet"
+        """Why it does not, for a replica that does not lead."""
 
-    def seen(self, uid: str, resource_version: str) -> None:
+    def begins(self, namespace: str) -> None:
+        """A watch is begun."""
+        self._units[namespace] = _Unit(self._clock())
+
+    def filled(self, namespace: str) -> None:
+        """The first LISTs of a namespace are in."""
+        self._units[namespace].filled = True
+
+    def complains(self, namespace: str, complaint: str) -> None:
+        """A namespace is not watched; empty when it can be."""
+        unit = self._units.setdefault(namespace, _Unit(self._clock()))
+        unit.complaint, unit.compared_at = complaint, self._clock()
+
+    def seen(self, uid: str, version: int) -> None:
         """The watch shows a job."""
-        self._seen[uid] = int(resource_version)
+        self._seen.pop(uid, None)
+        self._seen[uid] = version
+        if len(self._seen) > MAX_SEEN:
+            del self._seen[next(iter(self._seen))]
+        for unit in self._units.values():
+            owed = unit.late.get(uid)
+            if owed is not None and version >= owed[0]:
+                del unit.late[uid]
 
-    def compare(self, listed: Iterable[tuple[str, str]]) -> None:
-        """Compare uids and resource versions of a LIST with what the watch has shown."""
-        now, versions = time.monotonic(), {uid: int(version) for uid, version in listed}
-        self._seen = {uid: seen for uid, seen in self._seen.items() if uid in versions}
-        behind = {uid for uid, version in versions.items() if self._seen.get(uid, -1) < version}
-        self._late = {uid: self._late.get(uid, now) for uid in behind}
-        self._compared_at = now
+    def compare(self, namespace: str, listed: Mapping[str, int]) -> None:
+        """Compare the versions by uid of a LIST with what the watch has shown."""
+        unit, now = self._units[namespace], self._clock()
+        behind = {uid: v for uid, v in listed.items() if self._seen.get(uid, -1) < v}
+        unit.late = {
+            uid: (version, unit.late[uid][1] if uid in unit.late else now)
+            for uid, version in behind.items()
+        }
+        unit.compared_at = now
 
     def complaint(self) -> str:
         """What does not move on; empty when all does."""
-        now = time.monotonic()
         if not self.leads:
             return ""
-        if now - self._compared_at > 2 * self._resync_seconds + WATCH_LAG_SECONDS:
-            return "no resync has come to its end"
-        if any(now - since > WATCH_LAG_SECONDS for since in self._late.values()):
-            return "the watch is behind"
+        now = self._clock()
+        for namespace, unit in self._units.items():
+            where = f" of namespace {namespace}" if namespace else ""
+            if unit.complaint:
+                continue  # It is tried again, and told; a restart would not help.
+            if now - unit.compared_at > 2 * self._resync_seconds + WATCH_LAG_SECONDS:
+                return f"no LIST{where} has come to its end"
+            if any(now - since > WATCH_LAG_SECONDS for _, since in unit.late.values()):
+                return f"the watch{where} is behind"
         if self._queue.oldest_pass() > PASS_SECONDS:
             return "a pass does not end"
         return ""
+
+    def unready(self) -> str:
+        """Why this replica could not take over, or does not work yet; empty when it does."""
+        if not self.leads:
+            return "" if self.served else self.problem
+        watched = [unit for unit in self._units.values() if not unit.complaint]
+        if watched and all(unit.filled for unit in watched):
+            return ""
+        if self._units and not watched and self.served:
+            return ""  # Every watched namespace is missing, which is no fault of this replica.
+        complaints = [unit.complaint for unit in self._units.values() if unit.complaint]
+        return complaints[0] if complaints else "the store is not filled yet"
 
 
 @asynccontextmanager
 async def served(health: Health, port: int) -> AsyncIterator[int]:
     """Serve /healthz, /readyz and /metrics; gives the port."""
 
-    async def healthz(_: web.Request) -> web.Response:
-        complaint = health.complaint()
+    def answer(complaint: str) -> web.Response:
         return web.Response(text=complaint or "ok", status=500 if complaint else 200)
 
+    async def healthz(_: web.Request) -> web.Response:
+        return answer(health.complaint())
+
     async def readyz(_: web.Request) -> web.Response:
-        return web.Response(text="ok")
+        return answer(health.unready())
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

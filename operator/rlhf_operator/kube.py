@@ -1,11 +1,12 @@
 """The only module that talks to the API server: raw objects over one session of `kubernetes.aio`.
 
-Called by `observe`, `reconcile`, `leader` and `resync`. Nothing is decided or repeated here.
+Called by `act`, `reconcile`, `watches`, `recorder` and `leader`. Nothing is decided or repeated.
 """
 
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import aiohttp
@@ -21,6 +22,8 @@ Raw = dict[str, Any]
 
 REQUEST_SECONDS = 10
 PAGE = 500
+SPARE_REQUESTS_PER_SECOND = 50.0
+"""For what nobody waits for: Events, and writes of mere progress."""
 MANAGED = f"{Label.MANAGED_BY}={OPERATOR_NAME}"
 
 
@@ -46,6 +49,19 @@ class ApiError(RLHFError):
         return any(cause.get("reason") == reason for cause in causes)
 
 
+@dataclass(frozen=True)
+class Listing:
+    """Objects of a collection at one moment.
+
+    Attributes:
+        items: the objects.
+        version: resource version of that moment.
+    """
+
+    items: list[Raw]
+    version: int
+
+
 class Kube:
     """A session with the API server."""
 
@@ -53,6 +69,7 @@ class Kube:
         self.client = client
         # A bucket of half a second lets a job's few calls through at once.
         self._limit = AsyncLimiter(max(1.0, requests_per_second / 2), 0.5)
+        self._spare_limit = AsyncLimiter(SPARE_REQUESTS_PER_SECOND, 1.0)
 
     @classmethod
     @asynccontextmanager
@@ -72,14 +89,25 @@ class Kube:
         *,
         query: Mapping[str, str | int] | None = None,
         content_type: str = "application/json",
+        timeout: float | None = None,
+        spare: bool = False,
     ) -> Raw:
         """One request.
+
+        Args:
+            method: HTTP method.
+            path: with a leading slash.
+            body: plain JSON values.
+            query: parameters of the query.
+            content_type: of the body.
+            timeout: seconds to wait for the answer, once the request is sent.
+            spare: whether the request takes from the budget of those that nobody waits for.
 
         Raises:
             ApiError: refused, or not answered in time.
         """
         headers = {"Accept": "application/json", "Content-Type": content_type}
-        async with self._limit:
+        async with self._spare_limit if spare else self._limit:
             form = await self.client.param_serialize(
                 method,
                 path,
@@ -89,11 +117,13 @@ class Kube:
                 auth_settings=["BearerToken"],
             )
             try:
-                response = await self.client.call_api(*form, _request_timeout=REQUEST_SECONDS)
+                response = await self.client.call_api(
+                    *form, _request_timeout=timeout or REQUEST_SECONDS
+                )
                 text = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 API_REQUESTS.labels(method, "none").inc()
-                cause = f"{method} {path}: {error or type(error).__name__}"
+                cause = f"{method} {path}: {str(error) or type(error).__name__}"
                 raise ApiError(path, 0, {"message": cause}) from error
         API_REQUESTS.labels(method, str(response.status)).inc()
         try:
@@ -115,7 +145,7 @@ class Kube:
                 return None
             raise
 
-    async def items(self, path: str, selector: str = "", fields: str = "") -> list[Raw]:
+    async def list(self, path: str, selector: str = "", fields: str = "") -> Listing:
         """All objects of a collection that match the label selector and the field selector."""
         query: dict[str, str | int] = {"limit": PAGE}
         if selector:
@@ -126,12 +156,12 @@ class Kube:
         while True:
             page = await self.request("GET", path, query=query)
             found += page.get("items") or []
-            token = (page.get("metadata") or {}).get("continue")
-            if not token:
-                return found
-            query["continue"] = token
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return Listing(found, int(metadata.get("resourceVersion") or 0))
+            query["continue"] = metadata["continue"]
 
-    async def write_status(self, raw: Raw, status: Raw) -> Raw:
+    async def write_status(self, raw: Raw, status: Raw, *, spare: bool = False) -> Raw:
         """Replace a job's status, if the job is still the one that was read (else 409)."""
         metadata = raw["metadata"]
         patch = [
@@ -143,7 +173,8 @@ class Kube:
             {"op": "add", "path": "/status", "value": status},
         ]
         path = f"{job_path(metadata['namespace'], metadata['name'])}/status"
-        return await self.request("PATCH", path, patch, content_type="application/json-patch+json")
+        content_type = "application/json-patch+json"
+        return await self.request("PATCH", path, patch, content_type=content_type, spare=spare)
 
     async def tell(self, raw: Raw, kind: str, reason: str, message: str, now: str) -> None:
         """Make an Event about a job."""
@@ -165,20 +196,24 @@ class Kube:
             "lastTimestamp": now,
             "count": 1,
         }
-        await self.request("POST", core_path(metadata["namespace"], "events"), event)
+        await self.request("POST", core_path(metadata["namespace"], "events"), event, spare=True)
 
 
 def core_path(namespace: str, plural: str, name: str = "") -> str:
-    """Path of an object, or a collection, of the core group."""
-    return "/".join(filter(None, ("/api/v1/namespaces", namespace, plural, name)))
+    """Path of an object of the core group, of those of a namespace, or of all."""
+    return _path("/api/v1", namespace, plural, name)
 
 
 def batch_path(namespace: str, name: str = "") -> str:
-    """Path of a batch/v1 Job, or of all."""
-    return "/".join(filter(None, ("/apis/batch/v1/namespaces", namespace, "jobs", name)))
+    """Path of a batch/v1 Job, of those of a namespace, or of all."""
+    return _path("/apis/batch/v1", namespace, "jobs", name)
 
 
 def job_path(namespace: str = "", name: str = "") -> str:
     """Path of an RLHFJob, of those of a namespace, or of all."""
+    return _path(f"/apis/{GROUP}/{VERSION}", namespace, PLURAL, name)
+
+
+def _path(group: str, namespace: str, plural: str, name: str) -> str:
     scope = f"/namespaces/{namespace}" if namespace else ""
-    return f"/apis/{GROUP}/{VERSION}{scope}/{PLURAL}" + (f"/{name}" if name else "")
+    return f"{group}{scope}/{plural}" + (f"/{name}" if name else "")

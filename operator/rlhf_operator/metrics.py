@@ -11,6 +11,15 @@ RECONCILE_SECONDS = Histogram(f"{PREFIX}reconcile_duration_seconds", "Time of on
 RECONCILE_ERRORS = Counter(
     f"{PREFIX}reconcile_errors_total", "Passes that did not come to their end.", ["reason"]
 )
+EVENTS_DROPPED = Counter(
+    f"{PREFIX}events_dropped_total", "Events that were not made, since too many waited."
+)
+WATCH_STARTS = Counter(
+    f"{PREFIX}watch_starts_total", "Times that the watches of a namespace were begun.", ["watch"]
+)
+NAMESPACE_MISSING = Gauge(
+    f"{PREFIX}namespace_missing", "1 while a watched namespace cannot be watched.", ["watch"]
+)
 SCRAPE_ERRORS = Counter(f"{PREFIX}scrape_errors_total", "Training pods that could not be read.")
 QUEUE_DEPTH = Gauge(f"{PREFIX}queue_depth", "Jobs that wait to be looked at.")
 LEADER = Gauge(f"{PREFIX}leader", "1 while this replica leads.")

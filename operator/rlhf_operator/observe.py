@@ -1,53 +1,64 @@
-"""From raw Jobs and Pods to `Observed`. Pure; the LISTs are done by `reconcile`."""
+"""From raw Jobs and Pods to `Observed`. Pure; called by `reconcile` with what the store holds."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from rlhf_api.errors import ContractVersionError
 from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import StageResult
+from rlhf_operator.fields import INDEX_ANNOTATION, TRAINER
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
+from rlhf_operator.store import Gang
 
 Raw = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 NODE_SILENCE = timedelta(seconds=30)
 """How long a pod may be not ready though its containers run, or exceed its grace period."""
 
-_INDEX = "batch.kubernetes.io/job-completion-index"
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_DISRUPTIONS = ("Preempted", "TaintManagerEviction", "Evicted", "NodeNotReady", "NodeShutdown")
+"""Reasons of Events about a pod that the platform ended."""
 _CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError")
 
 
-def is_owned(child: Raw, uid: str) -> bool:
-    """Whether the object with `uid` controls `child`."""
-    owners = child["metadata"].get("ownerReferences") or ()
-    return any(owner.get("controller") and owner["uid"] == uid for owner in owners)
+@dataclass(frozen=True)
+class SeenAttempt:
+    """An attempt with the objects that it was read from.
 
-
-def observed_attempts(
-    uid: str, jobs: Iterable[Raw], pods: Sequence[Raw], now: datetime
-) -> tuple[ObservedAttempt, ...]:
-    """The attempts of the RLHFJob with `uid`.
-
-    Args:
-        uid: metadata.uid of the RLHFJob; children of others are left out.
-        jobs: batch/v1 Jobs.
-        pods: their Pods.
-        now: the time.
+    Attributes:
+        attempt: what they say.
+        gang: its Job and its Pods.
+        look_at: when they say something else by the mere passing of time; None if never.
     """
-    return tuple(_attempt(job, pods, now) for job in jobs if is_owned(job, uid))
+
+    attempt: ObservedAttempt
+    gang: Gang
+    look_at: datetime | None
+
+    @property
+    def ident(self) -> tuple[StageName, int]:
+        """Stage and number."""
+        return self.attempt.stage, self.attempt.attempt
 
 
-def lacks_pods(job: Raw, pods: Sequence[Raw]) -> bool:
+def seen_attempts(gangs: Iterable[Gang], now: datetime) -> list[SeenAttempt]:
+    """The attempts that Jobs and Pods show; a Job whose labels say no attempt is left out."""
+    found = [_attempt(gang, now) for gang in gangs]
+    return [seen for seen in found if seen is not None]
+
+
+def lacks_pods(gang: Gang) -> bool:
     """Whether the Job controller has not made all pods of a Job that is to run."""
-    spec, over = job["spec"], {"Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"}
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    ended = any(each["type"] in over and each["status"] == "True" for each in conditions)
-    deleted = job["metadata"].get("deletionTimestamp")
-    held = ended or deleted or spec.get("suspend")
-    return not held and len(pods_of(job, pods)) < spec["parallelism"]
+    job, over = gang.job, {"Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"}
+    ended = over & true_conditions(job).keys()
+    held = ended or job["metadata"].get("deletionTimestamp") or job["spec"].get("suspend")
+    return not held and len(pods_by_index(gang)) < job["spec"].get("parallelism", 1)
 
 
 def refused_pod(job: Raw, events: Sequence[Raw]) -> ObservedProcess:
@@ -67,34 +78,103 @@ def refused_pod(job: Raw, events: Sequence[Raw]) -> ObservedProcess:
     return ObservedProcess(f"{name}-?", -1, reason=reason, message=f"Job {name}: {text}")
 
 
-def pods_of(job: Raw, pods: Iterable[Raw]) -> list[Raw]:
-    """The newest pod of each index of a batch/v1 Job."""
-    own = [pod for pod in pods if is_owned(pod, job["metadata"]["uid"])]
-    own.sort(key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
-    return list({pod_index(pod): pod for pod in own}.values())
+def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None:
+    """A pod that is gone, as the Events of a namespace tell what became of it.
+
+    Args:
+        job_name: of the batch/v1 Job whose pod it was.
+        events: Events about Pods, of any Job.
+
+    Returns:
+        A process that was disrupted if any Event says so, else one with the last warning; None if
+        there is neither.
+    """
+    own = [each for each in events if _is_about_pod_of(job_name, each)]
+    own.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
+    disruptions = [each for each in own if each.get("reason") in _DISRUPTIONS]
+    warnings = [each for each in own if each.get("type") == "Warning"]
+    if not (disruptions or warnings):
+        return None
+    told = (disruptions or warnings)[-1]
+    pod = told["involvedObject"]["name"]
+    return ObservedProcess(
+        name=pod,
+        phase=ProcessPhase.FAILED,
+        finished_at=_time(told.get("lastTimestamp") or told.get("eventTime")),
+        message=f"pod {pod} is gone; its last Event: {told['reason']}: {told.get('message', '')}",
+        disrupted=bool(disruptions),
+    )
 
 
-def _attempt(job: Raw, pods: Sequence[Raw], now: datetime) -> ObservedAttempt:
-    metadata, spec, status = job["metadata"], job["spec"], job.get("status") or {}
-    labels, annotations = metadata["labels"], metadata.get("annotations") or {}
-    true = {c["type"]: c for c in status.get("conditions") or () if c["status"] == "True"}
+def _is_about_pod_of(job_name: str, event: Raw) -> bool:
+    # The pods of an Indexed Job are called <job>-<index>-<random>.
+    name = str((event.get("involvedObject") or {}).get("name", ""))
+    return re.fullmatch(rf"{re.escape(job_name)}-\d+-[a-z0-9]+", name) is not None
+
+
+def pods_by_index(gang: Gang) -> dict[int, Raw]:
+    """The newest pod of each index of a gang."""
+    own = sorted(gang.pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+    return {pod_index(pod): pod for pod in own}
+
+
+def true_conditions(raw: Raw) -> dict[str, Raw]:
+    """The conditions that hold, by type."""
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    return {each["type"]: each for each in conditions if each.get("status") == "True"}
+
+
+def _attempt(gang: Gang, now: datetime) -> SeenAttempt | None:
+    job = gang.job
+    metadata, spec = job["metadata"], job["spec"]
+    try:
+        labels = metadata["labels"]
+        stage, number = StageName(labels[Label.STAGE]), int(labels[Label.ATTEMPT])
+        step = _checkpoint_step(metadata)
+    except (KeyError, ValueError) as error:
+        logger.warning("Job %s/%s: %r", metadata["namespace"], metadata["name"], error)
+        return None
+    true = true_conditions(job)
     deleted_at = _time(metadata.get("deletionTimestamp"))
     failing = true.get("FailureTarget") or true.get("Failed")
     failed_at = _time(failing["lastTransitionTime"]) if failing else None
-    own = pods_of(job, pods)
-    processes = [_process(pod, now, deleting=deleted_at is not None) for pod in own]
+    seen = [_process(pod, now, deleting=deleted_at is not None) for _, pod in _in_order(gang)]
+    processes = [process for process, _ in seen]
     if spec.get("suspend"):
         processes.append(_suspended(metadata, failed=failing is not None))
-    step = annotations.get(Annotation.CHECKPOINT_STEP)
-    return ObservedAttempt(
-        stage=StageName(labels[Label.STAGE]),
-        attempt=int(labels[Label.ATTEMPT]),
+    held_since, released_at = _held(job)
+    attempt = ObservedAttempt(
+        stage=stage,
+        attempt=number,
         processes=tuple(processes),
         complete="Complete" in true,
         failed=failing is not None or deleted_at is not None,
         killed_at=min((t for t in (deleted_at, failed_at) if t is not None), default=None),
-        checkpoint_step=None if step is None else int(step),
+        checkpoint_step=step,
+        held_since=held_since,
+        released_at=released_at,
+        confirmed=False,
     )
+    return SeenAttempt(attempt, gang, min((at for _, at in seen if at is not None), default=None))
+
+
+def _in_order(gang: Gang) -> list[tuple[int, Raw]]:
+    return sorted(pods_by_index(gang).items())
+
+
+def _checkpoint_step(metadata: Raw) -> int | None:
+    step = (metadata.get("annotations") or {}).get(Annotation.CHECKPOINT_STEP)
+    return None if step is None else int(step)
+
+
+def _held(job: Raw) -> tuple[datetime | None, datetime | None]:
+    """Since when the Job is held back from outside, and when it was let run."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    held = next((each for each in conditions if each["type"] == "Suspended"), None)
+    turned = _time(held.get("lastTransitionTime")) if held is not None else None
+    if job["spec"].get("suspend"):
+        return turned or _time(job["metadata"].get("creationTimestamp")), None
+    return None, turned
 
 
 def _suspended(metadata: Raw, *, failed: bool) -> ObservedProcess:
@@ -107,18 +187,20 @@ def _suspended(metadata: Raw, *, failed: bool) -> ObservedProcess:
     return ObservedProcess(name, -1, reason=Reason.QUEUED, message=message)
 
 
-def _process(pod: Raw, now: datetime, *, deleting: bool) -> ObservedProcess:
+def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProcess, datetime | None]:
+    """A pod as a process, and when it will have been silent for too long."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    container: Raw = next(iter(status.get("containerStatuses") or ()), {})
+    container = _trainer(status)
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
     deleted_at = _time(metadata.get("deletionTimestamp"))
     ready = conditions.get("Ready") or {}
     phase = ProcessPhase(status["phase"]) if status.get("phase") in set(ProcessPhase) else None
     over = phase in (ProcessPhase.SUCCEEDED, ProcessPhase.FAILED)
-    silent_since = None if over else _silent_since(pod, state, ready, now)
-    silent = silent_since is not None
+    quiet_since = None if over else _quiet_since(pod, state, ready)
+    silent = quiet_since is not None and now - quiet_since >= NODE_SILENCE
+    silent_since = quiet_since if silent else None
     target = conditions.get("DisruptionTarget") or {}
     disrupted = silent or target.get("status") == "True"
     result, reason, message = _told(metadata["name"], ended, state, conditions, container)
@@ -126,7 +208,7 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> ObservedProcess:
         node = (pod.get("spec") or {}).get("nodeName", "its node")
         told = target.get("message") or f"{node} does not answer"
         message = f"pod {metadata['name']} was disrupted: {told}"
-    return ObservedProcess(
+    process = ObservedProcess(
         name=metadata["name"],
         index=pod_index(pod),
         phase=phase or ProcessPhase.PENDING,
@@ -140,18 +222,25 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> ObservedProcess:
         lost=silent,
         terminating=deleting or deleted_at is not None,
     )
+    look_at = quiet_since + NODE_SILENCE if quiet_since is not None and not silent else None
+    return process, look_at
 
 
-def _silent_since(pod: Raw, state: Raw, ready: Raw, now: datetime) -> datetime | None:
-    """Since when nobody can say what became of the pod, as its node does not answer.
+def _trainer(status: Raw) -> Raw:
+    """The state of the container that trains; injected ones may stand before it."""
+    containers = status.get("containerStatuses") or ()
+    return next((each for each in containers if each.get("name") == TRAINER), {})
 
-    None if it answers, or has not been silent for long.
+
+def _quiet_since(pod: Raw, state: Raw, ready: Raw) -> datetime | None:
+    """Since when the pod's node has not said what it should; None if it has.
+
+    A pod is not ready though its containers run, or is there beyond its grace period.
     """
     since = _time(ready.get("lastTransitionTime"))
     unready = ready.get("status") == "False" and "running" in state
     times = [_time(pod["metadata"].get("deletionTimestamp")), since if unready else None]
-    found = [time for time in times if time is not None and now - time >= NODE_SILENCE]
-    return min(found, default=None)
+    return min((time for time in times if time is not None), default=None)
 
 
 def _told(
@@ -182,7 +271,7 @@ def _told(
 
 def pod_index(pod: Raw) -> int:
     """Node rank of a pod of an Indexed Job."""
-    return int((pod["metadata"].get("annotations") or {}).get(_INDEX, 0))
+    return int((pod["metadata"].get("annotations") or {}).get(INDEX_ANNOTATION, 0))
 
 
 def _time(text: str | None) -> datetime | None:

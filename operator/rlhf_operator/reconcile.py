@@ -1,46 +1,33 @@
-"""One pass over one job: observe, plan, write the status, act, tell Events.
+"""One pass over one job: read the store, plan, write the status, act, tell Events.
 
-Called by the workers of `serve`, by one at a time for each job. What it keeps in memory saves
-requests and nothing else: a new leader starts with none of it.
+Called by the workers of `serve`, by one at a time for each job. A pass sends nothing but its
+writes, save where something is missing from the store that a verdict needs (`absences`).
 """
 
 import logging
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
-
 from rlhf_api.errors import ConfigError
-from rlhf_api.names import ConditionType, Label, Reason, StageName
-from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
+from rlhf_api.names import ConditionType, Reason
+from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
-from rlhf_operator.act import act
-from rlhf_operator.kube import ApiError, Kube, batch_path, core_path, job_path
+from rlhf_operator.absences import Absences
+from rlhf_operator.act import Actor
+from rlhf_operator.kube import ApiError, Kube, job_path
 from rlhf_operator.manifests import cluster_placement
-from rlhf_operator.observe import (
-    lacks_pods,
-    observed_attempts,
-    pod_index,
-    pods_of,
-    refused_pod,
-)
-from rlhf_operator.planning.conditions import Finding, find_condition, set_condition
-from rlhf_operator.planning.observed import Observed, ObservedProcess
-from rlhf_operator.planning.pace import is_expired, is_worth_writing, next_look
-from rlhf_operator.planning.plan import (
-    Action,
-    Plan,
-    StartAttempt,
-    fail_stage,
-    is_finished,
-    plan,
-    stages_of,
-)
-from rlhf_operator.planning.summaries import derive_summary
-from rlhf_operator.refusals import ChildError, Refusal
-from rlhf_operator.scrape import Progress
+from rlhf_operator.memory import LACKING_SECONDS, AttemptId, Memory
+from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
+from rlhf_operator.planning.observed import Observed, ObservedAttempt
+from rlhf_operator.planning.pace import is_expired, is_worth_writing
+from rlhf_operator.planning.plan import Action, Plan, StartAttempt, plan
+from rlhf_operator.recorder import Recorder
+from rlhf_operator.refusals import ChildError
+from rlhf_operator.scraper import Scraper
 from rlhf_operator.settings import Settings
+from rlhf_operator.store import Kind, Store
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]
@@ -51,118 +38,175 @@ logger = logging.getLogger(__name__)
 class Reconciler:
     """Passes over jobs."""
 
-    def __init__(self, kube: Kube, session: aiohttp.ClientSession, settings: Settings) -> None:
-        self._kube, self._session, self._settings = kube, session, settings
-        self._progress: dict[Key, dict[tuple[StageName, int], Progress]] = {}
-        self._written_at: dict[Key, datetime] = {}
+    def __init__(
+        self, kube: Kube, store: Store, scraper: Scraper, recorder: Recorder, settings: Settings
+    ) -> None:
+        self._kube, self._store, self._scraper, self._recorder = kube, store, scraper, recorder
+        self._actor = Actor(kube, store, settings)
+        self._absences = Absences(kube, store)
+        self._memory: dict[str, Memory] = {}
+        self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Do what is to be done about a job now.
 
         Returns:
-            Seconds until it must be looked at again; None if it is gone.
+            Seconds until it must be looked at again; None if nothing waits for a time.
 
         Raises:
             ApiError: the API server cannot be asked, or someone else wrote to the job meanwhile.
-            ChildError: a child was refused; the job's conditions tell it.
         """
-        raw = await self._kube.find(job_path(*key))
+        raw = self._store.job(key)
+        self._keep_in_mind(key, raw)
         if raw is None or raw["metadata"].get("deletionTimestamp"):
-            self._progress.pop(key, None)
-            self._written_at.pop(key, None)
             return None
-        now = datetime.now(UTC).replace(microsecond=0)
+        now = datetime.now(UTC)
         try:
             job = RLHFJob.from_document(raw)
         except ConfigError as error:
             await self._refuse(raw, str(error), now)
-            return self._settings.resync_seconds
-        if is_expired(job, now):
-            preconditions = {"preconditions": {"uid": job.metadata.uid}}
-            await self._kube.request("DELETE", job_path(*key), preconditions)
             return None
-        observed = await self._observe(job, key, now)
-        if job.spec.storage is None and not is_finished(job.status):
-            message = "spec.storage is missing; name a claim, for example pvc://claim/runs"
-            stage = next(iter(job.spec.stages.present()))
-            status = fail_stage(job, stage, Reason.INVALID_SPEC, message, now)
-            job = job.model_copy(update={"status": status})
-        decided = plan(job, observed, now, cluster_placement(job))
-        await self._carry_out(raw, job, decided, observed, now)
-        return next_look(job.model_copy(update={"status": decided.status}), observed, now)
+        if is_expired(job, now):
+            await self._expire(raw)
+            return None
+        memory = self._memory.setdefault(job.metadata.uid, Memory())
+        observed, decided = await self._decide(job, memory, now)
+        raw = await self._write(raw, job, decided, observed)
+        for event in decided.events:
+            self._recorder.tell(raw, event.type, event.reason, event.message)
+        if await self._act(job, decided, memory):
+            return 0.0
+        wait = _seconds_until(decided.look_at, memory.next_try())
+        if any(isinstance(action, StartAttempt) for action in decided.actions):
+            # Where no pod is made nothing else wakes the job.
+            return min(wait, LACKING_SECONDS) if wait is not None else LACKING_SECONDS
+        return wait
 
-    async def _observe(self, job: RLHFJob, key: Key, now: datetime) -> Observed:
-        uid, namespace = job.metadata.uid, job.metadata.namespace
-        selector = f"{Label.JOB_UID}={uid}"
-        # Pods after Jobs, so that every pod is at least as new as what its Job says of it.
-        jobs = await self._kube.items(batch_path(namespace), selector)
-        pods = await self._kube.items(core_path(namespace, "pods"), selector) if jobs else []
-        attempts = observed_attempts(uid, jobs, pods, now)
-        known = self._progress.setdefault(key, {})
-        found, error = [], ""
-        for attempt, owner in zip(attempts, jobs, strict=True):
-            progress = known.setdefault((attempt.stage, attempt.attempt), Progress())
-            if attempt.ready and attempt.live:
-                first = next(pod for pod in pods_of(owner, pods) if pod_index(pod) == 0)
-                await progress.renew(self._session, first, now)
-                error = error or progress.error
-            if lacks_pods(owner, pods):
-                processes = (*attempt.processes, await self._refused_pod(namespace, owner))
-                attempt = replace(attempt, processes=processes)
-            found.append(replace(attempt, progress=progress.told))
-        return Observed(tuple(found), scrape_error=error)
+    def _keep_in_mind(self, key: Key, raw: Raw | None) -> None:
+        """Forget what was kept of another job of this name."""
+        uid = None if raw is None else raw["metadata"]["uid"]
+        known = self._uids.get(key)
+        if known is not None and known != uid:
+            del self._uids[key]
+            self._memory.pop(known, None)
+            self._scraper.forget(known)
+        if uid is not None:
+            self._uids[key] = uid
 
-    async def _refused_pod(self, namespace: str, owner: Raw) -> ObservedProcess:
-        fields = f"involvedObject.uid={owner['metadata']['uid']},reason=FailedCreate"
-        events = await self._kube.items(core_path(namespace, "events"), fields=fields)
-        return refused_pod(owner, events)
+    async def _decide(self, job: RLHFJob, memory: Memory, now: datetime) -> tuple[Observed, Plan]:
+        placement, uid = cluster_placement(job), job.metadata.uid
+        seen = seen_attempts(self._store.gangs(uid), now)
+        observed = await self._observed(job, seen, memory)
+        decided = plan(job, observed, now, placement)
+        if decided.unconfirmed:
+            await self._absences.list_pods(
+                [each.gang.job for each in seen if each.ident in decided.unconfirmed]
+            )
+            confirmed = set(decided.unconfirmed)
+            seen = [
+                replace(each, attempt=replace(each.attempt, confirmed=True))
+                if each.ident in confirmed
+                else each
+                for each in seen_attempts(self._store.gangs(uid), now)
+            ]
+            observed = await self._observed(job, seen, memory)
+            decided = plan(job, observed, now, placement)
+        return observed, decided
 
-    async def _carry_out(
-        self, raw: Raw, job: RLHFJob, decided: Plan, observed: Observed, now: datetime
-    ) -> None:
-        status = decided.status
-        starts = any(isinstance(action, StartAttempt) for action in decided.actions)
-        if observed.attempts and not starts:
-            status = _with_children(job, status, None, now)
-        raw = await self._write(raw, job, status, now)
-        action: Action | None = None
-        try:
-            for action in decided.actions:
-                await act(self._kube, job, action, self._settings)
-        except ChildError as error:
-            assert action is not None
-            refusal, stage = error.refusal, action.stage
-            status = _with_children(job, status, refusal, now)
-            if refusal.final:
-                failed = job.model_copy(update={"status": status})
-                status = fail_stage(failed, stage, refusal.reason, refusal.message, now)
-            await self._write(raw, job, status, now)
-            raise
-        finally:
-            # Told last, since nobody waits for them.
-            for event in decided.events:
-                await self._tell(raw, event.type, event.reason, event.message, now)
+    async def _observed(self, job: RLHFJob, seen: list[SeenAttempt], memory: Memory) -> Observed:
+        self._ask_for_progress(job, seen)
+        attempts, times = [], []
+        for each in seen:
+            told, look_at = await self._absences.missing(each, memory)
+            times += [at for at in (each.look_at, look_at) if at is not None]
+            attempts.append(self._with_progress(job, replace(each.attempt, processes=told)))
+        return Observed(
+            attempts=tuple(attempts),
+            refusals=memory.refusals(),
+            look_at=min(times, default=None),
+        )
 
-    async def _write(self, raw: Raw, job: RLHFJob, status: RLHFJobStatus, now: datetime) -> Raw:
+    def _ask_for_progress(self, job: RLHFJob, seen: list[SeenAttempt]) -> None:
+        """Let rank 0 of each attempt that runs be asked how far it is."""
+        addresses: dict[AttemptId, str] = {}
+        for each in seen:
+            first = pods_by_index(each.gang).get(0)
+            address = "" if first is None else first["status"].get("podIP", "")
+            if address and each.attempt.ready and each.attempt.live:
+                addresses[each.ident] = address
+        metadata = job.metadata
+        self._scraper.keep((metadata.namespace, metadata.name), metadata.uid, addresses)
+
+    def _with_progress(self, job: RLHFJob, attempt: ObservedAttempt) -> ObservedAttempt:
+        progress = self._scraper.find((job.metadata.uid, attempt.stage, attempt.attempt))
+        if progress is None:
+            return attempt
+        return replace(attempt, progress=progress.told, scrape_error=progress.error)
+
+    async def _write(self, raw: Raw, job: RLHFJob, decided: Plan, observed: Observed) -> Raw:
         """Write the status if there is something to tell; the job as it is then."""
-        key = job.metadata.namespace, job.metadata.name
-        last = self._written_at.get(key)
-        since = (now - last).total_seconds() if last is not None else float("inf")
-        old = RLHFJobStatus.model_validate(raw.get("status") or {})
-        if not is_worth_writing(old, status, since):
+        uid = job.metadata.uid
+        known = [self._scraper.find((uid, a.stage, a.attempt)) for a in observed.attempts]
+        read = [progress for progress in known if progress is not None and progress.fresh]
+        status = decided.status
+        if not is_worth_writing(job.status, status, fresh_progress=bool(read)):
             return raw
-        written = await self._kube.write_status(raw, status.to_resolved_document())
-        self._written_at[key] = now
+        mere = not is_worth_writing(job.status, status, fresh_progress=False)
+        written = await self._write_status(raw, status.to_resolved_document(), spare=mere)
+        for progress in read:
+            progress.fresh = False
         return written
 
-    async def _tell(self, raw: Raw, kind: str, reason: str, message: str, now: datetime) -> None:
-        """Make an Event; a job goes on without it."""
-        metadata = raw["metadata"]
-        logger.info("%s/%s: %s: %s", metadata["namespace"], metadata["name"], reason, message)
+    async def _write_status(self, raw: Raw, status: Raw, *, spare: bool = False) -> Raw:
         try:
-            await self._kube.tell(raw, kind, reason, message, now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+            written = await self._kube.write_status(raw, status, spare=spare)
         except ApiError as error:
-            logger.warning("Event %s of %s: %s", reason, metadata["name"], error)
+            if error.status in (404, 409):
+                await self._read_again(raw)
+            raise
+        self._store.put(Kind.RLHFJOB, written)
+        return written
+
+    async def _read_again(self, raw: Raw) -> None:
+        """The job was written to, or deleted, and the watch has not said so yet."""
+        metadata = raw["metadata"]
+        found = await self._kube.find(job_path(metadata["namespace"], metadata["name"]))
+        if found is None or found["metadata"]["uid"] != metadata["uid"]:
+            self._store.remove(Kind.RLHFJOB, raw)
+        if found is not None:
+            self._store.put(Kind.RLHFJOB, found)
+
+    async def _act(self, job: RLHFJob, decided: Plan, memory: Memory) -> bool:
+        """Try each action that may be tried; True if there is a refusal to be told of."""
+        news = False
+        wanted = {(action.stage, action.attempt) for action in decided.actions}
+        for ident in memory.refused.keys() - wanted:
+            del memory.refused[ident]
+        for action in decided.actions:
+            news |= await self._try(job, action, memory)
+        return news
+
+    async def _try(self, job: RLHFJob, action: Action, memory: Memory) -> bool:
+        ident, now = (action.stage, action.attempt), time.monotonic()
+        if not memory.may_try(ident, now):
+            return False
+        try:
+            await self._actor.act(job, action)
+        except ChildError as error:
+            logger.warning("%s/%s: %s", job.metadata.namespace, job.metadata.name, error)
+            return memory.refuse(ident, error.refusal, now)
+        memory.refused.pop(ident, None)
+        return False
+
+    async def _expire(self, raw: Raw) -> None:
+        metadata = raw["metadata"]
+        path = job_path(metadata["namespace"], metadata["name"])
+        try:
+            await self._kube.request("DELETE", path, {"preconditions": {"uid": metadata["uid"]}})
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+        self._store.remove(Kind.RLHFJOB, raw)
 
     async def _refuse(self, raw: Raw, message: str, now: datetime) -> None:
         """Say that the job is not understood; a newer operator, or an older one, may be right."""
@@ -175,27 +219,21 @@ class Reconciler:
             "reason": Reason.INVALID_SPEC,
             "message": remedy[:MAX_MESSAGE_LENGTH],
             "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "observedGeneration": raw["metadata"].get("generation", 1),
         }
         old = conditions.get(ConditionType.ACCEPTED) or {}
-        if old.get("status") == "False" and old.get("message") == condition["message"]:
+        if all(old.get(field) == condition[field] for field in ("status", "message")):
             return
         conditions[ConditionType.ACCEPTED] = condition
-        await self._kube.write_status(raw, status | {"conditions": list(conditions.values())})
-        await self._tell(raw, "Warning", Reason.INVALID_SPEC, remedy, now)
+        await self._write_status(raw, status | {"conditions": list(conditions.values())})
+        self._recorder.tell(raw, "Warning", Reason.INVALID_SPEC, remedy)
 
 
-def _with_children(
-    job: RLHFJob, status: RLHFJobStatus, refusal: Refusal | None, now: datetime
-) -> RLHFJobStatus:
-    """The status whose condition ChildrenReady says whether all children could be made."""
-    finding = Finding(ConditionType.CHILDREN_READY, "True", Reason.CREATED, "all children are made")
-    if refusal is not None:
-        kind = ConditionType.CHILDREN_READY
-        finding = Finding(kind, "False", refusal.reason, refusal.message)
-    old = find_condition(status.conditions, finding.type)
-    if old is not None and (old.status, old.message) == (finding.status, finding.message):
-        return status
-    generation = job.metadata.generation
-    conditions = set_condition(status.conditions, finding, now, generation)
-    summary = derive_summary(conditions, stages_of(status))
-    return status.model_copy(update={"conditions": conditions, "summary": summary})
+def _seconds_until(look_at: datetime | None, next_try: float | None) -> float | None:
+    """Seconds to the earlier of a time of day and a time on the monotonic clock."""
+    waits = []
+    if look_at is not None:
+        waits.append((look_at - datetime.now(UTC)).total_seconds())
+    if next_try is not None:
+        waits.append(next_try - time.monotonic())
+    return max(0.0, min(waits)) if waits else None

@@ -1,30 +1,22 @@
-"""What follows when the API server refuses a child. Pure; called by `reconcile`."""
+"""What follows when the API server refuses something about a child. Pure; called by `act`."""
 
-from dataclasses import dataclass
+import re
 
 from rlhf_api.names import Reason
 from rlhf_operator.kube import ApiError
+from rlhf_operator.planning.observed import Refusal
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """A refusal in our vocabulary.
-
-    Attributes:
-        reason: of the condition ChildrenReady.
-        message: object, what the API server said, remedy.
-        final: whether trying again cannot help.
-        at_least: seconds to wait before the next try.
-    """
-
-    reason: Reason
-    message: str
-    final: bool = False
-    at_least: float = 0.0
+_VARYING = re.compile(
+    r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"  # a UUID
+    r"|\b(?=[0-9a-fA-F]*[0-9])(?=[0-9a-fA-F]*[a-fA-F])[0-9a-fA-F]{8,}\b"  # a hash, a trace
+    r"|\b\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|[+-]\d\d:?\d\d)?"  # a time
+    r"|\b\d{6,}\b"  # a counter, a request's number
+)
+"""What differs from one refusal to the next of the same thing."""
 
 
 class ChildError(Exception):
-    """A child that cannot be made now.
+    """A child that cannot be made, read or deleted now.
 
     Attributes:
         refusal: why, and what follows.
@@ -37,10 +29,10 @@ class ChildError(Exception):
 
 def refusal(child: str, error: ApiError) -> Refusal:
     """What the answer to a request about `child` means."""
-    said = f"{child}: {error.message}"
+    said = f"{child}: {steady(error.message)}"
     if error.status == 403 and "exceeded quota" in error.message:
         return Refusal(Reason.QUOTA_EXCEEDED, f"{said}; free or raise the quota", at_least=15)
-    if error.status == 403 and error.has_cause("NamespaceTerminating"):
+    if error.has_cause("NamespaceTerminating"):
         return Refusal(Reason.NAMESPACE_TERMINATING, said, at_least=60)
     if error.status == 403:
         return Refusal(Reason.FORBIDDEN, f"{said}; grant it to the operator", at_least=15)
@@ -50,3 +42,8 @@ def refusal(child: str, error: ApiError) -> Refusal:
         told = f"{child}: the API server is busy (429)"
         return Refusal(Reason.API_ERROR, told, at_least=error.retry_after or 1)
     return Refusal(Reason.API_ERROR, said)
+
+
+def steady(text: str) -> str:
+    """The text without what would make it another one each time: a status would be, too."""
+    return _VARYING.sub("...", text)

@@ -30,11 +30,13 @@ class Settings(BaseSettings):
     """Name of this replica in the Lease."""
     lease_name: str = "rlhf-operator"
     """Name of the Lease, the same for all replicas."""
+    deployment: str = ""
+    """Name of the operator's own Deployment, which the Lease goes with; none when empty."""
     port: int = Field(8080, ge=0, le=65535)
     """Port of /metrics, /healthz and /readyz; 0 chooses a free one."""
-    workers: int = Field(8, ge=1, le=64)
+    workers: int = Field(32, ge=1, le=256)
     """Jobs that are looked at at the same time."""
-    api_requests_per_second: float = Field(100, gt=0)
+    api_requests_per_second: float = Field(1000, gt=0)
     """Most requests to the API server, over all workers; half as many may come at once."""
     resync_seconds: float = Field(300, ge=1)
     """After how long every job is looked at without a cause."""

@@ -23,7 +23,7 @@ from cluster.pki import Authority
 SERVICE_RANGE = "10.96.0.0/16"
 READY_SECONDS = 60
 
-_AUDIT_POLICY = {
+_AUDIT_POLICY: dict[str, Any] = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived", "ResponseStarted"],
@@ -38,6 +38,7 @@ class ControlPlane:
     Attributes:
         folder: where its files and logs lie.
         address: on which the API server listens and that it advertises.
+        audit_rules: rules of the audit policy that come before the one that keeps metadata only.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class ControlPlane:
     port: int = 0
     lasting: bool = False
     """Whether it outlives the process that starts it."""
+    audit_rules: tuple[dict[str, Any], ...] = ()
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -86,14 +88,13 @@ class ControlPlane:
 
     def stop(self) -> None:
         """End all processes."""
-        for process in reversed(self.processes.values()):
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.processes.clear()
+        for name in reversed(list(self.processes)):
+            self._end(name)
+
+    def run_controllers(self, controllers: str) -> None:
+        """Start kube-controller-manager anew with these, as its flag `--controllers` names them."""
+        self._end("kube-controller-manager")
+        self._start_controller_manager(controllers)
 
     def kubeconfig_for(self, user: str, groups: tuple[str, ...] = ()) -> Path:
         """A kubeconfig with a client certificate for `user`."""
@@ -138,6 +139,15 @@ class ControlPlane:
             if process.poll() is not None:
                 log = (self.folder / f"{name}.log").read_text(errors="replace")
                 raise RuntimeError(f"{name} ended with {process.returncode}: {log[-2000:]}")
+
+    def _end(self, name: str) -> None:
+        process = self.processes.pop(name)
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def _issue(self) -> None:
         self.authority = Authority(self.folder / "pki")
@@ -187,7 +197,8 @@ class ControlPlane:
 
     def _start_api_server(self) -> None:
         policy = self.folder / "audit-policy.yaml"
-        policy.write_text(yaml.safe_dump(_AUDIT_POLICY))
+        rules = [*self.audit_rules, *_AUDIT_POLICY["rules"]]
+        policy.write_text(yaml.safe_dump(_AUDIT_POLICY | {"rules": rules}))
         certificate, key = self._serving
         public, private = self._tokens
         self.run(
@@ -216,7 +227,7 @@ class ControlPlane:
             ],
         )
 
-    def _start_controller_manager(self) -> None:
+    def _start_controller_manager(self, controllers: str = "*") -> None:
         certificate, key = self.authority.certificate, self.authority.key
         config = self.kubeconfig_for("system:kube-controller-manager")
         self.run(
@@ -226,6 +237,7 @@ class ControlPlane:
                 f"--kubeconfig={config}",
                 f"--authentication-kubeconfig={config}",
                 f"--authorization-kubeconfig={config}",
+                f"--controllers={controllers}",
                 "--use-service-account-credentials",
                 "--leader-elect=false",
                 f"--root-ca-file={certificate}",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_api.names import StageState
-from rlhf_api.v1alpha1 import Artifact, RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
+from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageArtifact, StageStatus, StageStatuses
 from rlhf_cli.results import result_lines, summarize
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,7 +39,7 @@ def make_job(storage: Path, evaluations: dict[str, Any]) -> RLHFJob:
             state=StageState.SUCCEEDED,
             start_time=START + timedelta(minutes=index),
             completion_time=START + timedelta(minutes=index + 1),
-            artifact=Artifact(uri=f"{name}/artifact", digest="sha256:" + "0" * 64),
+            artifact=StageArtifact(uri=f"{name}/artifact", digest="sha256:" + "0" * 64),
         )
     end = START + timedelta(minutes=len(evaluations))
     document = {

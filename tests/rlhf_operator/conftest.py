@@ -1,6 +1,7 @@
 """Jobs, attempts and results as `plan` sees them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from rlhf_operator.planning.observed import (
     ObservedProcess,
     ObservedProgress,
     ProcessPhase,
+    Refusal,
 )
 from rlhf_operator.planning.plan import Plan, StartAttempt, StopAttempt, plan
 
@@ -54,6 +56,8 @@ class Trial:
         self.attempts: dict[tuple[StageName, int], ObservedAttempt] = {}
         self.seconds = 0.0
         self.scrape_error = ""
+        self.refusals: dict[tuple[StageName, int], Refusal] = {}
+        self.placement = PLACEMENT
         self.last = Plan((), RLHFJobStatus())
 
     @property
@@ -70,10 +74,34 @@ class Trial:
     def look(self, after: float = 0) -> Plan:
         """A pass `after` seconds later, whose status is written."""
         self.seconds += after
-        seen = Observed(tuple(self.attempts.values()), self.scrape_error)
-        self.last = plan(self.job, seen, self.now, PLACEMENT)
+        self.last = plan(self.job, self.seen(), self.now, self.placement)
         self.job = self.job.model_copy(update={"status": self.last.status})
         return self.last
+
+    def seen(self) -> Observed:
+        attempts = self.attempts.values()
+        error = self.scrape_error
+        return Observed(
+            tuple(replace(each, scrape_error=error) if error else each for each in attempts),
+            dict(self.refusals),
+        )
+
+    def wait(self) -> float | None:
+        """Seconds until the last pass wants the next one."""
+        when = self.last.look_at
+        return None if when is None else (when - self.now).total_seconds()
+
+    def running(self, *names: str) -> "Trial":
+        """The same with each stage before the last done and the last one running."""
+        self.look()
+        for name in names[:-1]:
+            self.run(name)
+            self.look(1)
+            self.finish(name)
+            self.look(1)
+        self.run(names[-1], step=10)
+        self.look(1)
+        return self
 
     def spec(self, **changes: Any) -> None:
         self.job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update=changes)})

@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 
 from rlhf_api.names import CONTRACT_VERSION, Reason, StageName
-from rlhf_operator.observe import lacks_pods, observed_attempts, refused_pod
+from rlhf_operator.observe import (
+    NODE_SILENCE,
+    SeenAttempt,
+    lacks_pods,
+    refused_pod,
+    seen_attempts,
+    vanished_pod,
+)
 from rlhf_operator.planning.failures import judge
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
+from rlhf_operator.store import Gang
 
 UID = "0123456789abcdef"
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -28,7 +36,9 @@ def owner(uid: str) -> list[Raw]:
 
 def make_job(conditions: tuple[str, ...] = (), *, uid: str = UID, **more: Any) -> Raw:
     labels = {"rlhf.dev/stage": "sft", "rlhf.dev/attempt": "3"}
-    metadata = {"name": "demo-sft-3", "uid": "job", "labels": labels, "ownerReferences": owner(uid)}
+    metadata: Raw = {"name": "demo-sft-3", "namespace": "team", "uid": "job", "labels": labels}
+    metadata["ownerReferences"] = owner(uid)
+    metadata["creationTimestamp"] = at(110)
     metadata["annotations"] = {"rlhf.dev/checkpoint-step": "40"}
     found = [{"type": c, "status": "True", "lastTransitionTime": at(5)} for c in conditions]
     spec = {"parallelism": 1} | more.pop("spec", {})
@@ -45,7 +55,11 @@ def make_pod(index: int = 0, phase: str = "Running", **more: Any) -> Raw:
     state = more.pop("state", {"running": {}} if phase == "Running" else {})
     conditions = more.pop("conditions", [ready(phase == "Running")])
     status = {"phase": phase, "conditions": conditions}
-    status["containerStatuses"] = [{"image": "i:1", "state": state}]
+    status["containerStatuses"] = [
+        # Injected containers may stand before ours, and have ended with another code.
+        {"name": "proxy", "image": "proxy:1", "state": {"terminated": {"exitCode": 3}}},
+        {"name": "trainer", "image": "i:1", "state": state},
+    ]
     return {"metadata": metadata, "spec": {"nodeName": "node-b"}, "status": status}
 
 
@@ -58,9 +72,13 @@ def ended(code: int, reason: str = "Error", message: str = "") -> Raw:
     return {"terminated": state}
 
 
-def seen(job: Raw, *pods: Raw) -> ObservedAttempt:
-    (found,) = observed_attempts(UID, [job], pods, NOW)
+def look(job: Raw, *pods: Raw, now: datetime = NOW) -> SeenAttempt:
+    (found,) = seen_attempts([Gang(job, pods)], now)
     return found
+
+
+def seen(job: Raw, *pods: Raw) -> ObservedAttempt:
+    return look(job, *pods).attempt
 
 
 def one(pod: Raw, job: Raw | None = None) -> ObservedProcess:
@@ -78,10 +96,12 @@ def test_an_attempt_that_runs() -> None:
     assert not found.failed
 
 
-def test_children_of_others_are_not_seen() -> None:
-    assert observed_attempts(UID, [make_job(uid="another")], [make_pod()], NOW) == ()
-    stranger = make_pod(metadata={"ownerReferences": owner("another")})
-    assert seen(make_job(), stranger).processes == ()
+@pytest.mark.parametrize(
+    "labels",
+    [{}, {"rlhf.dev/stage": "sft"}, {"rlhf.dev/stage": "other", "rlhf.dev/attempt": "1"}],
+)
+def test_a_job_whose_labels_name_no_attempt_is_left_out(labels: Raw) -> None:
+    assert seen_attempts([Gang(make_job(labels=labels), ())], NOW) == []
 
 
 def test_the_newest_pod_of_an_index_counts() -> None:
@@ -119,6 +139,22 @@ def test_a_pod_of_a_silent_node_is_lost_at_a_time_that_stands_still() -> None:
         assert "does not answer" in found.message
     assert not one(make_pod(conditions=[ready(False, since=10)])).lost
     assert not one(make_pod(metadata={"deletionTimestamp": at(10)})).lost
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        make_pod(conditions=[ready(False, since=10)]),
+        make_pod(metadata={"deletionTimestamp": at(10)}),
+    ],
+)
+def test_a_pod_that_is_silent_is_looked_at_when_it_will_be_lost(pod: Raw) -> None:
+    found = look(make_job(), pod)
+    assert found.look_at == NOW - timedelta(seconds=10) + NODE_SILENCE
+    later = look(make_job(), pod, now=found.look_at)
+    assert later.attempt.processes[0].lost
+    assert later.look_at is None
+    assert look(make_job(), make_pod()).look_at is None
 
 
 def test_a_lost_pod_beside_one_that_hangs_is_judged() -> None:
@@ -219,14 +255,14 @@ def test_kueue_holds_a_job_back_or_preempts_it() -> None:
 
 def test_pods_that_cannot_be_made_are_told_without_their_names() -> None:
     job = make_job()
-    assert lacks_pods(job, [])
-    assert not lacks_pods(job, [make_pod()])
+    assert lacks_pods(Gang(job, ()))
+    assert not lacks_pods(Gang(job, (make_pod(),)))
     for other in (
         make_job(("Failed",)),
         make_job(spec={"suspend": True}),
         make_job(deletionTimestamp=at(1)),
     ):
-        assert not lacks_pods(other, [])
+        assert not lacks_pods(Gang(other, ()))
     event = {
         "lastTimestamp": at(1),
         "message": 'pods "demo-sft-3-0-abc" is forbidden: exceeded quota',
@@ -235,3 +271,53 @@ def test_pods_that_cannot_be_made_are_told_without_their_names() -> None:
     assert found.reason is Reason.QUOTA_EXCEEDED
     assert found.message == "Job demo-sft-3: pods are forbidden: exceeded quota"
     assert refused_pod(job, []).reason is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "held", "released"),
+    [
+        ({"status": "True"}, NOW - timedelta(seconds=40), None),
+        (None, NOW - timedelta(seconds=110), None),  # held since it was made
+    ],
+)
+def test_since_when_a_job_is_held_back(condition: Raw | None, held: Any, released: Any) -> None:
+    job = make_job(spec={"suspend": True})
+    if condition is not None:
+        turned = {"type": "Suspended", "lastTransitionTime": at(40)} | condition
+        job["status"]["conditions"] = [turned]
+    assert (seen(job).held_since, seen(job).released_at) == (held, released)
+
+
+def test_when_a_job_was_released() -> None:
+    job = make_job()
+    turned = {"type": "Suspended", "status": "False", "lastTransitionTime": at(40)}
+    job["status"]["conditions"] = [turned]
+    assert (seen(job).held_since, seen(job).released_at) == (None, NOW - timedelta(seconds=40))
+
+
+def event(reason: str, pod: str = "demo-sft-3-0-x7k2p", kind: str = "Normal") -> Raw:
+    return {
+        "involvedObject": {"kind": "Pod", "name": pod},
+        "type": kind,
+        "reason": reason,
+        "message": "so it was",
+        "lastTimestamp": at(50),
+    }
+
+
+def test_what_became_of_pods_that_are_gone() -> None:
+    found = vanished_pod(
+        "demo-sft-3", [event("TaintManagerEviction"), event("Unhealthy", kind="Warning")]
+    )
+    assert found is not None
+    assert (found.disrupted, found.finished_at) == (True, NOW - timedelta(seconds=50))
+    assert "TaintManagerEviction: so it was" in found.message
+    crashed = vanished_pod("demo-sft-3", [event("BackOff", kind="Warning"), event("Started")])
+    assert crashed is not None
+    assert (crashed.disrupted, crashed.phase) == (False, ProcessPhase.FAILED)
+
+
+@pytest.mark.parametrize("pod", ["demo-sft-30-0-x7k2p", "other", "demo-sft-3-0"])
+def test_events_of_other_pods_tell_nothing(pod: str) -> None:
+    assert vanished_pod("demo-sft-3", [event("Evicted", pod)]) is None
+    assert vanished_pod("demo-sft-3", [event("Started")]) is None

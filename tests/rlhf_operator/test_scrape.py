@@ -1,14 +1,13 @@
 """Rank 0's endpoint, read from a real server that behaves well or badly."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from rlhf_operator.planning.observed import ObservedProgress
-from rlhf_operator.scrape import INTERVAL, MAX_BYTES, Progress, ScrapeError, scrape
+from rlhf_operator.scrape import MAX_BYTES, ScrapeError, scrape
 
 TEXT = """# TYPE rlhf_train_step gauge
 rlhf_train_step{rlhfjob="a",stage="sft"} 7
@@ -68,22 +67,8 @@ def test_a_bad_answer_is_an_error_with_the_address(answer: web.Response, said: s
     assert said in str(caught.value)
 
 
-def test_a_pod_that_does_not_answer_is_asked_less_often() -> None:
-    async def run() -> None:
-        progress, now = Progress(), datetime(2026, 1, 1, tzinfo=UTC)
-        pod = {"status": {"podIP": "127.0.0.1"}}  # nothing listens on the port
-        async with aiohttp.ClientSession() as session:
-            await progress.renew(session, pod, now)
-            assert "127.0.0.1" in progress.error
-            first = progress._next
-            assert first == now + INTERVAL
-            await progress.renew(session, pod, now + timedelta(seconds=5))
-            assert progress._next == first
-            waits = []
-            for _ in range(12):
-                now = progress._next
-                await progress.renew(session, pod, now)
-                waits.append((progress._next - now) // INTERVAL)
-            assert waits == [1, 1, 1, 2, 4, 8, 16, 32, 32, 32, 32, 32]
-
-    asyncio.run(run())
+@pytest.mark.parametrize(("told", "step"), [("3e9", 2_147_483_647), ("-1", 0), ("7.9", 7)])
+def test_a_step_is_kept_within_what_status_can_hold(told: str, step: int) -> None:
+    text = f"rlhf_train_step {told}\nrlhf_train_last_checkpoint_step {told}\n"
+    found = asked(web.Response(text=text))
+    assert (found.step, found.last_checkpoint_step) == (step, step)

@@ -1,9 +1,13 @@
-"""RLHFJobStatus: what is known of a run. Derived anew in every pass; written by one writer."""
+"""RLHFJobStatus: what is known of a run. Derived anew in every pass; written by one writer.
+
+Read leniently, other than a spec: a newer operator may have written it. What is not known is kept
+and written back.
+"""
 
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, StringConstraints, WithJsonSchema
+from pydantic import ConfigDict, Field, FiniteFloat, StringConstraints, WithJsonSchema
 
 from rlhf_api.contract import Contract, ListMap
 from rlhf_api.names import ConditionType, Phase, Reason, StageState
@@ -17,16 +21,24 @@ Digest = Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a
 # would stop it.
 _Word = WithJsonSchema({"type": "string", "maxLength": 64, "pattern": "^[A-Za-z]+$"})
 Count = Annotated[int, Field(ge=0, le=2_147_483_647)]
+# The enum first: pydantic would else take every word for a plain string, which it is as well.
+_KNOWN_FIRST = Field(union_mode="left_to_right")
 
 
-class Condition(Contract):
+class StatusModel(Contract):
+    """Part of a status: fields that are not known are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Condition(StatusModel):
     """A metav1.Condition."""
 
-    type: Annotated[ConditionType, _Word]
+    type: Annotated[ConditionType | str, _KNOWN_FIRST, _Word]
     """What the condition says something about."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
-    reason: Annotated[Reason, _Word]
+    reason: Annotated[Reason | str, _KNOWN_FIRST, _Word]
     """Why, in one word."""
     message: Message
     """Why, in a sentence with object, field, value and remedy."""
@@ -36,7 +48,7 @@ class Condition(Contract):
     """Generation of the spec that this condition was derived from."""
 
 
-class Progress(Contract):
+class Progress(StatusModel):
     """How far a stage is."""
 
     step: Count
@@ -58,10 +70,16 @@ class Artifact(Contract):
     """Digest of its manifest.json, which holds the digests of all other files."""
 
 
-class StageStatus(Contract):
+class StageArtifact(Artifact):
+    """What a finished stage left, as status keeps it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class StageStatus(StatusModel):
     """State of one stage."""
 
-    state: Annotated[StageState, _Word]
+    state: Annotated[StageState | str, _KNOWN_FIRST, _Word]
     """Where the stage stands."""
     attempt: Count = 0
     """Number of the current attempt, from 1; 0 before the first."""
@@ -73,9 +91,15 @@ class StageStatus(Contract):
     """When the first attempt was made."""
     attempt_start_time: datetime | None = None
     """When the current attempt was made."""
+    pending_since: datetime | None = None
+    """When a queue last let the current attempt run; pendingDeadlineSeconds counts from then, or
+    from attemptStartTime."""
     idle_seconds: Count = 0
-    """Seconds after startTime in which nothing was to run, by suspension and the like; deadlines
-    leave them out."""
+    """Seconds after startTime in which nothing was to run, by suspension, a queue and the like;
+    deadlines leave them out."""
+    idle_since: datetime | None = None
+    """Since when a queue or a quota keeps the current attempt from running; not yet in
+    idleSeconds."""
     completion_time: datetime | None = None
     """When the stage ended."""
     retry_time: datetime | None = None
@@ -90,15 +114,18 @@ class StageStatus(Contract):
     """The last metrics that the stage told."""
     last_checkpoint_step: Count | None = None
     """Step of the newest complete checkpoint."""
-    artifact: Artifact | None = None
+    disruption: Message | None = None
+    """How the current attempt was disrupted, by preemption, a drain or a lost node, as it was first
+    seen."""
+    artifact: StageArtifact | None = None
     """What the stage left."""
-    reason: Annotated[Reason, _Word] | None = None
+    reason: Annotated[Reason | str, _KNOWN_FIRST, _Word] | None = None
     """Why the stage is in its state."""
     message: Message | None = None
     """The same in a sentence."""
 
 
-class StageStatuses(Contract):
+class StageStatuses(StatusModel):
     """State of each stage that is in the spec."""
 
     sft: StageStatus | None = None
@@ -109,7 +136,7 @@ class StageStatuses(Contract):
     """PPO."""
 
 
-class Summary(Contract):
+class Summary(StatusModel):
     """Short texts for people and printer columns; nothing reads them."""
 
     stage: ShortText = ""
@@ -128,18 +155,20 @@ class Summary(Contract):
     """Reason of the condition that explains the phase."""
 
 
-class RLHFJobStatus(Contract):
+class RLHFJobStatus(StatusModel):
     """What is known of a run."""
 
     observed_generation: Count | None = None
     """Generation of the spec that this status was derived from."""
-    phase: Annotated[Phase, _Word] | None = None
+    phase: Annotated[Phase | str, _KNOWN_FIRST, _Word] | None = None
     """Derived for people; nothing reads it."""
     start_time: datetime | None = None
     """When the first stage started."""
     idle_seconds: Count = 0
-    """Seconds after startTime in which nothing was to run, by suspension and the like; deadlines
-    leave them out."""
+    """Seconds after startTime in which nothing was to run, by suspension, a queue and the like;
+    deadlines leave them out."""
+    idle_since: datetime | None = None
+    """Since when a queue or a quota keeps all stages from running; not yet in idleSeconds."""
     completion_time: datetime | None = None
     """When the job ended."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), ListMap("type")] = ()

@@ -18,7 +18,7 @@ class Finding:
 
     type: ConditionType
     status: Truth
-    reason: Reason
+    reason: Reason | str
     message: str
 
 
@@ -49,7 +49,19 @@ def set_condition(
         message=finding.message[:MAX_MESSAGE_LENGTH],
         last_transition_time=now if old is None or turned else old.last_transition_time,
         observed_generation=generation,
+        # What a newer operator has said besides.
+        **((old and old.model_extra) or {}),
     )
     if old is None:
         return (*conditions, new)
     return tuple(new if condition.type is finding.type else condition for condition in conditions)
+
+
+def of_generation(conditions: Sequence[Condition], generation: int) -> tuple[Condition, ...]:
+    """The conditions, each of ours as of that generation of the spec: all were looked at."""
+    return tuple(
+        condition.model_copy(update={"observed_generation": generation})
+        if isinstance(condition.type, ConditionType)
+        else condition
+        for condition in conditions
+    )

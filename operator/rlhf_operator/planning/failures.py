@@ -4,7 +4,6 @@ Called by `stages` for an attempt that shows a failure. Pure; the table of exit 
 `rlhf_api.names`, and what a verdict costs the stage is decided by the caller.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,6 +14,7 @@ from rlhf_api.names import (
     Reason,
     failure_class,
 )
+from rlhf_api.v1alpha1 import StageStatus
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess
 
 GANG_WAIT = timedelta(seconds=10)
@@ -53,20 +53,56 @@ def backoff(restarts: int) -> timedelta:
     return timedelta(seconds=min(seconds, BACKOFF_LIMIT_SECONDS))
 
 
-def judge(attempt: ObservedAttempt, now: datetime) -> Verdict | None:
-    """The verdict on a failed attempt; None while nothing failed, or others may tell more."""
+def judge(
+    attempt: ObservedAttempt, now: datetime, written: StageStatus | None = None
+) -> Verdict | None:
+    """The verdict on a failed attempt; None while nothing failed, or others may tell more.
+
+    Args:
+        attempt: as it is seen.
+        now: the time.
+        written: the stage's status; knows what nobody can be asked for any more.
+    """
     failed = [process for process in attempt.processes if process.failed]
-    if not failed:
-        return _without_evidence(attempt) if attempt.failed and not attempt.live else None
-    if attempt.live and not _waited_enough(failed, now):
+    if not failed and (attempt.live or not attempt.failed):
         return None
+    end = gang_wait_end(attempt)
+    if end is not None and now < end:
+        return None
+    seen = any(process.disrupted for process in failed)
+    if written is not None and written.disruption and not seen:
+        return _disrupted(attempt, written, written.disruption)
+    if not failed:
+        return _without_evidence(attempt)
     evidence = [process for process in failed if _is_evidence(process, attempt)]
-    return _verdict(attempt, min(evidence or failed, key=_weight))
+    return _verdict(attempt, min(evidence or failed, key=_weight), written)
 
 
-def made_progress(attempt: ObservedAttempt) -> bool:
+def gang_wait_end(attempt: ObservedAttempt) -> datetime | None:
+    """Until when the rest of a gang that has begun to fail may tell more.
+
+    None if nothing failed, nobody is left, or no failure has a time: the wait could never end.
+    """
+    failed = (process for process in attempt.processes if process.failed)
+    times = [process.finished_at for process in failed if process.finished_at is not None]
+    return min(times) + GANG_WAIT if times and attempt.live else None
+
+
+def disruption_of(attempt: ObservedAttempt) -> str | None:
+    """How the platform says that it ended, or is about to end, something of the attempt."""
+    disrupted = [process for process in attempt.processes if process.disrupted]
+    if not disrupted:
+        return None
+    return _message_of(min(disrupted, key=lambda process: process.index))
+
+
+def made_progress(attempt: ObservedAttempt, written: StageStatus | None = None) -> bool:
     """Whether the attempt left a later checkpoint than it found."""
-    newest = last_checkpoint_step(attempt)
+    told = [
+        last_checkpoint_step(attempt),
+        None if written is None else written.last_checkpoint_step,
+    ]
+    newest = max((step for step in told if step is not None), default=None)
     found = attempt.checkpoint_step
     return newest is not None and (found is None or newest > found)
 
@@ -81,12 +117,6 @@ def last_checkpoint_step(attempt: ObservedAttempt) -> int | None:
     if attempt.progress is not None:
         told.append(attempt.progress.last_checkpoint_step)
     return max((step for step in told if step is not None), default=None)
-
-
-def _waited_enough(failed: Sequence[ObservedProcess], now: datetime) -> bool:
-    times = [process.finished_at for process in failed if process.finished_at is not None]
-    # Without a single time the wait could never end.
-    return not times or now - min(times) >= GANG_WAIT
 
 
 def _is_evidence(process: ObservedProcess, attempt: ObservedAttempt) -> bool:
@@ -111,16 +141,29 @@ def _weight(process: ObservedProcess) -> tuple[int, bool, float, int]:
     return _STRENGTH[_class_of(process)], unsaved, when, process.index
 
 
-def _verdict(attempt: ObservedAttempt, process: ObservedProcess) -> Verdict:
+def _verdict(
+    attempt: ObservedAttempt, process: ObservedProcess, written: StageStatus | None
+) -> Verdict:
     kind, reason = _class_of(process), _reason_of(process)
-    out_of_memory = reason is Reason.OUT_OF_MEMORY and _steps_done(attempt) == 0
+    out_of_memory = reason is Reason.OUT_OF_MEMORY and _steps_done(attempt, written) == 0
     free = kind is FailureClass.DISRUPTED or process.exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
     return Verdict(
         failure=kind,
         reason=reason,
         message=_message_of(process),
         final=kind in _FINAL or out_of_memory,
-        counted=not (free and made_progress(attempt)),
+        counted=not (free and made_progress(attempt, written)),
+    )
+
+
+def _disrupted(attempt: ObservedAttempt, written: StageStatus, message: str) -> Verdict:
+    """The verdict on an attempt that was disrupted by what is not there any more."""
+    return Verdict(
+        failure=FailureClass.DISRUPTED,
+        reason=Reason.DISRUPTED,
+        message=message,
+        final=False,
+        counted=not made_progress(attempt, written),
     )
 
 
@@ -144,10 +187,12 @@ def _message_of(process: ObservedProcess) -> str:
     return f"{process.name} ended with {code} and left no message; see its log"
 
 
-def _steps_done(attempt: ObservedAttempt) -> int:
+def _steps_done(attempt: ObservedAttempt, written: StageStatus | None) -> int:
     told = [process.result.step for process in attempt.processes if process.result is not None]
     if attempt.progress is not None:
         told.append(attempt.progress.step)
+    if written is not None and written.progress is not None:
+        told.append(written.progress.step)
     return max(told, default=0)
 
 

@@ -97,6 +97,11 @@ class ObservedAttempt:
         killed_at: when the rest began to be killed; what ends after that is no evidence.
         checkpoint_step: step of the newest checkpoint when the attempt was started.
         progress: how far it is; None before it says so.
+        scrape_error: why it could not be asked how far it is; empty if nothing is wrong.
+        held_since: since when a queue holds it back; None while it does not.
+        released_at: when the queue let it run; None if it was never held back, or is now.
+        confirmed: whether its processes are known to be at least as new as `complete` and `failed`;
+            until then a process that is not there may just not be seen yet.
     """
 
     stage: StageName
@@ -107,6 +112,10 @@ class ObservedAttempt:
     killed_at: datetime | None = None
     checkpoint_step: int | None = None
     progress: ObservedProgress | None = None
+    scrape_error: str = ""
+    held_since: datetime | None = None
+    released_at: datetime | None = None
+    confirmed: bool = True
 
     @property
     def live(self) -> bool:
@@ -128,12 +137,36 @@ class ObservedAttempt:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why a child could not be made or deleted.
+
+    Attributes:
+        reason: of the condition ChildrenReady.
+        message: object, what the API server said, remedy.
+        final: whether trying again cannot help.
+        at_least: seconds to wait before the next try.
+    """
+
+    reason: Reason
+    message: str
+    final: bool = False
+    at_least: float = 0.0
+
+
+@dataclass(frozen=True)
 class Observed:
-    """Everything that is seen of a job at one moment, each attempt once."""
+    """Everything that is seen of a job at one moment, each attempt once.
+
+    Attributes:
+        attempts: what is left of the attempts.
+        refusals: for a stage and the number of its attempt, what the last try to make or delete its
+            children was refused with.
+        look_at: when something that is seen will mean something else by the mere passing of time.
+    """
 
     attempts: tuple[ObservedAttempt, ...] = ()
-    scrape_error: str = ""
-    """Why a running attempt could not be asked how far it is; empty if all could."""
+    refusals: Mapping[tuple[StageName, int], Refusal] = field(default_factory=dict)
+    look_at: datetime | None = None
 
     def find(self, stage: StageName, attempt: int) -> ObservedAttempt | None:
         """That attempt; None if nothing of it is there."""

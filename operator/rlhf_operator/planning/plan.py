@@ -22,10 +22,21 @@ from rlhf_api.v1alpha1 import (
     stage_inputs,
     stage_order,
 )
-from rlhf_operator.planning.conditions import find_condition, is_true
+from rlhf_operator.planning.clocks import idle_seconds, is_past, roused, with_job_idle
+from rlhf_operator.planning.conditions import find_condition, is_true, of_generation
 from rlhf_operator.planning.configs import Placement, stage_config
+from rlhf_operator.planning.looks import expiry, next_change
 from rlhf_operator.planning.observed import Observed
-from rlhf_operator.planning.stages import CLOSED, Case, absorb, begin, fail, halt, is_past
+from rlhf_operator.planning.stages import (
+    CLOSED,
+    Case,
+    absorb,
+    begin,
+    fail,
+    halt,
+    is_known,
+    is_unconfirmed,
+)
 from rlhf_operator.planning.summaries import (
     Event,
     derive_conditions,
@@ -65,7 +76,7 @@ class StopAttempt:
 
     stage: StageName
     attempt: int
-    reason: Reason
+    reason: Reason | str
 
 
 Action = StartAttempt | StopAttempt
@@ -79,11 +90,16 @@ class Plan:
         actions: to be carried out in order, after the status is written; each may be repeated.
         status: to be written, unless it is the one that the job has.
         events: to be told after the status is written.
+        look_at: when the job must be looked at again though nothing changes; None stands for never.
+        unconfirmed: attempts whose processes must be listed before anything follows from one that
+            is not there.
     """
 
     actions: tuple[Action, ...]
     status: RLHFJobStatus
     events: tuple[Event, ...] = ()
+    look_at: datetime | None = None
+    unconfirmed: tuple[tuple[StageName, int], ...] = ()
 
 
 def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) -> Plan:
@@ -97,31 +113,20 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
     """
     now = now.astimezone(UTC).replace(microsecond=0)
     if is_finished(job.status):
-        leftovers = [found for found in observed.attempts if found.live and not found.stopping]
-        stops = (StopAttempt(each.stage, each.attempt, Reason.FINISHED) for each in leftovers)
-        return Plan(tuple(stops), job.status)
+        return _at_rest(job, observed)
     status = _without_suspension(job, now)
-    stages = _absorbed(job, status, observed, now)
-    stages = _decided(job, stages, observed, now, placement)
-    actions = tuple(_actions(job, stages, observed, placement))
-    status = _told(job, status, stages, observed, now)
-    events = tuple(derive_events(job.status, status))
-    return Plan(actions, status, events)
-
-
-def fail_stage(
-    job: RLHFJob, name: StageName, reason: Reason, message: str, now: datetime
-) -> RLHFJobStatus:
-    """The status in which a stage has failed for good; the next `plan` ends the job by it.
-
-    What has ended stays as it is, so that the same may be said in every pass.
-    """
-    stages = stages_of(job.status)
-    stage = stages.get(name, StageStatus(state=StageState.WAITING))
-    if is_finished(job.status) or stage.state in CLOSED:
-        return job.status
-    stages[name] = fail(stage, reason, message, now.astimezone(UTC).replace(microsecond=0))
-    return job.status.model_copy(update={"stages": _statuses(stages)})
+    status, stages = _absorbed(job, status, observed, now, placement)
+    decided = _decided(job, stages, observed, now, placement)
+    status = with_job_idle(status, stages, decided, now)
+    actions = tuple(_actions(job, decided, observed, placement))
+    status = _told(job, status, decided, observed, now)
+    return Plan(
+        actions,
+        status,
+        tuple(derive_events(job.status, status)),
+        _look_at(job, status, observed, now),
+        tuple(_unconfirmed(stages, observed)),
+    )
 
 
 def is_finished(status: RLHFJobStatus) -> bool:
@@ -138,12 +143,12 @@ def with_idle_time(status: RLHFJobStatus, idle: timedelta) -> RLHFJobStatus:
     seconds = max(0, round(idle.total_seconds()))
     stages = {
         name: stage.model_copy(update={"idle_seconds": stage.idle_seconds + seconds})
-        if stage.state not in CLOSED and stage.start_time is not None
+        if _is_open(stage) and stage.start_time is not None
         else stage
         for name, stage in stages_of(status).items()
     }
     total = status.idle_seconds + (seconds if status.start_time is not None else 0)
-    return status.model_copy(update={"idle_seconds": total, "stages": _statuses(stages)})
+    return status.model_copy(update={"idle_seconds": total, "stages": _statuses(status, stages)})
 
 
 def stages_of(status: RLHFJobStatus) -> dict[StageName, StageStatus]:
@@ -152,8 +157,45 @@ def stages_of(status: RLHFJobStatus) -> dict[StageName, StageStatus]:
     return {name: stage for name, stage in found.items() if stage is not None}
 
 
-def _statuses(stages: Mapping[StageName, StageStatus]) -> StageStatuses:
-    return StageStatuses(**{name.value: stages[name] for name in StageName if name in stages})
+def _is_open(stage: StageStatus) -> bool:
+    """Whether anything may be decided about the stage."""
+    return is_known(stage) and stage.state not in CLOSED
+
+
+def _statuses(status: RLHFJobStatus, stages: Mapping[StageName, StageStatus]) -> StageStatuses:
+    """The stages in the place of those of `status`; what a newer operator has there stays."""
+    changes = {name.value: stages.get(name) for name in StageName}
+    return status.stages.model_copy(update=changes)
+
+
+def _at_rest(job: RLHFJob, observed: Observed) -> Plan:
+    """A finished job: nothing of it is to run, and every generation of its spec was looked at."""
+    leftovers = [found for found in observed.attempts if found.live and not found.stopping]
+    stops = tuple(StopAttempt(each.stage, each.attempt, Reason.FINISHED) for each in leftovers)
+    generation = job.metadata.generation
+    status = job.status.model_copy(
+        update={
+            "observed_generation": generation,
+            "conditions": of_generation(job.status.conditions, generation),
+        }
+    )
+    return Plan(stops, status, look_at=expiry(job.spec.run_policy, status))
+
+
+def _look_at(
+    job: RLHFJob, status: RLHFJobStatus, observed: Observed, now: datetime
+) -> datetime | None:
+    if is_finished(status):
+        return expiry(job.spec.run_policy, status)
+    return next_change(job, status, observed, now)
+
+
+def _unconfirmed(
+    stages: Mapping[StageName, StageStatus], observed: Observed
+) -> Iterator[tuple[StageName, int]]:
+    for name, stage in stages.items():
+        if is_unconfirmed(stage, observed.find(name, stage.attempt)):
+            yield name, stage.attempt
 
 
 def _without_suspension(job: RLHFJob, now: datetime) -> RLHFJobStatus:
@@ -165,25 +207,34 @@ def _without_suspension(job: RLHFJob, now: datetime) -> RLHFJobStatus:
 
 
 def _absorbed(
-    job: RLHFJob, status: RLHFJobStatus, observed: Observed, now: datetime
-) -> dict[StageName, StageStatus]:
-    """The stages after looking at their attempts, in the order in which they run."""
+    job: RLHFJob, status: RLHFJobStatus, observed: Observed, now: datetime, placement: Placement
+) -> tuple[RLHFJobStatus, dict[StageName, StageStatus]]:
+    """The job's clock and its stages, in the order in which they run, after looking at attempts."""
     known = stages_of(status)
     folder = JobReference(name=job.metadata.name, uid=job.metadata.uid).folder
     stages = {}
     for name in stage_order(job.spec.stages):
         stage = known.get(name, StageStatus(state=StageState.WAITING))
-        case = Case(name, folder, job.spec.run_policy, now)
+        refusal = observed.refusals.get((name, stage.attempt))
+        case = Case(name, folder, job.spec.run_policy, now, refusal)
         stages[name] = absorb(stage, observed.find(name, stage.attempt), case)
-    limit = job.spec.run_policy.active_deadline_seconds
-    if job.spec.suspend or not is_past(status.start_time, limit, now, status.idle_seconds):
-        return stages
+    status = with_job_idle(status, known, stages, now)
+    unfinished = [name for name, stage in stages.items() if _is_open(stage)]
+    if not placement.storage:
+        message = "spec.storage is missing; name a claim, for example pvc://claim/runs"
+        for name in unfinished[:1]:
+            stages[name] = fail(stages[name], Reason.INVALID_SPEC, message, now)
+        return status, stages
+    limit, idle = job.spec.run_policy.active_deadline_seconds, idle_seconds(status, now)
+    # What has ended may have ended well, and the job with it.
+    unconfirmed = any(_unconfirmed(stages, observed))
+    if job.spec.suspend or unconfirmed or not is_past(status.start_time, limit, now, idle):
+        return status, stages
     message = f"the job took longer than runPolicy.activeDeadlineSeconds ({limit}); raise it"
-    unfinished = [name for name, stage in stages.items() if stage.state not in CLOSED]
     begun = [name for name in unfinished if stages[name].state is not StageState.WAITING]
     for name in begun or unfinished[:1]:
         stages[name] = fail(stages[name], Reason.DEADLINE_EXCEEDED, message, now)
-    return stages
+    return status, stages
 
 
 def _decided(
@@ -197,23 +248,58 @@ def _decided(
     failed = [name for name, stage in stages.items() if stage.state is StageState.FAILED]
     decided = dict(stages)
     for name, stage in stages.items():
-        if stage.state in CLOSED:
-            continue
         attempt = observed.find(name, stage.attempt)
+        if not _is_open(stage) or is_unconfirmed(stage, attempt):
+            continue
         if failed:
             because = f"stopped since stage {failed[0]} failed"
             decided[name] = halt(stage, attempt, Reason.STOPPED, because)
         elif job.spec.suspend:
             decided[name] = halt(stage, attempt, Reason.USER_REQUESTED, "stopped on request")
-        elif not observed.live(name) and _is_due(stage, now):
+        elif not observed.live(name) and (
+            _is_due(stage, now) or _is_outdated(job, name, stages, observed, placement)
+        ):
             decided[name] = _begun(job, name, stages, now, placement)
-    return decided
+    return {
+        name: stage if stage.state is StageState.STARTING else roused(stage, now)
+        for name, stage in decided.items()
+    }
 
 
 def _is_due(stage: StageStatus, now: datetime) -> bool:
     if stage.state is StageState.RESTARTING:
         return stage.retry_time is None or now >= stage.retry_time
     return stage.state in (StageState.WAITING, StageState.SUSPENDED)
+
+
+def _is_outdated(
+    job: RLHFJob,
+    name: StageName,
+    stages: Mapping[StageName, StageStatus],
+    observed: Observed,
+    placement: Placement,
+) -> bool:
+    """Whether the announced attempt is not made, and would now be made with another digest.
+
+    Its result would be refused; so would that of an attempt under its number which is seen late.
+    """
+    stage, artifacts = stages[name], _artifacts(stages)
+    if not _is_unmade(name, stage, observed) or _missing(job, name, artifacts):
+        return False
+    config = stage_config(job, name, stage.attempt, artifacts, placement)
+    return config.digest() != stage.config_digest
+
+
+def _is_unmade(name: StageName, stage: StageStatus, observed: Observed) -> bool:
+    return stage.state is StageState.STARTING and observed.find(name, stage.attempt) is None
+
+
+def _missing(
+    job: RLHFJob, name: StageName, artifacts: Mapping[StageName, Artifact]
+) -> list[StageName]:
+    """The stages that this one reads and that have left nothing yet."""
+    sources = dict.fromkeys(stage_inputs(job.spec.stages)[name].values())
+    return [source for source in sources if source not in artifacts]
 
 
 def _begun(
@@ -226,11 +312,7 @@ def _begun(
     """The stage at its next attempt, or waiting for the stages that it reads."""
     stage = stages[name]
     artifacts = _artifacts(stages)
-    missing = [
-        source
-        for source in dict.fromkeys(stage_inputs(job.spec.stages)[name].values())
-        if source not in artifacts
-    ]
+    missing = _missing(job, name, artifacts)
     if missing:
         message = f"waits for {' and '.join(missing)}"
         return stage.model_copy(
@@ -246,7 +328,7 @@ def _begun(
 
 def _artifacts(stages: Mapping[StageName, StageStatus]) -> dict[StageName, Artifact]:
     return {
-        name: stage.artifact
+        name: Artifact(uri=stage.artifact.uri, digest=stage.artifact.digest)
         for name, stage in stages.items()
         if stage.state is StageState.SUCCEEDED and stage.artifact is not None
     }
@@ -260,12 +342,14 @@ def _actions(
 ) -> Iterator[Action]:
     artifacts = _artifacts(stages)
     for name, stage in stages.items():
+        if not is_known(stage):
+            continue
         wanted = stage.attempt if stage.state in (StageState.STARTING, StageState.RUNNING) else 0
         strays = [found for found in observed.live(name) if found.attempt != wanted]
         for found in strays:
             if not found.stopping:
                 yield StopAttempt(name, found.attempt, stage.reason or Reason.STOPPED)
-        unmade = stage.state is StageState.STARTING and observed.find(name, stage.attempt) is None
+        unmade = _is_unmade(name, stage, observed) and not _missing(job, name, artifacts)
         if unmade and not strays:
             config = stage_config(job, name, stage.attempt, artifacts, placement)
             yield StartAttempt(name, stage.attempt, config, stage.last_checkpoint_step)
@@ -279,9 +363,7 @@ def _told(
     now: datetime,
 ) -> RLHFJobStatus:
     """The new status as a whole."""
-    live = any(observed.live(name) for name in stages)
-    error = observed.scrape_error
-    conditions = derive_conditions(job, stages, live=live, scrape_error=error, now=now)
+    conditions = derive_conditions(job, stages, observed, now)
     starts = [stage.start_time for stage in stages.values() if stage.start_time is not None]
     updated = status.model_copy(
         update={
@@ -289,8 +371,8 @@ def _told(
             "phase": derive_phase(conditions, stages),
             "start_time": status.start_time or min(starts, default=None),
             "conditions": conditions,
-            "stages": _statuses(stages),
-            "summary": derive_summary(conditions, stages),
+            "stages": _statuses(status, stages),
+            "summary": status.summary.model_copy(update=derive_summary(conditions, stages)),
         }
     )
     if is_finished(updated):

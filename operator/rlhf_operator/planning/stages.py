@@ -11,16 +11,29 @@ decided about attempt number `attempt`, so that nothing is decided, or counted, 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from rlhf_api.names import STATUS_METRICS, Reason, StageName, StageState
-from rlhf_api.v1alpha1 import Progress, RunPolicy, StageResult, StageStatus
+from rlhf_api.v1alpha1 import Progress, RunPolicy, StageArtifact, StageResult, StageStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
-from rlhf_operator.planning.failures import Verdict, backoff, judge, last_checkpoint_step
-from rlhf_operator.planning.observed import ObservedAttempt
+from rlhf_operator.planning.clocks import (
+    idle_seconds,
+    is_held,
+    is_past,
+    pending_since,
+    with_holds,
+)
+from rlhf_operator.planning.failures import (
+    Verdict,
+    backoff,
+    disruption_of,
+    judge,
+    last_checkpoint_step,
+)
+from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase, Refusal
 
 CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
 """Nothing changes any more."""
@@ -40,19 +53,43 @@ class Case:
         folder: name of the job's folder below storage, where its artifacts must lie.
         policy: the job's limits.
         now: the time, in whole seconds.
+        refusal: what the last try to make or delete the current attempt was refused with.
     """
 
     name: StageName
     folder: str
     policy: RunPolicy
     now: datetime
+    refusal: Refusal | None = None
 
 
 def absorb(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> StageStatus:
     """The status after looking at the current attempt; None stands for one that is not there."""
+    if not is_known(stage) or is_unconfirmed(stage, attempt):
+        return stage
+    stage = with_holds(stage, attempt, case.now, refused=case.refusal is not None)
     if stage.state in ACTIVE:
         stage = _settle(stage, attempt, case)
-    return _within_deadlines(stage, case)
+    return _within_deadlines(stage, attempt, case)
+
+
+def is_known(stage: StageStatus) -> bool:
+    """Whether the stage's state is one that this release knows; of others it keeps its hands."""
+    return isinstance(stage.state, StageState)
+
+
+def is_unconfirmed(stage: StageStatus, attempt: ObservedAttempt | None) -> bool:
+    """Whether a verdict on the attempt would rest on processes that may just not be seen yet."""
+    if attempt is None or attempt.confirmed or stage.state not in ACTIVE:
+        return False
+    processes = attempt.processes
+    if attempt.complete:
+        results = [each.result for each in processes if each.phase is ProcessPhase.SUCCEEDED]
+        told = [result for result in results if result is not None]
+        artifact = any(result.artifact is not None for result in told)
+        return len(told) < len(processes) or not artifact
+    judged = attempt.failed or stage.state is StageState.STOPPING
+    return judged and not attempt.live and not any(process.failed for process in processes)
 
 
 def begin(stage: StageStatus, config_digest: str, now: datetime) -> StageStatus:
@@ -66,8 +103,10 @@ def begin(stage: StageStatus, config_digest: str, now: datetime) -> StageStatus:
         attempt=attempt,
         start_time=stage.start_time or now,
         attempt_start_time=now,
+        pending_since=None,
         retry_time=None,
         config_digest=config_digest,
+        disruption=None,
         progress=progress,
         reason=Reason.CREATED,
         message=f"attempt {attempt} is being started",
@@ -109,12 +148,18 @@ def fail(stage: StageStatus, reason: Reason, message: str, now: datetime) -> Sta
 
 
 def _settle(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> StageStatus:
+    refusal = case.refusal
+    if attempt is not None and attempt.complete:
+        return _accept(_with_progress(stage, attempt, case.now), attempt, case)
+    if refusal is not None and refusal.final:
+        return fail(stage, refusal.reason, refusal.message, case.now)
     if attempt is None:
-        return _vanished(stage, case)
+        return _absent(stage, case)
     stage = _with_progress(stage, attempt, case.now)
-    if attempt.complete:
-        return _accept(stage, attempt, case)
-    verdict = judge(attempt, case.now)
+    if stage.disruption is None:
+        # The pod that shows it may be gone a moment later.
+        stage = _changed(stage, disruption=disruption_of(attempt))
+    verdict = judge(attempt, case.now, stage)
     if stage.state is StageState.STOPPING and not (verdict and verdict.final):
         return stage if attempt.live else _stopped(stage, case)
     if verdict is not None:
@@ -122,9 +167,13 @@ def _settle(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> 
     return _started(stage, attempt, case.now)
 
 
-def _vanished(stage: StageStatus, case: Case) -> StageStatus:
+def _absent(stage: StageStatus, case: Case) -> StageStatus:
+    """The attempt is not made yet, or is gone."""
     if stage.state is StageState.STARTING:
-        return stage
+        refusal = case.refusal
+        if refusal is None:
+            return stage
+        return _changed(stage, reason=refusal.reason, message=refusal.message)
     if stage.state is StageState.STOPPING:
         return _stopped(stage, case)
     message = f"attempt {stage.attempt} is gone: it was deleted from outside"
@@ -158,7 +207,9 @@ def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) 
         changes["last_checkpoint_step"] = newest
     told = attempt.progress
     if told is not None:
-        changes["progress"] = _progress(told.step, told.total_steps, told.eta_seconds)
+        changes["progress"] = _progress(
+            stage.progress, told.step, told.total_steps, told.eta_seconds
+        )
         if told.metrics:
             changes["metrics"] = _status_metrics(told.metrics)
         if stage.progress is None or stage.progress.step != told.step:
@@ -166,14 +217,23 @@ def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) 
     return _changed(stage, **changes)
 
 
-def _progress(step: int, total_steps: int, eta_seconds: float | None) -> Progress:
+def _progress(
+    old: Progress | None, step: int, total_steps: int, eta_seconds: float | None
+) -> Progress:
     known = eta_seconds is not None and math.isfinite(eta_seconds) and eta_seconds >= 0
-    return Progress(
+    new = Progress(
         step=step,
         total_steps=total_steps,
         percent=min(100, 100 * step // total_steps) if total_steps else 0,
         eta_seconds=min(_MAX_COUNT, round(eta_seconds or 0)) if known else None,
     )
+    return new if old is None else old.model_copy(update=dict(_own_fields(new)))
+
+
+def _own_fields(progress: Progress) -> Iterator[tuple[str, Any]]:
+    """The fields that this release knows; others stay as a newer one left them."""
+    for name in Progress.model_fields:
+        yield name, getattr(progress, name)
 
 
 def _status_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -199,12 +259,13 @@ def _accept(stage: StageStatus, attempt: ObservedAttempt, case: Case) -> StageSt
         return fail(stage, Reason.ARTIFACT_INVALID, message, case.now)
     said = results[0]
     steps = max(said.step, said.total_steps)
+    artifact = next(result.artifact for result in results if result.artifact is not None)
     return _changed(
         stage,
         state=StageState.SUCCEEDED,
         completion_time=case.now,
-        artifact=next(result.artifact for result in results if result.artifact is not None),
-        progress=_progress(said.step, steps, 0) if steps else stage.progress,
+        artifact=StageArtifact(uri=artifact.uri, digest=artifact.digest),
+        progress=_progress(stage.progress, said.step, steps, 0) if steps else stage.progress,
         metrics=_status_metrics(said.metrics) or stage.metrics,
         reason=Reason.FINISHED,
         message=said.message or "done",
@@ -235,7 +296,8 @@ def _mismatch(stage: StageStatus, results: list[StageResult], case: Case) -> str
 def _stopped(stage: StageStatus, case: Case) -> StageStatus:
     """The attempt that was asked to stop is over."""
     if stage.reason is Reason.PROGRESS_DEADLINE_EXCEEDED:
-        return _restart(stage, stage.reason, stage.message or "", case, counted=True)
+        reason = Reason.PROGRESS_DEADLINE_EXCEEDED
+        return _restart(stage, reason, stage.message or "", case, counted=True)
     return _changed(stage, state=StageState.SUSPENDED, disruptions=stage.disruptions + 1)
 
 
@@ -267,18 +329,22 @@ def _restart(
     )
 
 
-def _within_deadlines(stage: StageStatus, case: Case) -> StageStatus:
+def _within_deadlines(
+    stage: StageStatus, attempt: ObservedAttempt | None, case: Case
+) -> StageStatus:
     policy, now = case.policy, case.now
     if stage.state in CLOSED or stage.state in (StageState.SUSPENDED, StageState.STOPPING):
         return stage
-    if is_past(stage.start_time, policy.stage_deadline_seconds, now, stage.idle_seconds):
+    idle = idle_seconds(stage, now)
+    if is_past(stage.start_time, policy.stage_deadline_seconds, now, idle):
         message = (
             f"took longer than runPolicy.stageDeadlineSeconds ({policy.stage_deadline_seconds}); "
             "raise it"
         )
         return fail(stage, Reason.DEADLINE_EXCEEDED, message, now)
     starting, running = (stage.state is s for s in (StageState.STARTING, StageState.RUNNING))
-    if starting and is_past(stage.attempt_start_time, policy.pending_deadline_seconds, now):
+    pending = starting and not is_held(attempt)
+    if pending and is_past(pending_since(stage), policy.pending_deadline_seconds, now):
         message = (
             f"attempt {stage.attempt} did not run within runPolicy.pendingDeadlineSeconds "
             f"({policy.pending_deadline_seconds}): {stage.message}"
@@ -295,14 +361,8 @@ def _within_deadlines(stage: StageStatus, case: Case) -> StageStatus:
     return stage
 
 
-def is_past(since: datetime | None, seconds: int | None, now: datetime, idle: int = 0) -> bool:
-    """Whether `seconds` have gone by, `idle` ones not counted; never, when a limit is None."""
-    if since is None or seconds is None:
-        return False
-    return now - since >= timedelta(seconds=seconds + idle)
-
-
 def _changed(stage: StageStatus, **changes: Any) -> StageStatus:
-    if changes.get("message"):
-        changes["message"] = changes["message"][:MAX_MESSAGE_LENGTH]
+    for field in ("message", "disruption"):
+        if changes.get(field):
+            changes[field] = changes[field][:MAX_MESSAGE_LENGTH]
     return stage.model_copy(update=changes)

@@ -10,11 +10,19 @@ from datetime import datetime
 from typing import Literal
 
 from rlhf_api.names import ConditionType, Metric, Phase, Reason, StageName, StageState
-from rlhf_api.v1alpha1 import Condition, RLHFJob, RLHFJobStatus, StageStatus, Summary
-from rlhf_operator.planning.conditions import Finding, find_condition, is_true, set_condition
-from rlhf_operator.planning.stages import ACTIVE
+from rlhf_api.v1alpha1 import Condition, RLHFJob, RLHFJobStatus, StageStatus
+from rlhf_operator.planning.conditions import (
+    Finding,
+    find_condition,
+    is_true,
+    of_generation,
+    set_condition,
+)
+from rlhf_operator.planning.observed import Observed, ObservedAttempt, Refusal
+from rlhf_operator.planning.stages import ACTIVE, CLOSED
 
 Stages = Mapping[StageName, StageStatus]
+Attempts = Mapping[StageName, ObservedAttempt]
 
 _PENDING_REASONS = (
     Reason.UNSCHEDULABLE,
@@ -24,6 +32,7 @@ _PENDING_REASONS = (
     Reason.FORBIDDEN,
 )
 _SHOWN_STATES = (*ACTIVE, StageState.RESTARTING)
+_RESTING_STATES = (*CLOSED, StageState.WAITING, StageState.SUSPENDED)
 
 
 @dataclass(frozen=True)
@@ -31,22 +40,26 @@ class Event:
     """A Kubernetes Event, or a line of the local runner: told once, after the status is written."""
 
     type: Literal["Normal", "Warning"]
-    reason: Reason
+    reason: Reason | str
     message: str
 
 
 def derive_conditions(
-    job: RLHFJob, stages: Stages, *, live: bool, scrape_error: str, now: datetime
+    job: RLHFJob, stages: Stages, observed: Observed, now: datetime
 ) -> tuple[Condition, ...]:
     """All conditions that follow from the stages; those of others stay as they are."""
-    conditions = job.status.conditions
-    findings = [*_findings(job, stages, live=live), *_admission(job, stages)]
+    conditions, generation = job.status.conditions, job.metadata.generation
+    live = any(observed.live(name) for name in stages)
+    attempts = {name: observed.find(name, stage.attempt) for name, stage in stages.items()}
+    made = {name: found for name, found in attempts.items() if found is not None}
+    findings = [*_findings(job, stages, live=live), *_admission(job, stages, made)]
     ended = any(each.reason is Reason.FINISHED for each in findings)
     reported = find_condition(conditions, ConditionType.PROGRESS_REPORTING) is not None
-    findings += _reporting(stages, scrape_error, ended=ended and reported)
+    findings += _reporting(stages, made, ended=ended and reported)
+    findings += _children(stages, observed)
     for finding in findings:
-        conditions = set_condition(conditions, finding, now, job.metadata.generation)
-    return conditions
+        conditions = set_condition(conditions, finding, now, generation)
+    return of_generation(conditions, generation)
 
 
 def derive_phase(conditions: tuple[Condition, ...], stages: Stages) -> Phase:
@@ -63,24 +76,27 @@ def derive_phase(conditions: tuple[Condition, ...], stages: Stages) -> Phase:
         return Phase.RUNNING
     if StageState.RESTARTING in states:
         return Phase.RESTARTING
+    starting = [stage for stage in stages.values() if stage.state is StageState.STARTING]
+    # Of an attempt that was just announced nobody can say yet that it has to wait.
+    if any(stage.reason is not Reason.CREATED for stage in starting):
+        return Phase.PENDING
     return Phase.RUNNING if StageState.SUCCEEDED in states else Phase.PENDING
 
 
-def derive_summary(conditions: tuple[Condition, ...], stages: Stages) -> Summary:
-    """The short texts that printer columns show."""
+def derive_summary(conditions: tuple[Condition, ...], stages: Stages) -> dict[str, str]:
+    """The short texts of `Summary`, which printer columns show."""
     shown = _shown(stages)
     ppo = stages.get(StageName.PPO)
     metrics = (ppo.metrics if ppo is not None else None) or {}
-    percents = [stage.progress.percent for stage in shown.values() if stage.progress is not None]
-    return Summary(
-        stage=",".join(shown),
-        progress=",".join(f"{percent}%" for percent in percents),
-        restarts=str(sum(stage.restarts for stage in stages.values())),
-        reward=_number(metrics.get(Metric.REWARD), ".2f"),
-        kl=_number(metrics.get(Metric.KL), ".2f"),
-        critic_loss=_number(metrics.get(Metric.CRITIC_LOSS), ".3g"),
-        reason=_explaining_reason(conditions),
-    )
+    return {
+        "stage": ",".join(shown),
+        "progress": ",".join(_percent(stage) for stage in shown.values()),
+        "restarts": str(sum(stage.restarts for stage in stages.values())),
+        "reward": _number(metrics.get(Metric.REWARD), ".2f"),
+        "kl": _number(metrics.get(Metric.KL), ".2f"),
+        "critic_loss": _number(metrics.get(Metric.CRITIC_LOSS), ".3g"),
+        "reason": _explaining_reason(conditions),
+    }
 
 
 def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
@@ -106,7 +122,8 @@ def _findings(job: RLHFJob, stages: Stages, *, live: bool) -> Iterator[Finding]:
         yield Finding(ConditionType.SUCCEEDED, "True", Reason.STAGES_COMPLETE, message)
         yield Finding(ConditionType.RUNNING, "False", Reason.FINISHED, message)
         return
-    resting = not live and not any(state in _SHOWN_STATES for state in states)
+    # A state that only a newer operator knows may be one in which something runs.
+    resting = not live and all(state in _RESTING_STATES for state in states)
     if failed and resting:
         message = "; ".join(f"stage {name}: {stage.message}" for name, stage in failed.items())
         first = next(iter(failed.values()))
@@ -122,13 +139,12 @@ def _findings(job: RLHFJob, stages: Stages, *, live: bool) -> Iterator[Finding]:
     yield _running(stages, suspended=suspended)
 
 
-def _admission(job: RLHFJob, stages: Stages) -> Iterator[Finding]:
+def _admission(job: RLHFJob, stages: Stages, made: Attempts) -> Iterator[Finding]:
     """Whether Kueue lets the job's attempts run; nothing is said of a job without a queue."""
     if job.spec.queue_name is None:
         return
     begun = (StageState.STARTING, StageState.RUNNING)
-    # While the reason is Created nobody has seen the attempt yet.
-    seen = [s for s in stages.values() if s.state in begun and s.reason is not Reason.CREATED]
+    seen = [stages[name] for name in stages if name in made and stages[name].state in begun]
     queued = [stage for stage in seen if stage.reason is Reason.QUEUED]
     if queued:
         yield Finding(ConditionType.ADMITTED, "False", Reason.QUEUED, queued[0].message or "")
@@ -137,23 +153,47 @@ def _admission(job: RLHFJob, stages: Stages) -> Iterator[Finding]:
         yield Finding(ConditionType.ADMITTED, "True", Reason.ADMITTED, message)
 
 
-def _reporting(stages: Stages, error: str, *, ended: bool) -> Iterator[Finding]:
+def _reporting(stages: Stages, made: Attempts, *, ended: bool) -> Iterator[Finding]:
     """Whether running attempts say how far they are; nothing is said while none runs."""
-    running = [stage for stage in stages.values() if stage.state is StageState.RUNNING]
+    running = [
+        name
+        for name, stage in stages.items()
+        if stage.state is StageState.RUNNING and name in made and made[name].live
+    ]
+    errors = [made[name].scrape_error for name in running if made[name].scrape_error]
     kind = ConditionType.PROGRESS_REPORTING
     if ended:
         yield Finding(kind, "False", Reason.FINISHED, "nothing runs any more")
-    elif error and running:
-        yield Finding(kind, "False", Reason.UNREACHABLE, error)
-    elif any(stage.progress is not None for stage in running):
+    elif errors:
+        yield Finding(kind, "False", Reason.UNREACHABLE, errors[0])
+    elif any(stages[name].progress is not None for name in running):
         yield Finding(kind, "True", Reason.FRESH, "progress is read from rank 0")
+
+
+def _children(stages: Stages, observed: Observed) -> Iterator[Finding]:
+    """Whether all children that are wanted could be made; nothing is said in between."""
+    kind = ConditionType.CHILDREN_READY
+    wanted = [(name, stage.attempt) for name, stage in stages.items() if stage.state in ACTIVE]
+    refusal = _standing_refusal(wanted, observed)
+    if refusal is not None:
+        yield Finding(kind, "False", refusal.reason, refusal.message)
+    elif wanted and all(observed.find(*each) is not None for each in wanted):
+        yield Finding(kind, "True", Reason.CREATED, "all children are made")
+
+
+def _standing_refusal(wanted: list[tuple[StageName, int]], observed: Observed) -> Refusal | None:
+    """The first refusal about an attempt that is wanted, or that is to go and still there."""
+    for each, refusal in sorted(observed.refusals.items(), key=lambda item: item[0]):
+        if each in wanted or observed.find(*each) is not None:
+            return refusal
+    return None
 
 
 def _running(stages: Stages, *, suspended: bool) -> Finding:
     def holders(state: StageState) -> dict[StageName, StageStatus]:
         return {name: stage for name, stage in stages.items() if stage.state is state}
 
-    def finding(status: Literal["True", "False"], reason: Reason, found: Stages) -> Finding:
+    def finding(status: Literal["True", "False"], reason: Reason | str, found: Stages) -> Finding:
         message = "; ".join(f"stage {name}: {stage.message}" for name, stage in found.items())
         return Finding(ConditionType.RUNNING, status, reason, message)
 
@@ -206,6 +246,10 @@ def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> I
         reason or Reason.STOPPED,
         f"stage {name}: {after.message or after.state}",
     )
+
+
+def _percent(stage: StageStatus) -> str:
+    return "-" if stage.progress is None else f"{stage.progress.percent}%"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -17,10 +17,9 @@ from hypothesis.stateful import (
 )
 
 from rlhf_api.names import USER_ERROR_CODES, ExitCode, Reason, StageName, StageState
-from rlhf_api.v1alpha1 import RLHFJobStatus, RunPolicy, stage_inputs
-from rlhf_operator.planning.observed import Observed, ObservedAttempt, ProcessPhase
-from rlhf_operator.planning.pace import next_look
-from rlhf_operator.planning.plan import StartAttempt, fail_stage, is_finished
+from rlhf_api.v1alpha1 import RLHFJobStatus, RunPolicy, StageStatus, stage_inputs
+from rlhf_operator.planning.observed import Observed, ObservedAttempt, ProcessPhase, Refusal
+from rlhf_operator.planning.plan import StartAttempt, is_finished
 from rlhf_operator.planning.stages import CLOSED
 
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
@@ -41,13 +40,18 @@ SELDOM = st.sampled_from([False, False, True])
 HAPPENINGS = (
     "appear",
     "hold_back",
+    "release",
     "duplicate",
     "forget",
+    "lag",
     "refuse",
+    "put_off",
+    "upgrade",
     "vanish",
     "lose",
     "return_from_the_dead",
 )
+NO_ROOM = Refusal(Reason.QUOTA_EXCEEDED, "no room")
 ANY = st.integers(0, len(StageName) - 1)
 """One of the stages, those that have begun and are not over before all others."""
 
@@ -85,6 +89,7 @@ class World(RuleBasedStateMachine):
         self.trial.look(seconds)
         self._check(before.status)
         self._check_actions()
+        self._confirm()
         for action in self.trial.last.actions[:acted]:
             self._act(action, gentle)
 
@@ -138,7 +143,14 @@ class World(RuleBasedStateMachine):
         """A queue does not let the attempt run, or takes it away again."""
         if self._live(name):
             held = self.trial.process(name, reason=Reason.QUEUED, message="waits in queue q")
-            self.trial.put(name, processes=(held,))
+            since = {"held_since": self.trial.now, "released_at": None}
+            self.trial.put(name, processes=(held,), **since)
+
+    def _release(self, name: StageName) -> None:
+        """A queue lets the attempt run, whether or not anybody had seen that it was held back."""
+        if self._live(name):
+            free = {"held_since": None, "released_at": self.trial.now}
+            self.trial.put(name, processes=(self.trial.process(name),), **free)
 
     def _duplicate(self, name: StageName) -> None:
         """A pod and the one that takes its place are seen at once."""
@@ -152,13 +164,32 @@ class World(RuleBasedStateMachine):
         if (name, self._current(name)) in self.trial.attempts:
             self.trial.put(name, processes=())
 
+    def _lag(self, name: StageName) -> None:
+        """The platform's word on the attempt is seen before what its processes have left."""
+        found = self.trial.attempts.get((name, self._current(name)))
+        if found is not None and found.processes and not found.live:
+            self.trial.put(name, processes=(), confirmed=False)
+
     def _refuse(self, name: StageName) -> None:
         """The platform refuses what the planner asked for, for good."""
+        self._put_off(name, Refusal(Reason.INVALID_SPEC, "refused", final=True))
+
+    def _put_off(self, name: StageName, refusal: Refusal = NO_ROOM) -> None:
+        """The platform refuses what the planner asked for, for now."""
+        key = name, self._current(name)
+        if self._state(name) is StageState.STARTING and key not in self.trial.attempts:
+            self.trial.refusals[key] = refusal
+
+    def _upgrade(self, name: StageName) -> None:
+        """What was announced had another configuration then."""
+        status = self.trial.job.status
         if self._state(name) is StageState.STARTING:
-            job, now = self.trial.job, self.trial.now
-            status = fail_stage(job, name, Reason.INVALID_SPEC, "refused", now)
-            self.trial.job = job.model_copy(update={"status": status})
-            assert fail_stage(self.trial.job, name, Reason.FORBIDDEN, "", now) == status
+            stage = self.trial.stage(name).model_copy(
+                update={"config_digest": "sha256:" + "d" * 64}
+            )
+            stages = status.stages.model_copy(update={name.value: stage})
+            status = status.model_copy(update={"stages": stages})
+            self.trial.job = self.trial.job.model_copy(update={"status": status})
 
     def _vanish(self, name: StageName) -> None:
         """Somebody deletes the attempt, and everything of it."""
@@ -198,13 +229,12 @@ class World(RuleBasedStateMachine):
     @invariant()
     @precondition(lambda self: self.trial is not None)
     def nothing_is_due_before_the_next_look(self) -> None:
-        """While nothing happens, every pass until the time that `next_look` gives is idle."""
+        """While nothing happens, every pass until the time that the plan names is idle."""
         job, seconds = self.trial.job, self.trial.seconds
         first = self.trial.look()
-        seen = Observed(tuple(self.trial.attempts.values()), self.trial.scrape_error)
-        wait = next_look(self.trial.job, seen, self.trial.now)
-        assert wait > 0
-        later = self.trial.look(max(0.0, wait - 1))
+        wait = self.trial.wait()
+        assert wait is None or wait > 0
+        later = self.trial.look(1e6 if wait is None else max(0.0, wait - 1))
         self.trial.job, self.trial.seconds = job, seconds
         assert later.status == first.status
         assert later.events == ()
@@ -215,11 +245,13 @@ class World(RuleBasedStateMachine):
         if self.trial is None:
             return
         self.trial.spec(suspend=False)
+        self.trial.refusals.clear()
         for _ in range(60):
             before = self.trial.job.status
             self.trial.look(301)
             self._check(before)
             self._check_actions()
+            self._confirm()
             for action in self.trial.last.actions:
                 self._act(action, gentle=False)
             for key, found in list(self.trial.attempts.items()):
@@ -233,6 +265,11 @@ class World(RuleBasedStateMachine):
             if is_finished(self.trial.job.status):
                 return
         raise AssertionError(f"never ended: {self.trial.job.status}")
+
+    def _confirm(self) -> None:
+        """What the plan wants listed is listed."""
+        for key in self.trial.last.unconfirmed:
+            self.trial.attempts[key] = replace(self.trial.attempts[key], confirmed=True)
 
     def _reorder(self, shuffled: Any) -> None:
         items = list(self.trial.attempts.items())
@@ -259,6 +296,8 @@ class World(RuleBasedStateMachine):
 
     def _act(self, action: Any, gentle: bool) -> None:
         if isinstance(action, StartAttempt):
+            if self.trial.refusals.get((action.stage, action.attempt)) is not None:
+                return
             self.trial.put(
                 action.stage,
                 processes=(self.trial.process(action.stage),),
@@ -319,9 +358,24 @@ class World(RuleBasedStateMachine):
             if grown:
                 assert Observed(tuple(self.trial.attempts.values())).live(name) == ()
             assert new.restarts <= POLICY["maxRestarts"]
+            self._check_clock(new, old.idle_seconds if old is not None else 0)
             if old is not None and old.state in (StageState.SUCCEEDED, StageState.FAILED):
                 assert new == old
+        self._check_clock(status, before.idle_seconds)
         assert RLHFJobStatus.model_validate(status.to_resolved_document()) == status
+
+    def _check_clock(self, clock: Any, idle_before: int) -> None:
+        """Idle time only grows, lies between the start and now, and lasts only while one waits."""
+        assert clock.idle_seconds >= idle_before
+        if clock.start_time is None:
+            assert (clock.idle_seconds, clock.idle_since) == (0, None)
+            return
+        begun = (self.trial.now - clock.start_time).total_seconds()
+        since = clock.idle_since or self.trial.now
+        assert clock.start_time <= since <= self.trial.now
+        assert clock.idle_seconds + (self.trial.now - since).total_seconds() <= begun
+        if isinstance(clock, StageStatus) and clock.idle_since is not None:
+            assert clock.state is StageState.STARTING
 
 
 def test_plan_in_any_world(trial: Callable[..., Any]) -> None:

@@ -1,15 +1,17 @@
 """What others say of a job: Kueue's queue, rank 0 that cannot be asked, a child that is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rlhf_api.names import Reason, StageName
-from rlhf_operator.planning.observed import ProcessPhase
-from rlhf_operator.planning.plan import fail_stage, is_finished
+from rlhf_operator.planning.observed import ProcessPhase, Refusal
+from rlhf_operator.planning.plan import is_finished
 
 MakeTrial = Callable[..., Any]
+BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
 
 
 def condition(trial: Any, kind: str) -> tuple[str, str, str] | None:
@@ -104,6 +106,32 @@ def test_reporting_stays_as_it_was_between_attempts(trial: MakeTrial) -> None:
     assert t.condition("ProgressReporting") == before
 
 
+def test_nothing_is_said_of_an_attempt_that_is_over(trial: MakeTrial) -> None:
+    """What could not be asked for the last time is no news of what runs beside it."""
+    t = trial(stages={"sft": BASE, "reward": BASE})
+    t.look()
+    t.run("sft", step=1)
+    t.run("reward", step=1)
+    t.look()
+    t.put("sft", scrape_error="connection refused")
+    t.look()
+    assert condition(t, "ProgressReporting") == ("False", "Unreachable", "connection refused")
+    t.end("sft", 1)
+    t.look()
+    assert condition(t, "ProgressReporting")[:2] == ("True", "Fresh")
+
+
+def test_an_attempt_whose_end_is_not_confirmed_reports_nothing(trial: MakeTrial) -> None:
+    t = trial()
+    t.look()
+    t.run("sft", step=1)
+    t.look()
+    before = t.condition("ProgressReporting")
+    t.put("sft", processes=(), complete=True, confirmed=False, scrape_error="connection refused")
+    t.look()
+    assert t.condition("ProgressReporting") == before
+
+
 def test_a_job_that_never_ran_reports_nothing_at_its_end(trial: MakeTrial) -> None:
     t = trial()
     t.look()
@@ -125,30 +153,29 @@ def test_what_is_reported_is_written_once(trial: MakeTrial, error: str) -> None:
     assert t.job.status == written
 
 
-def fail(trial: Any, name: StageName, message: str = "Job is invalid") -> None:
-    status = fail_stage(trial.job, name, Reason.INVALID_SPEC, message, trial.now)
-    trial.job = trial.job.model_copy(update={"status": status})
+def refuse(trial: Any, name: str, *, final: bool = True, message: str = "Job is invalid") -> None:
+    """The current attempt of a stage could not be made."""
+    reason = Reason.INVALID_SPEC if final else Reason.CLAIM_MISSING
+    key = StageName(name), trial.stage(name).attempt
+    trial.refusals[key] = Refusal(reason, message, final=final)
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_refused_child_ends_the_job_in_the_next_pass(trial: MakeTrial, begun: bool) -> None:
+def test_a_refused_child_ends_the_job(trial: MakeTrial) -> None:
     t = trial()
-    if begun:
-        t.look()
-    fail(t, StageName.SFT)
-    assert not is_finished(t.job.status)
     t.look()
-    assert t.last.actions == ()
+    refuse(t, "sft")
+    t.look()
+    assert (t.last.actions, is_finished(t.job.status)) == ((), True)
     assert condition(t, "Failed") == ("True", "InvalidSpec", "stage sft: Job is invalid")
-    assert [event.reason for event in t.last.events] == [Reason.INVALID_SPEC]
+    assert condition(t, "ChildrenReady") is None
+    assert [event.reason for event in t.last.events] == [Reason.INVALID_SPEC] * 2
 
 
 def test_a_refused_child_stops_the_other_stages_first(trial: MakeTrial) -> None:
-    base = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
-    t = trial(stages={"sft": base, "reward": base})
+    t = trial(stages={"sft": BASE, "reward": BASE})
     t.look()
     t.run("reward")
-    fail(t, StageName.SFT)
+    refuse(t, "sft")
     t.look()
     assert (t.stops(), t.condition("Failed")) == ([("reward", 1)], None)
     t.end("reward", 75)
@@ -156,18 +183,72 @@ def test_a_refused_child_stops_the_other_stages_first(trial: MakeTrial) -> None:
     assert t.condition("Failed").message == "stage sft: Job is invalid"
 
 
-def test_what_has_ended_is_not_failed_again(trial: MakeTrial) -> None:
-    """A pass that finds the same mistake each time writes nothing at rest."""
+def test_a_child_that_is_refused_for_now_is_told_until_it_is_made(trial: MakeTrial) -> None:
     t = trial()
-    fail(t, StageName.SFT)
-    once = t.job.status
-    t.seconds += 100
-    fail(t, StageName.SFT, "another")
-    assert t.job.status == once
     t.look()
+    assert t.condition("ChildrenReady") is None
+    refuse(t, "sft", final=False, message="PersistentVolumeClaim runs is missing; create it")
+    t.look(1)
+    said = ("False", "ClaimMissing", "PersistentVolumeClaim runs is missing; create it")
+    assert condition(t, "ChildrenReady") == said
+    assert (t.started(), t.stage("sft").message) == ([("sft", 1)], said[2])
+    assert (t.job.status.summary.reason, t.job.status.phase) == ("ClaimMissing", "Pending")
+    written = t.job.status
+    t.look(60)
+    assert t.job.status == written
+    # A new leader has not tried yet.
+    t.refusals.clear()
+    t.look()
+    assert t.job.status == written
+    t.run("sft")
+    t.look()
+    assert condition(t, "ChildrenReady") == ("True", "Created", "all children are made")
+
+
+def test_a_refusal_about_an_attempt_that_is_over_says_nothing(trial: MakeTrial) -> None:
+    t = trial()
+    t.look()
+    refuse(t, "sft", final=False)
+    t.spec(suspend=True)
+    t.look()
+    t.spec(suspend=False)
+    t.look()
+    t.run("sft")
+    t.look()
+    assert (t.stage("sft").attempt, t.condition("ChildrenReady").status) == (2, "True")
+
+
+def test_all_children_are_made_when_each_stage_has_its_own(trial: MakeTrial) -> None:
+    t = trial(stages={"sft": BASE, "reward": BASE})
+    t.look()
+    t.run("sft")
+    t.look()
+    assert t.condition("ChildrenReady") is None
+    t.run("reward")
+    t.look()
+    assert t.condition("ChildrenReady").status == "True"
+    # Nothing is said while there is nothing to be made, or it was just asked for.
+    before = t.condition("ChildrenReady")
+    t.end("reward", 1)
+    t.finish("sft")
+    t.look()
+    t.look(2)
+    assert (t.started(), t.condition("ChildrenReady")) == ([("reward", 2)], before)
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_job_without_storage_fails(trial: MakeTrial, done: bool) -> None:
+    t = trial()
+    t.look()
+    if done:
+        t.finish("sft")
+    t.placement = replace(t.placement, storage="")
+    t.look()
+    stage = "reward" if done else "sft"
+    message = "spec.storage is missing; name a claim, for example pvc://claim/runs"
+    assert condition(t, "Failed") == ("True", "InvalidSpec", f"stage {stage}: {message}")
     over = t.job.status
-    t.seconds += 100
-    fail(t, StageName.PPO)
+    t.look(100)
     assert t.job.status == over
 
 

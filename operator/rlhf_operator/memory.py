@@ -1,0 +1,83 @@
+"""What the operator keeps of a job between passes, by uid. It saves requests and decides nothing.
+
+Called by `reconcile`. A new leader starts with none of it and comes to the same verdicts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rlhf_api.names import StageName
+from rlhf_operator.planning.observed import ObservedProcess, Refusal
+
+FIRST_RETRY_SECONDS = 0.5
+LAST_RETRY_SECONDS = 60.0
+LACKING_SECONDS = 2.0
+"""How long the Job controller may take to make pods before anyone asks why it has not."""
+
+AttemptId = tuple[StageName, int]
+
+
+@dataclass
+class Refused:
+    """An action that was refused.
+
+    Attributes:
+        refusal: why.
+        not_before: when it may be tried again, whatever wakes the job; on the monotonic clock.
+        failures: how often it was refused in a row.
+    """
+
+    refusal: Refusal
+    not_before: float
+    failures: int = 1
+
+
+@dataclass
+class Lookup:
+    """The Events of a Job that lacks pods.
+
+    Attributes:
+        next: when they are asked for again; on the monotonic clock.
+        pause: seconds between the last two times.
+        found: what they told; None before they were asked for.
+    """
+
+    next: float
+    pause: float = LACKING_SECONDS
+    found: ObservedProcess | None = None
+
+
+@dataclass
+class Memory:
+    """Of one job.
+
+    Attributes:
+        refused: the actions that were refused and have not been done since.
+        lookups: the attempts that lack pods.
+        remains: what the Events of attempts without pods told, each asked for once.
+    """
+
+    refused: dict[AttemptId, Refused] = field(default_factory=dict)
+    lookups: dict[AttemptId, Lookup] = field(default_factory=dict)
+    remains: dict[AttemptId, ObservedProcess | None] = field(default_factory=dict)
+
+    def refusals(self) -> Mapping[AttemptId, Refusal]:
+        """Why actions are not done yet."""
+        return {ident: refused.refusal for ident, refused in self.refused.items()}
+
+    def may_try(self, ident: AttemptId, now: float) -> bool:
+        """Whether an action may be tried at `now`."""
+        refused = self.refused.get(ident)
+        return refused is None or now >= refused.not_before
+
+    def refuse(self, ident: AttemptId, refusal: Refusal, now: float) -> bool:
+        """Note a refusal; True if it says something new."""
+        known = self.refused.get(ident)
+        failures = 1 if known is None else known.failures + 1
+        pause = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16))
+        self.refused[ident] = Refused(refusal, now + max(refusal.at_least, pause), failures)
+        return known is None or known.refusal != refusal
+
+    def next_try(self) -> float | None:
+        """When the first refused action may be tried again; None if there is none."""
+        return min((refused.not_before for refused in self.refused.values()), default=None)

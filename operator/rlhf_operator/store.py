@@ -1,0 +1,218 @@
+"""What is known of jobs and their children: filled by LISTs, kept fresh by watches and own writes.
+
+Called by `watches`, `reconcile` and `act`. Pure: nothing is asked for here. The newer resource
+version of a uid wins, whoever brings it, so that the order of arrival does not matter.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from rlhf_api.names import PLURAL
+from rlhf_operator.fields import owner_uid, trimmed
+from rlhf_operator.work_queue import Key
+
+Raw = dict[str, Any]
+
+REMEMBER_SECONDS = 600.0
+"""How long a deleted uid is known; whatever still speaks of it is late."""
+
+
+class Kind(StrEnum):
+    """What the store holds, by the plural that stands in paths."""
+
+    RLHFJOB = PLURAL
+    JOB = "jobs"
+    POD = "pods"
+
+
+@dataclass(frozen=True)
+class Gang:
+    """A batch/v1 Job with its Pods.
+
+    Attributes:
+        job: the Job.
+        pods: its Pods, in any order.
+    """
+
+    job: Raw
+    pods: tuple[Raw, ...]
+
+
+class Collection:
+    """Objects of one kind: the newest version of each, found by uid and by their owner's uid."""
+
+    def __init__(self, kind: Kind, clock: Callable[[], float]) -> None:
+        self._kind, self._clock = kind, clock
+        self._objects: dict[str, Raw] = {}
+        self._by_owner: dict[str, dict[str, None]] = {}
+        self._deleted: OrderedDict[str, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def find(self, uid: str) -> Raw | None:
+        """The object with that uid; None if it is not there."""
+        return self._objects.get(uid)
+
+    def all(self) -> list[Raw]:
+        """Every object."""
+        return list(self._objects.values())
+
+    def owned_by(self, uid: str) -> list[Raw]:
+        """The objects that the one with `uid` controls."""
+        return [self._objects[child] for child in self._by_owner.get(uid, ())]
+
+    def put(self, raw: Raw) -> bool:
+        """Take in an object; False if it tells nothing new."""
+        uid = raw["metadata"]["uid"]
+        known = self._objects.get(uid)
+        if uid in self._deleted or (known is not None and version_of(known) >= version_of(raw)):
+            return False
+        self._objects[uid] = trimmed(self._kind, raw)
+        if (owner := owner_uid(raw)) is not None:
+            self._by_owner.setdefault(owner, {})[uid] = None
+        return True
+
+    def remove(self, uid: str) -> Raw | None:
+        """Forget an object that was deleted; gives it, if it was there."""
+        now = self._clock()
+        self._deleted.setdefault(uid, now)
+        while self._deleted and now - next(iter(self._deleted.values())) > REMEMBER_SECONDS:
+            self._deleted.popitem(last=False)
+        found = self._objects.pop(uid, None)
+        if found is not None and (owner := owner_uid(found)) is not None:
+            children = self._by_owner[owner]
+            del children[uid]
+            if not children:
+                del self._by_owner[owner]
+        return found
+
+    def replace(self, scope: Iterable[Raw], items: Iterable[Raw], version: int) -> list[Raw]:
+        """Take in a LIST.
+
+        Args:
+            scope: the known objects that the LIST would show if they were still there.
+            items: what it shows.
+            version: the resource version at which it was made.
+
+        Returns:
+            What changed: objects that are new or newer, and those that are gone.
+        """
+        listed = {raw["metadata"]["uid"]: raw for raw in items}
+        gone = [
+            raw
+            for raw in scope
+            if raw["metadata"]["uid"] not in listed and version_of(raw) <= version
+        ]
+        for raw in gone:
+            self.remove(raw["metadata"]["uid"])
+        return [raw for raw in listed.values() if self.put(raw)] + gone
+
+
+class Store:
+    """RLHFJobs with, by owner uid, their Jobs and those Jobs' Pods."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._of = {kind: Collection(kind, clock) for kind in Kind}
+        self._uids: dict[Key, str] = {}
+
+    def put(self, kind: Kind, raw: Raw) -> Key | None:
+        """Take in an object; gives the key of the job that it is news of, if it is."""
+        if not self._of[kind].put(raw):
+            return None
+        if kind is Kind.RLHFJOB:
+            self._name(raw)
+        return self._job_key(kind, raw)
+
+    def remove(self, kind: Kind, raw: Raw) -> Key | None:
+        """An object was deleted; gives the key of the job that this is news of."""
+        found = self._of[kind].remove(raw["metadata"]["uid"])
+        if found is None:
+            return None
+        key = self._job_key(kind, found)
+        if kind is Kind.RLHFJOB:
+            self._unname(found)
+        return key
+
+    def replace(self, kind: Kind, namespace: str, items: Iterable[Raw], version: int) -> set[Key]:
+        """Take in a LIST of a namespace, or of all if empty; gives the keys that it is news of."""
+        scope = [
+            raw
+            for raw in self._of[kind].all()
+            if not namespace or raw["metadata"]["namespace"] == namespace
+        ]
+        return self._replaced(kind, self._of[kind].replace(scope, items, version))
+
+    def replace_pods(self, job_uid: str, items: Iterable[Raw], version: int) -> None:
+        """Take in a LIST of the Pods of one Job."""
+        scope = self._of[Kind.POD].owned_by(job_uid)
+        self._of[Kind.POD].replace(scope, items, version)
+
+    def job(self, key: Key) -> Raw | None:
+        """The RLHFJob of that namespace and name."""
+        uid = self._uids.get(key)
+        return None if uid is None else self._of[Kind.RLHFJOB].find(uid)
+
+    def keys(self, namespace: str = "") -> list[Key]:
+        """Keys of all RLHFJobs, or of those of a namespace."""
+        return [key for key in self._uids if not namespace or key[0] == namespace]
+
+    def gangs(self, uid: str) -> list[Gang]:
+        """The Jobs of the RLHFJob with `uid`, with their Pods."""
+        pods = self._of[Kind.POD]
+        return [
+            Gang(job, tuple(pods.owned_by(job["metadata"]["uid"])))
+            for job in self._of[Kind.JOB].owned_by(uid)
+        ]
+
+    def count(self, kind: Kind) -> int:
+        """How many objects of a kind there are."""
+        return len(self._of[kind])
+
+    def _replaced(self, kind: Kind, changed: list[Raw]) -> set[Key]:
+        keys = set()
+        for raw in changed:
+            keys.add(self._job_key(kind, raw))
+            if kind is Kind.RLHFJOB and self._of[kind].find(raw["metadata"]["uid"]) is None:
+                self._unname(raw)
+            elif kind is Kind.RLHFJOB:
+                self._name(raw)
+        return {key for key in keys if key is not None}
+
+    def _name(self, raw: Raw) -> None:
+        """Let the key stand for this job, unless a later one of the same name is known."""
+        key, uid = key_of(raw), raw["metadata"]["uid"]
+        other = self.job(key)
+        if other is None or version_of(raw) >= version_of(other):
+            self._uids[key] = uid
+            if other is not None and other["metadata"]["uid"] != uid:
+                self._of[Kind.RLHFJOB].remove(other["metadata"]["uid"])
+
+    def _unname(self, raw: Raw) -> None:
+        if self._uids.get(key_of(raw)) == raw["metadata"]["uid"]:
+            del self._uids[key_of(raw)]
+
+    def _job_key(self, kind: Kind, raw: Raw) -> Key | None:
+        """The key of the RLHFJob that an object is of; None while that is not known."""
+        if kind is Kind.RLHFJOB:
+            return key_of(raw)
+        owner = owner_uid(raw)
+        if kind is Kind.POD:
+            job = self._of[Kind.JOB].find(owner or "")
+            owner = None if job is None else owner_uid(job)
+        found = self._of[Kind.RLHFJOB].find(owner or "")
+        return None if found is None else key_of(found)
+
+
+def key_of(raw: Raw) -> Key:
+    """Namespace and name of an object."""
+    return raw["metadata"]["namespace"], raw["metadata"]["name"]
+
+
+def version_of(raw: Raw) -> int:
+    """The resource version, which grows with every write to an object."""
+    return int(raw["metadata"]["resourceVersion"])

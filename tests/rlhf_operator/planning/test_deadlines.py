@@ -1,0 +1,93 @@
+"""Deadlines of a job, a stage, an attempt that waits and one that hangs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rlhf_api.names import Reason
+
+MakeTrial = Callable[..., Any]
+
+
+def test_no_deadline_counts_time_in_suspension(trial: MakeTrial) -> None:
+    t = trial(runPolicy={"activeDeadlineSeconds": 100, "stageDeadlineSeconds": 90}).running("sft")
+    t.spec(suspend=True)
+    t.look(10)
+    t.end("sft", 75)
+    t.look(10)
+    t.look(5000)
+    t.spec(suspend=False)
+    t.look()
+    assert t.started() == [("sft", 2)]
+    t.run("sft")
+    t.look(68)
+    assert t.stage("sft").state == "Running"
+    t.look(1)
+    assert t.stage("sft").reason is Reason.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "field"),
+    [
+        ({"activeDeadlineSeconds": 50}, Reason.DEADLINE_EXCEEDED, "activeDeadlineSeconds (50)"),
+        ({"stageDeadlineSeconds": 50}, Reason.DEADLINE_EXCEEDED, "stageDeadlineSeconds (50)"),
+    ],
+)
+def test_deadlines_stop_what_runs_and_then_fail(
+    trial: MakeTrial, limits: dict[str, int], reason: Reason, field: str
+) -> None:
+    t = trial(runPolicy=limits).running("sft")
+    t.look(48)
+    assert t.stage("sft").state == "Running"
+    t.look(1)
+    assert (t.stage("sft").state, t.stops(), t.condition("Failed")) == (
+        "Failed",
+        [("sft", 1)],
+        None,
+    )
+    t.end("sft", 75)
+    t.look(5)
+    assert t.condition("Failed").reason is reason
+    assert field in t.condition("Failed").message
+
+
+def test_the_job_deadline_also_ends_the_wait_for_a_restart(trial: MakeTrial) -> None:
+    t = trial(runPolicy={"activeDeadlineSeconds": 50}).running("sft")
+    t.look(47)
+    t.end("sft", 1)
+    t.look(1)
+    assert t.stage("sft").state == "Restarting"
+    t.look(1)
+    assert t.condition("Failed").reason is Reason.DEADLINE_EXCEEDED
+
+
+def test_the_pending_deadline(trial: MakeTrial) -> None:
+    t = trial(runPolicy={"pendingDeadlineSeconds": 30})
+    t.look()
+    t.put("sft", processes=(t.process("sft", reason=Reason.IMAGE_PULL, message="no image x"),))
+    t.look(29)
+    assert t.stage("sft").state == "Starting"
+    t.look(1)
+    assert t.stage("sft").reason is Reason.PENDING_DEADLINE_EXCEEDED
+    assert t.stage("sft").message.endswith("no image x")
+
+
+def test_a_gang_that_hangs_is_restarted_and_the_restart_counted(trial: MakeTrial) -> None:
+    t = trial(runPolicy={"progressDeadlineSeconds": 60}).running("sft")
+    t.look(59)
+    assert t.stage("sft").state == "Running"
+    t.run("sft", step=11)
+    t.look(1)
+    t.look(59)
+    assert t.stage("sft").state == "Running"
+    t.look(1)
+    assert (t.stage("sft").state, t.stops()) == ("Stopping", [("sft", 1)])
+    t.end("sft", 75)
+    t.look()
+    assert (t.stage("sft").state, t.stage("sft").restarts) == ("Restarting", 1)
+    assert t.stage("sft").reason is Reason.PROGRESS_DEADLINE_EXCEEDED
+    t.look(2)
+    t.run("sft", step=10)
+    t.look(30)
+    assert t.stage("sft").state == "Running"

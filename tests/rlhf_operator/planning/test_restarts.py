@@ -1,0 +1,121 @@
+"""When a stage gets another attempt, and what it costs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rlhf_api.names import Reason, StageName
+from rlhf_api.v1alpha1 import RunPolicy
+from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase
+
+MakeTrial = Callable[..., Any]
+
+
+def test_a_crash_restarts_with_backoff(trial: MakeTrial) -> None:
+    t = trial().running("sft")
+    t.run("sft", step=30, last_checkpoint_step=20, eta_seconds=9)
+    t.look()
+    t.end("sft", 1, said={"message": "boom"})
+    t.look()
+    assert (t.stage("sft").state, t.stage("sft").restarts) == ("Restarting", 1)
+    assert (t.condition("Running").reason, t.job.status.phase) == ("Restarting", "Restarting")
+    assert t.last.events[0].message == "stage sft: boom"
+    t.look(1)
+    assert t.last.actions == ()
+    t.look(1)
+    assert t.started() == [("sft", 2)]
+    assert t.last.actions[0].checkpoint_step == 20
+    assert t.stage("sft").start_time < t.stage("sft").attempt_start_time
+    assert t.stage("sft").progress.step == 30
+    assert t.stage("sft").progress.eta_seconds is None
+    # The step is an earlier one now, and that is progress all the same.
+    t.run("sft", step=21)
+    t.look(5)
+    assert t.stage("sft").last_progress_time == t.now
+
+
+def test_restarts_are_bounded(trial: MakeTrial) -> None:
+    t = trial(runPolicy={"maxRestarts": 1}).running("sft")
+    t.end("sft", 1)
+    t.look()
+    t.look(2)
+    t.end("sft", 74, said={"reason": Reason.IO_ERROR, "message": "disk full"})
+    t.look()
+    assert t.stage("sft").reason is Reason.MAX_RESTARTS
+    assert t.condition("Failed").message == (
+        "stage sft: disk full (runPolicy.maxRestarts 1 is used up)"
+    )
+    assert t.job.status.summary.reason == "MaxRestarts"
+
+
+def test_disruptions_are_counted_apart_and_bounded(trial: MakeTrial) -> None:
+    t = trial(runPolicy={"maxRestarts": 0, "maxDisruptions": 1}).running("sft")
+    t.run("sft", step=30, last_checkpoint_step=20)
+    t.end("sft", 143, disrupted=True)
+    t.look()
+    assert (t.stage("sft").restarts, t.stage("sft").disruptions) == (0, 1)
+    t.look(1)
+    assert t.started() == [("sft", 2)]
+    t.put("sft", checkpoint_step=20)
+    t.run("sft", step=40, last_checkpoint_step=40)
+    t.end("sft", 143, disrupted=True)
+    t.look()
+    assert t.stage("sft").reason is Reason.MAX_DISRUPTIONS
+
+
+def test_a_persons_mistake_fails_once_at_once(trial: MakeTrial) -> None:
+    t = trial().running("sft")
+    t.end("sft", 65, said={"reason": Reason.DATA_ERROR, "message": "rows.jsonl: line 3: no query"})
+    t.look()
+    assert t.last.actions == ()
+    assert t.condition("Failed").reason is Reason.DATA_ERROR
+    assert t.condition("Failed").message == "stage sft: rows.jsonl: line 3: no query"
+    assert [event.type for event in t.last.events] == ["Warning", "Warning"]
+
+
+def test_the_old_gang_is_gone_before_the_next_starts(trial: MakeTrial) -> None:
+    t = trial().running("sft")
+    dead = t.process("sft", phase=ProcessPhase.FAILED, exit_code=1, finished_at=t.now)
+    hung = t.process("sft", index=1, phase=ProcessPhase.RUNNING, ready=True)
+    t.put("sft", processes=(dead, hung))
+    t.look(9)
+    assert (t.stage("sft").state, t.last.actions) == ("Running", ())
+    t.look(1)
+    assert (t.stage("sft").state, t.stops()) == ("Restarting", [("sft", 1)])
+    t.put("sft", processes=(dead, t.process("sft", phase=ProcessPhase.RUNNING, terminating=True)))
+    t.look(60)
+    assert t.last.actions == ()
+    t.put("sft", processes=(dead, t.process("sft", phase=ProcessPhase.RUNNING, lost=True)))
+    t.look()
+    assert t.started() == [("sft", 2)]
+
+
+def test_nothing_starts_beside_an_earlier_attempt_that_has_come_back(trial: MakeTrial) -> None:
+    t = trial().running("sft")
+    t.end("sft", 1)
+    t.look()
+    t.look(2)
+    assert t.started() == [("sft", 2)]
+    back = t.process("sft", phase=ProcessPhase.RUNNING, ready=True)
+    t.attempts[StageName.SFT, 1] = ObservedAttempt(StageName.SFT, 1, (back,))
+    t.look()
+    assert (t.started(), t.stops()) == ([], [("sft", 1)])
+    del t.attempts[StageName.SFT, 1]
+    t.look()
+    assert t.started() == [("sft", 2)]
+
+
+def test_an_attempt_that_vanished_is_another_one(trial: MakeTrial) -> None:
+    t = trial().running("sft")
+    t.attempts.clear()
+    t.look()
+    assert (t.stage("sft").state, t.stage("sft").restarts) == ("Restarting", 1)
+    t.look(2)
+    assert t.started() == [("sft", 2)]
+
+
+def test_a_policy_that_changed_holds_from_now_on(trial: MakeTrial) -> None:
+    t = trial(runPolicy={"maxRestarts": 0}).running("sft")
+    t.spec(run_policy=RunPolicy(max_restarts=1))
+    t.end("sft", 1)
+    t.look()
+    assert t.stage("sft").state == "Restarting"

@@ -1,0 +1,160 @@
+"""The store: whatever order news comes in, it ends as the cluster is."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_operator.store import REMEMBER_SECONDS, Kind, Store
+
+Raw = dict[str, Any]
+KEY = ("team", "demo")
+
+
+def raw(uid: str, version: int, owner: str = "", name: str = "", **more: Any) -> Raw:
+    metadata: Raw = {"uid": uid, "resourceVersion": str(version), "namespace": "team"}
+    metadata["name"] = name or uid
+    if owner:
+        metadata["ownerReferences"] = [{"uid": owner, "controller": True}]
+    return {"apiVersion": "v1", "kind": "X", "metadata": metadata} | more
+
+
+def demo(version: int, uid: str = "demo-1") -> Raw:
+    return raw(uid, version, name="demo")
+
+
+def filled() -> Store:
+    """A job with one Job of one pod."""
+    store = Store()
+    store.put(Kind.RLHFJOB, demo(1))
+    store.put(Kind.JOB, raw("job", 2, owner="demo-1"))
+    store.put(Kind.POD, raw("pod", 3, owner="job"))
+    return store
+
+
+def test_news_of_a_child_is_news_of_its_job() -> None:
+    store = filled()
+    assert store.put(Kind.POD, raw("pod", 4, owner="job")) == KEY
+    assert store.put(Kind.JOB, raw("job", 5, owner="demo-1")) == KEY
+    (gang,) = store.gangs("demo-1")
+    assert [pod["metadata"]["resourceVersion"] for pod in gang.pods] == ["4"]
+    assert store.remove(Kind.POD, raw("pod", 6, owner="job")) == KEY
+    (gang,) = store.gangs("demo-1")
+    assert gang.pods == ()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_is_not_newer_is_no_news(version: int) -> None:
+    store = filled()
+    assert store.put(Kind.POD, raw("pod", version, owner="job", status={"phase": "Old"})) is None
+    (gang,) = store.gangs("demo-1")
+    assert "phase" not in gang.pods[0]["status"]
+
+
+def test_versions_are_numbers() -> None:
+    store = Store()
+    store.put(Kind.RLHFJOB, demo(9))
+    assert store.put(Kind.RLHFJOB, demo(10)) == KEY
+
+
+def test_a_pod_may_come_before_its_job() -> None:
+    store = Store()
+    store.put(Kind.RLHFJOB, demo(1))
+    assert store.put(Kind.POD, raw("pod", 3, owner="job")) is None
+    assert store.put(Kind.JOB, raw("job", 2, owner="demo-1")) == KEY
+    (gang,) = store.gangs("demo-1")
+    assert len(gang.pods) == 1
+
+
+def test_a_deleted_uid_does_not_come_back_by_late_news() -> None:
+    now = 0.0
+    store = Store(lambda: now)
+    store.put(Kind.RLHFJOB, demo(1))
+    assert store.remove(Kind.RLHFJOB, demo(2)) == KEY
+    assert store.put(Kind.RLHFJOB, demo(3)) is None
+    assert store.job(KEY) is None
+    now = REMEMBER_SECONDS + 1
+    store.remove(Kind.RLHFJOB, raw("other", 4))
+    # Forgotten by now, so that memory stays bounded.
+    assert store.put(Kind.RLHFJOB, demo(3)) == KEY
+
+
+def test_a_job_applied_again_is_another_job() -> None:
+    store = filled()
+    assert store.put(Kind.RLHFJOB, demo(7, "demo-2")) == KEY
+    found = store.job(KEY)
+    assert found is not None
+    assert found["metadata"]["uid"] == "demo-2"
+    assert store.gangs("demo-2") == []
+    # The deletion of the first comes late.
+    store.remove(Kind.RLHFJOB, demo(6))
+    assert store.job(KEY) is found
+
+
+def test_an_older_job_of_the_same_name_changes_nothing() -> None:
+    store = Store()
+    store.put(Kind.RLHFJOB, demo(7, "demo-2"))
+    store.put(Kind.RLHFJOB, demo(3, "demo-1"))
+    found = store.job(KEY)
+    assert found is not None
+    assert found["metadata"]["uid"] == "demo-2"
+
+
+def test_a_list_removes_what_it_lacks_unless_that_is_newer() -> None:
+    store = Store()
+    for uid, version in (("old", 3), ("new", 30)):
+        store.put(Kind.RLHFJOB, raw(uid, version))
+    other = raw("elsewhere", 1)
+    other["metadata"]["namespace"] = "other"
+    store.put(Kind.RLHFJOB, other)
+    changed = store.replace(Kind.RLHFJOB, "team", [raw("listed", 5)], 20)
+    assert changed == {("team", "old"), ("team", "listed")}
+    assert sorted(store.keys()) == [("other", "elsewhere"), ("team", "listed"), ("team", "new")]
+
+
+def test_a_list_of_one_jobs_pods_leaves_other_pods() -> None:
+    store = filled()
+    store.put(Kind.POD, raw("gone", 4, owner="job"))
+    store.put(Kind.POD, raw("foreign", 4, owner="elsewhere"))
+    store.replace_pods("job", [raw("pod", 8, owner="job")], 9)
+    (gang,) = store.gangs("demo-1")
+    assert [pod["metadata"]["resourceVersion"] for pod in gang.pods] == ["8"]
+    assert store.count(Kind.POD) == 2
+
+
+Step = tuple[str, int]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    history=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=12),
+    data=st.data(),
+)
+def test_any_order_of_events_and_lists_ends_as_the_cluster_is(
+    history: list[str], data: st.DataObject
+) -> None:
+    """Each step creates, changes or deletes an object; each life of a name has a uid of its own."""
+    states: list[dict[str, Raw]] = [{}]
+    events: list[tuple[str, Raw]] = []
+    lives = dict.fromkeys("abc", 0)
+    for version, name in enumerate(history, start=1):
+        state = dict(states[-1])
+        if name in state and data.draw(st.booleans()):
+            events.append(("DELETED", raw(state.pop(name)["metadata"]["uid"], version, name=name)))
+        else:
+            lives[name] += name not in state
+            state[name] = raw(f"{name}{lives[name]}", version, name=name)
+            events.append(("MODIFIED", state[name]))
+        states.append(state)
+    store = Store()
+    for _, told in data.draw(st.permutations(list(enumerate(events)))):
+        if data.draw(st.booleans()):
+            at = data.draw(st.integers(0, len(history)))
+            store.replace(Kind.RLHFJOB, "team", states[at].values(), at)
+        put = store.remove if told[0] == "DELETED" else store.put
+        put(Kind.RLHFJOB, told[1])
+    store.replace(Kind.RLHFJOB, "team", states[-1].values(), len(history))
+    found = {name: store.job(("team", name)) for _, name in list(store.keys())}
+    versions = {n: r["metadata"]["resourceVersion"] for n, r in found.items() if r is not None}
+    assert versions == {n: r["metadata"]["resourceVersion"] for n, r in states[-1].items()}
