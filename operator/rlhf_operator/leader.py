@@ -1,21 +1,29 @@
-"""One replica leads, by a Lease, and gives it back at its end: another takes over at once."""
+"""One replica leads, by a Lease; at its end it gives the Lease back: another takes over at once.
+
+Called by `__main__`. Clocks of two machines are never compared: a candidate counts the time since
+it saw the Lease change, and a leader ends its work before that time can be over for anybody.
+"""
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
-
-from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Self
 
 from rlhf_api.errors import RLHFError
-from rlhf_operator.kube import ApiError, Kube
+from rlhf_operator.kube import ApiError, Kube, Raw
 from rlhf_operator.metrics import LEADER
 from rlhf_operator.settings import Settings
 
 LEASE_SECONDS = 12
 RENEW_SECONDS = 8
 RETRY_SECONDS = 2
+REQUEST_SECONDS = 3
+STOP_SECONDS = 3
+"""For the work to end: with RENEW_SECONDS less than LEASE_SECONDS."""
+REQUESTS_PER_SECOND = 10
 
 logger = logging.getLogger(__name__)
 
@@ -24,70 +32,321 @@ class LeadershipLostError(RLHFError):
     """Another replica may lead by now; nothing more may be written."""
 
 
+@dataclass(frozen=True)
+class Sight:
+    """A Lease as it was seen, and what counts of it.
+
+    Attributes:
+        lease: the object; None while there is none.
+        record: its spec, or that of the Lease before it, which still counts for its time.
+        uid: of the Lease that the record is from.
+        since: when the record was seen to change, by the local monotonic clock.
+    """
+
+    lease: Raw | None
+    record: Raw
+    uid: str
+    since: float
+
+    @classmethod
+    def of(cls, lease: Raw | None, now: float) -> Self:
+        """A Lease of whose past nothing is known."""
+        return cls(lease, _spec(lease), _uid(lease), now)
+
+
+@dataclass(frozen=True)
+class Take:
+    """Nobody holds the Lease any more."""
+
+
+@dataclass(frozen=True)
+class Renew:
+    """The Lease is ours."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Another replica holds the Lease; look again after `seconds`."""
+
+    seconds: float
+
+
+def see(last: Sight | None, lease: Raw | None, now: float) -> Sight:
+    """What a Lease read at `now` changes.
+
+    A Lease that is deleted, or made anew and held by nobody, ends no leadership: its holder may not
+    know of it yet, and makes it again.
+    """
+    found = Sight.of(lease, now)
+    if last is None:
+        return found
+    vanished = found.uid != last.uid and not found.record.get("holderIdentity")
+    if vanished or found.record == last.record:
+        return replace(last, lease=lease)
+    return found
+
+
+def decide(sight: Sight, now: float, identity: str) -> Take | Renew | Wait:
+    """What a replica does about the Lease that it sees."""
+    holder = sight.record.get("holderIdentity")
+    if holder == identity:
+        return Renew()
+    left = sight.since + (sight.record.get("leaseDurationSeconds") or LEASE_SECONDS) - now
+    if not holder or left <= 0:
+        return Take()
+    return Wait(min(left, RETRY_SECONDS))
+
+
+def held(sight: Sight, identity: str, owner: Raw | None, now: datetime) -> Raw:
+    """The Lease as `identity` writes it, to take it or to renew it."""
+    before = _spec(sight.lease) or sight.record
+    ours = before.get("holderIdentity") == identity
+    moment = _micro_time(now)
+    transitions = before.get("leaseTransitions") or 0
+    spec = before | {
+        "holderIdentity": identity,
+        "leaseDurationSeconds": LEASE_SECONDS,
+        "acquireTime": (before.get("acquireTime") if ours else None) or moment,
+        "renewTime": moment,
+        "leaseTransitions": transitions + (bool(before) and not ours),
+    }
+    metadata: Raw = dict((sight.lease or {}).get("metadata") or {})
+    if owner:
+        others = [
+            each
+            for each in _owners(sight.lease)
+            if (each["kind"], each["name"]) != (owner["kind"], owner["name"])
+        ]
+        metadata["ownerReferences"] = [*others, owner]
+    return {"metadata": metadata, "spec": spec}
+
+
+class Election:
+    """The Lease, taken and renewed under one identity.
+
+    Attributes:
+        renewed_at: when the last request was sent that wrote our name, by the monotonic clock.
+    """
+
+    def __init__(self, kube: Kube, settings: Settings) -> None:
+        # A budget of its own: no burst of the workers delays a renewal.
+        self._kube = Kube(kube.client, REQUESTS_PER_SECOND)
+        self._identity, self._name = settings.identity, settings.lease_name
+        self._leases = f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
+        self._deployments = f"/apis/apps/v1/namespaces/{settings.namespace}/deployments"
+        self._deployment = settings.deployment
+        self._owner: Raw | None = None
+        self._sight: Sight | None = None
+        self._complaint = ""
+        self.renewed_at = -float("inf")
+
+    async def acquire(self) -> None:
+        """Wait until the Lease is ours, whatever becomes of single requests."""
+        while True:
+            started = time.monotonic()
+            try:
+                step = await self._look()
+                if not isinstance(step, Wait):
+                    await self._find_owner()
+                    await self._write()
+                    return
+                pause, self._complaint = step.seconds, ""
+            except ApiError as error:
+                self._complain("not taken", error)
+                pause = started + RETRY_SECONDS - time.monotonic()
+            await asyncio.sleep(max(0, pause))
+
+    async def keep(self) -> None:
+        """Renew the Lease until it is another's; failed requests are repeated without end.
+
+        Raises:
+            LeadershipLostError: another replica holds it.
+        """
+        pause: float = RETRY_SECONDS
+        stale = False
+        while True:
+            await asyncio.sleep(max(0, pause))
+            started = time.monotonic()
+            try:
+                if stale and not isinstance(await self._look(), Renew):
+                    raise LeadershipLostError(f"Lease {self._name} is held by {self._holder()}")
+                await self._write()
+                stale = False
+                await self._find_owner()
+                pause = started + RETRY_SECONDS - time.monotonic()
+            except ApiError as error:
+                self._complain("not renewed", error)
+                # Whoever changed it may lead: that is to be seen at once.
+                stale, changed = True, error.status in (404, 409)
+                pause = 0 if changed else started + RETRY_SECONDS - time.monotonic()
+
+    async def release(self) -> None:
+        """Give the Lease back if it is ours; else another replica waits until it has run out."""
+        try:
+            if not isinstance(await self._look(), Renew):
+                return
+            assert self._sight is not None
+            if self._sight.lease is None:
+                return
+            lease = held(self._sight, self._identity, None, datetime.now(UTC))
+            # The shortest time there is, for readers that count even a Lease of nobody.
+            lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+            await self._request("Lease", "PUT", self._path, lease)
+        except ApiError as error:
+            logger.warning("Lease %s is not given back: %s", self._name, error)
+
+    @property
+    def _path(self) -> str:
+        return f"{self._leases}/{self._name}"
+
+    async def _look(self) -> Take | Renew | Wait:
+        try:
+            lease = await self._request("Lease", "GET", self._path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            lease = None
+        now = time.monotonic()
+        self._sight = see(self._sight, lease, now)
+        return decide(self._sight, now, self._identity)
+
+    async def _write(self) -> None:
+        """Write our name, if the Lease is still the one that was seen (else 409)."""
+        assert self._sight is not None
+        lease = held(self._sight, self._identity, self._owner, datetime.now(UTC))
+        started = time.monotonic()
+        try:
+            if self._sight.lease is None:
+                lease["metadata"] = {**lease["metadata"], "name": self._name}
+                written = await self._request("Lease", "POST", self._leases, lease)
+            else:
+                written = await self._request("Lease", "PUT", self._path, lease)
+        except ApiError as error:
+            if error.status == 403 and self._owner and _owners(lease) != _owners(self._sight.lease):
+                self._do_without_owner(error, f"`delete` on the Lease {self._name}")
+            raise
+        self._sight = Sight.of(written, started)
+        self.renewed_at = started
+        self._complaint = ""
+
+    async def _request(self, kind: str, method: str, path: str, body: Raw | None = None) -> Raw:
+        answer = await self._kube.request(method, path, body, timeout=REQUEST_SECONDS)
+        if answer.get("kind") != kind:  # Something in between answers for the API server.
+            raise ApiError(path, 0, {"message": f"{method} {path}: the answer is no {kind}"})
+        return answer
+
+    async def _find_owner(self) -> None:
+        """Look once for our own Deployment: with it, the garbage collector removes the Lease."""
+        if not self._deployment or self._owner:
+            return
+        path = f"{self._deployments}/{self._deployment}"
+        try:
+            uid = _uid(await self._request("Deployment", "GET", path))
+        except ApiError as error:
+            if error.status in (403, 404):
+                self._do_without_owner(error, f"`get` on the Deployment {self._deployment}")
+            return  # Else it is looked for again with the next renewal.
+        self._owner = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "name": self._deployment,
+            "uid": uid,
+        }
+
+    def _do_without_owner(self, error: ApiError, right: str) -> None:
+        self._deployment, self._owner = "", None
+        logger.warning(
+            "Lease %s gets no owner and will outlive an uninstall: %s; grant the operator %s, "
+            "or correct RLHF_OPERATOR_DEPLOYMENT",
+            *(self._name, error, right),
+        )
+
+    def _holder(self) -> str:
+        record = self._sight.record if self._sight else {}
+        return record.get("holderIdentity") or "nobody"
+
+    def _complain(self, what: str, error: ApiError) -> None:
+        """Log a failure once, not every two seconds."""
+        complaint = f"Lease {self._name} is {what}: {error}; trying again"
+        if complaint != self._complaint:
+            logger.warning("%s", complaint)
+        self._complaint = complaint
+
+
 async def lead(kube: Kube, settings: Settings, work: Callable[[], Awaitable[None]]) -> None:
     """Wait until this replica leads, then do `work` and give the Lease back.
 
     Raises:
-        LeadershipLostError: the Lease could not be renewed in time; `work` was cancelled.
+        LeadershipLostError: the Lease could not be renewed in time, or is another's; `work` was
+            cancelled, and what does not end within STOP_SECONDS is left behind.
     """
-    await _make_lease(kube, settings)
-    lock = LeaseLock(settings.lease_name, settings.namespace, settings.identity, kube.client)
-    elected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def leading() -> None:
-        elected.set_result(None)
-
-    async def lost() -> None:
-        LEADER.set(0)
-
-    config = Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, leading, lost)
-    election = asyncio.create_task(LeaderElection(config).run())
-    working: asyncio.Task[None] | None = None
+    election = Election(kube, settings)
+    tasks: list[asyncio.Task[None]] = []
+    lost = False
     try:
-        await asyncio.wait({election, elected}, return_when=asyncio.FIRST_COMPLETED)
-        if not election.done():
-            logger.info("%s leads", settings.identity)
-            LEADER.set(1)
-            working = asyncio.create_task(_awaited(work))
-            await asyncio.wait({election, working}, return_when=asyncio.FIRST_COMPLETED)
-        if election.done():
-            election.result()
-            raise LeadershipLostError(f"Lease {settings.lease_name} was not renewed in time")
-        assert working is not None
-        await working
+        await election.acquire()
+        logger.info("%s leads", settings.identity)
+        LEADER.set(1)
+        tasks += [asyncio.create_task(election.keep()), asyncio.create_task(_awaited(work))]
+        await _until_over(election, *tasks)
+    except LeadershipLostError as error:
+        lost = True
+        logger.warning("%s is stopping its work: %s", settings.identity, error)
+        raise
     finally:
-        for task in filter(None, (election, working)):
-            task.cancel()
-        await asyncio.gather(*filter(None, (election, working)), return_exceptions=True)
         LEADER.set(0)
-        await _release(kube, settings)
+        stopped = await _stop(tasks, election.renewed_at + RENEW_SECONDS + STOP_SECONDS)
+        if stopped and tasks:
+            logger.info("%s has stopped leading", settings.identity)
+        if stopped and not lost:
+            await election.release()
 
 
 async def _awaited(work: Callable[[], Awaitable[None]]) -> None:
     await work()
 
 
-async def _make_lease(kube: Kube, settings: Settings) -> None:
-    """Make the Lease, held by nobody: LeaseLock.create of kubernetes 37.0.2 fails by itself."""
-    try:
-        await kube.request("POST", _leases(settings), {"metadata": {"name": settings.lease_name}})
-    except ApiError as error:
-        if error.status != 409:
-            raise
+async def _until_over(
+    election: Election, renewing: asyncio.Task[None], working: asyncio.Task[None]
+) -> None:
+    """Until the work ends or the time to renew is over, whatever the renewals are waiting for."""
+    while (left := election.renewed_at + RENEW_SECONDS - time.monotonic()) > 0:
+        await asyncio.wait({renewing, working}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for task in (renewing, working):
+            if task.done():
+                return task.result()
+    raise LeadershipLostError(
+        f"the Lease was not renewed for {RENEW_SECONDS} s; see that the API server answers"
+    )
 
 
-async def _release(kube: Kube, settings: Settings) -> None:
-    """Give the Lease back if it is ours; else another replica waits until it has run out."""
-    path = f"{_leases(settings)}/{settings.lease_name}"
-    try:
-        lease = await kube.find(path)
-        if lease is None or lease["spec"].get("holderIdentity") != settings.identity:
-            return
-        lease["spec"].pop("holderIdentity")
-        await kube.request("PUT", path, lease)
-    except ApiError as error:
-        logger.warning("Lease %s is not given back: %s", settings.lease_name, error)
+async def _stop(tasks: list[asyncio.Task[None]], deadline: float) -> bool:
+    """Cancel what still runs; False if it has not ended by the deadline."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if not running:
+        return True
+    done, late = await asyncio.wait(running, timeout=max(0, deadline - time.monotonic()))
+    for task in done:
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("the work failed while it was stopped: %s", error)
+    if late:
+        logger.error("the work has not ended in time; the Lease is not given back")
+    return not late
 
 
-def _leases(settings: Settings) -> str:
-    return f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
+def _spec(lease: Raw | None) -> Raw:
+    return (lease or {}).get("spec") or {}
+
+
+def _uid(lease: Raw | None) -> str:
+    return str(((lease or {}).get("metadata") or {}).get("uid", ""))
+
+
+def _owners(lease: Raw | None) -> list[Raw]:
+    return ((lease or {}).get("metadata") or {}).get("ownerReferences") or []
+
+
+def _micro_time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,11 +1,113 @@
 """Two operators at once: one leads, the other takes over, and no attempt is started twice."""
 
 import signal
+import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import pytest
+import yaml
 from cluster.kube_fixtures import Access
+from cluster.tools import helm
+from interrupting import Proxy
+from kubernetes import client
 from operating import Jobs, OperatorProcess, eventually, stage
+
+CHART = Path(__file__).parents[3] / "charts" / "rlhf-operator"
+LEASE = "rlhf-operator"
+STOPPING = ("is stopping its work", "has stopped leading")
+
+
+@contextmanager
+def two(access: Access, namespace: str, folder: Path, proxy: Proxy) -> Iterator[Any]:
+    """Two operators; the first leads, and reaches the API server by the proxy."""
+    first = OperatorProcess(access, namespace, folder, kubeconfig=str(proxy.kubeconfig))
+    second = None
+    try:
+        first.wait_until_leading()
+        second = OperatorProcess(access, namespace, folder)
+        eventually(lambda: "serving" in second.log.read_text())
+        yield first, second
+    finally:
+        for each in filter(None, (first, second)):
+            each.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def proxy(control_plane: Access, tmp_path: Path) -> Iterator[Proxy]:
+    with Proxy(control_plane.kubeconfig, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def lease_rights(control_plane: Access, namespace: str) -> Callable[..., Path]:
+    """Makes a user with the chart's rights on Lease and jobs, but for one verb on a resource."""
+    own = control_plane.own
+    if own is None:
+        pytest.skip("needs a control plane of our own to make a user")
+    user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": f"lead-{namespace}"}
+    rbac = client.RbacAuthorizationV1Api(control_plane.api)
+
+    def make(resource: str = "", verb: str = "") -> Path:
+        for role in chart_roles(namespace):
+            for rule in role["rules"]:
+                if resource in rule["resources"] and verb in rule["verbs"]:
+                    rule["verbs"].remove(verb)
+            role["rules"] = [rule for rule in role["rules"] if rule["verbs"]]
+            name = role["metadata"]["name"]
+            reference = {"apiGroup": user["apiGroup"], "kind": "Role", "name": name}
+            rbac.create_namespaced_role(namespace, role)
+            rbac.create_namespaced_role_binding(
+                namespace,
+                {"metadata": {"name": name}, "roleRef": reference, "subjects": [user]},
+            )
+        return own.kubeconfig_for(user["name"])
+
+    return make
+
+
+def chart_roles(namespace: str) -> list[Any]:
+    """The Roles of the chart for a release whose Lease and Deployment are called LEASE."""
+    values = (
+        f"watch.namespaces={{{namespace}}}",
+        "image.repository=registry.test/operator",
+        "trainerImage=registry.test/trainer:1",
+    )
+    settings = [part for value in values for part in ("--set", value)]
+    command = [str(helm()), "template", LEASE, str(CHART), "--namespace", namespace, *settings]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [each for each in yaml.safe_load_all(text) if each and each["kind"] == "Role"]
+
+
+def make_deployment(jobs: Jobs) -> str:
+    """The operator's own Deployment, without a pod; gives its uid."""
+    labels = {"app": "operator"}
+    pod = {"containers": [{"name": "operator", "image": "registry.test/operator:1"}]}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
+    made = client.AppsV1Api(jobs.access.api).create_namespaced_deployment(
+        jobs.namespace, {"metadata": {"name": LEASE}, "spec": spec}
+    )
+    return str(made.metadata.uid)
+
+
+def said_at(operator: OperatorProcess, words: str) -> datetime:
+    """When the operator logged a line with these words for the first time."""
+    line = next(each for each in operator.log.read_text().splitlines() if words in each)
+    return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f")
+
+
+def spec_of(jobs: Jobs) -> Any:
+    leases = client.CoordinationV1Api(jobs.access.api)
+    return leases.read_namespaced_lease(LEASE, jobs.namespace).spec
+
+
+def holder(operator: OperatorProcess) -> str:
+    return f"operator-{operator.port}"
 
 
 def test_the_second_takes_over_at_once_and_starts_nothing_twice(
@@ -55,6 +157,154 @@ def test_a_killed_leader_is_followed_within_twenty_seconds(
     finally:
         first.end(signal.SIGKILL)
         second.end()
+
+
+def test_a_leader_whose_renewals_hang_stops_before_another_leads(
+    jobs: Jobs, tmp_path: Path, proxy: Proxy
+) -> None:
+    with two(jobs.access, jobs.namespace, tmp_path, proxy) as (first, second):
+        hung = datetime.now()
+        proxy.hang()
+        eventually(lambda: " leads" in second.log.read_text(), seconds=20)
+        took = said_at(second, " leads")
+        told, stopped = (said_at(first, f"{holder(first)} {words}") for words in STOPPING)
+        print(  # noqa: T201
+            f"after the hang: told to stop {(told - hung).total_seconds():.1f} s, "
+            f"stopped {(stopped - hung).total_seconds():.1f} s, "
+            f"led by another {(took - hung).total_seconds():.1f} s"
+        )
+        assert told <= stopped < took
+        assert (stopped - hung).total_seconds() < 12
+        assert spec_of(jobs).holder_identity == holder(second)
+        # Bytes that come after all change nothing any more.
+        proxy.flow()
+        assert first.end(0) == 1
+        assert spec_of(jobs).holder_identity == holder(second)
+
+
+def test_refused_connections_end_nobody(
+    control_plane: Access, jobs: Jobs, tmp_path: Path, proxy: Proxy
+) -> None:
+    with Proxy(control_plane.kubeconfig, tmp_path) as other:
+        first = OperatorProcess(
+            control_plane, jobs.namespace, tmp_path, kubeconfig=str(proxy.kubeconfig)
+        )
+        second = None
+        try:
+            first.wait_until_leading()
+            second = OperatorProcess(
+                control_plane, jobs.namespace, tmp_path, kubeconfig=str(other.kubeconfig)
+            )
+            eventually(lambda: "serving" in second.log.read_text())
+            time.sleep(1)
+            for each in (proxy, other):
+                each.refuse()
+            eventually(lambda: "is not renewed: " in first.log.read_text())
+            eventually(lambda: "is not taken: " in second.log.read_text())
+            for each in (proxy, other):
+                each.accept()
+            before = spec_of(jobs).renew_time
+            eventually(lambda: spec_of(jobs).renew_time > before)
+            assert spec_of(jobs).holder_identity == holder(first)
+            assert first.process.poll() is None
+            assert second.process.poll() is None
+            assert " leads" not in second.log.read_text()
+            assert first.end() == 0
+            second.wait_until_leading()
+        finally:
+            for each in filter(None, (first, second)):
+                each.end(signal.SIGKILL)
+
+
+def test_a_stopped_leader_is_followed_at_once(jobs: Jobs, tmp_path: Path, proxy: Proxy) -> None:
+    with two(jobs.access, jobs.namespace, tmp_path, proxy) as (first, second):
+        time.sleep(1)
+        assert first.end() == 0
+        second.wait_until_leading()
+        waited = said_at(second, " leads") - said_at(first, "has stopped leading")
+        print(f"followed after {waited.total_seconds():.1f} s")  # noqa: T201
+        assert waited.total_seconds() < 3
+        assert spec_of(jobs).lease_transitions == 1
+
+
+def test_a_lease_that_is_deleted_under_its_leader_is_made_again(
+    jobs: Jobs, tmp_path: Path, proxy: Proxy
+) -> None:
+    with two(jobs.access, jobs.namespace, tmp_path, proxy) as (first, second):
+        time.sleep(2.5)
+        acquired = spec_of(jobs).acquire_time
+        jobs.access.kubectl("delete", "lease", LEASE, "-n", jobs.namespace)
+        found = ("get", "lease", LEASE, "-n", jobs.namespace)
+        eventually(lambda: jobs.access.kubectl(*found, check=False).returncode == 0, seconds=5)
+        assert spec_of(jobs).holder_identity == holder(first)
+        assert spec_of(jobs).acquire_time == acquired
+        assert first.process.poll() is None
+        assert " leads" not in second.log.read_text()
+
+
+def test_the_lease_goes_with_the_deployment(
+    jobs: Jobs, tmp_path: Path, lease_rights: Callable[..., Path]
+) -> None:
+    uid = make_deployment(jobs)
+    leases = client.CoordinationV1Api(jobs.access.api)
+    # As an older release leaves it.
+    old = {"metadata": {"name": LEASE}, "spec": {"leaseDurationSeconds": 12}}
+    leases.create_namespaced_lease(jobs.namespace, old)
+    operator = OperatorProcess(
+        jobs.access, jobs.namespace, tmp_path, kubeconfig=str(lease_rights()), DEPLOYMENT=LEASE
+    )
+    try:
+        operator.wait_until_leading()
+        (owner,) = leases.read_namespaced_lease(LEASE, jobs.namespace).metadata.owner_references
+        assert (owner.kind, owner.name, owner.uid) == ("Deployment", LEASE, uid)
+        # The operator still runs then, and makes a Lease that is lost to it again.
+        client.AppsV1Api(jobs.access.api).delete_namespaced_deployment(LEASE, jobs.namespace)
+        time.sleep(3)
+    finally:
+        assert operator.end() == 0
+    found = ("get", "lease", LEASE, "-n", jobs.namespace)
+    eventually(lambda: jobs.access.kubectl(*found, check=False).returncode == 1)
+    time.sleep(1)
+    assert jobs.access.kubectl(*found, check=False).returncode == 1
+    assert "forbidden" not in operator.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("missing", "remedy"),
+    [
+        (None, "`get` on the Deployment"),
+        ({"resource": "leases", "verb": "delete"}, "`delete` on the Lease"),
+        ({"resource": "deployments", "verb": "get"}, "`get` on the Deployment"),
+    ],
+    ids=["no Deployment", "no right on the Lease", "no right on the Deployment"],
+)
+def test_it_leads_with_a_lease_that_nobody_owns(
+    jobs: Jobs,
+    tmp_path: Path,
+    lease_rights: Callable[..., Path],
+    missing: dict[str, str] | None,
+    remedy: str,
+) -> None:
+    if missing:
+        make_deployment(jobs)
+    leases = client.CoordinationV1Api(jobs.access.api)
+    leases.create_namespaced_lease(jobs.namespace, {"metadata": {"name": LEASE}})
+    rights = str(lease_rights(**(missing or {})))
+    operator = OperatorProcess(
+        jobs.access, jobs.namespace, tmp_path, kubeconfig=rights, DEPLOYMENT=LEASE
+    )
+    try:
+        operator.wait_until_leading()
+        before = spec_of(jobs).renew_time
+        eventually(lambda: spec_of(jobs).renew_time > before)
+    finally:
+        assert operator.end() == 0
+    log = operator.log.read_text()
+    assert log.count("will outlive an uninstall") == 1
+    assert f"grant the operator {remedy}" in log
+    lease = leases.read_namespaced_lease(LEASE, jobs.namespace)
+    assert not lease.metadata.owner_references
+    assert (lease.spec.holder_identity, lease.spec.lease_duration_seconds) == ("", 1)
 
 
 def test_a_missing_setting_is_named(control_plane: Access, tmp_path: Path) -> None:
