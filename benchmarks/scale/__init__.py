@@ -1,0 +1,1 @@
+"""What `operator_scale.py` is made of."""
