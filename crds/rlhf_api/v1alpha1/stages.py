@@ -1,7 +1,8 @@
 """What a user may say about the three stages: data, hyperparameters, size.
 
 Defaults stand here and nowhere else: the schema generator writes them into descriptions, never into
-the CRD, and `StageConfig` writes them out for the trainer.
+the CRD; `stage.json` and its digest leave them out, so that a changed one needs a new
+CONTRACT_VERSION.
 """
 
 from collections.abc import Iterator
