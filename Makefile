@@ -12,6 +12,8 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
+# The Kubernetes of the tests, in namespaces of its own.
+CLUSTER := PYTHONPATH=tests $(BIN)/python -m cluster
 # More arguments for pytest, for example ARGS='-k graph -x'.
 ARGS ?=
 
@@ -53,19 +55,24 @@ imports: venv ## Check who imports whom
 	$(BIN)/lint-imports
 
 test: verify lint types imports cluster-build ## Everything: generated files, lint, types, imports, tests
-	$(BIN)/pytest --ignore=tests/end_to_end $(ARGS)
+	$(BIN)/pytest --ignore=tests/end_to_end --ignore=tests/cluster/test_nodes.py $(ARGS)
+	$(if $(ARGS),,$(CLUSTER) test -- $(NODE_TESTS))
+
+# What a clean checkout must show on nodes; the rest of end_to_end takes longer.
+NODE_TESTS := tests/cluster/test_nodes.py tests/end_to_end/test_quickstart.py \
+	tests/end_to_end/test_stages.py
 
 end-to-end: cluster-build ## Train on two nodes (root): whole runs, killed pods, lost nodes; a quarter of an hour
-	$(BIN)/pytest tests/end_to_end $(ARGS)
+	$(CLUSTER) test -- tests/end_to_end $(ARGS)
 
 cluster-build: venv ## Build what the test cluster and the images need; the rest works offline
-	PYTHONPATH=tests $(BIN)/python -m cluster build
+	$(CLUSTER) build
 
 cluster-up: venv ## Start a two-node Kubernetes on this machine (root); prints the KUBECONFIG
-	@PYTHONPATH=tests $(BIN)/python -m cluster up
+	@$(CLUSTER) up
 
 cluster-down: venv ## End that Kubernetes and leave nothing behind
-	PYTHONPATH=tests $(BIN)/python -m cluster down
+	$(CLUSTER) down
 
 generate: venv ## Make the CRD, its copy in the chart and docs/spec.md anew from the models
 	$(BIN)/python -m rlhf_api crd

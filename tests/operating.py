@@ -20,7 +20,7 @@ from rlhf_api.names import CONTRACT_VERSION, GROUP, PLURAL, VERSION, Label
 
 Raw = dict[str, Any]
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def eventually(check: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.05) -> Any:
@@ -137,7 +137,14 @@ class Jobs:
         found: Raw = self.get(name).get("status", {}).get("stages", {}).get(stage, {})
         return found
 
-    def reaches(self, name: str, state: str, stage: str = "sft", attempt: int = 1) -> Raw:
+    def reaches(
+        self,
+        name: str,
+        state: str,
+        stage: str = "sft",
+        attempt: int = 1,
+        seconds: float = PATIENCE,
+    ) -> Raw:
         """Wait until that attempt of a stage is in that state."""
 
         def arrived() -> Raw | None:
@@ -145,7 +152,7 @@ class Jobs:
             there = (found.get("state"), found.get("attempt")) == (state, attempt)
             return found if there else None
 
-        return eventually(arrived)
+        return eventually(arrived, seconds)
 
     def pods(self, name: str, stage: str = "sft", attempt: int = 1) -> list[Any]:
         """Pods of an attempt, by index."""

@@ -13,12 +13,14 @@ class CgroupError(RuntimeError):
 
 def find_cgroups(prefix: str) -> list[Path]:
     """Topmost cgroups whose name begins with `prefix`, in every hierarchy."""
+    return sorted(path for each in hierarchies() for path in each.glob(f"{prefix}*"))
+
+
+def hierarchies() -> list[Path]:
+    """The cgroup v1 hierarchies, or the only one of v2."""
     if (HIERARCHIES / "cgroup.controllers").is_file():
-        hierarchies = [HIERARCHIES]
-    else:
-        each = HIERARCHIES.iterdir()
-        hierarchies = [path for path in each if path.is_dir() and not path.is_symlink()]
-    return sorted(path for each in hierarchies for path in each.glob(f"{prefix}*"))
+        return [HIERARCHIES]
+    return [path for path in HIERARCHIES.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
 def remove_cgroups(prefix: str, seconds: float = REMOVE_SECONDS) -> None:

@@ -21,7 +21,9 @@ from cluster.binaries import binaries
 from cluster.pki import Authority
 
 SERVICE_RANGE = "10.96.0.0/16"
-READY_SECONDS = 60
+READY_SECONDS = 120
+STOP_SECONDS = 5
+KILL_SECONDS = 20
 
 _AUDIT_POLICY: dict[str, Any] = {
     "apiVersion": "audit.k8s.io/v1",
@@ -44,6 +46,8 @@ class ControlPlane:
     folder: Path
     address: str = "127.0.0.1"
     port: int = 0
+    reachable: tuple[str, ...] = ()
+    """More addresses by which the API server is reached."""
     lasting: bool = False
     """Whether it outlives the process that starts it."""
     audit_rules: tuple[dict[str, Any], ...] = ()
@@ -58,6 +62,11 @@ class ControlPlane:
     def kubeconfig(self) -> Path:
         """The administrator's."""
         return self.folder / "admin.kubeconfig"
+
+    @property
+    def bound(self) -> str:
+        """Address on which the API server listens."""
+        return "0.0.0.0" if self.reachable else self.address
 
     @property
     def audit_log(self) -> Path:
@@ -152,12 +161,14 @@ class ControlPlane:
     def _issue(self) -> None:
         self.authority = Authority(self.folder / "pki")
         hosts = (
-            *dict.fromkeys((self.address, "127.0.0.1", "10.96.0.1")),
+            *dict.fromkeys((self.address, "127.0.0.1", "10.96.0.1", *self.reachable)),
             *("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"),
         )
         self._serving = self.authority.issue("apiserver", "kube-apiserver", hosts=hosts)
         self._kubelet = self.authority.issue("kubelet-client", "admin", ("system:masters",))
         self._tokens = self.authority.signing_key("service-accounts")
+        self._etcd_peer = self.authority.issue("etcd", "etcd", hosts=("127.0.0.1",))
+        self._etcd_client = self.authority.issue("etcd-client", "kube-apiserver")
         admin = self.kubeconfig_for("admin", ("system:masters",))
         assert admin == self.kubeconfig
 
@@ -178,8 +189,9 @@ class ControlPlane:
         return path
 
     def _start_etcd(self) -> None:
-        self._etcd = f"http://127.0.0.1:{free_port()}"
-        peer = f"http://127.0.0.1:{free_port()}"
+        self._etcd = f"https://127.0.0.1:{free_port()}"
+        peer = f"https://127.0.0.1:{free_port()}"
+        certificate, key = self._etcd_peer
         self.run(
             "etcd",
             [
@@ -190,6 +202,14 @@ class ControlPlane:
                 f"--listen-peer-urls={peer}",
                 f"--initial-advertise-peer-urls={peer}",
                 f"--initial-cluster=default={peer}",
+                "--client-cert-auth",
+                f"--trusted-ca-file={self.authority.certificate}",
+                f"--cert-file={certificate}",
+                f"--key-file={key}",
+                "--peer-client-cert-auth",
+                f"--peer-trusted-ca-file={self.authority.certificate}",
+                f"--peer-cert-file={certificate}",
+                f"--peer-key-file={key}",
                 "--unsafe-no-fsync",
                 "--log-level=warn",
             ],
@@ -206,7 +226,10 @@ class ControlPlane:
             [
                 str(binaries("kubernetes") / "kube-apiserver"),
                 f"--etcd-servers={self._etcd}",
-                f"--bind-address={self.address}",
+                f"--etcd-cafile={self.authority.certificate}",
+                f"--etcd-certfile={self._etcd_client[0]}",
+                f"--etcd-keyfile={self._etcd_client[1]}",
+                f"--bind-address={self.bound}",
                 f"--advertise-address={_advertised(self.address)}",
                 f"--secure-port={self.port}",
                 f"--tls-cert-file={certificate}",
@@ -264,9 +287,12 @@ class ControlPlane:
                 ) as answer:
                     if answer.status == 200:
                         return
-            except (urllib.error.URLError, OSError):
+            except (urllib.error.URLError, OSError) as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise RuntimeError(
+                        f"{self.server}: not ready within {READY_SECONDS} s: {error}; see "
+                        f"{self.folder}/kube-apiserver.log"
+                    ) from error
             time.sleep(0.05)
 
 

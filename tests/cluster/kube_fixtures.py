@@ -9,18 +9,23 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from cluster import packages
 from cluster.control_plane import ControlPlane
 from cluster.images import image
-from cluster.nodes import NodeCluster, state_folder
+from cluster.nodes import NodeCluster, current_sandbox
+from cluster.sandbox import Sandbox
 from cluster.tools import KUBECTL, helm
 from kubernetes import client, config
 
 EXISTING = "RLHF_TEST_KUBECONFIG"
 """Environment variable that names the kubeconfig of a cluster to use in place of our own."""
 
+KUBECTL_SECONDS = 300
+
 SYSTEM = "rlhf-system"
 """Namespace of the operator."""
+
+RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
+"""Label of a namespace that admits pods of the restricted standard alone."""
 
 CRD = Path(__file__).parents[2] / "crds" / "rlhfjobs.yaml"
 
@@ -49,6 +54,7 @@ class Access:
             capture_output=True,
             text=True,
             check=False,
+            timeout=KUBECTL_SECONDS,
         )
         assert not check or done.returncode == 0, done.stderr
         return done
@@ -84,10 +90,28 @@ class Cluster(Access):
     Attributes:
         trainer_image: what training pods run.
         nodes: the cluster itself, if it is ours; only then can a node be lost.
+        chart_values: with which the chart is installed.
     """
 
     trainer_image: str = ""
     nodes: NodeCluster | None = None
+    chart_values: tuple[str, ...] = ()
+
+    @property
+    def chart(self) -> Path:
+        """The chart of this checkout."""
+        return CRD.parents[1] / "charts" / "rlhf-operator"
+
+
+def require_sandbox() -> Sandbox:
+    """The sandbox that the tests run in; tests that need nodes are left out elsewhere."""
+    sandbox = current_sandbox()
+    if sandbox is None:
+        reason = "needs nodes: run it by `make end-to-end ARGS=...`, which starts a sandbox"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return sandbox
 
 
 @pytest.fixture(scope="session")
@@ -97,11 +121,8 @@ def cluster() -> Iterator[Cluster]:
         images = [os.environ[f"RLHF_TEST_{name}_IMAGE"] for name in ("OPERATOR", "TRAINER")]
         yield _installed(Path(given), images, None)
         return
-    if reason := packages.reason_against():
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with NodeCluster(state_folder()) as running:
+    sandbox = require_sandbox()
+    with NodeCluster.of(sandbox) as running:
         images = []
         for target in ("operator", "trainer"):
             name, archive = image(target)
@@ -113,25 +134,34 @@ def cluster() -> Iterator[Cluster]:
 
 
 def _installed(kubeconfig: Path, images: list[str], nodes: NodeCluster | None) -> Cluster:
-    """The chart, installed by Helm as a user would."""
+    """The chart, installed by Helm as a user would, in a namespace of the restricted standard."""
     operator_image, trainer_image = images
     repository, _, tag = operator_image.rpartition(":")
-    values = {
-        "image.repository": repository,
-        "image.tag": tag,
-        "trainerImage": trainer_image,
-        "resources.requests.cpu": "10m",
-    }
-    settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    values = (
+        f"image.repository={repository}",
+        f"image.tag={tag}",
+        f"trainerImage={trainer_image}",
+        "resources.requests.cpu=10m",
+    )
+    api = config.new_client_from_config(str(kubeconfig))
+    found = Cluster(
+        kubeconfig, api, nodes, trainer_image=trainer_image, nodes=nodes, chart_values=values
+    )
+    if found.kubectl("get", "namespace", SYSTEM, check=False).returncode:
+        found.kubectl("create", "namespace", SYSTEM)
+    found.kubectl("label", "--overwrite", "namespace", SYSTEM, RESTRICTED)
+    settings = [part for value in values for part in ("--set", value)]
     command = [str(helm()), f"--kubeconfig={kubeconfig}", "upgrade", "--install", "rlhf-operator"]
-    chart = CRD.parents[1] / "charts" / "rlhf-operator"
-    place = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "2m"]
+    place = ["--namespace", SYSTEM, "--wait", "--timeout", "4m"]
     done = subprocess.run(
-        [*command, str(chart), *place, *settings], capture_output=True, text=True, check=False
+        [*command, str(found.chart), *place, *settings],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=KUBECTL_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    api = config.new_client_from_config(str(kubeconfig))
-    return Cluster(kubeconfig, api, nodes, trainer_image=trainer_image, nodes=nodes)
+    return found
 
 
 @pytest.fixture

@@ -18,21 +18,18 @@ class Node:
         name: of the node.
         address: its own, on the bridge of the nodes.
         folder: where its files lie.
+        cgroup: its part of every cgroup hierarchy, without a slash.
     """
 
     name: str
     address: str
     folder: Path
+    cgroup: str
 
     @property
     def socket(self) -> Path:
         """Where its containerd listens."""
         return self.folder / "containerd.sock"
-
-    @property
-    def cgroup(self) -> str:
-        """Its part of every cgroup hierarchy."""
-        return f"/rlhf-{self.name}"
 
 
 def containerd_config(node: Node, cni: Path, binaries: Path) -> str:
@@ -101,7 +98,7 @@ def kubelet_config(node: Node, ca: Path, dns: str, health_port: int) -> dict[str
         },
         "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": node.cgroup,
+        "cgroupRoot": f"/{node.cgroup}",
         "clusterDNS": [dns],
         "clusterDomain": CLUSTER_DOMAIN,
         "containerRuntimeEndpoint": f"unix://{node.socket}",

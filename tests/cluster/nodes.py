@@ -1,9 +1,10 @@
-"""A control plane with two nodes on this machine: kubelets, containerd, DNS, a service network.
+"""A control plane with two nodes: kubelets, containerd, DNS, a service network.
 
-Needs root. Only one can run at a time, since a machine has one network.
+Runs inside a sandbox, whose end takes back everything that it makes of the machine.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -11,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
-from cluster import machine, packages, provisioner
-from cluster.binaries import binaries, cache_folder
+from cluster import machine, provisioner
+from cluster.binaries import binaries
 from cluster.control_plane import ControlPlane, free_port
 from cluster.images import pause_image
 from cluster.node_files import (
@@ -25,38 +25,51 @@ from cluster.node_files import (
     kubelet_config,
     proxy_config,
 )
+from cluster.sandbox import INSIDE, Sandbox
 from kubernetes import client, config
 
 ADDRESSES = {"node-a": "198.18.0.1", "node-b": "198.18.0.2"}
-READY_SECONDS = 90
+READY_SECONDS = 180
+REQUEST_SECONDS = 20
+IMAGE_SECONDS = 300
 
 
 @dataclass
 class NodeCluster(ControlPlane):
-    """A running cluster of two nodes."""
+    """A running cluster of two nodes.
+
+    Attributes:
+        cgroup_prefix: begins the names of its cgroups, and of no other cluster's.
+    """
+
+    cgroup_prefix: str = "rlhf-"
 
     def __post_init__(self) -> None:
         self.address = next(iter(ADDRESSES.values()))
         self.nodes = {
-            name: Node(name, address, self.folder / name) for name, address in ADDRESSES.items()
+            name: Node(name, address, self.folder / name, f"{self.cgroup_prefix}{name}")
+            for name, address in ADDRESSES.items()
         }
 
+    @classmethod
+    def of(cls, sandbox: Sandbox, **more: Any) -> "NodeCluster":
+        """The cluster of a sandbox; started by a process inside."""
+        return cls(folder_of(sandbox), cgroup_prefix=sandbox.cgroup_prefix, **more)
+
     def start(self) -> None:
-        """Start it anew; gives control back when both nodes are ready."""
-        packages.require()
-        if not self.lasting and self.marker.exists():
-            raise RuntimeError(
-                "a cluster of `make cluster-up` is running on this machine; end it with "
-                "`make cluster-down`, or test on it by RLHF_TEST_KUBECONFIG"
-            )
-        self.clean()
-        machine.save_sysctls(_sysctl_file())
+        """Start it anew; gives control back when both nodes are ready.
+
+        Raises:
+            RuntimeError: not in a sandbox, or something is not ready in time.
+        """
+        if current_sandbox() is None:
+            raise RuntimeError("a cluster of nodes is started in a sandbox only: see `make help`")
+        machine.make_network(ADDRESSES.values())
+        super().start()
         try:
-            machine.make_network(ADDRESSES.values())
-            super().start()
             self._start_cluster_programs()
             for node in self.nodes.values():
-                machine.make_cgroup(node.cgroup.strip("/"))
+                machine.make_cgroup(node.cgroup)
                 node.folder.mkdir()
                 self._write_node_files(node)
                 self.start_node(node.name)
@@ -66,22 +79,6 @@ class NodeCluster(ControlPlane):
         except BaseException:
             self.stop()
             raise
-
-    @property
-    def marker(self) -> Path:
-        """There while a cluster is one that lasts."""
-        return self.folder / "lasting"
-
-    def stop(self) -> None:
-        """End everything and leave nothing behind."""
-        super().stop()
-        self.clean()
-
-    def clean(self) -> None:
-        """Take back what this cluster, or one before it, has made."""
-        machine.clean(self.folder)
-        machine.restore_sysctls(_sysctl_file())
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_node(self, name: str) -> None:
         """Start a node's containerd and kubelet."""
@@ -112,19 +109,11 @@ class NodeCluster(ControlPlane):
         for program in (f"kubelet-{name}", f"containerd-{name}"):
             process = self.processes.pop(program)
             process.kill()
-            process.wait()
+            process.wait(machine.KILL_SECONDS)
 
     def restart_node(self, name: str) -> None:
         """Bring a lost node back, without the containers that it had."""
-        node = self.nodes[name]
-        machine.kill(
-            process
-            for process in psutil.process_iter()
-            if machine.mentions(process, str(node.socket))
-        )
-        for hierarchy in machine.own_cgroups():
-            if hierarchy.name == node.cgroup.strip("/"):
-                machine.kill_cgroup(hierarchy)
+        machine.kill_cgroup(self.nodes[name].cgroup)
         self.start_node(name)
 
     def load_image(self, archive: Path, node: Node | None = None) -> None:
@@ -135,7 +124,8 @@ class NodeCluster(ControlPlane):
     def ctr(self, node: Node, *arguments: str) -> str:
         """Run containerd's client on a node."""
         program = str(binaries("containerd") / "ctr")
-        return machine.run(program, "-a", str(node.socket), "-n", "k8s.io", *arguments)
+        command = [program, "-a", str(node.socket), "-n", "k8s.io", *arguments]
+        return machine.run(*command, seconds=IMAGE_SECONDS)
 
     def _start_cluster_programs(self) -> None:
         programs = binaries("kubernetes")
@@ -192,22 +182,31 @@ class NodeCluster(ControlPlane):
     def _wait_for_nodes(self) -> None:
         api = client.CoreV1Api(self.api_client)
         deadline = time.monotonic() + READY_SECONDS
-        while sum(map(_is_ready, api.list_node().items)) < len(self.nodes):
+        while sum(map(_is_ready, _nodes(api))) < len(self.nodes):
             self.check_processes()
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the nodes are not ready: see {self.folder}/kubelet-*.log")
             time.sleep(0.2)
 
 
-def state_folder() -> Path:
-    """Where the files of the only cluster with nodes lie."""
-    return cache_folder() / "cluster"
+def folder_of(sandbox: Sandbox) -> Path:
+    """Where the files of a sandbox's cluster lie."""
+    return sandbox.folder / "cluster"
 
 
-def _sysctl_file() -> Path:
-    path = cache_folder() / "sysctls"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def current_sandbox() -> Sandbox | None:
+    """The sandbox that this process runs in; None if it runs in none."""
+    folder = os.environ.get(INSIDE)
+    return None if folder is None else Sandbox(Path(folder))
+
+
+def remove_files(sandbox: Sandbox) -> None:
+    """Remove what an ended cluster has written."""
+    shutil.rmtree(folder_of(sandbox), ignore_errors=True)
+
+
+def _nodes(api: client.CoreV1Api) -> list[Any]:
+    return list(api.list_node(_request_timeout=REQUEST_SECONDS).items)
 
 
 def _is_ready(node: Any) -> bool:

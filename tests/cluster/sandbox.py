@@ -304,15 +304,20 @@ class Sandbox:
             shutil.rmtree(self._files)
 
 
-def instance(root: Path, lasting: bool = False) -> Sandbox:
-    """The first free instance below a root, not started yet, with its lock held.
+def named(root: Path, name: str, lasting: bool = False) -> Sandbox:
+    """The instance of that name below a root, running or not.
 
-    The name holds a digest of the root: two roots never share a name, and so neither cgroups nor
+    Its name ends in a digest of the root: two roots never share a name, and so neither cgroups nor
     links.
     """
     digest = hashlib.sha256(bytes(root.resolve())).hexdigest()[:4]
+    return Sandbox(root.resolve() / f"{name}-{digest}", lasting)
+
+
+def instance(root: Path, lasting: bool = False) -> Sandbox:
+    """The first free instance below a root, not started yet, with its lock held."""
     for number in range(INSTANCES):
-        found = Sandbox(root.resolve() / f"c{number}-{digest}", lasting)
+        found = named(root, f"c{number}", lasting)
         if found.take_lock():
             return found
     raise SandboxError(f"{root}: all {INSTANCES} instances run; stop one")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.kube_fixtures import Cluster, new_namespace
+from cluster.kube_fixtures import RESTRICTED, Cluster, new_namespace
 from operating import Jobs, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,7 @@ def jobs(cluster: Cluster, data: bytes) -> Iterator[Jobs]:
         found = Jobs(cluster, namespace)
         found.claim()
         _load(found, cluster.trainer_image, data)
+        cluster.kubectl("label", "namespace", namespace, RESTRICTED)
         yield found
 
 
@@ -85,5 +86,5 @@ def _load(jobs: Jobs, image: str, data: bytes) -> None:
     job = {"metadata": {"name": "load"}, "spec": {"backoffLimit": 0, "template": {"spec": pod}}}
     jobs.batch.create_namespaced_job(jobs.namespace, job)
     eventually(
-        lambda: jobs.batch.read_namespaced_job("load", jobs.namespace).status.succeeded, seconds=120
+        lambda: jobs.batch.read_namespaced_job("load", jobs.namespace).status.succeeded, seconds=400
     )
