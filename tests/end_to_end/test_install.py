@@ -39,7 +39,5 @@ def test_it_runs_in_a_restricted_namespace_and_leaves_no_lease(
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=600
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
