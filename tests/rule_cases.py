@@ -1,5 +1,7 @@
 """What breaks each rule of the contract and what does not, for pydantic and for the API server."""
 
+from collections.abc import Iterator
+from itertools import combinations, permutations
 from typing import Any
 
 from rlhf_api.contract import Contract
@@ -186,3 +188,59 @@ TRANSITIONS: list[tuple[str, Any, Any, bool]] = [
     ("stages", {"sft": STAGE}, {"sft": STAGE | {"seed": 1}}, False),
     ("stages", {"sft": STAGE}, {"sft": STAGE, "reward": STAGE}, False),
 ]
+
+
+Whole = Iterator[tuple[dict[str, Any], str]]
+STAGES = ("sft", "reward", "ppo")
+
+
+def three_stages(**read: str) -> dict[str, Any]:
+    """All three stages; `ppo="sft"` lets ppo read sft."""
+    found: dict[str, Any] = {name: dict(STAGE) for name in STAGES}
+    found["ppo"] = dict(PPO)
+    for reader, source in read.items():
+        found[reader]["model"] = {"fromStage": source}
+    return found
+
+
+def graphs() -> Whole:
+    """Specs with the beginning of the message of the rule of the graph that each breaks, if any."""
+    yield {"stages": three_stages(reward="sft", ppo="reward")}, ""
+    yield {"stages": three_stages(sft="ppo", reward="ppo")}, ""
+    for reader, source in permutations(STAGES, 2):
+        found = three_stages(**{reader: source})
+        del found[source]
+        yield {"stages": found}, f"stage {reader} reads stage {source}, which is not there"
+    for name in STAGES:
+        yield {"stages": three_stages(**{name: name})}, f"stage {name} reads itself"
+    for one, other in combinations(STAGES, 2):
+        read = {one: other, other: one}
+        yield {"stages": three_stages(**read)}, f"stages {one} and {other} read each other"
+    for a, b, c in (STAGES, ("sft", "ppo", "reward")):
+        said = f"stages read each other: {a} reads {b} reads {c}"
+        yield {"stages": three_stages(**{a: b, b: c, c: a})}, said
+
+
+def batches() -> Whole:
+    """The same for the rules of batch sizes."""
+    ranks = {"nodes": 2, "processesPerNode": 2}
+    for name in STAGES:
+        for size, said in ((8, ""), (9, f"stages.{name}.batchSize (")):
+            found = three_stages()
+            found[name] |= ranks | {"batchSize": size}
+            yield {"stages": found}, said
+    for size, said in ((4, ""), (2, "stages.ppo.minibatchSize must be a multiple")):
+        found = three_stages()
+        found["ppo"] |= ranks | {"batchSize": 16, "minibatchSize": size}
+        yield {"stages": found}, said
+
+
+NAMES = [
+    ("a", True),
+    ("a-1", True),
+    ("a" * 40, True),
+    ("a" * 41, False),
+    ("1a", False),
+    ("a.b", False),
+]
+"""Names of jobs that DNS allows, and whether we do."""

@@ -11,11 +11,13 @@ from cluster.kube_fixtures import Access
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from operating import eventually
-from rule_cases import CASES, STAGE, TRANSITIONS
+from rule_cases import CASES, NAMES, STAGE, TRANSITIONS, batches, graphs
 
 from rlhf_api.contract import Contract
 from rlhf_api.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from rlhf_api.schema import structural
+from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_api.v1alpha1.spec import RLHFJobSpec
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 TEST_GROUP = "rules.rlhf.dev"
@@ -152,3 +154,37 @@ def test_every_rule_from_both_sides(
         message = json.loads(str(caught.value.body))["message"]
         for number in broken:
             assert model.RULES[number].message in message, document
+
+
+def test_every_rule_over_several_stages_from_both_sides(
+    control_plane: Access, namespace: str
+) -> None:
+    custom = client.CustomObjectsApi(control_plane.api)
+    where = (GROUP, VERSION, namespace, PLURAL)
+    hit: set[str] = set()
+    for spec, said in [*graphs(), *batches()]:
+        body = job(**spec)
+        if not said:
+            custom.create_namespaced_custom_object(*where, body, dry_run="All")
+            continue
+        with pytest.raises(ApiException) as caught:
+            custom.create_namespaced_custom_object(*where, body, dry_run="All")
+        message = json.loads(str(caught.value.body))["message"]
+        assert said in message, (spec, message)
+        hit |= {rule.message for rule in RLHFJobSpec.API_RULES if rule.message in message}
+    rules = {rule.message for rule in RLHFJobSpec.API_RULES if "oldSelf" not in rule.cel}
+    assert rules - hit == set()
+
+
+@pytest.mark.parametrize(("name", "allowed"), NAMES)
+def test_names_of_jobs(control_plane: Access, namespace: str, name: str, allowed: bool) -> None:
+    custom = client.CustomObjectsApi(control_plane.api)
+    where = (GROUP, VERSION, namespace, PLURAL)
+    body = job() | {"metadata": {"name": name}}
+    if allowed:
+        custom.create_namespaced_custom_object(*where, body, dry_run="All")
+        return
+    with pytest.raises(ApiException) as caught:
+        custom.create_namespaced_custom_object(*where, body, dry_run="All")
+    message = json.loads(str(caught.value.body))["message"]
+    assert any(rule.message in message for rule in RLHFJob.API_RULES)
