@@ -1,6 +1,8 @@
 """RLHFJobs that train on the nodes of the test cluster, and what they leave on its volumes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,34 @@ def folder(jobs: Jobs, cluster: Cluster, name: str) -> Path:
 def first_step(jobs: Jobs, cluster: Cluster, name: str, attempt: int) -> int:
     """The step at which an attempt began, as its events.jsonl tells."""
     events = folder(jobs, cluster, name) / "sft" / f"attempt-{attempt}" / "events.jsonl"
-    first = json.loads(events.read_text().splitlines()[0])
+
+    def begun() -> str | None:
+        lines = events.read_text().splitlines(keepends=True) if events.is_file() else []
+        return lines[0] if lines and lines[0].endswith("\n") else None
+
+    first = json.loads(eventually(begun, seconds=PATIENCE))
     assert first["type"] == "start"
     return int(first["step"])
+
+
+@contextmanager
+def endless(jobs: Jobs, **stages: dict[str, Any]) -> Iterator[None]:
+    """Jobs by name that cannot end, deleted with their pods when the context does."""
+    for name, spec in stages.items():
+        jobs.create(name, **spec)
+    try:
+        yield
+    finally:
+        for name in stages:
+            jobs.delete(name)
+        job_of = {name: f"rlhf.dev/job={name}" for name in stages}
+        listed = jobs.core.list_namespaced_pod
+        eventually(
+            lambda: (
+                not any(
+                    listed(jobs.namespace, label_selector=selector).items
+                    for selector in job_of.values()
+                )
+            ),
+            seconds=PATIENCE,
+        )

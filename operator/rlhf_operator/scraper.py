@@ -105,12 +105,15 @@ class Scraper:
 
     async def run(self) -> None:
         """Ask until cancelled."""
+        slot = _now()
         async with asyncio.TaskGroup() as tasks:
             while True:
                 ident = await self._next()
                 await self._slots.acquire()
                 tasks.create_task(self._ask(ident))
-                await asyncio.sleep(1 / SCRAPES_PER_SECOND)
+                # By the clock, so that what a turn takes is not added to each pause.
+                slot = max(slot + 1 / SCRAPES_PER_SECOND, _now())
+                await asyncio.sleep(slot - _now())
 
     async def _next(self) -> Ident:
         """The attempt that is due first, as soon as it is due."""

@@ -12,6 +12,7 @@ from training import (
     DATA,
     NEVER,
     PATIENCE,
+    endless,
     first_step,
     folder,
     long_sft,
@@ -45,26 +46,24 @@ def test_a_lost_node_is_a_disruption(jobs: Jobs, cluster: Cluster) -> None:
     operator = client.CoreV1Api(cluster.api).list_namespaced_pod(SYSTEM).items[0].spec.node_name
     lost = next(each for each in cluster.nodes.nodes if each != operator)
     away = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [_prefers(lost)]}}
-    names = ("lost-1", "lost-2")
-    for count, name in enumerate(names, start=1):
-        jobs.create(name, stages=long_sft(NEVER, nodes=count), template={"affinity": away})
-    steps = {n: running_with_checkpoint(jobs, n)["lastCheckpointStep"] for n in names}
-    for name in names:
-        assert lost in {pod.spec.node_name for pod in jobs.pods(name)}
-    cluster.nodes.kill_node(lost)
-    try:
-        for name in names:
-            sft = jobs.reaches(name, "Running", attempt=2, seconds=PATIENCE)
-            assert (sft["restarts"], sft["disruptions"]) == (0, 1)
-            assert first_step(jobs, cluster, name, 2) >= steps[name]
-        _check_straggler(jobs, cluster, "lost-1")
-    finally:
-        cluster.nodes.restart_node(lost)
-    ready = ("wait", "--for=condition=Ready", f"node/{lost}", "--timeout=200s")
-    cluster.kubectl(*ready)
-    for name in names:
-        jobs.delete(name)
-    eventually(lambda: not any(jobs.pods(n, attempt=2) for n in names), seconds=PATIENCE)
+    gangs = {
+        f"lost-{count}": {"stages": long_sft(NEVER, nodes=count), "template": {"affinity": away}}
+        for count in (1, 2)
+    }
+    with endless(jobs, **gangs):
+        steps = {n: running_with_checkpoint(jobs, n)["lastCheckpointStep"] for n in gangs}
+        for name in gangs:
+            assert lost in {pod.spec.node_name for pod in jobs.pods(name)}
+        cluster.nodes.kill_node(lost)
+        try:
+            for name in gangs:
+                sft = jobs.reaches(name, "Running", attempt=2, seconds=PATIENCE)
+                assert (sft["restarts"], sft["disruptions"]) == (0, 1)
+                assert first_step(jobs, cluster, name, 2) >= steps[name]
+            _check_straggler(jobs, cluster, "lost-1")
+        finally:
+            cluster.nodes.restart_node(lost)
+            cluster.kubectl("wait", "--for=condition=Ready", f"node/{lost}", "--timeout=200s")
 
 
 def _check_straggler(jobs: Jobs, cluster: Cluster, name: str) -> None:
@@ -87,23 +86,21 @@ def _files(root: Path, without: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_a_drained_node_is_a_disruption(jobs: Jobs, cluster: Cluster) -> None:
-    jobs.create("drained", stages=long_sft(NEVER))
-    seen = running_with_checkpoint(jobs, "drained")
-    (pod,) = jobs.pods("drained")
-    node = pod.spec.node_name
-    options = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=200s")
-    training = ("--pod-selector", "rlhf.dev/job=drained")
-    try:
-        cluster.kubectl("drain", node, *options, *training)
-        sft = jobs.reaches("drained", "Running", attempt=2, seconds=PATIENCE)
-        assert (sft["restarts"], sft["disruptions"]) == (0, 1)
-        (again,) = jobs.pods("drained", attempt=2)
-        assert again.spec.node_name != node
-        if cluster.nodes is not None:
-            assert first_step(jobs, cluster, "drained", 2) >= seen["lastCheckpointStep"]
-    finally:
-        cluster.kubectl("uncordon", node)
-    jobs.delete("drained")
+    with endless(jobs, drained={"stages": long_sft(NEVER, nodes=1)}):
+        seen = running_with_checkpoint(jobs, "drained")
+        (pod,) = jobs.pods("drained")
+        options = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=200s")
+        training = ("--pod-selector", "rlhf.dev/job=drained")
+        try:
+            cluster.kubectl("drain", pod.spec.node_name, *options, *training)
+            sft = jobs.reaches("drained", "Running", attempt=2, seconds=PATIENCE)
+            assert (sft["restarts"], sft["disruptions"]) == (0, 1)
+            (again,) = jobs.pods("drained", attempt=2)
+            assert again.spec.node_name != pod.spec.node_name
+            if cluster.nodes is not None:
+                assert first_step(jobs, cluster, "drained", 2) >= seen["lastCheckpointStep"]
+        finally:
+            cluster.kubectl("uncordon", pod.spec.node_name)
 
 
 def test_a_mistake_in_the_data_fails_once_with_file_and_line(jobs: Jobs) -> None:
