@@ -58,9 +58,9 @@ def main() -> int:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("kopf").setLevel(
-        max(logging.WARNING, logging.getLevelName(settings.log_level))
-    )
+    if settings.log_level != "DEBUG":
+        # `watches` tells what ends a watch of kopf, and begins it anew.
+        logging.getLogger("kopf").setLevel(logging.CRITICAL)
     logger.info("settings: %s", settings.model_dump_json())
     failures: list[Exception] = []
     try:

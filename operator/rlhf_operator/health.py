@@ -16,8 +16,6 @@ from rlhf_operator.work_queue import WorkQueue
 
 WATCH_LAG_SECONDS = 120.0
 PASS_SECONDS = 300.0
-MAX_SEEN = 100_000
-"""Uids of which a version is kept; those seen longest ago are forgotten first."""
 
 
 @dataclass
@@ -28,12 +26,16 @@ class _Unit:
         compared_at: when jobs were last listed, or the watch was begun.
         filled: whether the store holds what was there when the watch began.
         complaint: why it is not watched; empty if it is.
+        missing: whether it is not watched because it is not there.
+        seen: the version of a job that the watch has shown, by uid.
         late: since when the watch owes a version of a job, by uid.
     """
 
     compared_at: float
     filled: bool = False
     complaint: str = ""
+    missing: bool = False
+    seen: dict[str, int] = field(default_factory=dict)
     late: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
@@ -47,7 +49,6 @@ class Health:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue, self._resync_seconds, self._clock = queue, resync_seconds, clock
-        self._seen: dict[str, int] = {}
         self._units: dict[str, _Unit] = {}
         self.leads = False
         self.served = False
@@ -56,36 +57,40 @@ class Health:
         """Why it does not, for a replica that does not lead."""
 
     def begins(self, namespace: str) -> None:
-        """A watch is begun."""
-        self._units[namespace] = _Unit(self._clock())
+        """A watch is begun; what was told against it holds until the store is filled."""
+        old = self._units.get(namespace) or _Unit(0.0)
+        self._units[namespace] = _Unit(self._clock(), complaint=old.complaint, missing=old.missing)
 
     def filled(self, namespace: str) -> None:
         """The first LISTs of a namespace are in."""
-        self._units[namespace].filled = True
+        unit = self._units[namespace]
+        unit.filled, unit.complaint, unit.missing = True, "", False
 
-    def complains(self, namespace: str, complaint: str) -> None:
-        """A namespace is not watched; empty when it can be."""
-        unit = self._units.setdefault(namespace, _Unit(self._clock()))
-        unit.complaint, unit.compared_at = complaint, self._clock()
+    def complains(self, namespace: str, complaint: str, *, missing: bool = False) -> None:
+        """A namespace is not watched, for want of the namespace itself or another reason."""
+        self._units[namespace] = _Unit(self._clock(), complaint=complaint, missing=missing)
 
-    def seen(self, uid: str, version: int) -> None:
-        """The watch shows a job."""
-        self._seen.pop(uid, None)
-        self._seen[uid] = version
-        if len(self._seen) > MAX_SEEN:
-            del self._seen[next(iter(self._seen))]
-        for unit in self._units.values():
-            owed = unit.late.get(uid)
-            if owed is not None and version >= owed[0]:
-                del unit.late[uid]
+    def seen(self, namespace: str, uid: str, version: int) -> None:
+        """The watch shows a job, or its deletion."""
+        unit = self._units[namespace]
+        unit.seen[uid] = max(version, unit.seen.get(uid, version))
+        if uid in unit.late and version >= unit.late[uid][0]:
+            del unit.late[uid]
 
-    def compare(self, namespace: str, listed: Mapping[str, int]) -> None:
-        """Compare the versions by uid of a LIST with what the watch has shown."""
+    def compare(self, namespace: str, listed: Mapping[str, int], version: int) -> None:
+        """Compare the versions by uid of a LIST with what the watch has shown.
+
+        Args:
+            namespace: that was listed.
+            listed: the version of each job.
+            version: at which the LIST was made; what was seen later is not in it.
+        """
         unit, now = self._units[namespace], self._clock()
-        behind = {uid: v for uid, v in listed.items() if self._seen.get(uid, -1) < v}
+        unit.seen = {u: v for u, v in unit.seen.items() if u in listed or v > version}
+        behind = {uid: v for uid, v in listed.items() if unit.seen.get(uid, -1) < v}
+        # Counted from the first LIST that showed it: a job that is written to often is no excuse.
         unit.late = {
-            uid: (version, unit.late[uid][1] if uid in unit.late else now)
-            for uid, version in behind.items()
+            uid: (v, unit.late[uid][1] if uid in unit.late else now) for uid, v in behind.items()
         }
         unit.compared_at = now
 
@@ -107,16 +112,19 @@ class Health:
         return ""
 
     def unready(self) -> str:
-        """Why this replica could not take over, or does not work yet; empty when it does."""
+        """Why this replica could not take over, or does not work yet; empty when it does.
+
+        A namespace that is missing is no fault of this replica, and keeps no other one waiting.
+        """
         if not self.leads:
             return "" if self.served else self.problem
-        watched = [unit for unit in self._units.values() if not unit.complaint]
-        if watched and all(unit.filled for unit in watched):
+        units = [unit for unit in self._units.values() if not unit.missing]
+        for unit in units:
+            if unit.complaint:
+                return unit.complaint
+        if self._units and all(unit.filled for unit in units):
             return ""
-        if self._units and not watched and self.served:
-            return ""  # Every watched namespace is missing, which is no fault of this replica.
-        complaints = [unit.complaint for unit in self._units.values() if unit.complaint]
-        return complaints[0] if complaints else "the store is not filled yet"
+        return "the store is not filled yet"
 
 
 @asynccontextmanager

@@ -5,10 +5,12 @@ Called by `__main__`.
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import aiohttp
 
 from rlhf_operator.health import Health
+from rlhf_operator.kopf_thread import WatchError
 from rlhf_operator.kube import ApiError, Kube
 from rlhf_operator.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS
 from rlhf_operator.reconcile import Reconciler
@@ -16,10 +18,12 @@ from rlhf_operator.recorder import Recorder
 from rlhf_operator.scraper import Scraper
 from rlhf_operator.settings import Settings
 from rlhf_operator.store import Store
-from rlhf_operator.watches import Watch, WatchError, check_served
+from rlhf_operator.watches import NamespaceMissingError, Watch, check_namespace, check_served
 from rlhf_operator.work_queue import Key, WorkQueue
 
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 2.0
+PROBE_AGAIN_SECONDS = 30.0
+"""Between the looks of a replica that is ready."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,19 +45,24 @@ async def serve(kube: Kube, settings: Settings, health: Health, queue: WorkQueue
 
 
 async def probe(kube: Kube, settings: Settings, health: Health) -> None:
-    """Find out whether this replica could take over, until it could."""
-    while True:
+    """Find out again and again whether this replica could take over, until it leads."""
+    while not health.leads:
+        problem = await _problem(kube, settings)
+        if problem and problem != health.problem:
+            logger.warning("not ready: %s", problem)
+        health.served, health.problem = not problem, problem
+        await asyncio.sleep(PROBE_SECONDS if problem else PROBE_AGAIN_SECONDS)
+
+
+async def _problem(kube: Kube, settings: Settings) -> str:
+    try:
+        await check_served(kube)
         for namespace in settings.namespaces or ("",):
-            try:
-                await check_served(kube, namespace)
-            except (ApiError, WatchError) as error:
-                if str(error) != health.problem:
-                    logger.warning("not ready: %s", error)
-                health.problem = str(error)
-            else:
-                health.served = True
-                return
-        await asyncio.sleep(PROBE_SECONDS)
+            with suppress(NamespaceMissingError):
+                await check_namespace(kube, namespace)
+    except (ApiError, WatchError) as error:
+        return str(error)
+    return ""
 
 
 async def _work(reconciler: Reconciler, queue: WorkQueue) -> None:

@@ -112,6 +112,12 @@ class Collection:
             self.remove(raw["metadata"]["uid"])
         return [raw for raw in listed.values() if self.put(raw)] + gone
 
+    def drop(self, raw: Raw) -> None:
+        """Forget an object that may be seen again."""
+        uid = raw["metadata"]["uid"]
+        self.remove(uid)
+        del self._deleted[uid]
+
 
 class Store:
     """RLHFJobs with, by owner uid, their Jobs and those Jobs' Pods."""
@@ -151,6 +157,20 @@ class Store:
         """Take in a LIST of the Pods of one Job."""
         scope = self._of[Kind.POD].owned_by(job_uid)
         self._of[Kind.POD].replace(scope, items, version)
+
+    def forget(self, namespace: str) -> list[Key]:
+        """Forget all of a namespace that is not watched; gives the keys of its jobs.
+
+        What comes back is taken in again: that we see nothing does not mean that it is deleted.
+        """
+        keys = self.keys(namespace)
+        for kind in Kind:
+            for raw in self._of[kind].all():
+                if not namespace or raw["metadata"]["namespace"] == namespace:
+                    self._of[kind].drop(raw)
+        for key in keys:
+            del self._uids[key]
+        return keys
 
     def job(self, key: Key) -> Raw | None:
         """The RLHFJob of that namespace and name."""

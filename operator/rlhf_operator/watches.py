@@ -8,15 +8,12 @@ task of its event loop when it ends.
 import asyncio
 import logging
 import random
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
-import kopf
-
-from rlhf_api.errors import RLHFError
-from rlhf_operator.handlers import kopf_settings, registry
+from rlhf_api.names import GROUP, PLURAL, VERSION
 from rlhf_operator.health import Health
+from rlhf_operator.kopf_thread import KopfThread, WatchError
 from rlhf_operator.kube import MANAGED, ApiError, Kube, batch_path, core_path, job_path
 from rlhf_operator.metrics import NAMESPACE_MISSING, WATCH_STARTS
 from rlhf_operator.store import Kind, Store
@@ -26,19 +23,18 @@ PAUSE_SECONDS = 2.0
 """Between the end of a watch, or a try in vain, and the next one."""
 FILL_SECONDS = 60.0
 """How long kopf may take to begin, and the first LISTs to come in."""
-NAMESPACE_SECONDS = 30.0
+NAMESPACE_SECONDS = 10.0
 """How often it is asked whether a watched namespace is still there."""
-STOP_SECONDS = 5.0
-
-_WATCHER = "watcher for "
+STOP_SECONDS = 2.0
+"""How long kopf is waited for; one that takes longer is heard no more."""
 
 Raw = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
 
-class WatchError(RLHFError):
-    """A namespace cannot be watched now; the message says why and what to do."""
+class NamespaceMissingError(WatchError):
+    """A watched namespace is not there, as far as it can be seen."""
 
 
 class Watch:
@@ -52,17 +48,18 @@ class Watch:
         self._to_list: set[Kind] = set()
         self._listed = asyncio.Event()
         self._filled: set[Kind] = set()
+        self._to_wake: set[Key] = set()
         self._complaint = ""
 
     async def run(self, resync_seconds: float) -> None:
         """Watch until cancelled, whatever ends a watch."""
         while True:
             try:
-                await check_served(self._kube, self._namespace)
-                self._say("")
+                await check_served(self._kube)
+                await check_namespace(self._kube, self._namespace)
                 await self._watch(resync_seconds)
             except* (ApiError, WatchError) as group:
-                self._say(str(_first(group)))
+                self._complain(_first(group))
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _watch(self, resync_seconds: float) -> None:
@@ -83,37 +80,47 @@ class Watch:
             if self._namespace:
                 tasks.create_task(self._look_for_namespace())
 
-    def _say(self, complaint: str) -> None:
+    def _complain(self, error: BaseException) -> None:
         """Tell why the namespace is not watched, each reason once."""
-        where = f"namespace {self._namespace}" if self._namespace else "all namespaces"
-        if complaint and complaint != self._complaint:
-            logger.error("%s: not watched: %s", where, complaint)
-        elif self._complaint and not complaint:
-            logger.info("%s: watched again", where)
+        complaint, missing = str(error), isinstance(error, NamespaceMissingError)
+        if complaint != self._complaint:
+            logger.error("%s: not watched: %s", self._where(), complaint)
         self._complaint = complaint
-        NAMESPACE_MISSING.labels(self._namespace).set(bool(complaint))
-        self._health.complains(self._namespace, complaint)
+        NAMESPACE_MISSING.labels(self._namespace).set(missing)
+        self._health.complains(self._namespace, complaint, missing=missing)
+        if missing:
+            # Nothing can be done for its jobs, and nothing is known of them any more.
+            for key in self._store.forget(self._namespace):
+                self._queue.add(key)
+
+    def _where(self) -> str:
+        return f"namespace {self._namespace}" if self._namespace else "all namespaces"
 
     async def _run_kopf(self) -> None:
-        loop, stop = asyncio.get_running_loop(), threading.Event()
+        loop, over = asyncio.get_running_loop(), False
+
+        def hear(what: Callable[..., None], *news: Any) -> None:
+            if not over:
+                what(*news)
 
         def happened(kind: Kind, event_type: str | None, raw: Raw) -> None:
-            loop.call_soon_threadsafe(self._take_in, kind, event_type, raw)
+            loop.call_soon_threadsafe(hear, self._take_in, kind, event_type, raw)
 
         def listed(kind: Kind) -> None:
-            loop.call_soon_threadsafe(self._note_listing, kind)
+            loop.call_soon_threadsafe(hear, self._note_listing, kind)
 
-        ended = _in_thread(lambda: _kopf(self._namespace, happened, listed, stop))
+        thread = KopfThread(self._namespace, happened, listed)
         try:
-            await asyncio.shield(ended)
-            raise WatchError("the watches have ended; they are begun anew")
+            await thread.ended
         finally:
-            stop.set()
-            await asyncio.wait({ended}, timeout=STOP_SECONDS)
+            over = True
+            await thread.stop(STOP_SECONDS)
 
     def _take_in(self, kind: Kind, event_type: str | None, raw: Raw) -> None:
         if kind is Kind.RLHFJOB:
-            self._health.seen(raw["metadata"]["uid"], int(raw["metadata"]["resourceVersion"]))
+            metadata = raw["metadata"]
+            version = int(metadata["resourceVersion"])
+            self._health.seen(self._namespace, metadata["uid"], version)
         deleted = event_type == "DELETED"
         key = self._store.remove(kind, raw) if deleted else self._store.put(kind, raw)
         if key is not None:
@@ -127,6 +134,8 @@ class Watch:
         """Let a pass be made, once the store is as the cluster was when the watch began."""
         if self._filled == set(Kind):
             self._queue.add(key, delay)
+        else:
+            self._to_wake.add(key)
 
     async def _list_what_was_listed(self) -> None:
         """kopf has begun a watch anew: see what is gone since the last one."""
@@ -142,10 +151,16 @@ class Watch:
         if kind in self._filled:
             return
         self._filled.add(kind)
-        if self._filled == set(Kind):
-            self._health.filled(self._namespace)
-            for key in self._store.keys(self._namespace):
-                self._wake(key)
+        if self._filled < set(Kind):
+            return
+        self._health.filled(self._namespace)
+        if self._complaint:
+            logger.info("%s: watched again", self._where())
+            self._complaint = ""
+        NAMESPACE_MISSING.labels(self._namespace).set(0)
+        for key in self._to_wake.union(self._store.keys(self._namespace)):
+            self._wake(key)
+        self._to_wake.clear()
 
     async def _list(self, kind: Kind) -> None:
         """Take in a LIST, and wake the jobs that it is news of."""
@@ -155,7 +170,8 @@ class Watch:
             items = (
                 (i["metadata"]["uid"], i["metadata"]["resourceVersion"]) for i in listing.items
             )
-            self._health.compare(self._namespace, {uid: int(version) for uid, version in items})
+            versions = {uid: int(version) for uid, version in items}
+            self._health.compare(self._namespace, versions, listing.version)
         for key in self._store.replace(kind, self._namespace, listing.items, listing.version):
             self._wake(key)
 
@@ -181,104 +197,67 @@ class Watch:
     async def _look_for_namespace(self) -> None:
         while True:
             await asyncio.sleep(NAMESPACE_SECONDS)
-            await check_namespace(self._kube, self._namespace)
+            try:
+                await check_namespace(self._kube, self._namespace)
+            except ApiError as error:
+                logger.warning("%s: %s", self._where(), error)
 
 
-async def check_served(kube: Kube, namespace: str) -> None:
-    """See that RLHFJobs of a namespace, or of all, can be listed.
+async def check_served(kube: Kube) -> None:
+    """See that the API server answers, and serves RLHFJobs.
 
     Raises:
-        WatchError: with what is missing.
-        ApiError: the API server does not answer.
+        WatchError: it does not serve them.
+        ApiError: it does not answer.
     """
-    if namespace:
-        await check_namespace(kube, namespace)
-    try:
-        await kube.request("GET", job_path(namespace), query={"limit": 1})
-    except ApiError as error:
-        if error.status == 404:
-            text = "the CRD rlhfjobs.rlhf.dev is not installed; apply crds/rlhfjobs.yaml"
-            raise WatchError(text) from error
-        if error.status == 403:
-            text = f"{error.message}; grant it to the operator"
-            raise WatchError(text) from error
-        raise
+    found = await kube.find(f"/apis/{GROUP}/{VERSION}")
+    if PLURAL not in {each["name"] for each in (found or {}).get("resources") or ()}:
+        raise WatchError(f"the CRD {PLURAL}.{GROUP} is not installed; apply crds/rlhfjobs.yaml")
 
 
 async def check_namespace(kube: Kube, namespace: str) -> None:
-    """See that a namespace is there.
+    """See that RLHFJobs of a namespace, or of all, can be listed.
 
     Raises:
-        WatchError: it is not.
+        NamespaceMissingError: the namespace is not there, or our rights in it are gone with it.
+        WatchError: the rights are missing.
+        ApiError: the API server does not answer.
     """
     try:
-        await kube.request("GET", f"/api/v1/namespaces/{namespace}")
+        if not namespace or not await _is_there(kube, namespace):
+            await kube.request("GET", job_path(namespace), query={"limit": 1})
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        if namespace:
+            text = (
+                f"it does not exist, or the operator has no rights in it ({error.message}); "
+                "create it with the Role and RoleBinding of the chart, or take it out of "
+                "RLHF_OPERATOR_NAMESPACES"
+            )
+            raise NamespaceMissingError(text) from error
+        raise WatchError(f"{error.message}; grant it to the operator") from error
+
+
+async def _is_there(kube: Kube, namespace: str) -> bool:
+    """Whether a namespace can be seen to be there; False if we may not ask.
+
+    Raises:
+        NamespaceMissingError: it is not there.
+    """
+    try:
+        found = await kube.request("GET", f"/api/v1/namespaces/{namespace}")
     except ApiError as error:
         if error.status == 404:
             text = "it does not exist; create it, or take it out of RLHF_OPERATOR_NAMESPACES"
-            raise WatchError(text) from error
-        # Whoever may not read the namespace may still list what is in it.
-        if error.status != 403:
-            raise
-
-
-async def _kopf(
-    namespace: str,
-    happened: Callable[[Kind, str | None, Raw], None],
-    listed: Callable[[Kind], None],
-    stop: threading.Event,
-) -> None:
-    """Run kopf until told to stop, or one of its watches has ended."""
-    overseer = asyncio.create_task(_stop_when_one_ends(stop))
-    try:
-        await kopf.operator(
-            registry=registry(happened, listed),
-            settings=kopf_settings(),
-            standalone=True,
-            clusterwide=not namespace,
-            namespaces=[namespace] if namespace else [],
-            stop_flag=stop,
-        )
-    finally:
-        overseer.cancel()
-
-
-async def _stop_when_one_ends(stop: threading.Event) -> None:
-    """kopf goes on, and says nothing, when the task that watches a resource has ended."""
-    most = 0
-    while not stop.is_set():
-        await asyncio.sleep(1)
-        names = [task.get_name() for task in asyncio.all_tasks()]
-        alive = sum(name.startswith(_WATCHER) for name in names)
-        if alive < most:
-            stop.set()
-        most = max(most, alive)
-
-
-def _in_thread(program: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Future[None]:
-    """Run a coroutine in a loop and a thread of its own, which never holds up the process."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def finish(error: BaseException | None) -> None:
-        if ended.done():
-            return
-        if error is None:
-            ended.set_result(None)
-        else:
-            ended.set_exception(WatchError(f"kopf: {str(error) or type(error).__name__}"))
-
-    def target() -> None:
-        failure: BaseException | None = None
-        try:
-            asyncio.run(program())
-        except BaseException as error:  # noqa: BLE001 - told to the thread that waits for it
-            failure = error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(finish, failure)
-
-    threading.Thread(target=target, name="kopf", daemon=True).start()
-    return ended
+            raise NamespaceMissingError(text) from error
+        if error.status == 403:
+            return False
+        raise
+    if found["metadata"].get("deletionTimestamp"):
+        text = "it is being deleted; create it again, or take it out of RLHF_OPERATOR_NAMESPACES"
+        raise NamespaceMissingError(text)
+    return True
 
 
 def _path(kind: Kind, namespace: str) -> str:
