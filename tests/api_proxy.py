@@ -87,12 +87,16 @@ class Rule:
         seconds: by which a request, or each event of a watch, comes later.
         opened: set unless calls are held.
         answer: status and body that are given in place of the API server's.
+        line: the only event of a watch; for the first call that fits.
+        drops: whether the connection is broken in place of an answer.
     """
 
     fits: Predicate
     seconds: float = 0.0
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     answer: tuple[int, dict[str, Any]] | None = None
+    line: bytes = b""
+    drops: bool = False
 
 
 @dataclass(eq=False)
@@ -147,6 +151,14 @@ class ApiProxy:
         """Requests are refused with this status until `release`."""
         return self._add(Rule(fits, answer=(code, status(code, reason, message))))
 
+    def drop(self, fits: Predicate) -> Rule:
+        """Connections of requests are broken without an answer until `release`."""
+        return self._add(Rule(fits, drops=True))
+
+    def expire(self, fits: Predicate) -> Rule:
+        """The next watch that fits is told that its version is too old."""
+        return self._add(Rule(fits, line=_line(gone())))
+
     def release(self, rule: Rule | None = None) -> None:
         """End one rule, or all."""
 
@@ -160,12 +172,11 @@ class ApiProxy:
 
     def inject(self, fits: Predicate, event: Mapping[str, Any]) -> int:
         """Put an event into every open watch that fits; gives how many there are."""
-        line = json.dumps(event).encode() + b"\n"
 
         async def put() -> int:
             streams = [stream for stream in self._streams if fits(stream.call)]
             for stream in streams:
-                stream.lines.put_nowait((time.monotonic(), line))
+                stream.lines.put_nowait((time.monotonic(), _line(event)))
             return len(streams)
 
         return self._on_loop(put())
@@ -228,7 +239,9 @@ class ApiProxy:
         )
         app = web.Application(client_max_size=_LONGEST_LINE)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
+        )
         await self._runner.setup()
         await self._listen(0)
         self._port = int(self._runner.addresses[0][1])
@@ -242,14 +255,15 @@ class ApiProxy:
             stream.lines.put_nowait(None)
         await self._runner.cleanup()
         await self._session.close()
+        # TLS says goodbye before the sockets are closed.
+        await asyncio.sleep(0.25)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         agent = request.headers.get("User-Agent", "")
         call = Call(request.method, request.path, dict(request.query), agent, time.monotonic())
         self.calls.append(call)
-        for rule in self._rules:
-            if rule.answer is not None and rule.fits(call):
-                return web.json_response(rule.answer[1], status=rule.answer[0])
+        if (instead := self._instead(request, call)) is not None:
+            return instead
         body = await request.read()
         if not call.watches:
             await self._pass(call, call.at)
@@ -268,6 +282,19 @@ class ApiProxy:
                 )
         except aiohttp.ClientConnectionError as error:
             return web.json_response(status(503, "ServiceUnavailable", str(error)), status=503)
+
+    def _instead(self, request: web.Request, call: Call) -> web.Response | None:
+        """What the first rule that forwards nothing answers."""
+        for rule in [rule for rule in self._rules if rule.fits(call)]:
+            if rule.drops and request.transport is not None:
+                request.transport.abort()
+                return web.Response(status=503)  # Nobody hears it.
+            if rule.answer is not None:
+                return web.json_response(rule.answer[1], status=rule.answer[0])
+            if rule.line:
+                self._rules.remove(rule)
+                return web.Response(body=rule.line, content_type="application/json")
+        return None
 
     async def _pass(self, call: Call, came: float) -> None:
         """Wait as long as the rules ask for, including those that are made meanwhile."""
@@ -311,6 +338,10 @@ async def _read(answer: aiohttp.ClientResponse, stream: _Stream) -> None:
     except aiohttp.ClientError:
         stream.transport.abort()
     stream.lines.put_nowait(None)
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    return json.dumps(event).encode() + b"\n"
 
 
 def _is_of(call: Call, plural: str, namespace: str) -> bool:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any
 from cluster.control_plane import free_port
 from cluster.kube_fixtures import Access
 from kubernetes import client
+from prometheus_client.parser import text_string_to_metric_families
 
 from rlhf_api.names import CONTRACT_VERSION, GROUP, PLURAL, VERSION, Label
 
@@ -69,6 +71,29 @@ class OperatorProcess:
         """Status and text of its HTTP endpoint."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
             return answer.status, answer.read().decode()
+
+    def probe(self, path: str) -> tuple[int, str]:
+        """The same, whatever the status."""
+        try:
+            return self.get(path)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def is_ready(self) -> bool:
+        """Whether its readiness probe would pass."""
+        return self.probe("/readyz")[0] == 200
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of /metrics; 0 where there is none."""
+        families = text_string_to_metric_families(self.get("/metrics")[1])
+        found = [
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and sample.labels == labels
+        ]
+        return found[0] if found else 0.0
 
     def wait_until_leading(self) -> None:
         """Until it watches."""
