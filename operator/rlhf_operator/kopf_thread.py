@@ -19,7 +19,7 @@ BEGIN_SECONDS = 3.0
 END_SECONDS = 10.0
 """How long kopf may take to end in order; nobody waits for it."""
 
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.05
 _WATCHER = "watcher for "
 
 

@@ -158,3 +158,26 @@ def test_any_order_of_events_and_lists_ends_as_the_cluster_is(
     found = {name: store.job(("team", name)) for _, name in list(store.keys())}
     versions = {n: r["metadata"]["resourceVersion"] for n, r in found.items() if r is not None}
     assert versions == {n: r["metadata"]["resourceVersion"] for n, r in states[-1].items()}
+
+
+def test_what_is_forgotten_comes_back_by_the_same_version() -> None:
+    store = filled()
+    elsewhere = raw("there", 4, name="there")
+    elsewhere["metadata"]["namespace"] = "other"
+    store.put(Kind.RLHFJOB, elsewhere)
+    assert store.forget("team") == [KEY]
+    assert store.job(KEY) is None
+    assert store.keys() == [("other", "there")]
+    assert [store.count(kind) for kind in Kind] == [1, 0, 0]
+    assert store.put(Kind.RLHFJOB, demo(1)) == KEY
+    assert store.put(Kind.JOB, raw("job", 2, owner="demo-1")) == KEY
+    (gang,) = store.gangs("demo-1")
+    assert gang.job["metadata"]["uid"] == "job"
+
+
+def test_a_deletion_is_remembered_beyond_what_is_forgotten() -> None:
+    store = filled()
+    store.remove(Kind.POD, raw("pod", 4, owner="job"))
+    store.forget("")
+    assert store.put(Kind.POD, raw("pod", 3, owner="job")) is None
+    assert store.count(Kind.POD) == 0

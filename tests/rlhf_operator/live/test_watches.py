@@ -108,7 +108,7 @@ def test_a_watch_that_fails_is_begun_anew(
 ) -> None:
     """kopf's own process goes on, and says nothing, when the task of one watch has ended."""
     operator = ready(start())
-    eventually(lambda: proxy.watching(any_watch) == len(PLURALS))
+    run_to_the_end(jobs, "before")
     fits, before = watch_of(plural), len(proxy.calls)
     assert proxy.inject(fits, error_event(500, "InternalError", "etcd is on fire")) == 1
     eventually(lambda: operator.metric(STARTS, watch=jobs.namespace) == 2, SOON)
