@@ -144,6 +144,16 @@ class Jobs:
         """Change its spec."""
         self._custom.patch_namespaced_custom_object(*self._where, name, {"spec": spec})
 
+    def label(self, name: str, **labels: str) -> None:
+        """Give it labels."""
+        patch = {"metadata": {"labels": labels}}
+        self._custom.patch_namespaced_custom_object(*self._where, name, patch)
+
+    def patch_status(self, name: str, **status: Any) -> None:
+        """Write to its status, as another operator would."""
+        body = {"status": status}
+        self._custom.patch_namespaced_custom_object_status(*self._where, name, body)
+
     def delete(self, name: str) -> None:
         """Delete it."""
         self._custom.delete_namespaced_custom_object(*self._where, name)
@@ -244,6 +254,32 @@ class Jobs:
         }
         patch = {"status": {"conditions": [condition]} | status}
         self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, patch)
+
+    def bind(self, pod: Any, node: str = "node-1") -> None:
+        """As the scheduler: the pod is on a node, and what deletes it waits for its end."""
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        body = {"metadata": {"name": pod.metadata.name}, "target": target}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod.metadata.name}/binding"
+        self.access.kubectl("create", "--raw", path, "-f", "-", text=json.dumps(body))
+
+    def reach(self, pod: Any, address: str) -> None:
+        """As the kubelet: the pod has an address."""
+        status = {"podIP": address, "podIPs": [{"ip": address}]}
+        self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, {"status": status})
+
+    def remove_pod(self, pod: Any) -> None:
+        """Delete a pod at once, whatever it does."""
+        self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
+
+    def job_turns(self, name: str, kind: str, stage: str = "sft", attempt: int = 1) -> None:
+        """Wait until the Job of an attempt has a condition."""
+
+        def turned() -> bool:
+            child = f"{name}-{stage}-{attempt}"
+            found = self.batch.read_namespaced_job(child, self.namespace).status.conditions or ()
+            return any(each.type == kind and each.status == "True" for each in found)
+
+        eventually(turned)
 
     def events(self, name: str) -> list[tuple[str, str]]:
         """Type and reason of the Events about an RLHFJob."""

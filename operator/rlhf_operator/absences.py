@@ -4,20 +4,25 @@ Called by `reconcile`. Jobs and Pods are separate streams: a Job can be seen com
 results of its pods are. So a verdict that follows from what is not there is preceded by one LIST.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rlhf_operator.kube import Kube, core_path
+from rlhf_api.names import Reason
+from rlhf_operator.kube import ApiError, Kube, core_path
 from rlhf_operator.memory import LACKING_SECONDS, LAST_RETRY_SECONDS, AttemptId, Lookup, Memory
 from rlhf_operator.observe import SeenAttempt, lacks_pods, refused_pod, vanished_pod
 from rlhf_operator.planning.observed import ObservedProcess
+from rlhf_operator.refusals import steady
 from rlhf_operator.store import Store
 
 Raw = dict[str, Any]
 Processes = tuple[ObservedProcess, ...]
+
+logger = logging.getLogger(__name__)
 
 _CONTROLLER = "batch.kubernetes.io/controller-uid"
 """Label that the Job controller gives to the pods of a Job."""
@@ -60,9 +65,9 @@ class Absences:
         now = time.monotonic()
         lookup = memory.lookups.setdefault(seen.ident, Lookup(now + LACKING_SECONDS))
         if now >= lookup.next:
-            lookup.found = await self._refusal_of_pods(seen)
             lookup.pause = min(LAST_RETRY_SECONDS, lookup.pause * 2)
             lookup.next = now + lookup.pause
+            lookup.found = await self._refusal_of_pods(seen)
         look_at = datetime.now(UTC) + timedelta(seconds=lookup.next - now)
         name = seen.gang.job["metadata"]["name"]
         unmade = lookup.found or ObservedProcess(f"{name}-?", -1)
@@ -72,7 +77,15 @@ class Absences:
         metadata = seen.gang.job["metadata"]
         fields = f"involvedObject.uid={metadata['uid']},reason=FailedCreate"
         path = core_path(metadata["namespace"], "events")
-        return refused_pod(seen.gang.job, (await self._kube.list(path, fields=fields)).items)
+        try:
+            found = (await self._kube.list(path, fields=fields)).items
+        except ApiError as error:
+            # They only explain; the job goes on without.
+            name = metadata["name"]
+            logger.warning("Events of Job %s: %s", name, error)
+            message = f"Job {name} lacks pods, and its Events cannot be read: {steady(str(error))}"
+            return ObservedProcess(f"{name}-?", -1, reason=Reason.PODS_PENDING, message=message)
+        return refused_pod(seen.gang.job, found)
 
     async def _remains(self, seen: SeenAttempt, memory: Memory) -> ObservedProcess | None:
         """What the Events of pods that are gone tell; asked for once."""
@@ -80,8 +93,14 @@ class Absences:
         if ident not in memory.remains:
             metadata = seen.gang.job["metadata"]
             path = core_path(metadata["namespace"], "events")
-            listing = await self._kube.list(path, fields="involvedObject.kind=Pod")
-            memory.remains[ident] = vanished_pod(metadata["name"], listing.items)
+            try:
+                events = (await self._kube.list(path, fields="involvedObject.kind=Pod")).items
+            except ApiError as error:
+                if error.status != 403:
+                    raise
+                logger.warning("Events in %s: %s; grant it", metadata["namespace"], error)
+                events = []
+            memory.remains[ident] = vanished_pod(metadata["name"], events)
         found = memory.remains[ident]
         killed_at = seen.attempt.killed_at
         return None if found is None else replace(found, finished_at=found.finished_at or killed_at)

@@ -92,7 +92,8 @@ class Actor:
         try:
             return await self._kube.request("POST", path, manifest)
         except ApiError as error:
-            if error.status != 409:
+            # 409 is the answer, too, when a quota is written to at the same time.
+            if error.status != 409 or error.body.get("reason") != "AlreadyExists":
                 raise ChildError(refusal(name, error)) from error
             found = await self._find(name, f"{path}/{manifest['metadata']['name']}")
             if found is None:

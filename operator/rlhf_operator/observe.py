@@ -12,6 +12,7 @@ from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import StageResult
 from rlhf_operator.fields import INDEX_ANNOTATION, TRAINER
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
+from rlhf_operator.refusals import steady
 from rlhf_operator.store import Gang
 
 Raw = dict[str, Any]
@@ -74,7 +75,7 @@ def refused_pod(job: Raw, events: Sequence[Raw]) -> ObservedProcess:
     said = str(max(events, key=lambda event: event.get("lastTimestamp") or "")["message"])
     reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in said else Reason.FORBIDDEN
     # The end names a pod that was not made, another one each time.
-    text = re.sub(rf'pods "{re.escape(name)}-\S+" is ', "pods are ", said)
+    text = steady(re.sub(rf'pods "{re.escape(name)}-\S+" is ', "pods are ", said))
     return ObservedProcess(f"{name}-?", -1, reason=reason, message=f"Job {name}: {text}")
 
 
@@ -154,6 +155,7 @@ def _attempt(gang: Gang, now: datetime) -> SeenAttempt | None:
         held_since=held_since,
         released_at=released_at,
         confirmed=False,
+        over="Failed" in true,
     )
     return SeenAttempt(attempt, gang, min((at for _, at in seen if at is not None), default=None))
 
@@ -172,7 +174,8 @@ def _held(job: Raw) -> tuple[datetime | None, datetime | None]:
     conditions = (job.get("status") or {}).get("conditions") or ()
     held = next((each for each in conditions if each["type"] == "Suspended"), None)
     turned = _time(held.get("lastTransitionTime")) if held is not None else None
-    if job["spec"].get("suspend"):
+    # The controller says a moment after `spec.suspend` is gone when that was.
+    if job["spec"].get("suspend") or (held is not None and held.get("status") == "True"):
         return turned or _time(job["metadata"].get("creationTimestamp")), None
     return None, turned
 

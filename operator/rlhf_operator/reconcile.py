@@ -68,6 +68,7 @@ class Reconciler:
             return None
         if is_expired(job, now):
             await self._expire(raw)
+            self._keep_in_mind(key, None)
             return None
         memory = self._memory.setdefault(job.metadata.uid, Memory())
         observed, decided = await self._decide(job, memory, now)
@@ -77,7 +78,8 @@ class Reconciler:
         if await self._act(job, decided, memory):
             return 0.0
         wait = _seconds_until(decided.look_at, memory.next_try())
-        if any(isinstance(action, StartAttempt) for action in decided.actions):
+        starts = {_ident(each) for each in decided.actions if isinstance(each, StartAttempt)}
+        if starts - memory.refused.keys():
             # Where no pod is made nothing else wakes the job.
             return min(wait, LACKING_SECONDS) if wait is not None else LACKING_SECONDS
         return wait
@@ -179,7 +181,7 @@ class Reconciler:
     async def _act(self, job: RLHFJob, decided: Plan, memory: Memory) -> bool:
         """Try each action that may be tried; True if there is a refusal to be told of."""
         news = False
-        wanted = {(action.stage, action.attempt) for action in decided.actions}
+        wanted = {_ident(action) for action in decided.actions}
         for ident in memory.refused.keys() - wanted:
             del memory.refused[ident]
         for action in decided.actions:
@@ -187,14 +189,14 @@ class Reconciler:
         return news
 
     async def _try(self, job: RLHFJob, action: Action, memory: Memory) -> bool:
-        ident, now = (action.stage, action.attempt), time.monotonic()
-        if not memory.may_try(ident, now):
+        ident = _ident(action)
+        if not memory.may_try(ident, time.monotonic()):
             return False
         try:
             await self._actor.act(job, action)
         except ChildError as error:
             logger.warning("%s/%s: %s", job.metadata.namespace, job.metadata.name, error)
-            return memory.refuse(ident, error.refusal, now)
+            return memory.refuse(ident, error.refusal, time.monotonic())
         memory.refused.pop(ident, None)
         return False
 
@@ -222,11 +224,23 @@ class Reconciler:
             "observedGeneration": raw["metadata"].get("generation", 1),
         }
         old = conditions.get(ConditionType.ACCEPTED) or {}
-        if all(old.get(field) == condition[field] for field in ("status", "message")):
+        told = all(old.get(field) == condition[field] for field in ("status", "message"))
+        if told and old.get("observedGeneration") == condition["observedGeneration"]:
             return
-        conditions[ConditionType.ACCEPTED] = condition
-        await self._write_status(raw, status | {"conditions": list(conditions.values())})
-        self._recorder.tell(raw, "Warning", Reason.INVALID_SPEC, remedy)
+        conditions[ConditionType.ACCEPTED] = condition | (
+            {"lastTransitionTime": old["lastTransitionTime"]} if told else {}
+        )
+        changes = {
+            "conditions": list(conditions.values()),
+            "observedGeneration": condition["observedGeneration"],
+        }
+        await self._write_status(raw, status | changes)
+        if not told:
+            self._recorder.tell(raw, "Warning", Reason.INVALID_SPEC, remedy)
+
+
+def _ident(action: Action) -> AttemptId:
+    return action.stage, action.attempt
 
 
 def _seconds_until(look_at: datetime | None, next_try: float | None) -> float | None:

@@ -8,11 +8,14 @@ from rlhf_operator.planning.observed import Refusal
 
 _VARYING = re.compile(
     r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"  # a UUID
-    r"|\b(?=[0-9a-fA-F]*[0-9])(?=[0-9a-fA-F]*[a-fA-F])[0-9a-fA-F]{8,}\b"  # a hash, a trace
+    r"|(?<!-)\b(?=[0-9a-fA-F]*[0-9])(?=[0-9a-fA-F]*[a-fA-F])[0-9a-fA-F]{8,}\b"  # a hash, a trace
     r"|\b\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|[+-]\d\d:?\d\d)?"  # a time
-    r"|\b\d{6,}\b"  # a counter, a request's number
+    r"|(?<!-)\b\d{6,}\b"  # a counter, a request's number
+    r"|(?<=\d-)[bcdfghjklmnpqrstvwxz2456789]{5}\b"  # the end of a pod's name
 )
-"""What differs from one refusal to the next of the same thing."""
+"""What differs from one refusal to the next of the same thing; what stands in a name stays."""
+_DENIED = re.compile(r"\bdenied (?:the )?request\b")
+"""Of a webhook or a ValidatingAdmissionPolicy: whoever made it may take it back."""
 
 
 class ChildError(Exception):
@@ -33,13 +36,18 @@ def refusal(child: str, error: ApiError) -> Refusal:
     if error.status == 403 and "exceeded quota" in error.message:
         return Refusal(Reason.QUOTA_EXCEEDED, f"{said}; free or raise the quota", at_least=15)
     if error.has_cause("NamespaceTerminating"):
-        return Refusal(Reason.NAMESPACE_TERMINATING, said, at_least=60)
+        told = f"{said}; make the job in another namespace"
+        return Refusal(Reason.NAMESPACE_TERMINATING, told, at_least=60)
+    if _DENIED.search(error.message):
+        # Whatever its status, which is 400 or 422 unless the policy says otherwise.
+        remedy = "satisfy the admission policy in a new job, or change the policy"
+        return Refusal(Reason.FORBIDDEN, f"{said}; {remedy}", at_least=15)
     if error.status == 403:
         return Refusal(Reason.FORBIDDEN, f"{said}; grant it to the operator", at_least=15)
     if error.status in (400, 422):
         return Refusal(Reason.INVALID_SPEC, f"{said}; correct the spec in a new job", final=True)
     if error.status == 429:
-        told = f"{child}: the API server is busy (429)"
+        told = f"{child}: the API server is busy (429); it is asked again when it says"
         return Refusal(Reason.API_ERROR, told, at_least=error.retry_after or 1)
     return Refusal(Reason.API_ERROR, said)
 

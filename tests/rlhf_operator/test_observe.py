@@ -271,6 +271,11 @@ def test_pods_that_cannot_be_made_are_told_without_their_names() -> None:
     assert found.reason is Reason.QUOTA_EXCEEDED
     assert found.message == "Job demo-sft-3: pods are forbidden: exceeded quota"
     assert refused_pod(job, []).reason is None
+    texts = {
+        refused_pod(job, [event | {"message": f"webhook: trace {trace}"}]).message
+        for trace in ("6b1f0c9e8a52", "7c2f1d0f9b63")
+    }
+    assert texts == {"Job demo-sft-3: webhook: trace ..."}
 
 
 @pytest.mark.parametrize(
@@ -286,6 +291,13 @@ def test_since_when_a_job_is_held_back(condition: Raw | None, held: Any, release
         turned = {"type": "Suspended", "lastTransitionTime": at(40)} | condition
         job["status"]["conditions"] = [turned]
     assert (seen(job).held_since, seen(job).released_at) == (held, released)
+
+
+def test_a_job_is_held_until_its_controller_says_since_when_it_is_not() -> None:
+    job = make_job(spec={"suspend": False})
+    turned = {"type": "Suspended", "status": "True", "lastTransitionTime": at(40)}
+    job["status"]["conditions"] = [turned]
+    assert (seen(job).held_since, seen(job).released_at) == (NOW - timedelta(seconds=40), None)
 
 
 def test_when_a_job_was_released() -> None:

@@ -102,6 +102,7 @@ class ObservedAttempt:
         released_at: when the queue let it run; None if it was never held back, or is now.
         confirmed: whether its processes are known to be at least as new as `complete` and `failed`;
             until then a process that is not there may just not be seen yet.
+        over: whether it was given up and none of its processes runs any more, whatever they show.
     """
 
     stage: StageName
@@ -116,6 +117,7 @@ class ObservedAttempt:
     held_since: datetime | None = None
     released_at: datetime | None = None
     confirmed: bool = True
+    over: bool = False
 
     @property
     def live(self) -> bool:

@@ -88,6 +88,8 @@ def is_unconfirmed(stage: StageStatus, attempt: ObservedAttempt | None) -> bool:
         told = [result for result in results if result is not None]
         artifact = any(result.artifact is not None for result in told)
         return len(told) < len(processes) or not artifact
+    if attempt.over and attempt.live:
+        return True
     judged = attempt.failed or stage.state is StageState.STOPPING
     return judged and not attempt.live and not any(process.failed for process in processes)
 

@@ -56,7 +56,9 @@ def derive_conditions(
     ended = any(each.reason is Reason.FINISHED for each in findings)
     reported = find_condition(conditions, ConditionType.PROGRESS_REPORTING) is not None
     findings += _reporting(stages, made, ended=ended and reported)
-    findings += _children(stages, observed)
+    findings += _children(
+        stages, observed, find_condition(conditions, ConditionType.CHILDREN_READY)
+    )
     for finding in findings:
         conditions = set_condition(conditions, finding, now, generation)
     return of_generation(conditions, generation)
@@ -170,7 +172,7 @@ def _reporting(stages: Stages, made: Attempts, *, ended: bool) -> Iterator[Findi
         yield Finding(kind, "True", Reason.FRESH, "progress is read from rank 0")
 
 
-def _children(stages: Stages, observed: Observed) -> Iterator[Finding]:
+def _children(stages: Stages, observed: Observed, told: Condition | None) -> Iterator[Finding]:
     """Whether all children that are wanted could be made; nothing is said in between."""
     kind = ConditionType.CHILDREN_READY
     wanted = [(name, stage.attempt) for name, stage in stages.items() if stage.state in ACTIVE]
@@ -179,6 +181,8 @@ def _children(stages: Stages, observed: Observed) -> Iterator[Finding]:
         yield Finding(kind, "False", refusal.reason, refusal.message)
     elif wanted and all(observed.find(*each) is not None for each in wanted):
         yield Finding(kind, "True", Reason.CREATED, "all children are made")
+    elif not wanted and told is not None and told.status == "False":
+        yield Finding(kind, "True", Reason.CREATED, "no child is wanted now")
 
 
 def _standing_refusal(wanted: list[tuple[StageName, int]], observed: Observed) -> Refusal | None:

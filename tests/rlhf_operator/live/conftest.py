@@ -1,9 +1,11 @@
 """The operator on a real API server without nodes; the tests play the kubelet."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from admission import Webhook
+from cluster.control_plane import ControlPlane
 from cluster.kube_fixtures import Access
 from operating import Jobs, OperatorProcess
 
@@ -26,3 +28,36 @@ def operator(control_plane: Access, namespace: str, tmp_path: Path) -> Iterator[
     finally:
         process.end()
     assert "Traceback" not in process.log.read_text(), process.log.read_text()
+
+
+@pytest.fixture
+def requests(own_control_plane: ControlPlane, namespace: str) -> Callable[[], list[str]]:
+    """Gives the operator's requests in the namespace so far, but for its Lease and its Events."""
+
+    def made() -> list[str]:
+        return [
+            f"{event['verb']} {event['requestURI'].split(f'/namespaces/{namespace}/')[1]}"
+            for event in own_control_plane.audit_events()
+            if event["userAgent"].startswith("rlhf-operator")
+            and f"/namespaces/{namespace}/" in event["requestURI"]
+            and "/leases" not in event["requestURI"]
+            and (event["verb"] != "create" or "/events" not in event["requestURI"])
+        ]
+
+    return made
+
+
+@pytest.fixture
+def webhook(
+    control_plane: Access, own_control_plane: ControlPlane, namespace: str
+) -> Iterator[Callable[..., Webhook]]:
+    """Makes a validating webhook for the objects of a kind."""
+    made: list[Webhook] = []
+
+    def make(plural: str) -> Webhook:
+        made.append(Webhook(control_plane, own_control_plane, namespace, plural))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

@@ -187,3 +187,16 @@ def test_an_attempt_that_is_made_keeps_its_configuration(trial: MakeTrial) -> No
     t.put("sft", processes=(t.process("sft"),))
     t.look()
     assert (t.started(), t.stage("sft").attempt, t.stage("sft").config_digest) == ([], 1, OTHER)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_processes_that_still_run_when_all_is_over_are_looked_at_again(
+    trial: MakeTrial, over: bool
+) -> None:
+    t = trial().running("sft")
+    crashed = t.process("sft", phase=ProcessPhase.FAILED, exit_code=80, finished_at=t.now)
+    t.put("sft", processes=(crashed, survivor(t)), failed=True, over=over, confirmed=False)
+    # Not even when the wait for the others is over.
+    t.look(60)
+    assert t.last.unconfirmed == (((StageName.SFT, 1),) if over else ())
+    assert t.stage("sft").state == ("Running" if over else "Restarting")

@@ -218,6 +218,17 @@ def test_a_refusal_about_an_attempt_that_is_over_says_nothing(trial: MakeTrial) 
     assert (t.stage("sft").attempt, t.condition("ChildrenReady").status) == (2, "True")
 
 
+def test_a_refusal_goes_when_nothing_is_wanted_any_more(trial: MakeTrial) -> None:
+    t = trial()
+    t.look()
+    refuse(t, "sft", final=False)
+    t.look()
+    assert t.condition("ChildrenReady").status == "False"
+    t.spec(suspend=True)
+    t.look()
+    assert condition(t, "ChildrenReady") == ("True", "Created", "no child is wanted now")
+
+
 def test_all_children_are_made_when_each_stage_has_its_own(trial: MakeTrial) -> None:
     t = trial(stages={"sft": BASE, "reward": BASE})
     t.look()

@@ -1,0 +1,46 @@
+"""The page of rank 0 that tells how far an attempt is, for pods that a test plays."""
+
+import itertools
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+from rlhf_api.names import METRIC_PREFIX, Metric, Port
+
+_NUMBERS = itertools.count(1)
+
+
+class RankZero:
+    """Answers on an address of its own of 127.77.0.0/16, on the port that pods serve.
+
+    Attributes:
+        address: to be given to the pod.
+    """
+
+    def __init__(self, step: int, last_checkpoint_step: int | None = None) -> None:
+        number = next(_NUMBERS)
+        self.address = f"127.77.{number >> 8}.{number & 255}"
+        values = {Metric.STEP: step, Metric.TOTAL_STEPS: 2 * step}
+        if last_checkpoint_step is not None:
+            values[Metric.LAST_CHECKPOINT_STEP] = last_checkpoint_step
+        lines = (f"{METRIC_PREFIX}{name} {value}\n" for name, value in values.items())
+        page = "".join(lines).encode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(page)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer((self.address, Port.METRICS), Handler)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
