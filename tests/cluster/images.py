@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from cluster import versions
-from cluster.binaries import cache_folder, locked
+from cluster.binaries import BUILD_SECONDS, cache_folder, locked
 from cluster.node_files import SANDBOX_IMAGE
 
 PROJECT = Path(__file__).parents[2]
@@ -121,7 +121,7 @@ def _make_base() -> None:
     root = cache_folder() / "images" / "base"
     shutil.rmtree(root, ignore_errors=True)
     command = ["debootstrap", *DEBOOTSTRAP, versions.DEBIAN, str(root)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    subprocess.run(command, check=True, stdout=sys.stderr, timeout=BUILD_SECONDS)
     for leftover in ("var/cache/apt", "var/lib/apt/lists"):
         shutil.rmtree(root / leftover)
     container = _buildah("from", "scratch", capture=True).strip()
@@ -140,6 +140,7 @@ def _buildah(*arguments: str, capture: bool = False, check: bool = True) -> str:
         check=check,
         text=True,
         stdout=subprocess.PIPE if capture else sys.stderr,
+        timeout=BUILD_SECONDS,
     )
     return done.stdout or ""
 

@@ -168,7 +168,9 @@ def _installed(kubeconfig: Path, images: list[str], nodes: NodeCluster | None) -
 def own_control_plane(control_plane: Access) -> ControlPlane:
     """The control plane itself, whose requests are counted."""
     if control_plane.own is None:
-        pytest.skip(f"{EXISTING} names a cluster whose requests cannot be counted")
+        pytest.skip(
+            f"{EXISTING} names a cluster with kubelets of its own, whose requests are not counted"
+        )
     return control_plane.own
 
 

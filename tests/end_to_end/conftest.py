@@ -33,7 +33,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The first rows of the zh-reviews data and its tokenizer, packed; a ConfigMap holds it."""
     folder = tmp_path_factory.mktemp("zh")
     script = ROOT / "examples" / "zh_reviews.py"
-    subprocess.run([sys.executable, str(script), "prepare", "--output", str(folder)], check=True)
+    subprocess.run(
+        [sys.executable, str(script), "prepare", "--output", str(folder)], check=True, timeout=600
+    )
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name, count in ROWS.items():

@@ -17,6 +17,7 @@ TERMINATING = {
     [
         (403, {"message": "exceeded quota: q, requested"}, Reason.QUOTA_EXCEEDED, False, 15),
         (403, {"message": "cannot create jobs"}, Reason.FORBIDDEN, False, 15),
+        (403, {"message": "cannot find RESTMapping for Kind"}, Reason.API_ERROR, False, 3),
         (403, TERMINATING, Reason.NAMESPACE_TERMINATING, False, 60),
         (422, {"message": "spec.x: invalid"}, Reason.INVALID_SPEC, True, 0),
         (400, {"message": "cannot be parsed"}, Reason.INVALID_SPEC, True, 0),

@@ -10,6 +10,11 @@ from cluster.kube_fixtures import Access
 from operating import Jobs, OperatorProcess
 
 
+@pytest.fixture(autouse=True)
+def _no_real_kubelet(own_control_plane: ControlPlane) -> None:
+    """On a cluster that exists the kubelets would run the pods whose part these tests play."""
+
+
 @pytest.fixture
 def jobs(control_plane: Access, namespace: str) -> Jobs:
     """RLHFJobs of a namespace in which the claim `runs` is."""
