@@ -35,7 +35,7 @@ def cluster_placement(job: RLHFJob) -> Placement:
     path = root.removeprefix(f"{CLAIM}{claim}").strip("/")
     name, namespace = job.metadata.name, job.metadata.namespace
     return Placement(
-        storage=f"{_folder(claim)}/{path}".rstrip("/"),
+        storage=f"{_folder(claim)}/{path}".rstrip("/") if claim else "",
         claims={claim: _folder(claim) for stage in StageName for claim in claims_of(job, stage)},
         master_address=f"{name}-{{stage}}-{{attempt}}-0.{name}.{namespace}.svc",
         master_port=Port.RENDEZVOUS,

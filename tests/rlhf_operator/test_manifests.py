@@ -48,6 +48,15 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("uri", ["pvc://runs", None])
+def test_where_stages_leave_their_work(job: Callable[..., RLHFJob], uri: str | None) -> None:
+    given = job(storage={"uri": uri or "pvc://runs"})
+    if uri is None:
+        spec = given.spec.model_copy(update={"storage": None})
+        given = given.model_copy(update={"spec": spec})
+    assert cluster_placement(given).storage == ("/mnt/claims/runs" if uri else "")
+
+
 def test_pods_find_each_other_and_their_claims(job: Callable[..., RLHFJob]) -> None:
     action, manifest = made(job())
     config = action.config
