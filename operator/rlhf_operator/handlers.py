@@ -55,6 +55,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = _NoDifferences()
     settings.watching.server_timeout = WATCH_SECONDS
     settings.watching.client_timeout = WATCH_SECONDS + 30
     settings.watching.chunk_size = PAGE
@@ -65,6 +66,19 @@ def kopf_settings() -> kopf.OperatorSettings:
         group, _, plural = RESOURCES[kind]
         settings.watching.label_selectors[group, plural] = MANAGED
     return settings
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """kopf would copy each object of each event to compare it with the one before."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise AssertionError("kopf keeps nothing in objects")
 
 
 def _handler(kind: Kind, happened: Happened) -> Callable[..., Any]:

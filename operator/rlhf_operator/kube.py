@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiolimiter import AsyncLimiter
@@ -77,8 +79,10 @@ class Kube:
         """A session by KUBECONFIG, or as the pod's service account."""
         configuration = Configuration()
         await config.load_config(client_configuration=configuration)
+        # To look for proxies in the environment takes two turns of a thread, in every request.
+        trusts = _is_behind_proxy(str(configuration.host))
+        configuration.client_session_kwargs = {"trust_env": trusts}
         async with ApiClient(configuration) as client:
-            client.user_agent = OPERATOR_NAME
             yield cls(client, requests_per_second)
 
     async def request(
@@ -107,18 +111,17 @@ class Kube:
             ApiError: refused, or not answered in time.
         """
         headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers["User-Agent"] = OPERATOR_NAME
+        url = f"{self.client.configuration.host}{path}"
+        if query:
+            url += f"?{urlencode(query)}"
         async with self._spare_limit if spare else self._limit:
-            form = await self.client.param_serialize(
-                method,
-                path,
-                query_params=list((query or {}).items()),
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
+            await self.client.update_params_for_auth(
+                headers, [], ["BearerToken"], path, method, body
             )
             try:
                 response = await self.client.call_api(
-                    *form, _request_timeout=timeout or REQUEST_SECONDS
+                    method, url, headers, body, _request_timeout=timeout or REQUEST_SECONDS
                 )
                 text = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -197,6 +200,12 @@ class Kube:
             "count": 1,
         }
         await self.request("POST", core_path(metadata["namespace"], "events"), event, spare=True)
+
+
+def _is_behind_proxy(server: str) -> bool:
+    """Whether the environment names a proxy for requests to that URL."""
+    parts = urlsplit(server)
+    return parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
 
 
 def core_path(namespace: str, plural: str, name: str = "") -> str:
