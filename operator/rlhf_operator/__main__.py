@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 
+import uvloop
 from kubernetes.aio.config import ConfigException
 from pydantic import ValidationError
 
@@ -52,7 +53,7 @@ def _favour_latency() -> None:
     # What is imported by now lives on; to walk through it in each collection takes 50 ms.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(10_000, 10, 10)
     sys.setswitchinterval(0.001)
 
 
@@ -75,7 +76,8 @@ def main() -> int:
     _favour_latency()
     failures: list[Exception] = []
     try:
-        asyncio.run(_until_signal(settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_signal(settings))
     except* (RLHFError, ConfigException, OSError) as group:
         failures += group.exceptions
     for failure in failures:

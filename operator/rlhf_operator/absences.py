@@ -78,7 +78,7 @@ class Absences:
         fields = f"involvedObject.uid={metadata['uid']},reason=FailedCreate"
         path = core_path(metadata["namespace"], "events")
         try:
-            found = (await self._kube.list(path, fields=fields)).items
+            found = (await self._kube.list(path, fields=fields, spare=True)).items
         except ApiError as error:
             # They only explain; the job goes on without.
             name = metadata["name"]

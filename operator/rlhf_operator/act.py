@@ -47,7 +47,7 @@ class Actor:
         )
         image, policy = self._settings.trainer_image, self._settings.trainer_image_pull_policy
         manifest = stage_job(job, action, image, policy)
-        self._store.put(Kind.JOB, await self._ensure(job, batch_path(namespace), manifest))
+        self._store.put_own(Kind.JOB, await self._ensure(job, batch_path(namespace), manifest))
 
     async def _stop(self, job: RLHFJob, action: StopAttempt) -> None:
         """Delete the attempt's Job in the foreground: its pods get SIGTERM and save."""
@@ -72,7 +72,7 @@ class Actor:
             self._store.remove(Kind.JOB, found)
         else:
             if answer.get("kind") == "Job":
-                self._store.put(Kind.JOB, answer)
+                self._store.put_own(Kind.JOB, answer)
 
     async def _ensure_service(self, job: RLHFJob, action: StartAttempt) -> None:
         """Asked for first where an attempt has been: then it is there."""

@@ -55,6 +55,19 @@ def owner_uid(raw: Raw) -> str | None:
     return None
 
 
+def is_same_but_for_status(one: Raw, other: Raw) -> bool:
+    """Whether two versions of an object differ in nothing that a person changes."""
+    fields = ("uid", "generation", "deletionTimestamp", "labels")
+    return all(one["metadata"].get(f) == other["metadata"].get(f) for f in fields)
+
+
+def has_ended(pod: Raw) -> bool:
+    """Whether a Pod says how its trainer ended."""
+    containers = (pod.get("status") or {}).get("containerStatuses") or ()
+    own = (each.get("state") or {} for each in containers if each.get("name") == TRAINER)
+    return any("terminated" in state for state in own)
+
+
 def _trimmed_pod(raw: Raw, metadata: Raw) -> Raw:
     annotations = raw["metadata"].get("annotations") or {}
     metadata["annotations"] = _only(annotations, (INDEX_ANNOTATION,))

@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 import kopf
+import uvloop
 
 from rlhf_api.errors import RLHFError
 from rlhf_operator.handlers import RESOURCES, Happened, Listed, kopf_settings, registry
@@ -50,7 +51,7 @@ class KopfThread:
         await asyncio.wait({self._closed}, timeout=seconds)
 
     def _run(self) -> None:
-        loop = asyncio.new_event_loop()
+        loop = uvloop.new_event_loop()
         # Of what kopf leaves behind nothing can be said that helps.
         loop.set_exception_handler(lambda *_: None)
         try:

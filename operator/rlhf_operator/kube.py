@@ -25,7 +25,7 @@ Raw = dict[str, Any]
 REQUEST_SECONDS = 10
 PAGE = 500
 SPARE_REQUESTS_PER_SECOND = 50.0
-"""For what nobody waits for: Events, and writes of mere progress."""
+"""For what nobody waits for: Events, progress, and why something waits."""
 MANAGED = f"{Label.MANAGED_BY}={OPERATOR_NAME}"
 
 
@@ -84,6 +84,10 @@ class Kube:
         configuration.client_session_kwargs = {"trust_env": trusts}
         async with ApiClient(configuration) as client:
             yield cls(client, requests_per_second)
+
+    def has_spare(self) -> bool:
+        """Whether a spare request would be sent at once."""
+        return self._spare_limit.has_capacity()
 
     async def request(
         self,
@@ -148,7 +152,9 @@ class Kube:
                 return None
             raise
 
-    async def list(self, path: str, selector: str = "", fields: str = "") -> Listing:
+    async def list(
+        self, path: str, selector: str = "", fields: str = "", *, spare: bool = False
+    ) -> Listing:
         """All objects of a collection that match the label selector and the field selector."""
         query: dict[str, str | int] = {"limit": PAGE}
         if selector:
@@ -157,7 +163,7 @@ class Kube:
             query["fieldSelector"] = fields
         found: list[Raw] = []
         while True:
-            page = await self.request("GET", path, query=query)
+            page = await self.request("GET", path, query=query, spare=spare)
             found += page.get("items") or []
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):

@@ -11,7 +11,7 @@ from rlhf_operator.planning.observed import ObservedProcess, Refusal
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0
-LACKING_SECONDS = 2.0
+LACKING_SECONDS = 5.0
 """How long the Job controller may take to make pods before anyone asks why it has not."""
 
 AttemptId = tuple[StageName, int]

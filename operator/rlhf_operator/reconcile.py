@@ -5,6 +5,7 @@ writes, save where something is missing from the store that a verdict needs (`ab
 """
 
 import logging
+import random
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from rlhf_operator.manifests import cluster_placement
 from rlhf_operator.memory import LACKING_SECONDS, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.planning.observed import Observed, ObservedAttempt
-from rlhf_operator.planning.pace import is_expired, is_worth_writing
+from rlhf_operator.planning.pace import is_expired, is_pressing, is_worth_writing
 from rlhf_operator.planning.plan import Action, Plan, StartAttempt, plan
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.refusals import ChildError
@@ -31,6 +32,9 @@ from rlhf_operator.store import Kind, Store
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]
+
+SPARE_SECONDS = (1.0, 5.0)
+"""Until a write that nobody waits for is tried again; spread, since many jobs may wait at once."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class Reconciler:
             return None
         memory = self._memory.setdefault(job.metadata.uid, Memory())
         observed, decided = await self._decide(job, memory, now)
+        if self._can_wait(job, decided):
+            return random.uniform(*SPARE_SECONDS)
         raw = await self._write(raw, job, decided, observed)
         for event in decided.events:
             self._recorder.tell(raw, event.type, event.reason, event.message)
@@ -145,6 +151,16 @@ class Reconciler:
             return attempt
         return replace(attempt, progress=progress.told, scrape_error=progress.error)
 
+    def _can_wait(self, job: RLHFJob, decided: Plan) -> bool:
+        """Whether there is nothing to do but to write what nobody waits for, and no budget for it.
+
+        A worker that waited for the budget would do nothing for the jobs that begin or end.
+        """
+        if decided.actions or decided.events or is_pressing(job.status, decided.status):
+            return False
+        worth = is_worth_writing(job.status, decided.status, fresh_progress=True)
+        return worth and not self._kube.has_spare()
+
     async def _write(self, raw: Raw, job: RLHFJob, decided: Plan, observed: Observed) -> Raw:
         """Write the status if there is something to tell; the job as it is then."""
         uid = job.metadata.uid
@@ -153,8 +169,8 @@ class Reconciler:
         status = decided.status
         if not is_worth_writing(job.status, status, fresh_progress=bool(read)):
             return raw
-        mere = not is_worth_writing(job.status, status, fresh_progress=False)
-        written = await self._write_status(raw, status.to_resolved_document(), spare=mere)
+        spare = not is_pressing(job.status, status)
+        written = await self._write_status(raw, status.to_resolved_document(), spare=spare)
         for progress in read:
             progress.fresh = False
         return written
@@ -166,7 +182,7 @@ class Reconciler:
             if error.status in (404, 409):
                 await self._read_again(raw)
             raise
-        self._store.put(Kind.RLHFJOB, written)
+        self._store.put_own(Kind.RLHFJOB, written)
         return written
 
     async def _read_again(self, raw: Raw) -> None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from rlhf_api.names import PLURAL
-from rlhf_operator.fields import owner_uid, trimmed
+from rlhf_operator.fields import has_ended, owner_uid, trimmed
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]
@@ -35,7 +35,7 @@ class Gang:
 
     Attributes:
         job: the Job.
-        pods: its Pods, in any order.
+        pods: its Pods, in any order; those too that ended before they were deleted.
     """
 
     job: Raw
@@ -125,6 +125,19 @@ class Store:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._of = {kind: Collection(kind, clock) for kind in Kind}
         self._uids: dict[Key, str] = {}
+        self._own: dict[str, int] = {}
+        # What a pod said at its end is often deleted with it, a moment later.
+        self._ended: dict[str, dict[str, Raw]] = {}
+
+    def put_own(self, kind: Kind, raw: Raw) -> None:
+        """Take in the answer to a write of ours, which is no news."""
+        self.put(kind, raw)
+        if kind is Kind.RLHFJOB:
+            self._own[raw["metadata"]["uid"]] = version_of(raw)
+
+    def is_own(self, raw: Raw) -> bool:
+        """Whether a version of an RLHFJob is the one that we wrote last."""
+        return self._own.get(raw["metadata"]["uid"]) == version_of(raw)
 
     def put(self, kind: Kind, raw: Raw) -> Key | None:
         """Take in an object; gives the key of the job that it is news of, if it is."""
@@ -140,8 +153,8 @@ class Store:
         if found is None:
             return None
         key = self._job_key(kind, found)
-        if kind is Kind.RLHFJOB:
-            self._unname(found)
+        # The last version comes with the news of its deletion.
+        self._let_go(kind, trimmed(kind, raw) if kind is Kind.POD else found)
         return key
 
     def replace(self, kind: Kind, namespace: str, items: Iterable[Raw], version: int) -> set[Key]:
@@ -156,7 +169,7 @@ class Store:
     def replace_pods(self, job_uid: str, items: Iterable[Raw], version: int) -> None:
         """Take in a LIST of the Pods of one Job."""
         scope = self._of[Kind.POD].owned_by(job_uid)
-        self._of[Kind.POD].replace(scope, items, version)
+        self._replaced(Kind.POD, self._of[Kind.POD].replace(scope, items, version))
 
     def forget(self, namespace: str) -> list[Key]:
         """Forget all of a namespace that is not watched; gives the keys of its jobs.
@@ -168,6 +181,7 @@ class Store:
             for raw in self._of[kind].all():
                 if not namespace or raw["metadata"]["namespace"] == namespace:
                     self._of[kind].drop(raw)
+                    self._ended.pop(raw["metadata"]["uid"], None)
         for key in keys:
             del self._uids[key]
         return keys
@@ -183,22 +197,34 @@ class Store:
 
     def gangs(self, uid: str) -> list[Gang]:
         """The Jobs of the RLHFJob with `uid`, with their Pods."""
-        pods = self._of[Kind.POD]
-        return [
-            Gang(job, tuple(pods.owned_by(job["metadata"]["uid"])))
-            for job in self._of[Kind.JOB].owned_by(uid)
-        ]
+        return [self._gang(job) for job in self._of[Kind.JOB].owned_by(uid)]
 
     def count(self, kind: Kind) -> int:
         """How many objects of a kind there are."""
         return len(self._of[kind])
 
+    def _gang(self, job: Raw) -> Gang:
+        uid = job["metadata"]["uid"]
+        ended = self._ended.get(uid, {}).values()
+        return Gang(job, (*self._of[Kind.POD].owned_by(uid), *ended))
+
+    def _let_go(self, kind: Kind, raw: Raw) -> None:
+        """Forget what belongs to an object that is gone."""
+        uid, owner = raw["metadata"]["uid"], owner_uid(raw)
+        if kind is Kind.RLHFJOB:
+            self._unname(raw)
+            self._own.pop(uid, None)
+        elif kind is Kind.JOB:
+            self._ended.pop(uid, None)
+        elif has_ended(raw) and self._of[Kind.JOB].find(owner or "") is not None:
+            self._ended.setdefault(str(owner), {})[uid] = raw
+
     def _replaced(self, kind: Kind, changed: list[Raw]) -> set[Key]:
         keys = set()
         for raw in changed:
             keys.add(self._job_key(kind, raw))
-            if kind is Kind.RLHFJOB and self._of[kind].find(raw["metadata"]["uid"]) is None:
-                self._unname(raw)
+            if self._of[kind].find(raw["metadata"]["uid"]) is None:
+                self._let_go(kind, raw)
             elif kind is Kind.RLHFJOB:
                 self._name(raw)
         return {key for key in keys if key is not None}

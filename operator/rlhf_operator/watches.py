@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf_api.names import GROUP, PLURAL, VERSION
+from rlhf_operator.fields import is_same_but_for_status
 from rlhf_operator.health import Health
 from rlhf_operator.kopf_thread import KopfThread, WatchError
 from rlhf_operator.kube import MANAGED, ApiError, Kube, batch_path, core_path, job_path
 from rlhf_operator.metrics import NAMESPACE_MISSING, WATCH_STARTS
-from rlhf_operator.store import Kind, Store
+from rlhf_operator.store import Kind, Store, key_of
 from rlhf_operator.work_queue import Key, WorkQueue
 
 PAUSE_SECONDS = 2.0
@@ -25,6 +26,8 @@ FILL_SECONDS = 60.0
 """How long kopf may take to begin, and the first LISTs to come in."""
 NAMESPACE_SECONDS = 10.0
 """How often it is asked whether a watched namespace is still there."""
+CHILD_SECONDS = 0.1
+"""News of children come in bursts, of which one pass makes one status."""
 STOP_SECONDS = 2.0
 """How long kopf is waited for; one that takes longer is heard no more."""
 
@@ -121,19 +124,33 @@ class Watch:
             metadata = raw["metadata"]
             version = int(metadata["resourceVersion"])
             self._health.seen(self._namespace, metadata["uid"], version)
+        known = self._store.job(key_of(raw)) if kind is Kind.RLHFJOB else None
         deleted = event_type == "DELETED"
         key = self._store.remove(kind, raw) if deleted else self._store.put(kind, raw)
-        if key is not None:
+        if key is None:
+            return
+        if kind is not Kind.RLHFJOB:
+            self._wake(key, CHILD_SECONDS)
+        elif not deleted and known is not None and is_same_but_for_status(known, raw):
+            loop = asyncio.get_running_loop()
+            loop.call_later(CHILD_SECONDS, self._wake_unless_ours, key, raw)
+        else:
+            # A new job is started before anything else is done, whatever there is to do.
+            self._wake(key, urgent="status" not in raw)
+
+    def _wake_unless_ours(self, key: Key, raw: Raw) -> None:
+        """The echo of a write of ours may be here before its answer is."""
+        if not self._store.is_own(raw):
             self._wake(key)
 
     def _note_listing(self, kind: Kind) -> None:
         self._to_list.add(kind)
         self._listed.set()
 
-    def _wake(self, key: Key, delay: float = 0.0) -> None:
+    def _wake(self, key: Key, delay: float = 0.0, *, urgent: bool = False) -> None:
         """Let a pass be made, once the store is as the cluster was when the watch began."""
         if self._filled == set(Kind):
-            self._queue.add(key, delay)
+            self._queue.add(key, delay, urgent=urgent)
         else:
             self._to_wake.add(key)
 

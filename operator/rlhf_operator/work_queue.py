@@ -13,6 +13,8 @@ from rlhf_operator.metrics import QUEUE_DEPTH
 Key = tuple[str, str]
 """Namespace and name of an RLHFJob."""
 
+AHEAD_SECONDS = 3600.0
+"""By how much an urgent key counts as due before all others."""
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 300.0
 
@@ -28,9 +30,9 @@ class WorkQueue:
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
 
-    def add(self, key: Key, delay: float = 0.0) -> None:
-        """Look at `key` in `delay` seconds at the latest."""
-        when = asyncio.get_running_loop().time() + delay
+    def add(self, key: Key, delay: float = 0.0, *, urgent: bool = False) -> None:
+        """Look at `key` in `delay` seconds at the latest; at an urgent one before all others."""
+        when = asyncio.get_running_loop().time() + (-AHEAD_SECONDS if urgent else delay)
         if when >= self._due.get(key, float("inf")):
             return
         self._due[key] = when

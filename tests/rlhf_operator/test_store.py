@@ -123,7 +123,42 @@ def test_a_list_of_one_jobs_pods_leaves_other_pods() -> None:
     assert store.count(Kind.POD) == 2
 
 
-Step = tuple[str, int]
+def ended(uid: str, version: int) -> Raw:
+    """A pod of `job` with the state at its end."""
+    state = {"terminated": {"exitCode": 75, "message": "saved"}}
+    return raw(
+        uid, version, "job", status={"containerStatuses": [{"name": "trainer", "state": state}]}
+    )
+
+
+def test_what_a_pod_said_at_its_end_outlives_it_but_not_its_job() -> None:
+    store = filled()
+    store.put(Kind.POD, raw("alive", 4, owner="job"))
+    assert store.remove(Kind.POD, ended("pod", 6)) == KEY
+    assert store.remove(Kind.POD, raw("alive", 7, owner="job")) == KEY
+    (gang,) = store.gangs("demo-1")
+    assert [pod["metadata"]["uid"] for pod in gang.pods] == ["pod"]
+    store.remove(Kind.JOB, raw("job", 8, owner="demo-1"))
+    store.put(Kind.JOB, raw("job-2", 9, owner="demo-1"))
+    assert [gang.pods for gang in store.gangs("demo-1")] == [()]
+
+
+def test_a_list_that_lacks_an_ended_pod_leaves_what_it_said() -> None:
+    store = filled()
+    store.put(Kind.POD, ended("pod", 6))
+    store.replace_pods("job", [], 9)
+    (gang,) = store.gangs("demo-1")
+    assert [pod["metadata"]["uid"] for pod in gang.pods] == ["pod"]
+    assert store.count(Kind.POD) == 0
+
+
+def test_the_version_that_we_wrote_last_is_known() -> None:
+    store = filled()
+    store.put_own(Kind.RLHFJOB, demo(7))
+    assert store.is_own(demo(7))
+    assert not store.is_own(demo(8))
+    store.remove(Kind.RLHFJOB, demo(9))
+    assert not store.is_own(demo(7))
 
 
 @settings(max_examples=300, deadline=None)

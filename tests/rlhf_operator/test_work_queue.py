@@ -105,3 +105,13 @@ def test_many_workers_never_share_a_key() -> None:
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
 
     in_a_loop(test)
+
+
+def test_an_urgent_key_comes_before_all_that_are_due() -> None:
+    async def test(queue: WorkQueue) -> None:
+        queue.add(A)
+        queue.add(("ns", "c"))
+        queue.add(B, urgent=True)
+        assert [await queue.take() for _ in range(3)] == [B, A, ("ns", "c")]
+
+    in_a_loop(test)

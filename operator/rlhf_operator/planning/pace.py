@@ -38,6 +38,29 @@ def is_worth_writing(old: RLHFJobStatus, new: RLHFJobStatus, *, fresh_progress: 
     )
 
 
+def is_pressing(old: RLHFJobStatus, new: RLHFJobStatus) -> bool:
+    """Whether a change of status is more than progress, and more than why something waits.
+
+    What is not may wait for a moment when many jobs begin or end at once. A verdict needs to know
+    of the first step and of every checkpoint.
+    """
+    return _decisions(old) != _decisions(new)
+
+
+def _decisions(status: RLHFJobStatus) -> list[Any]:
+    stages = [getattr(status.stages, name) for name in StageName]
+    found: list[Any] = [
+        (
+            *(stage.state, stage.attempt, stage.restarts, stage.disruptions, stage.disruption),
+            *(stage.last_checkpoint_step, _has_steps(stage)),
+        )
+        for stage in stages
+        if stage is not None
+    ]
+    ends = (ConditionType.SUSPENDED, ConditionType.SUCCEEDED, ConditionType.FAILED)
+    return [*found, *((each.type, each.status) for each in status.conditions if each.type in ends)]
+
+
 def _has_steps(stage: StageStatus | None) -> bool:
     return stage is not None and stage.progress is not None and stage.progress.step > 0
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlhf_api.names import Reason
-from rlhf_operator.planning.pace import is_expired, is_worth_writing
+from rlhf_operator.planning.pace import is_expired, is_pressing, is_worth_writing
 
 MakeTrial = Callable[..., Any]
 
@@ -105,3 +105,35 @@ def test_a_new_reason_of_a_stage_is_written_at_once(trial: MakeTrial) -> None:
     t.put("sft", processes=(t.process("sft", reason=Reason.IMAGE_PULL, message="no image x"),))
     t.look()
     assert is_worth_writing(before, t.job.status, fresh_progress=False)
+
+
+def test_decisions_are_pressing_and_waiting_and_progress_are_not(trial: MakeTrial) -> None:
+    t = trial()
+    fresh = t.job.status
+    t.look()
+    assert is_pressing(fresh, t.job.status)  # an attempt is announced
+    announced = t.job.status
+    held = t.process("sft", reason=Reason.UNSCHEDULABLE, message="0/2 nodes are available")
+    t.put("sft", processes=(held,))
+    t.look()
+    assert announced != t.job.status
+    assert not is_pressing(announced, t.job.status)
+    waiting = t.job.status
+    t.run("sft", step=0)
+    t.look()
+    assert is_pressing(waiting, t.job.status)  # it runs
+    running = t.job.status
+    t.run("sft", step=1)
+    t.look()
+    assert is_pressing(running, t.job.status)  # its first step
+    stepped = t.job.status
+    t.run("sft", step=2, metrics={"loss": 1.0})
+    t.look(10)
+    assert not is_pressing(stepped, t.job.status)
+    t.run("sft", step=3, last_checkpoint_step=3)
+    t.look()
+    assert is_pressing(stepped, t.job.status)  # a checkpoint
+    saved = t.job.status
+    t.finish("sft")
+    t.look()
+    assert is_pressing(saved, t.job.status)
