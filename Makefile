@@ -54,7 +54,7 @@ types: venv ## Check the types (mypy, strict)
 imports: venv ## Check who imports whom
 	$(BIN)/lint-imports
 
-test: verify lint types imports cluster-build ## Everything: generated files, lint, types, imports, tests
+test: verify lint types imports cluster-build ## Everything, as CI does; as root also whole runs on two nodes (installs Debian packages)
 	$(BIN)/pytest --ignore=tests/end_to_end --ignore=tests/cluster/test_nodes.py $(ARGS)
 	$(if $(ARGS),,$(CLUSTER) test -- $(NODE_TESTS))
 
@@ -62,7 +62,7 @@ test: verify lint types imports cluster-build ## Everything: generated files, li
 NODE_TESTS := tests/cluster/test_nodes.py tests/end_to_end/test_quickstart.py \
 	tests/end_to_end/test_stages.py
 
-end-to-end: cluster-build ## Train on two nodes (root): whole runs, killed pods, lost nodes; a quarter of an hour
+end-to-end: cluster-build ## Train on two nodes (root): whole runs, killed pods, lost and drained nodes
 	$(CLUSTER) test -- tests/end_to_end $(ARGS)
 
 cluster-build: venv ## Build what the test cluster and the images need; the rest works offline

@@ -26,13 +26,15 @@ PATIENCE = 60.0
 
 
 def eventually(check: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.05) -> Any:
-    """The first true result of `check`; fails after `seconds`."""
+    """The first true result of `check`; fails after `seconds` and says which check it was."""
     deadline = time.monotonic() + seconds
     while True:
         found = check()
         if found:
             return found
-        assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
+        code = check.__code__
+        where = f"{Path(code.co_filename).name}:{code.co_firstlineno}"
+        assert time.monotonic() < deadline, f"{where}: still {found!r} after {seconds} s"
         time.sleep(pause)
 
 

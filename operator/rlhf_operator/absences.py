@@ -64,11 +64,12 @@ class Absences:
     ) -> tuple[Processes, datetime | None]:
         now = time.monotonic()
         lookup = memory.lookups.setdefault(seen.ident, Lookup(now + LACKING_SECONDS))
-        if now >= lookup.next:
+        # A worker that waited for the budget would do nothing for jobs that begin or end.
+        if now >= lookup.next and self._kube.has_spare():
             lookup.pause = min(LAST_RETRY_SECONDS, lookup.pause * 2)
             lookup.next = now + lookup.pause
             lookup.found = await self._refusal_of_pods(seen)
-        look_at = datetime.now(UTC) + timedelta(seconds=lookup.next - now)
+        look_at = datetime.now(UTC) + timedelta(seconds=max(1.0, lookup.next - now))
         name = seen.gang.job["metadata"]["name"]
         unmade = lookup.found or ObservedProcess(f"{name}-?", -1)
         return (*seen.attempt.processes, unmade), look_at

@@ -97,7 +97,7 @@ class Actor:
                 raise ChildError(refusal(name, error)) from error
             found = await self._find(name, f"{path}/{manifest['metadata']['name']}")
             if found is None:
-                gone = Refusal(Reason.API_ERROR, f"{name} is being deleted")
+                gone = Refusal(Reason.API_ERROR, f"{name} is being deleted; waits until it is gone")
                 raise ChildError(gone) from error
             _check_owner(job, manifest, found)
             return found

@@ -1,6 +1,7 @@
 """The only module that talks to the API server: raw objects over one session of `kubernetes.aio`.
 
-Called by `act`, `reconcile`, `watches`, `recorder` and `leader`. Nothing is decided or repeated.
+Called by all that ask or write: `act`, `absences`, `reconcile`, `watches`, `recorder`, `leader`,
+`serve`. Nothing is decided or repeated here.
 """
 
 import json
@@ -70,7 +71,8 @@ class Kube:
     def __init__(self, client: ApiClient, requests_per_second: float) -> None:
         self.client = client
         # A bucket of half a second lets a job's few calls through at once.
-        self._limit = AsyncLimiter(max(1.0, requests_per_second / 2), 0.5)
+        burst = max(1.0, requests_per_second / 2)
+        self._limit = AsyncLimiter(burst, burst / requests_per_second)
         self._spare_limit = AsyncLimiter(SPARE_REQUESTS_PER_SECOND, 1.0)
 
     @classmethod

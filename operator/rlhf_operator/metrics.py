@@ -1,4 +1,4 @@
-"""The operator's own metrics, in the default registry. Fed by `kube`, `work_queue`, `reconcile`."""
+"""The operator's own metrics, in the default registry; each is fed where the thing happens."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -18,7 +18,9 @@ WATCH_STARTS = Counter(
     f"{PREFIX}watch_starts_total", "Times that the watches of a namespace were begun.", ["watch"]
 )
 NAMESPACE_MISSING = Gauge(
-    f"{PREFIX}namespace_missing", "1 while a watched namespace cannot be watched.", ["watch"]
+    f"{PREFIX}namespace_missing",
+    "1 while a watched namespace does not exist, or none of its objects may be seen.",
+    ["watch"],
 )
 SCRAPE_ERRORS = Counter(f"{PREFIX}scrape_errors_total", "Training pods that could not be read.")
 QUEUE_DEPTH = Gauge(f"{PREFIX}queue_depth", "Jobs that wait to be looked at.")

@@ -73,10 +73,12 @@ def refused_pod(job: Raw, events: Sequence[Raw]) -> ObservedProcess:
     if not events:
         return ObservedProcess(f"{name}-?", -1)
     said = str(max(events, key=lambda event: event.get("lastTimestamp") or "")["message"])
-    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in said else Reason.FORBIDDEN
+    quota = "exceeded quota" in said
+    reason = Reason.QUOTA_EXCEEDED if quota else Reason.FORBIDDEN
+    remedy = "free or raise the quota" if quota else "change the job, or what refuses its pods"
     # The end names a pod that was not made, another one each time.
     text = steady(re.sub(rf'pods "{re.escape(name)}-\S+" is ', "pods are ", said))
-    return ObservedProcess(f"{name}-?", -1, reason=reason, message=f"Job {name}: {text}")
+    return ObservedProcess(f"{name}-?", -1, reason=reason, message=f"Job {name}: {text}; {remedy}")
 
 
 def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None:

@@ -1,4 +1,4 @@
-"""One pass over one job: read the store, plan, write the status, act, tell Events.
+"""One pass over one job: read the store, plan, write the status, let Events be told, act.
 
 Called by the workers of `serve`, by one at a time for each job. A pass sends nothing but its
 writes, save where something is missing from the store that a verdict needs (`absences`).
@@ -146,7 +146,7 @@ class Reconciler:
         self._scraper.keep((metadata.namespace, metadata.name), metadata.uid, addresses)
 
     def _with_progress(self, job: RLHFJob, attempt: ObservedAttempt) -> ObservedAttempt:
-        progress = self._scraper.find((job.metadata.uid, attempt.stage, attempt.attempt))
+        progress = self._scraper.find(job.metadata.uid, (attempt.stage, attempt.attempt))
         if progress is None:
             return attempt
         return replace(attempt, progress=progress.told, scrape_error=progress.error)
@@ -164,7 +164,7 @@ class Reconciler:
     async def _write(self, raw: Raw, job: RLHFJob, decided: Plan, observed: Observed) -> Raw:
         """Write the status if there is something to tell; the job as it is then."""
         uid = job.metadata.uid
-        known = [self._scraper.find((uid, a.stage, a.attempt)) for a in observed.attempts]
+        known = [self._scraper.find(uid, (a.stage, a.attempt)) for a in observed.attempts]
         read = [progress for progress in known if progress is not None and progress.fresh]
         status = decided.status
         if not is_worth_writing(job.status, status, fresh_progress=bool(read)):

@@ -53,7 +53,7 @@ def refusal(child: str, error: ApiError) -> Refusal:
     if error.status == 429:
         told = f"{child}: the API server is busy (429); it is asked again when it says"
         return Refusal(Reason.API_ERROR, told, at_least=error.retry_after or 1)
-    return Refusal(Reason.API_ERROR, said)
+    return Refusal(Reason.API_ERROR, f"{said}; it is tried again")
 
 
 def steady(text: str) -> str:

@@ -1,7 +1,7 @@
 """Asks running attempts how far they are, one after another, and wakes their jobs.
 
 Fed by `reconcile` with the attempts that run; what it reads is lost with the operator, and read
-again. Bounded in number, so that a thousand running jobs are no load: each attempt at most every
+again. Bounded in number, so that a thousand running jobs are no load: each job at most every
 INTERVAL_SECONDS, all together at most SCRAPES_PER_SECOND times a second, the one that was asked
 longest ago first.
 """
@@ -28,8 +28,7 @@ PATIENT_FAILURES = 4
 MAX_DOUBLINGS = 5
 CONCURRENT = 32
 
-Ident = tuple[str, StageName, int]
-"""uid of an RLHFJob, stage, attempt."""
+AttemptId = tuple[StageName, int]
 
 
 @dataclass
@@ -37,29 +36,42 @@ class Progress:
     """What was read of one attempt.
 
     Attributes:
-        key: of the job.
         address: of rank 0's pod.
         told: the last answer; None before the first.
         error: why the last request had none; empty if it had.
         fresh: whether something was read, or could not be, since status was written.
+        failures: how often in a row it had no answer.
     """
 
-    key: Key
     address: str
     told: ObservedProgress | None = None
     error: str = ""
     fresh: bool = False
     failures: int = 0
-    due: float = 0.0
-    """When it is asked next, on the loop's clock; an entry of the heap for another time is void."""
 
     def intervals(self) -> int:
         """Intervals until it is asked again: more the more often it did not answer."""
         return int(2 ** min(max(0, self.failures - PATIENT_FAILURES), MAX_DOUBLINGS))
 
 
+@dataclass
+class _Job:
+    """The attempts of a job, which are asked in one turn.
+
+    Attributes:
+        key: of the job.
+        attempts: those that run.
+        due: when they are asked next, on the loop's clock; an entry of the heap for another time
+            is void.
+    """
+
+    key: Key
+    attempts: dict[AttemptId, Progress]
+    due: float = 0.0
+
+
 class Scraper:
-    """The attempts that are asked."""
+    """The jobs that are asked."""
 
     def __init__(
         self,
@@ -71,52 +83,52 @@ class Scraper:
     ) -> None:
         self._session, self._wake = session, wake
         self._port, self._interval = port, interval
-        self._known: dict[Ident, Progress] = {}
-        self._of_job: dict[str, set[Ident]] = {}
-        self._heap: list[tuple[float, int, Ident]] = []
+        self._jobs: dict[str, _Job] = {}
+        self._heap: list[tuple[float, int, str]] = []
         self._order = count()
         self._changed = asyncio.Event()
         self._slots = asyncio.Semaphore(CONCURRENT)
 
-    def find(self, ident: Ident) -> Progress | None:
+    def find(self, uid: str, attempt: AttemptId) -> Progress | None:
         """What is known of an attempt; None if it is not asked."""
-        return self._known.get(ident)
+        job = self._jobs.get(uid)
+        return None if job is None else job.attempts.get(attempt)
 
-    def keep(self, key: Key, uid: str, addresses: dict[tuple[StageName, int], str]) -> None:
+    def keep(self, key: Key, uid: str, addresses: dict[AttemptId, str]) -> None:
         """Ask these attempts of a job, by the address of each, and no others of it."""
-        wanted = {(uid, stage, attempt): to for (stage, attempt), to in addresses.items()}
-        known = self._of_job.pop(uid, set())
-        for ident in known - wanted.keys():
-            del self._known[ident]
-        if wanted:
-            self._of_job[uid] = set(wanted)
-        for ident, address in wanted.items():
-            if ident in known:
-                self._known[ident].address = address
-                continue
-            self._known[ident] = Progress(key, address)
+        if not addresses:
+            self.forget(uid)
+            return
+        job = self._jobs.setdefault(uid, _Job(key, {}))
+        new = addresses.keys() - job.attempts.keys()
+        job.attempts = {
+            attempt: job.attempts.get(attempt) or Progress(address)
+            for attempt, address in addresses.items()
+        }
+        for attempt, address in addresses.items():
+            job.attempts[attempt].address = address
+        if new:
             # One that was never asked comes before all others.
-            self._push(0.0, ident)
+            self._push(0.0, uid)
 
     def forget(self, uid: str) -> None:
         """Ask nothing of this job any more."""
-        for ident in self._of_job.pop(uid, ()):
-            del self._known[ident]
+        self._jobs.pop(uid, None)
 
     async def run(self) -> None:
         """Ask until cancelled."""
         slot = _now()
         async with asyncio.TaskGroup() as tasks:
             while True:
-                ident = await self._next()
+                uid = await self._next()
                 await self._slots.acquire()
-                tasks.create_task(self._ask(ident))
+                tasks.create_task(self._ask(uid))
                 # By the clock, so that what a turn takes is not added to each pause.
                 slot = max(slot + 1 / SCRAPES_PER_SECOND, _now())
                 await asyncio.sleep(slot - _now())
 
-    async def _next(self) -> Ident:
-        """The attempt that is due first, as soon as it is due."""
+    async def _next(self) -> str:
+        """The job that is due first, as soon as it is due."""
         while True:
             self._changed.clear()
             while self._heap and not self._is_valid(*self._heap[0]):
@@ -129,15 +141,17 @@ class Scraper:
             except TimeoutError:
                 continue
 
-    async def _ask(self, ident: Ident) -> None:
+    async def _ask(self, uid: str) -> None:
         try:
-            progress = self._known.get(ident)
-            if progress is None:
+            job = self._jobs.get(uid)
+            if job is None:
                 return
-            await self._renew(progress)
-            if ident in self._known:
-                self._push(_now() + self._interval * progress.intervals(), ident)
-                self._wake(progress.key)
+            asked = list(job.attempts.values())
+            await asyncio.gather(*(self._renew(progress) for progress in asked))
+            if self._jobs.get(uid) is job:
+                pause = min((progress.intervals() for progress in asked), default=1)
+                self._push(_now() + self._interval * pause, uid)
+                self._wake(job.key)
         finally:
             self._slots.release()
 
@@ -152,13 +166,13 @@ class Scraper:
         else:
             progress.error, progress.failures, progress.fresh = "", 0, True
 
-    def _is_valid(self, when: float, _: int, ident: Ident) -> bool:
-        known = self._known.get(ident)
-        return known is not None and known.due == when
+    def _is_valid(self, when: float, _: int, uid: str) -> bool:
+        job = self._jobs.get(uid)
+        return job is not None and job.due == when
 
-    def _push(self, when: float, ident: Ident) -> None:
-        self._known[ident].due = when
-        heapq.heappush(self._heap, (when, next(self._order), ident))
+    def _push(self, when: float, uid: str) -> None:
+        self._jobs[uid].due = when
+        heapq.heappush(self._heap, (when, next(self._order), uid))
         self._changed.set()
 
 

@@ -37,7 +37,8 @@ class Settings(BaseSettings):
     workers: int = Field(32, ge=1, le=256)
     """Jobs that are looked at at the same time."""
     api_requests_per_second: float = Field(1000, gt=0)
-    """Most requests to the API server, over all workers; half as many may come at once."""
+    """Most requests of the workers to the API server, half as many at once; 50 for Events, progress
+    and why something waits come on top, and so do watches and the Lease."""
     resync_seconds: float = Field(300, ge=1)
     """After how long every job is looked at without a cause."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -1,7 +1,7 @@
 """What is known of jobs and their children: filled by LISTs, kept fresh by watches and own writes.
 
-Called by `watches`, `reconcile` and `act`. Pure: nothing is asked for here. The newer resource
-version of a uid wins, whoever brings it, so that the order of arrival does not matter.
+Called by `watches`, `reconcile`, `act` and `absences`. Pure: nothing is asked for. The newer
+resource version of a uid wins, whoever brings it, so that the order of arrival does not matter.
 """
 
 import time
@@ -182,6 +182,7 @@ class Store:
                 if not namespace or raw["metadata"]["namespace"] == namespace:
                     self._of[kind].drop(raw)
                     self._ended.pop(raw["metadata"]["uid"], None)
+                    self._own.pop(raw["metadata"]["uid"], None)
         for key in keys:
             del self._uids[key]
         return keys
@@ -237,6 +238,7 @@ class Store:
             self._uids[key] = uid
             if other is not None and other["metadata"]["uid"] != uid:
                 self._of[Kind.RLHFJOB].remove(other["metadata"]["uid"])
+                self._own.pop(other["metadata"]["uid"], None)
 
     def _unname(self, raw: Raw) -> None:
         if self._uids.get(key_of(raw)) == raw["metadata"]["uid"]:

@@ -263,7 +263,7 @@ async def _is_there(kube: Kube, namespace: str) -> bool:
         NamespaceMissingError: it is not there.
     """
     try:
-        found = await kube.request("GET", f"/api/v1/namespaces/{namespace}")
+        await kube.request("GET", f"/api/v1/namespaces/{namespace}")
     except ApiError as error:
         if error.status == 404:
             text = "it does not exist; create it, or take it out of RLHF_OPERATOR_NAMESPACES"
@@ -271,9 +271,7 @@ async def _is_there(kube: Kube, namespace: str) -> bool:
         if error.status == 403:
             return False
         raise
-    if found["metadata"].get("deletionTimestamp"):
-        text = "it is being deleted; create it again, or take it out of RLHF_OPERATOR_NAMESPACES"
-        raise NamespaceMissingError(text)
+    # One that is being deleted is watched to its end: its pods save, and its jobs are told.
     return True
 
 

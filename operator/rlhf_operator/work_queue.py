@@ -1,6 +1,6 @@
 """Which jobs are to be looked at, and when: each key once, and never by two workers at a time.
 
-Filled by `handlers`, `resync` and `reconcile`; emptied by the workers of `serve`.
+Filled by `watches`, `scraper` and the workers of `serve`; emptied by these.
 """
 
 import asyncio

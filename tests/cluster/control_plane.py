@@ -1,6 +1,6 @@
 """etcd, API server and controller-manager as processes of this machine: a cluster without nodes.
 
-They end with the process that started them, however that ends.
+They end with the process that started them, however that ends, unless they are to last.
 """
 
 import json
@@ -113,10 +113,6 @@ class ControlPlane:
             name, {"client-certificate": str(certificate), "client-key": str(key)}
         )
 
-    def kubeconfig_with_token(self, name: str, token: str) -> Path:
-        """A kubeconfig with a service account's token."""
-        return self._write_kubeconfig(name, {"token": token})
-
     def audit_events(self) -> Iterator[dict[str, Any]]:
         """Every finished request so far."""
         with self.audit_log.open() as file:
@@ -153,10 +149,10 @@ class ControlPlane:
         process = self.processes.pop(name)
         process.terminate()
         try:
-            process.wait(5)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.wait(KILL_SECONDS)
 
     def _issue(self) -> None:
         self.authority = Authority(self.folder / "pki")
@@ -168,7 +164,7 @@ class ControlPlane:
         self._kubelet = self.authority.issue("kubelet-client", "admin", ("system:masters",))
         self._tokens = self.authority.signing_key("service-accounts")
         self._etcd_peer = self.authority.issue("etcd", "etcd", hosts=("127.0.0.1",))
-        self._etcd_client = self.authority.issue("etcd-client", "kube-apiserver")
+        self.etcd_client = self.authority.issue("etcd-client", "kube-apiserver")
         admin = self.kubeconfig_for("admin", ("system:masters",))
         assert admin == self.kubeconfig
 
@@ -189,7 +185,7 @@ class ControlPlane:
         return path
 
     def _start_etcd(self) -> None:
-        self._etcd = f"https://127.0.0.1:{free_port()}"
+        self.etcd = f"https://127.0.0.1:{free_port()}"
         peer = f"https://127.0.0.1:{free_port()}"
         certificate, key = self._etcd_peer
         self.run(
@@ -197,8 +193,8 @@ class ControlPlane:
             [
                 str(binaries("etcd") / "etcd"),
                 f"--data-dir={self.folder}/etcd",
-                f"--listen-client-urls={self._etcd}",
-                f"--advertise-client-urls={self._etcd}",
+                f"--listen-client-urls={self.etcd}",
+                f"--advertise-client-urls={self.etcd}",
                 f"--listen-peer-urls={peer}",
                 f"--initial-advertise-peer-urls={peer}",
                 f"--initial-cluster=default={peer}",
@@ -225,10 +221,10 @@ class ControlPlane:
             "kube-apiserver",
             [
                 str(binaries("kubernetes") / "kube-apiserver"),
-                f"--etcd-servers={self._etcd}",
+                f"--etcd-servers={self.etcd}",
                 f"--etcd-cafile={self.authority.certificate}",
-                f"--etcd-certfile={self._etcd_client[0]}",
-                f"--etcd-keyfile={self._etcd_client[1]}",
+                f"--etcd-certfile={self.etcd_client[0]}",
+                f"--etcd-keyfile={self.etcd_client[1]}",
                 f"--bind-address={self.bound}",
                 f"--advertise-address={_advertised(self.address)}",
                 f"--secure-port={self.port}",

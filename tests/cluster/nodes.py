@@ -151,7 +151,7 @@ class NodeCluster(ControlPlane):
         self.run("provisioner", [*command, str(self.kubeconfig), str(self.folder / "volumes")])
 
     def _start_proxy(self) -> None:
-        """One for both nodes, whose rules are the machine's; it needs its node to be there."""
+        """One for both nodes, whose rules are the sandbox's; it needs its node to be there."""
         kubeconfig = self.kubeconfig_for("system:kube-proxy")
         path = self.folder / "kube-proxy.yaml"
         path.write_text(yaml.safe_dump(proxy_config(kubeconfig, self.nodes["node-a"])))

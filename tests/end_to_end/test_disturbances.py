@@ -1,6 +1,5 @@
 """What a user of a cluster lives through while pods train: each job is disturbed on purpose."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from training import (
     folder,
     long_sft,
     running_with_checkpoint,
-    succeeded,
 )
 
 pytestmark = pytest.mark.timeout(1800)
@@ -26,16 +24,15 @@ pytestmark = pytest.mark.timeout(1800)
 def test_a_killed_pod_restarts_the_gang_from_its_checkpoint(jobs: Jobs, cluster: Cluster) -> None:
     if cluster.nodes is None:
         pytest.skip("kills a process of a node, which must be this machine")
-    jobs.create("killed", stages=long_sft(nodes=2))
-    running_with_checkpoint(jobs, "killed")
-    pod = jobs.pods("killed")[1]
-    container = pod.status.container_statuses[0].container_id.removeprefix("containerd://")
-    node = cluster.nodes.nodes[pod.spec.node_name]
-    cluster.nodes.ctr(node, "tasks", "kill", "-s", "SIGKILL", container)
-    status = succeeded(jobs, "killed")
-    sft = status["stages"]["sft"]
-    assert (sft["attempt"], sft["restarts"], sft["disruptions"]) == (2, 1, 0)
-    assert first_step(jobs, cluster, "killed", 2) > 0
+    with endless(jobs, killed={"stages": long_sft(NEVER, nodes=2)}):
+        seen = running_with_checkpoint(jobs, "killed")
+        pod = jobs.pods("killed")[1]
+        container = pod.status.container_statuses[0].container_id.removeprefix("containerd://")
+        node = cluster.nodes.nodes[pod.spec.node_name]
+        cluster.nodes.ctr(node, "tasks", "kill", "-s", "SIGKILL", container)
+        sft = jobs.reaches("killed", "Running", attempt=2, seconds=PATIENCE)
+        assert (sft["restarts"], sft["disruptions"]) == (1, 0)
+        assert first_step(jobs, cluster, "killed", 2) >= seen["lastCheckpointStep"]
 
 
 def test_a_lost_node_is_a_disruption(jobs: Jobs, cluster: Cluster) -> None:
@@ -115,29 +112,42 @@ def test_a_mistake_in_the_data_fails_once_with_file_and_line(jobs: Jobs) -> None
 
 
 def test_suspend_saves_and_resume_goes_on(jobs: Jobs, cluster: Cluster) -> None:
-    jobs.create("pause", stages=long_sft(nodes=2))
-    running_with_checkpoint(jobs, "pause")
-    jobs.patch("pause", suspend=True)
-    eventually(lambda: jobs.phase("pause") == "Suspended", seconds=PATIENCE)
-    eventually(lambda: not jobs.pods("pause"))
-    jobs.patch("pause", suspend=False)
-    sft = succeeded(jobs, "pause")["stages"]["sft"]
-    assert (sft["attempt"], sft["restarts"]) == (2, 0)
-    if cluster.nodes is not None:
-        assert first_step(jobs, cluster, "pause", 2) > 0
+    with endless(jobs, pause={"stages": long_sft(NEVER, nodes=2)}):
+        running_with_checkpoint(jobs, "pause")
+        jobs.patch("pause", suspend=True)
+        eventually(lambda: jobs.phase("pause") == "Suspended", seconds=PATIENCE)
+        eventually(lambda: not jobs.pods("pause"), seconds=PATIENCE)
+        saved = jobs.stage("pause")["lastCheckpointStep"]
+        jobs.patch("pause", suspend=False)
+        sft = jobs.reaches("pause", "Running", attempt=2, seconds=PATIENCE)
+        assert sft["restarts"] == 0
+        if cluster.nodes is not None:
+            assert first_step(jobs, cluster, "pause", 2) == saved
 
 
 def test_the_operator_can_be_deleted_while_a_stage_runs(jobs: Jobs, cluster: Cluster) -> None:
-    jobs.create("orphan", stages=long_sft(nodes=2))
-    running_with_checkpoint(jobs, "orphan")
-    pods = {pod.metadata.uid for pod in jobs.pods("orphan")}
-    core = client.CoreV1Api(cluster.api)
-    for pod in core.list_namespaced_pod(SYSTEM).items:
-        core.delete_namespaced_pod(pod.metadata.name, SYSTEM)
-    time.sleep(5)
-    sft = succeeded(jobs, "orphan")["stages"]["sft"]
-    assert (sft["attempt"], sft["restarts"], sft["disruptions"]) == (1, 0, 0)
-    assert {pod.metadata.uid for pod in jobs.pods("orphan")} == pods
+    with endless(jobs, orphan={"stages": long_sft(NEVER, nodes=2)}):
+        step = running_with_checkpoint(jobs, "orphan")["progress"]["step"]
+        pods = {pod.metadata.uid for pod in jobs.pods("orphan")}
+        core = client.CoreV1Api(cluster.api)
+        old = {pod.metadata.name for pod in core.list_namespaced_pod(SYSTEM).items}
+        for name in old:
+            core.delete_namespaced_pod(name, SYSTEM)
+        eventually(
+            lambda: not old & {pod.metadata.name for pod in core.list_namespaced_pod(SYSTEM).items},
+            seconds=PATIENCE,
+        )
+        # What a new operator reads of the pods that trained on.
+        gone_by = jobs.stage("orphan")["progress"]["step"]
+        sft = eventually(
+            lambda: _beyond(jobs.stage("orphan"), max(step, gone_by)), seconds=PATIENCE
+        )
+        assert (sft["attempt"], sft["restarts"], sft["disruptions"]) == (1, 0, 0)
+        assert {pod.metadata.uid for pod in jobs.pods("orphan")} == pods
+
+
+def _beyond(stage: dict[str, Any], step: int) -> dict[str, Any] | None:
+    return stage if stage["progress"]["step"] > step else None
 
 
 def _prefers(node: str) -> dict[str, Any]:

@@ -82,9 +82,13 @@ def test_the_quickstarts_data_is_where_it_looks_for_it(tmp_path: Path) -> None:
     *_, folder = container["command"]
     claim = tmp_path / "claim"
     inside = folder.removeprefix("/mnt/claims/rlhf/")
-    subprocess.run([sys.executable, str(script), str(claim / inside)], check=True)
+    subprocess.run([sys.executable, str(script), str(claim / inside)], check=True, timeout=300)
     command = ["validate", str(EXAMPLES / "quickstart.yaml"), "--mount", f"rlhf={claim}"]
     done = subprocess.run(
-        [sys.executable, "-m", "rlhf_cli", *command], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "rlhf_cli", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr

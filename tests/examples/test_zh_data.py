@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "zh_reviews.py"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    subprocess.run([sys.executable, SCRIPT, "prepare", "--output", folder], check=True)
+    subprocess.run([sys.executable, SCRIPT, "prepare", "--output", folder], check=True, timeout=300)
     return folder
 
 

@@ -59,6 +59,7 @@ def run_in(root: Path, *command: str, mnt: Path) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
 
 

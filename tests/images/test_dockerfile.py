@@ -31,6 +31,7 @@ def test_hadolint_finds_nothing() -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -171,5 +171,5 @@ def test_a_refusal_that_names_no_file(
 
 def test_it_is_a_module_too(bench: Any) -> None:
     command = [sys.executable, "-m", "rlhf_cli", "validate", str(bench.file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, "is valid" in done.stdout) == (0, True)

@@ -269,13 +269,15 @@ def test_pods_that_cannot_be_made_are_told_without_their_names() -> None:
     }
     found = refused_pod(job, [event])
     assert found.reason is Reason.QUOTA_EXCEEDED
-    assert found.message == "Job demo-sft-3: pods are forbidden: exceeded quota"
+    assert found.message == (
+        "Job demo-sft-3: pods are forbidden: exceeded quota; free or raise the quota"
+    )
     assert refused_pod(job, []).reason is None
     texts = {
         refused_pod(job, [event | {"message": f"webhook: trace {trace}"}]).message
         for trace in ("6b1f0c9e8a52", "7c2f1d0f9b63")
     }
-    assert texts == {"Job demo-sft-3: webhook: trace ..."}
+    assert texts == {"Job demo-sft-3: webhook: trace ...; change the job, or what refuses its pods"}
 
 
 @pytest.mark.parametrize(

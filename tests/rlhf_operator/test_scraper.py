@@ -80,7 +80,7 @@ def test_every_attempt_has_its_turn_and_wakes_its_job() -> None:
             assert lasted >= 18 / SCRAPES_PER_SECOND
             await until(lambda: len(woken) >= 20)
             assert set(woken) == {("team", str(number)) for number in range(5)}
-            found = scraper.find(("uid-0", *SFT))
+            found = scraper.find("uid-0", SFT)
             assert found is not None
             assert found.fresh
             assert found.told is not None
@@ -109,7 +109,7 @@ def test_what_does_not_run_any_more_is_not_asked() -> None:
             scraper.keep(KEY, "uid", {SFT: "127.0.1.1", (StageName.REWARD, 1): "127.0.1.2"})
             await until(lambda: len(set(pods.asked)) == 2)
             scraper.keep(KEY, "uid", {(StageName.REWARD, 1): "127.0.1.2"})
-            assert scraper.find(("uid", *SFT)) is None
+            assert scraper.find("uid", SFT) is None
             await asyncio.sleep(0.2)
             pods.asked.clear()
             await until(lambda: len(pods.asked) >= 5)
@@ -119,6 +119,18 @@ def test_what_does_not_run_any_more_is_not_asked() -> None:
             pods.asked.clear()
             await asyncio.sleep(0.3)
             assert pods.asked == []
+
+    asyncio.run(run())
+
+
+def test_attempts_of_one_job_are_asked_in_one_turn_and_wake_it_once() -> None:
+    woken: list[tuple[str, str]] = []
+
+    async def run() -> None:
+        async with scraping(woken.append, interval=0.3) as (pods, scraper):
+            scraper.keep(KEY, "uid", {SFT: "127.0.1.1", (StageName.REWARD, 1): "127.0.1.2"})
+            await until(lambda: len(woken) >= 3)
+            assert Counter(pods.asked) == {"127.0.1.1": 3, "127.0.1.2": 3}
 
     asyncio.run(run())
 
@@ -142,7 +154,7 @@ def test_what_cannot_be_asked_is_told_with_its_address() -> None:
         async with scraping(lambda _: None, interval=0.01) as (pods, scraper):
             pods.answers["127.0.1.1"] = web.Response(status=500)
             scraper.keep(KEY, "uid", {SFT: "127.0.1.1"})
-            found = scraper.find(("uid", *SFT))
+            found = scraper.find("uid", SFT)
             assert found is not None
             await until(lambda: bool(found.error))
             assert f"http://127.0.1.1:{pods.port}/metrics" in found.error
@@ -159,4 +171,4 @@ def test_what_cannot_be_asked_is_told_with_its_address() -> None:
     [(0, 1), (PATIENT_FAILURES, 1), (PATIENT_FAILURES + 1, 2), (PATIENT_FAILURES + 3, 8), (99, 32)],
 )
 def test_one_that_does_not_answer_is_asked_less_often(failures: int, intervals: int) -> None:
-    assert Progress(KEY, "127.0.1.1", failures=failures).intervals() == intervals
+    assert Progress("127.0.1.1", failures=failures).intervals() == intervals

@@ -1,9 +1,9 @@
 """The one decision: from a job, what is seen of it and the time, to what is to be done.
 
 Called by the operator in every reconcile, and by `rlhf run` in every pass. Pure: nothing is read,
-waited for or started here. The caller writes `Plan.status` first, then carries out `Plan.actions`,
-then tells `Plan.events`; a crash between any two of them is made good by the next pass, since an
-attempt that status names and nobody sees is started again under the same name.
+waited for or started here. The caller writes `Plan.status` first, and only then carries out
+`Plan.actions` and tells `Plan.events`; a crash between any two of them is made good by the next
+pass, since an attempt that status names and nobody sees is started again under the same name.
 """
 
 from collections.abc import Iterator, Mapping

@@ -158,7 +158,10 @@ def _settle(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> 
     if attempt is None:
         return _absent(stage, case)
     stage = _with_progress(stage, attempt, case.now)
-    if stage.disruption is None:
+    if attempt.ready and not attempt.failed and disruption_of(attempt) is None:
+        # The whole gang runs: whoever was about to end something has thought better of it.
+        stage = _changed(stage, disruption=None)
+    elif stage.disruption is None:
         # The pod that shows it may be gone a moment later.
         stage = _changed(stage, disruption=disruption_of(attempt))
     verdict = judge(attempt, case.now, stage)

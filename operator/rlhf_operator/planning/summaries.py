@@ -54,8 +54,8 @@ def derive_conditions(
     made = {name: found for name, found in attempts.items() if found is not None}
     findings = [*_findings(job, stages, live=live), *_admission(job, stages, made)]
     ended = any(each.reason is Reason.FINISHED for each in findings)
-    reported = find_condition(conditions, ConditionType.PROGRESS_REPORTING) is not None
-    findings += _reporting(stages, made, ended=ended and reported)
+    reported = find_condition(conditions, ConditionType.PROGRESS_REPORTING)
+    findings += _reporting(stages, made, reported, ended=ended)
     findings += _children(
         stages, observed, find_condition(conditions, ConditionType.CHILDREN_READY)
     )
@@ -155,8 +155,10 @@ def _admission(job: RLHFJob, stages: Stages, made: Attempts) -> Iterator[Finding
         yield Finding(ConditionType.ADMITTED, "True", Reason.ADMITTED, message)
 
 
-def _reporting(stages: Stages, made: Attempts, *, ended: bool) -> Iterator[Finding]:
-    """Whether running attempts say how far they are; nothing is said while none runs."""
+def _reporting(
+    stages: Stages, made: Attempts, told: Condition | None, *, ended: bool
+) -> Iterator[Finding]:
+    """Whether running attempts say how far they are; of those that are over nothing is said."""
     running = [
         name
         for name, stage in stages.items()
@@ -164,12 +166,14 @@ def _reporting(stages: Stages, made: Attempts, *, ended: bool) -> Iterator[Findi
     ]
     errors = [made[name].scrape_error for name in running if made[name].scrape_error]
     kind = ConditionType.PROGRESS_REPORTING
-    if ended:
+    if ended and told is not None:
         yield Finding(kind, "False", Reason.FINISHED, "nothing runs any more")
     elif errors:
         yield Finding(kind, "False", Reason.UNREACHABLE, errors[0])
     elif any(stages[name].progress is not None for name in running):
         yield Finding(kind, "True", Reason.FRESH, "progress is read from rank 0")
+    elif told is not None and not any(s.state is StageState.RUNNING for s in stages.values()):
+        yield Finding(kind, "Unknown", Reason.PODS_PENDING, "no attempt runs now")
 
 
 def _children(stages: Stages, observed: Observed, told: Condition | None) -> Iterator[Finding]:

@@ -79,7 +79,7 @@ def chart_roles(namespace: str) -> list[Any]:
     )
     settings = [part for value in values for part in ("--set", value)]
     command = [str(helm()), "template", LEASE, str(CHART), "--namespace", namespace, *settings]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     return [each for each in yaml.safe_load_all(text) if each and each["kind"] == "Role"]
 
 

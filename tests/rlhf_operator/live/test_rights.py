@@ -26,7 +26,7 @@ def limited(control_plane: Access, namespace: str) -> Path:
     )
     settings = [part for value in values for part in ("--set", value)]
     command = [str(helm()), "template", "limited", str(CHART), "--namespace", namespace, *settings]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     rbac = client.RbacAuthorizationV1Api(control_plane.api)
     user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": f"user-{namespace}"}
     for found in filter(None, yaml.safe_load_all(text)):

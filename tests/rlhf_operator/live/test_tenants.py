@@ -54,7 +54,7 @@ def grant(access: Access, watched: str, home: str) -> None:
     )
     settings = [part for value in values for part in ("--set", value)]
     command = [str(helm()), "template", "tenants", str(CHART), "--namespace", home, *settings]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     rbac = client.RbacAuthorizationV1Api(access.api)
     user = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": f"user-{home}"}
     for found in filter(None, yaml.safe_load_all(text)):

@@ -86,6 +86,21 @@ def test_the_first_disruption_is_the_one_that_is_kept(trial: MakeTrial) -> None:
     assert t.stage("sft").disruption == before
 
 
+def test_a_disruption_that_is_taken_back_is_forgotten(trial: MakeTrial) -> None:
+    """Kubernetes turns a stale DisruptionTarget to False, and a later mistake is one."""
+    t = trial().running("sft")
+    target = {"phase": ProcessPhase.RUNNING, "ready": True, "disrupted": True, "message": "drained"}
+    t.put("sft", processes=(t.process("sft", **target),))
+    t.look()
+    assert t.stage("sft").disruption == "drained"
+    t.run("sft", step=5)
+    t.look()
+    assert t.stage("sft").disruption is None
+    t.end("sft", 65)
+    t.look()
+    assert t.stage("sft").state == "Failed"
+
+
 def test_an_attempt_that_completes_though_it_was_disrupted_has_not_failed(
     trial: MakeTrial,
 ) -> None:

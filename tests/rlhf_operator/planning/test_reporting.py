@@ -93,17 +93,27 @@ def test_progress_is_reported_from_the_first_word_to_the_end(trial: MakeTrial) -
     assert condition(t, "ProgressReporting") == ("False", "Finished", "nothing runs any more")
 
 
-def test_reporting_stays_as_it_was_between_attempts(trial: MakeTrial) -> None:
+@pytest.mark.parametrize("error", ["", "http://10.0.0.1:9400/metrics: refused"])
+def test_between_attempts_nothing_is_said_of_the_one_that_is_over(
+    trial: MakeTrial, error: str
+) -> None:
     t = trial()
     t.look()
     t.run("sft", step=1)
     t.look()
-    before = t.condition("ProgressReporting")
+    t.put("sft", scrape_error=error)
+    t.look()
+    assert t.condition("ProgressReporting").status == ("False" if error else "True")
     t.end("sft", 1)
     t.look()
+    said = ("Unknown", "PodsPending", "no attempt runs now")
+    assert condition(t, "ProgressReporting") == said
     t.look(2)
     assert t.started() == [("sft", 2)]
-    assert t.condition("ProgressReporting") == before
+    assert condition(t, "ProgressReporting") == said
+    t.run("sft", step=2)
+    t.look()
+    assert condition(t, "ProgressReporting")[:2] == ("True", "Fresh")
 
 
 def test_nothing_is_said_of_an_attempt_that_is_over(trial: MakeTrial) -> None:

@@ -233,6 +233,7 @@ def _read_offline(home: Path, *specs: dict[str, str]) -> list[str]:
         capture_output=True,
         text=True,
         check=True,
+        timeout=300,
     )
     return done.stdout.splitlines()
 
