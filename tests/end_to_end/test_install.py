@@ -22,9 +22,8 @@ def test_it_runs_in_a_restricted_namespace_and_leaves_no_lease(
     settings = [part for value in values for part in ("--set", value)]
     program = [str(helm(major)), *place]
     try:
-        _run(
-            [*program, "install", "second", str(cluster.chart), "--wait", "--timeout=4m"], settings
-        )
+        install = ["install", "second", str(cluster.chart), "--wait", "--timeout=4m"]
+        _run([*program, *install, *settings])
         leases = ("get", "leases", "-n", namespace, "-o", "name")
         assert cluster.kubectl(*leases).stdout.strip() == (
             "lease.coordination.k8s.io/second-rlhf-operator"
