@@ -42,7 +42,9 @@ async def scrape(session: aiohttp.ClientSession, address: str, port: int) -> Obs
                 size = f"{len(body)} bytes or more"
                 raise ScrapeError(f"{url}: answered {response.status} with {size}")
         return _progress(_values(body.decode()))
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+    except ScrapeError:
+        raise
+    except Exception as error:  # The parser meets what a pod says with errors of any kind.
         raise ScrapeError(f"{url}: {str(error) or type(error).__name__}") from error
 
 

@@ -58,6 +58,7 @@ def test_the_fixed_family_is_read_and_nothing_else() -> None:
         (web.Response(text="x" * (MAX_BYTES + 10)), f"{MAX_BYTES + 1} bytes"),
         (web.Response(text="no metrics {"), "/metrics"),
         (web.Response(body=b"\\xff\\xfe"), "/metrics"),
+        (web.Response(text="# TYPE \u2028\t="), "/metrics"),
     ],
 )
 def test_a_bad_answer_is_an_error_with_the_address(answer: web.Response, said: str) -> None:
