@@ -17,6 +17,8 @@ AHEAD_SECONDS = 3600.0
 """By how much an urgent key counts as due before all others."""
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 300.0
+SPARE_ENTRIES = 100
+"""How many void entries may be kept, beside as many as there are keys."""
 
 
 class WorkQueue:
@@ -36,7 +38,7 @@ class WorkQueue:
         if when >= self._due.get(key, float("inf")):
             return
         self._due[key] = when
-        heapq.heappush(self._heap, (when, next(self._order), key))
+        self._push(key)
         QUEUE_DEPTH.set(len(self._due))
         self._changed.set()
 
@@ -70,13 +72,21 @@ class WorkQueue:
         """The caller of `take` is through with `key`."""
         del self._active[key]
         if key in self._due:
-            heapq.heappush(self._heap, (self._due[key], next(self._order), key))
+            self._push(key)
         self._changed.set()
 
     def oldest_pass(self) -> float:
         """For how many seconds the longest pass has gone on."""
         now = asyncio.get_running_loop().time()
         return max((now - since for since in self._active.values()), default=0.0)
+
+    def _push(self, key: Key) -> None:
+        if len(self._heap) > 2 * len(self._due) + SPARE_ENTRIES:
+            # Of a key that is due in a week each pass leaves an entry for then.
+            self._heap = [(when, next(self._order), each) for each, when in self._due.items()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, (self._due[key], next(self._order), key))
 
     def _wait_seconds(self) -> float | None:
         """Until the first key is due that nobody works on; None if there is none."""

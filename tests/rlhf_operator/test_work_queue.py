@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from rlhf_operator.work_queue import LAST_RETRY_SECONDS, WorkQueue
+from rlhf_operator.work_queue import LAST_RETRY_SECONDS, SPARE_ENTRIES, WorkQueue
 
 A, B = ("ns", "a"), ("ns", "b")
 
@@ -113,5 +113,22 @@ def test_an_urgent_key_comes_before_all_that_are_due() -> None:
         queue.add(("ns", "c"))
         queue.add(B, urgent=True)
         assert [await queue.take() for _ in range(3)] == [B, A, ("ns", "c")]
+
+    in_a_loop(test)
+
+
+def test_passes_over_a_key_that_is_due_late_leave_nothing_behind() -> None:
+    async def test(queue: WorkQueue) -> None:
+        queue.add(B, 60)
+        for _ in range(1000):
+            queue.add(A)
+            assert await queue.take() == A
+            queue.add(A, 600_000)
+            queue.done(A)
+        assert len(queue._heap) <= SPARE_ENTRIES + 5
+        queue.add(B)
+        assert await queue.take() == B
+        queue.add(A)
+        assert await queue.take() == A
 
     in_a_loop(test)
