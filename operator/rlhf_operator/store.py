@@ -72,6 +72,8 @@ class Collection:
         known = self._objects.get(uid)
         if uid in self._deleted or (known is not None and version_of(known) >= version_of(raw)):
             return False
+        if known is not None and owner_uid(known) != owner_uid(raw):
+            self._disown(known)
         self._objects[uid] = trimmed(self._kind, raw)
         if (owner := owner_uid(raw)) is not None:
             self._by_owner.setdefault(owner, {})[uid] = None
@@ -84,11 +86,8 @@ class Collection:
         while self._deleted and now - next(iter(self._deleted.values())) > REMEMBER_SECONDS:
             self._deleted.popitem(last=False)
         found = self._objects.pop(uid, None)
-        if found is not None and (owner := owner_uid(found)) is not None:
-            children = self._by_owner[owner]
-            del children[uid]
-            if not children:
-                del self._by_owner[owner]
+        if found is not None:
+            self._disown(found)
         return found
 
     def replace(self, scope: Iterable[Raw], items: Iterable[Raw], version: int) -> list[Raw]:
@@ -117,6 +116,14 @@ class Collection:
         uid = raw["metadata"]["uid"]
         self.remove(uid)
         del self._deleted[uid]
+
+    def _disown(self, raw: Raw) -> None:
+        """Let an object be found by its owner no more."""
+        if (owner := owner_uid(raw)) is not None:
+            children = self._by_owner[owner]
+            del children[raw["metadata"]["uid"]]
+            if not children:
+                del self._by_owner[owner]
 
 
 class Store:

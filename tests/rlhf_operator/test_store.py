@@ -44,6 +44,16 @@ def test_news_of_a_child_is_news_of_its_job() -> None:
     assert gang.pods == ()
 
 
+@pytest.mark.parametrize("owner", ["", "job-2"])
+def test_a_pod_that_its_job_let_go_is_found_by_that_job_no_more(owner: str) -> None:
+    store = filled()
+    store.put(Kind.JOB, raw("job-2", 4, owner="demo-1"))
+    store.put(Kind.POD, raw("pod", 5, owner=owner))
+    assert [len(gang.pods) for gang in store.gangs("demo-1")] == [0, bool(owner)]
+    store.remove(Kind.POD, raw("pod", 6, owner=owner))
+    assert [gang.pods for gang in store.gangs("demo-1")] == [(), ()]
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_what_is_not_newer_is_no_news(version: int) -> None:
     store = filled()
