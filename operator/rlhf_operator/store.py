@@ -138,9 +138,13 @@ class Store:
 
     def put_own(self, kind: Kind, raw: Raw) -> None:
         """Take in the answer to a write of ours, which is no news."""
-        self.put(kind, raw)
         if kind is Kind.RLHFJOB:
-            self._own[raw["metadata"]["uid"]] = version_of(raw)
+            uid = raw["metadata"]["uid"]
+            if self._of[kind].find(uid) is None:
+                # Deleted or forgotten meanwhile, and what belongs to it is, too.
+                return
+            self._own[uid] = version_of(raw)
+        self.put(kind, raw)
 
     def is_own(self, raw: Raw) -> bool:
         """Whether a version of an RLHFJob is the one that we wrote last."""

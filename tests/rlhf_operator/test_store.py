@@ -171,6 +171,25 @@ def test_the_version_that_we_wrote_last_is_known() -> None:
     assert not store.is_own(demo(7))
 
 
+def test_the_answer_about_a_job_that_was_forgotten_does_not_bring_it_back() -> None:
+    store = filled()
+    store.forget("team")
+    store.put_own(Kind.RLHFJOB, demo(7))
+    # A pass over it would find its attempts gone.
+    assert store.job(KEY) is None
+
+
+def test_nothing_is_kept_of_writes_to_jobs_that_are_gone() -> None:
+    store = filled()
+    store.put_own(Kind.RLHFJOB, demo(7))
+    store.put(Kind.RLHFJOB, demo(9, "demo-2"))
+    store.put_own(Kind.RLHFJOB, demo(10, "demo-2"))
+    store.put_own(Kind.RLHFJOB, demo(8))
+    assert list(store._own) == ["demo-2"]
+    store.forget("team")
+    assert not store._own
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     history=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=12),
