@@ -17,7 +17,7 @@ from operating import Jobs, OperatorProcess, eventually
 CHART = Path(__file__).parents[3] / "charts" / "rlhf-operator"
 FIRST = pytest.mark.parametrize("first", [True, False], ids=["first of two", "last of two"])
 RIGHTS = pytest.mark.parametrize("of_the_chart", [False, True], ids=["admin", "chart's Role"])
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 Start = Callable[..., OperatorProcess]
 

@@ -13,8 +13,8 @@ from api_proxy import ApiProxy, Call, Predicate, error_event, gone, list_of, wat
 from operating import Jobs, OperatorProcess, eventually, stage
 
 PLURALS = ("rlhfjobs", "jobs", "pods")
-SOON = 10.0
-"""Seconds, five times what a watch takes that is begun anew."""
+SOON = 60.0
+"""Seconds: many times what a watch takes that is begun anew, and far from the next resync."""
 STARTS = "rlhf_operator_watch_starts_total"
 PASSES = "rlhf_operator_reconcile_duration_seconds_count"
 PPO = stage(model={"fromStage": "sft"}, rewardModel={"fromStage": "reward"})
