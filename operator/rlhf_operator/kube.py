@@ -138,12 +138,15 @@ class Kube:
         try:
             answer = json.loads(text or "{}")
         except ValueError:  # A proxy answers in HTML.
-            answer = {}
+            answer = None
+        found = answer if isinstance(answer, dict) else {}
         if response.status >= 300:
             wait = response.headers.get("Retry-After", "")
             seconds = float(wait) if wait.isdigit() else None
-            raise ApiError(f"{method} {path}", response.status, answer, seconds)
-        return dict(answer)
+            raise ApiError(f"{method} {path}", response.status, found, seconds)
+        if not isinstance(answer, dict):
+            raise ApiError(path, 0, {"message": f"{method} {path}: the answer is no JSON object"})
+        return found
 
     async def find(self, path: str) -> Raw | None:
         """The object at `path`; None if there is none."""
