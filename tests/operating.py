@@ -32,10 +32,13 @@ def eventually(check: Callable[[], Any], seconds: float = PATIENCE, pause: float
         found = check()
         if found:
             return found
-        code = check.__code__
-        where = f"{Path(code.co_filename).name}:{code.co_firstlineno}"
-        assert time.monotonic() < deadline, f"{where}: still {found!r} after {seconds} s"
+        assert time.monotonic() < deadline, f"{_place(check)}: still {found!r} after {seconds} s"
         time.sleep(pause)
+
+
+def _place(check: Callable[[], Any]) -> str:
+    code = getattr(check, "__code__", None)
+    return repr(check) if code is None else f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
 class OperatorProcess:
@@ -121,7 +124,7 @@ class Jobs:
 
     def claim(self, name: str = "runs") -> None:
         """Make a PersistentVolumeClaim."""
-        spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+        spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         claim = {"metadata": {"name": name}, "spec": spec}
         self.core.create_namespaced_persistent_volume_claim(self.namespace, claim)
 
