@@ -254,4 +254,7 @@ def test_an_attempt_whose_work_is_done_says_so(tmp_path: Path) -> None:
     outcome = finished_outcome(later)
     assert outcome is not None
     assert (outcome.artifact, outcome.step, outcome.total_steps) == (artifact, 4, 4)
-    assert finished_outcome(tiny.stage_config("sft", tmp_path, attempt=3, seed=9)) is None
+    other = tiny.stage_config("sft", tmp_path, attempt=3, seed=9)
+    with pytest.raises(InputError, match=other.config_digest) as caught:
+        finished_outcome(other)
+    assert config.config_digest in str(caught.value)
