@@ -115,22 +115,28 @@ def require_sandbox() -> Sandbox:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def node_cluster() -> Iterator[NodeCluster]:
+    """Two nodes with nothing on them: a sandbox holds one cluster, which all tests share."""
+    with NodeCluster.of(require_sandbox()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two nodes, and the operator installed by Helm from images that were built from here."""
     if given := os.environ.get(EXISTING):
         images = [os.environ[f"RLHF_TEST_{name}_IMAGE"] for name in ("OPERATOR", "TRAINER")]
         yield _installed(Path(given), images, None)
         return
-    sandbox = require_sandbox()
-    with NodeCluster.of(sandbox) as running:
-        images = []
-        for target in ("operator", "trainer"):
-            name, archive = image(target)
-            running.load_image(archive)
-            images.append(name)
-        found = _installed(running.kubeconfig, images, running)
-        yield found
-        found.api.close()
+    running: NodeCluster = request.getfixturevalue("node_cluster")
+    images = []
+    for target in ("operator", "trainer"):
+        name, archive = image(target)
+        running.load_image(archive)
+        images.append(name)
+    found = _installed(running.kubeconfig, images, running)
+    yield found
+    found.api.close()
 
 
 def _installed(kubeconfig: Path, images: list[str], nodes: NodeCluster | None) -> Cluster:
