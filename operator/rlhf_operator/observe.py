@@ -72,7 +72,8 @@ def refused_pod(job: Raw, events: Sequence[Raw]) -> ObservedProcess:
     name = job["metadata"]["name"]
     if not events:
         return ObservedProcess(f"{name}-?", -1)
-    said = str(max(events, key=lambda event: event.get("lastTimestamp") or "")["message"])
+    last = max(events, key=lambda event: event.get("lastTimestamp") or "")
+    said = str(last.get("message", ""))
     quota = "exceeded quota" in said
     reason = Reason.QUOTA_EXCEEDED if quota else Reason.FORBIDDEN
     remedy = "free or raise the quota" if quota else "change the job, or what refuses its pods"
@@ -99,12 +100,12 @@ def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None
     if not (disruptions or warnings):
         return None
     told = (disruptions or warnings)[-1]
-    pod = told["involvedObject"]["name"]
+    pod, reason = told["involvedObject"]["name"], told.get("reason", "")
     return ObservedProcess(
         name=pod,
         phase=ProcessPhase.FAILED,
         finished_at=_time(told.get("lastTimestamp") or told.get("eventTime")),
-        message=f"pod {pod} is gone; its last Event: {told['reason']}: {told.get('message', '')}",
+        message=f"pod {pod} is gone; its last Event: {reason}: {told.get('message', '')}",
         disrupted=bool(disruptions),
     )
 

@@ -331,6 +331,13 @@ def test_what_became_of_pods_that_are_gone() -> None:
     assert (crashed.disrupted, crashed.phase) == (False, ProcessPhase.FAILED)
 
 
+def test_an_event_may_lack_reason_and_message() -> None:
+    bare = event("", kind="Warning")
+    del bare["reason"], bare["message"]
+    assert vanished_pod("demo-sft-3", [bare]) is not None
+    assert refused_pod(make_job(), [bare]).reason is Reason.FORBIDDEN
+
+
 @pytest.mark.parametrize("pod", ["demo-sft-30-0-x7k2p", "other", "demo-sft-3-0"])
 def test_events_of_other_pods_tell_nothing(pod: str) -> None:
     assert vanished_pod("demo-sft-3", [event("Evicted", pod)]) is None
