@@ -164,15 +164,20 @@ class Reconciler:
     async def _write(self, raw: Raw, job: RLHFJob, decided: Plan, observed: Observed) -> Raw:
         """Write the status if there is something to tell; the job as it is then."""
         uid = job.metadata.uid
-        known = [self._scraper.find(uid, (a.stage, a.attempt)) for a in observed.attempts]
-        read = [progress for progress in known if progress is not None and progress.fresh]
+        known = [
+            (each, self._scraper.find(uid, (each.stage, each.attempt)))
+            for each in observed.attempts
+        ]
+        read = [(each, told) for each, told in known if told is not None and told.fresh]
         status = decided.status
         if not is_worth_writing(job.status, status, fresh_progress=bool(read)):
             return raw
         spare = not is_pressing(job.status, status)
         written = await self._write_status(raw, status.to_resolved_document(), spare=spare)
-        for progress in read:
-            progress.fresh = False
+        for each, told in read:
+            # What was read while status was written is not in it.
+            if (told.told, told.error) == (each.progress, each.scrape_error):
+                told.fresh = False
         return written
 
     async def _write_status(self, raw: Raw, status: Raw, *, spare: bool = False) -> Raw:
