@@ -53,7 +53,8 @@ def _favour_latency() -> None:
     # What is imported by now lives on; to walk through it in each collection takes 50 ms.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
+    # The store is walked through by `serve`, at long intervals, and not in the midst of a burst.
+    gc.set_threshold(50_000, 20, 100)
     sys.setswitchinterval(0.001)
 
 

@@ -26,7 +26,7 @@ Raw = dict[str, Any]
 REQUEST_SECONDS = 10
 PAGE = 500
 SPARE_REQUESTS_PER_SECOND = 50.0
-"""For what nobody waits for: Events, progress, and why something waits."""
+"""For what nobody waits for: progress and why something waits, and as much for Events."""
 MANAGED = f"{Label.MANAGED_BY}={OPERATOR_NAME}"
 
 
@@ -74,6 +74,7 @@ class Kube:
         burst = max(1.0, requests_per_second / 2)
         self._limit = AsyncLimiter(burst, burst / requests_per_second)
         self._spare_limit = AsyncLimiter(SPARE_REQUESTS_PER_SECOND, 1.0)
+        self._events_limit = AsyncLimiter(SPARE_REQUESTS_PER_SECOND, 1.0)
 
     @classmethod
     @asynccontextmanager
@@ -122,10 +123,10 @@ class Kube:
         if query:
             url += f"?{urlencode(query)}"
         async with self._spare_limit if spare else self._limit:
-            await self.client.update_params_for_auth(
-                headers, [], ["BearerToken"], path, method, body
-            )
             try:
+                await self.client.update_params_for_auth(
+                    headers, [], ["BearerToken"], path, method, body
+                )
                 response = await self.client.call_api(
                     method, url, headers, body, _request_timeout=timeout or REQUEST_SECONDS
                 )
@@ -210,7 +211,9 @@ class Kube:
             "lastTimestamp": now,
             "count": 1,
         }
-        await self.request("POST", core_path(metadata["namespace"], "events"), event, spare=True)
+        # A long row of Events must not keep progress waiting.
+        async with self._events_limit:
+            await self.request("POST", core_path(metadata["namespace"], "events"), event)
 
 
 def _is_behind_proxy(server: str) -> bool:

@@ -204,7 +204,7 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
     ready = conditions.get("Ready") or {}
     phase = ProcessPhase(status["phase"]) if status.get("phase") in set(ProcessPhase) else None
     over = phase in (ProcessPhase.SUCCEEDED, ProcessPhase.FAILED)
-    quiet_since = None if over else _quiet_since(pod, state, ready)
+    quiet_since = None if over else _quiet_since(pod, state, conditions)
     silent = quiet_since is not None and now - quiet_since >= NODE_SILENCE
     silent_since = quiet_since if silent else None
     target = conditions.get("DisruptionTarget") or {}
@@ -238,13 +238,16 @@ def _trainer(status: Raw) -> Raw:
     return next((each for each in containers if each.get("name") == TRAINER), {})
 
 
-def _quiet_since(pod: Raw, state: Raw, ready: Raw) -> datetime | None:
+def _quiet_since(pod: Raw, state: Raw, conditions: Raw) -> datetime | None:
     """Since when the pod's node has not said what it should; None if it has.
 
-    A pod is not ready though its containers run, or is there beyond its grace period.
+    A pod is not ready though its containers are, or is there beyond its grace period. Who finds a
+    node silent turns Ready alone; a kubelet whose container is not ready turns both.
     """
+    ready, containers = conditions.get("Ready") or {}, conditions.get("ContainersReady") or {}
     since = _time(ready.get("lastTransitionTime"))
     unready = ready.get("status") == "False" and "running" in state
+    unready = unready and containers.get("status") != "False"
     times = [_time(pod["metadata"].get("deletionTimestamp")), since if unready else None]
     return min((time for time in times if time is not None), default=None)
 
@@ -276,8 +279,9 @@ def _told(
 
 
 def pod_index(pod: Raw) -> int:
-    """Node rank of a pod of an Indexed Job."""
-    return int((pod["metadata"].get("annotations") or {}).get(INDEX_ANNOTATION, 0))
+    """Node rank of a pod of an Indexed Job; -1 if somebody has written no number there."""
+    index = str((pod["metadata"].get("annotations") or {}).get(INDEX_ANNOTATION, 0))
+    return int(index) if index.isdecimal() else -1
 
 
 def _time(text: str | None) -> datetime | None:

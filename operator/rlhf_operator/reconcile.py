@@ -62,7 +62,10 @@ class Reconciler:
         """
         raw = self._store.job(key)
         self._keep_in_mind(key, raw)
-        if raw is None or raw["metadata"].get("deletionTimestamp"):
+        if raw is None:
+            return None
+        if raw["metadata"].get("deletionTimestamp"):
+            self._scraper.forget(raw["metadata"]["uid"])
             return None
         now = datetime.now(UTC)
         try:

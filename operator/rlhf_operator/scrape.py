@@ -15,6 +15,7 @@ from rlhf_api.names import METRIC_PREFIX, Metric
 from rlhf_operator.planning.observed import ObservedProgress
 
 MAX_BYTES = 256 * 1024
+MAX_LINE = 4096
 TIMEOUT = aiohttp.ClientTimeout(total=2)
 
 _READ = {metric.value for metric in Metric}
@@ -41,11 +42,19 @@ async def scrape(session: aiohttp.ClientSession, address: str, port: int) -> Obs
             if response.status != 200 or len(body) > MAX_BYTES:
                 size = f"{len(body)} bytes or more"
                 raise ScrapeError(f"{url}: answered {response.status} with {size}")
-        return _progress(_values(body.decode()))
+        text = body.decode()
+        _check_lines(text, url)
+        return _progress(_values(text))
     except ScrapeError:
         raise
     except Exception as error:  # The parser meets what a pod says with errors of any kind.
         raise ScrapeError(f"{url}: {str(error) or type(error).__name__}") from error
+
+
+def _check_lines(text: str, url: str) -> None:
+    """A line of ours has a few hundred characters; one of many takes the parser half a second."""
+    if any(len(line) > MAX_LINE for line in text.split("\n")):
+        raise ScrapeError(f"{url}: a line has more than {MAX_LINE} characters")
 
 
 def _values(text: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ Called by `__main__`.
 """
 
 import asyncio
+import gc
 import logging
 from contextlib import suppress
 
@@ -21,6 +22,7 @@ from rlhf_operator.store import Store
 from rlhf_operator.watches import NamespaceMissingError, Watch, check_namespace, check_served
 from rlhf_operator.work_queue import Key, WorkQueue
 
+COLLECT_SECONDS = 300.0
 PROBE_SECONDS = 2.0
 PROBE_AGAIN_SECONDS = 30.0
 """Between the looks of a replica that is ready."""
@@ -34,13 +36,14 @@ async def serve(kube: Kube, settings: Settings, health: Health, queue: WorkQueue
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
         scraper = Scraper(session, queue.add)
         reconciler = Reconciler(kube, store, scraper, recorder, settings)
-        for namespace in settings.namespaces or ("",):
+        for namespace in dict.fromkeys(settings.namespaces) or ("",):
             watch = Watch(namespace, kube, store, queue, health)
             tasks.create_task(watch.run(settings.resync_seconds))
         for _ in range(settings.workers):
             tasks.create_task(_work(reconciler, queue))
         tasks.create_task(scraper.run())
         tasks.create_task(recorder.run())
+        tasks.create_task(_collect_garbage())
         health.leads = True
 
 
@@ -63,6 +66,13 @@ async def _problem(kube: Kube, settings: Settings) -> str:
     except (ApiError, WatchError) as error:
         return str(error)
     return ""
+
+
+async def _collect_garbage() -> None:
+    """A whole collection takes a tenth of a second, which a pass would otherwise wait for."""
+    while True:
+        await asyncio.sleep(COLLECT_SECONDS)
+        gc.collect()
 
 
 async def _work(reconciler: Reconciler, queue: WorkQueue) -> None:

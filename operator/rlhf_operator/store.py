@@ -161,11 +161,12 @@ class Store:
     def remove(self, kind: Kind, raw: Raw) -> Key | None:
         """An object was deleted; gives the key of the job that this is news of."""
         found = self._of[kind].remove(raw["metadata"]["uid"])
-        if found is None:
+        if found is None and kind is not Kind.POD:
             return None
-        key = self._job_key(kind, found)
+        # A LIST may have told before that a pod is gone, and only this tells how it ended.
+        key = self._job_key(kind, found or raw)
         # The last version comes with the news of its deletion.
-        self._let_go(kind, trimmed(kind, raw) if kind is Kind.POD else found)
+        self._let_go(kind, trimmed(kind, raw) if found is None or kind is Kind.POD else found)
         return key
 
     def replace(self, kind: Kind, namespace: str, items: Iterable[Raw], version: int) -> set[Key]:

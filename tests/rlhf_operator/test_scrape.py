@@ -57,6 +57,10 @@ def test_the_fixed_family_is_read_and_nothing_else() -> None:
         (web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}), "answered 302"),
         (web.Response(text="x" * (MAX_BYTES + 10)), f"{MAX_BYTES + 1} bytes"),
         (web.Response(text="no metrics {"), "/metrics"),
+        (
+            web.Response(text='rlhf_train_step{a="' + "x" * 5000 + '"} 1'),
+            "more than 4096 characters",
+        ),
         (web.Response(body=b"\\xff\\xfe"), "/metrics"),
         (web.Response(text="# TYPE \u2028\t="), "/metrics"),
     ],

@@ -162,6 +162,15 @@ def test_a_list_that_lacks_an_ended_pod_leaves_what_it_said() -> None:
     assert store.count(Kind.POD) == 0
 
 
+def test_a_deletion_that_a_list_told_before_still_tells_how_a_pod_ended() -> None:
+    store = filled()
+    store.replace_pods("job", [], 9)
+    assert store.gangs("demo-1")[0].pods == ()
+    assert store.remove(Kind.POD, ended("pod", 8)) == KEY
+    (gang,) = store.gangs("demo-1")
+    assert [pod["metadata"]["uid"] for pod in gang.pods] == ["pod"]
+
+
 def test_the_version_that_we_wrote_last_is_known() -> None:
     store = filled()
     store.put_own(Kind.RLHFJOB, demo(7))
