@@ -182,4 +182,7 @@ def _said(status: Mapping[str, Any]) -> Raw:
     }
     summary = status.get("summary") or {}
     kept = {text: value for text, value in summary.items() if text not in _PROGRESS_TEXTS}
-    return {**status, "stages": stages, "summary": kept}
+    conditions = [
+        each for each in status.get("conditions") or () if each["type"] != "ProgressReporting"
+    ]
+    return {**status, "stages": stages, "summary": kept, "conditions": conditions}

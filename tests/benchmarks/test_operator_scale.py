@@ -164,6 +164,16 @@ def test_writes_of_mere_progress_are_left_out(second: Request, kept: int) -> Non
     assert len(list(without_progress([first, second]))) == kept
 
 
+def test_reporting_is_progress_and_another_condition_is_not() -> None:
+    def with_condition(kind: str, status: str) -> Request:
+        return written(**stage_status(1), conditions=[{"type": kind, "status": status}])
+
+    reporting = [with_condition("ProgressReporting", each) for each in ("True", "Unknown")]
+    assert len(list(without_progress(reporting))) == 1
+    running = [with_condition("Running", each) for each in ("True", "False")]
+    assert len(list(without_progress(running))) == 2
+
+
 def test_the_log_is_followed_through_its_rotation(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     whole = line("get", "pods", "b")
