@@ -105,6 +105,13 @@ class OperatorProcess:
         eventually(lambda: " leads" in self.log.read_text() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
 
+    def end_well(self) -> None:
+        """End it, and see that it never complained of a fault of its own."""
+        assert self.end() == 0
+        log = self.log.read_text()
+        assert "Traceback" not in log, log
+        assert "fault of the operator" not in log, log
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; gives the exit code."""
         if self.process.poll() is None:

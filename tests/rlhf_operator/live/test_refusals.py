@@ -378,17 +378,9 @@ def test_a_refused_stage_does_not_keep_another_from_its_start(
     assert jobs.condition("beside", "ChildrenReady")["status"] == "True"
 
 
-def is_ready(operator: OperatorProcess) -> bool:
-    """Whether its store is filled."""
-    try:
-        return operator.get("/readyz") == (200, "ok")
-    except urllib.error.HTTPError:
-        return False
-
-
 def test_health_and_metrics_are_served(operator: OperatorProcess) -> None:
     assert operator.get("/healthz") == (200, "ok")
-    eventually(lambda: is_ready(operator))
+    eventually(operator.is_ready)
     status, text = operator.get("/metrics")
     assert status == 200
     assert "rlhf_operator_leader 1.0" in text
