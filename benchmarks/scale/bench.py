@@ -223,6 +223,17 @@ class Bench:
             raise BenchmarkError("the operator does not run; start it first")
         return psutil.Process(self.operator.process.pid)
 
+    def cpu_seconds(self) -> dict[str, float]:
+        """What each process has used until now: the operator, the control plane, this program."""
+        control_plane = {name: each.pid for name, each in self.plane.processes.items()}
+        processes = {
+            "operator": self.process(),
+            "benchmark": psutil.Process(),
+            **{name: psutil.Process(pid) for name, pid in control_plane.items()},
+        }
+        times = {name: process.cpu_times() for name, process in processes.items()}
+        return {name: each.user + each.system for name, each in times.items()}
+
     def check_processes(self) -> None:
         """See that everything runs.
 

@@ -29,6 +29,8 @@ def goals(rate: float) -> dict[str, Goal]:
     return {
         "applied_per_s": Goal("jobs/s"),
         "floor_create_s": Goal("s"),
+        "apply_cpu_operator": Goal("cores"),
+        "apply_cpu_kube_apiserver": Goal("cores"),
         "apply_to_child_p50_s": Goal("s", 0.020 if slow else None),
         "apply_to_child_p99_s": Goal("s", 0.060 if slow else 0.5),
         "writes_per_job": Goal("writes", 18),

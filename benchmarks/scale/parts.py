@@ -65,23 +65,33 @@ async def apply(bench: Bench) -> Figures:
     """Time from a job's create to its child, while many are created."""
     options = bench.options
     tell(f"apply: {options.jobs} jobs of one stage, {options.rate:g} in a second")
-    since = time.time()
+    since, before = time.time(), bench.cpu_seconds()
     names = [f"apply-{index}" for index in range(options.jobs)]
     await bench.create_jobs(names, options.rate)
+    created = bench.cpu_seconds()
     await _until_children(bench, options.jobs)
     requests = within(bench.requests(), since)
     own = bench.operators(since)
     tell(f"the operator asked for {show(own)}")
     waits = seconds_to_child(requests, options.namespace)
     creates = [each for each in requests if each.creates(PLURAL)]
-    return {
-        "applied_per_s": round(rate_of([each.received for each in creates]), 2),
-        "floor_create_s": round(
-            percentile([each.answered - each.received for each in creates], 0.5), 6
-        ),
-        "apply_to_child_max_s": round(max(waits.values()), 6),
-        "writes_per_applied_job": round(sum(map(is_counted_write, own)) / options.jobs, 2),
-    } | spread("apply_to_child", list(waits.values()))
+    seconds = options.jobs / options.rate
+    used = {
+        f"apply_cpu_{name.replace('-', '_')}": round((at - before[name]) / seconds, 3)
+        for name, at in created.items()
+    }
+    return (
+        used
+        | {
+            "applied_per_s": round(rate_of([each.received for each in creates]), 2),
+            "floor_create_s": round(
+                percentile([each.answered - each.received for each in creates], 0.5), 6
+            ),
+            "apply_to_child_max_s": round(max(waits.values()), 6),
+            "writes_per_applied_job": round(sum(map(is_counted_write, own)) / options.jobs, 2),
+        }
+        | spread("apply_to_child", list(waits.values()))
+    )
 
 
 async def rest(bench: Bench) -> Figures:
