@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import tiny
 import torch
+import worlds
 
 from rlhf_api.names import EnvVar, FileName, Metric
 from rlhf_api.v1alpha1 import StageConfig, StageResult
@@ -57,7 +58,7 @@ def run(config: StageConfig, stop: StopFlag | None = None) -> StageOutcome:
 
 def run_on_pair(config: StageConfig, looks: int | None = None) -> list[dict[str, Any]]:
     """The stage on two ranks: `outcome` or `error`, and `stdout`, by rank."""
-    found: list[dict[str, Any]] = tiny.pair()(ON_RANK, "run", config=config, looks=looks)
+    found: list[dict[str, Any]] = worlds.pair()(ON_RANK, "run", config=config, looks=looks)
     return found
 
 

@@ -1,30 +1,20 @@
-"""Tokenizers, models, data and stages so small that a test trains them in seconds, and real ranks.
+"""Tokenizers, models, data and stages so small that a test trains them in seconds.
 
 `import tiny` works in every test. What is written goes below the folder that the caller gives, and
 is written once: asked again with the same folder, the same files are used, so that two attempts of
-one stage have one configuration.
+one stage have one configuration. Worlds of several ranks: see `worlds`.
 
     config = tiny.stage_config("ppo", tmp_path, update_epochs=2)   # everything it reads is there
     stages.ppo.run(config, tiny.ranks(), StopFlag())               # a world of one, in this process
-    tiny.pair()(PROGRAM, "function", config=config)                # two ranks; results by rank
 """
 
 import atexit
-import importlib.util
 import json
 import os
-import pickle
 import random
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -60,9 +50,6 @@ PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 FP32 = ModelSettings(torch.float32, "sdpa", seed=1)
 BF16 = ModelSettings(torch.bfloat16, "sdpa", seed=1)
 
-RANK = Path(__file__).parent / "rlhf_trainer" / "programs_engine" / "rank.py"
-CALL_SECONDS = 240.0
-
 
 # Tokenizers and models
 
@@ -85,6 +72,11 @@ def tokenizer_folder(folder: Path, characters: str = CHARACTERS) -> Path:
         with _appearing(folder) as new:
             tokenizer(characters).save_pretrained(new)
     return folder
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 @contextmanager
@@ -130,7 +122,7 @@ def causal_model(
     **changed: Any,
 ) -> PreTrainedModel:
     """A causal model; `shaken`, its logits differ by whole nats and not by hundredths."""
-    words = PreTrainedTokenizerFast.from_pretrained(tokenizer_at)
+    words = tokenizer_of(tokenizer_at)
     model = load_causal_model(
         location(tokenizer_at, architecture, **changed), words, settings, "model"
     )
@@ -146,7 +138,7 @@ def scalar_model(
     **changed: Any,
 ) -> PreTrainedModel:
     """A model with a score head."""
-    words = PreTrainedTokenizerFast.from_pretrained(tokenizer_at)
+    words = tokenizer_of(tokenizer_at)
     model = load_reward_base(
         location(tokenizer_at, architecture, **changed), words, settings, "model"
     )
@@ -169,7 +161,7 @@ def shake(model: Any, seed: int = 7, scale: float = 0.3) -> Any:
 
 def saved(model: PreTrainedModel, folder: Path, tokenizer_at: Path) -> Path:
     """A folder with the model and its tokenizer, as a stage leaves them."""
-    words = PreTrainedTokenizerFast.from_pretrained(tokenizer_at)
+    words = tokenizer_of(tokenizer_at)
     save_model(model, words, folder, [words.eos_token_id])
     return folder
 
@@ -314,116 +306,3 @@ def ranks() -> Ranks:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         atexit.register(dist.destroy_process_group)
     return ALONE
-
-
-@lru_cache
-def load(program: Path) -> ModuleType:
-    """The module in a file that no package holds, such as a program for ranks."""
-    spec = importlib.util.spec_from_file_location(program.stem, program)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class RankFailed(AssertionError):  # noqa: N818 - named as what it says
-    """A function failed on a rank; the message is its traceback."""
-
-
-class World:
-    """Ranks in processes of their own, which stay between calls: importing torch costs seconds.
-
-    A call runs one function of a file on all of them: `function(ranks, **arguments)`. Arguments and
-    results are pickled. When one fails or none answers, all are killed, and the next call starts
-    new ones.
-    """
-
-    def __init__(self, size: int, environment: Mapping[str, str] | None = None) -> None:
-        self.size = size
-        self._environment = dict(environment or {})
-        self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._pipes: list[Connection] = []
-
-    def __call__(self, program: Path, function: str, **arguments: Any) -> list[Any]:
-        """What the function returned, by rank.
-
-        Raises:
-            RankFailed: it raised on a rank, or a rank ended or did not answer in time.
-        """
-        if not self._processes:
-            self._start()
-        for pipe in self._pipes:
-            pipe.send_bytes(pickle.dumps((str(program), function, arguments)))
-        deadline = time.monotonic() + CALL_SECONDS
-        found: dict[int, Any] = {}
-        while len(found) < self.size:
-            for rank, pipe in enumerate(self._pipes):
-                if rank not in found and pipe.poll(0.01):
-                    found[rank] = self._received(rank)
-            if time.monotonic() > deadline:
-                self.end()
-                raise RankFailed(f"{function}: ranks {sorted(found)} of {self.size} answered")
-        return [found[rank] for rank in range(self.size)]
-
-    def end(self) -> None:
-        """Kill the ranks; the next call starts new ones."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
-        for pipe in self._pipes:
-            pipe.close()
-        self._processes, self._pipes = [], []
-
-    def close(self) -> None:
-        """Kill the ranks for good."""
-        self.end()
-        self._folder.cleanup()
-
-    def _received(self, rank: int) -> Any:
-        try:
-            good, value = pickle.loads(self._pipes[rank].recv_bytes())
-        except EOFError:
-            good, value = False, f"the process ended with {self._processes[rank].wait()}"
-        if good:
-            return value
-        self.end()
-        raise RankFailed(f"rank {rank}: {value}\n{self._log(rank).read_text()[-2000:]}")
-
-    def _log(self, rank: int) -> Path:
-        return Path(self._folder.name) / f"rank-{rank}.log"
-
-    def _start(self) -> None:
-        meeting = Path(self._folder.name) / f"meeting-{time.monotonic_ns()}"
-        for rank in range(self.size):
-            mine, theirs = Pipe()
-            with self._log(rank).open("ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, str(RANK), str(theirs.fileno()), str(meeting)],
-                    pass_fds=[theirs.fileno()],
-                    stdout=log,
-                    stderr=log,
-                    env=os.environ
-                    | {
-                        "RANK": str(rank),
-                        "LOCAL_RANK": str(rank),
-                        "WORLD_SIZE": str(self.size),
-                        "LOCAL_WORLD_SIZE": str(self.size),
-                        "OMP_NUM_THREADS": "1",
-                        "TOKENIZERS_PARALLELISM": "false",
-                        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                    }
-                    | self._environment,
-                )
-            theirs.close()
-            self._processes.append(process)
-            self._pipes.append(mine)
-
-
-@lru_cache
-def pair() -> World:
-    """Two ranks for all tests of a session."""
-    world = World(2)
-    atexit.register(world.close)
-    return world

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import worlds
 from torch import nn
 
 from rlhf_trainer.engine import DTYPES, TrainedModel, freeze, micro_batches, train
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "engine_cases.py"
-cases: Any = tiny.load(PROGRAM)
+cases: Any = worlds.load(PROGRAM)
 
 ZERO_STAGES = [0, 1, 2, 3]
 
@@ -23,7 +24,7 @@ def on(world_size: int, function: str, **arguments: Any) -> list[Any]:
     """Results by rank, of one rank in this process or of two in their own."""
     if world_size == 1:
         return [getattr(cases, function)(tiny.ranks(), **arguments)]
-    return tiny.pair()(PROGRAM, function, **arguments)
+    return worlds.pair()(PROGRAM, function, **arguments)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -98,7 +99,7 @@ def test_partitioned_models_are_whole_where_they_are_read(tmp_path: Path) -> Non
     shapes = {name: tuple(value.shape) for name, value in plain.model.state_dict().items()}
     alone = on(1, "steps", folder=tmp_path, zero_stages=[0], micro_batch_sizes=[2])
 
-    for found in tiny.pair()(PROGRAM, "partitioned", folder=tmp_path):
+    for found in worlds.pair()(PROGRAM, "partitioned", folder=tmp_path):
         assert found["outside"] == 0, "parameters that are not sharded prove nothing"
         assert found["after"] == 0
         assert found["whole"]
@@ -180,7 +181,7 @@ def test_decay_takes_from_matrices_only_at_the_rate_of_the_step(
 def test_a_full_disk_on_one_rank_is_a_storage_error_and_keeps_nobody_waiting(
     tmp_path: Path,
 ) -> None:
-    found = tiny.pair()(PROGRAM, "full_disk", folder=tmp_path, zero_stages=ZERO_STAGES)
+    found = worlds.pair()(PROGRAM, "full_disk", folder=tmp_path, zero_stages=ZERO_STAGES)
     for rank, told in enumerate(found):
         for zero_stage, (direct, stored) in told.items():
             # Under ZeRO 0 rank 0 alone writes.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import worlds
 
 from rlhf_trainer.data.tokenized import Prompt
 from rlhf_trainer.evaluation import Answer, answers_of, figures, write_samples
@@ -15,7 +16,7 @@ from rlhf_trainer.experience import Experience
 from rlhf_trainer.rollout import Rollout
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "rollout_cases.py"
-cases: Any = tiny.load(PROGRAM)
+cases: Any = worlds.load(PROGRAM)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -25,7 +26,7 @@ def test_every_prompt_is_answered_once(tmp_path: Path, world_size: int, prompts:
     if world_size == 1:
         found = [cases.evaluation(tiny.ALONE, tmp_path, prompts)]
     else:
-        found = tiny.pair()(PROGRAM, "evaluation", folder=tmp_path, prompts=prompts)
+        found = worlds.pair()(PROGRAM, "evaluation", folder=tmp_path, prompts=prompts)
 
     share = -(-prompts // world_size)
     for rank, told in enumerate(found):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import worlds
 from torch import Tensor
 
 from rlhf_trainer.experience import (
@@ -27,7 +28,7 @@ from rlhf_trainer.rl import Moments, entropy_bonus, policy_loss, value_loss
 from rlhf_trainer.rollout import Rollout
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "rollout_cases.py"
-cases: Any = tiny.load(PROGRAM)
+cases: Any = worlds.load(PROGRAM)
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
 
@@ -293,7 +294,7 @@ def test_what_ends_by_itself_is_not_penalised(folder: Path) -> None:
 def test_what_is_global_does_not_depend_on_the_number_of_ranks(folder: Path) -> None:
     ppo_spec(folder)
     advantages, scores, moments, values = cases.global_numbers(tiny.ALONE, folder)
-    found = tiny.pair()(PROGRAM, "global_numbers", folder=folder)
+    found = worlds.pair()(PROGRAM, "global_numbers", folder=folder)
     assert [len(part[0]) for part in found] == [6, 4]
     close(torch.cat([part[0] for part in found]), advantages)
     for update in range(2):

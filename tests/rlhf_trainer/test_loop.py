@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+import worlds
 
 from rlhf_api.names import ExitCode
 from rlhf_api.v1alpha1 import Artifact, CheckpointPolicy, StageConfig
@@ -16,7 +17,7 @@ from rlhf_trainer.errors import StopRequested, failure_of
 from rlhf_trainer.loop import total_steps
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "loop_cases.py"
-cases: Any = tiny.load(PROGRAM)
+cases: Any = worlds.load(PROGRAM)
 
 
 class NoEndpoint:
@@ -197,7 +198,7 @@ def test_a_stop_inside_a_step_puts_cursor_and_random_numbers_back(tmp_path: Path
 
 def test_one_rank_that_is_asked_stops_all_at_the_same_step(tmp_path: Path) -> None:
     found = tiny.stage_config("sft", tmp_path, world_size=2, max_steps=8)
-    told = tiny.pair()(PROGRAM, "stop_of_one", config=found)
+    told = worlds.pair()(PROGRAM, "stop_of_one", config=found)
     assert told == [(2, 2), (2, 2)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+import worlds
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -62,15 +63,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def offline(folder: Path) -> Iterator[tiny.World]:
+def offline(folder: Path) -> Iterator[worlds.World]:
     """Two ranks with a filled cache and no network."""
-    world = tiny.World(2, {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"})
+    world = worlds.World(2, {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"})
     yield world
     world.close()
 
 
 def opened(
-    world: tiny.World, folder: Path, source: ModelSource, nodes: int = 1
+    world: worlds.World, folder: Path, source: ModelSource, nodes: int = 1
 ) -> list[tuple[list[float], float, Any]]:
     config = tiny.stage_config("sft", folder, world_size=2)
     return world(PROGRAM, "opened", config=config, source=source, nodes=nodes, pause=PAUSE)
@@ -80,7 +81,7 @@ def opened(
 
 
 def test_one_rank_of_a_node_fetches_while_the_others_wait(
-    offline: tiny.World, folder: Path
+    offline: worlds.World, folder: Path
 ) -> None:
     first, second = opened(offline, folder, ModelSource(uri="hf://org/small"))
     assert len(first[0]) == 1
@@ -89,12 +90,12 @@ def test_one_rank_of_a_node_fetches_while_the_others_wait(
     assert first[2] == second[2] == (22, 0, "llama", 16)
 
 
-def test_every_node_fetches_for_itself(offline: tiny.World, folder: Path) -> None:
+def test_every_node_fetches_for_itself(offline: worlds.World, folder: Path) -> None:
     found = opened(offline, folder, ModelSource(uri="hf://org/small"), nodes=2)
     assert [len(downloads) for downloads, *_ in found] == [1, 1]
 
 
-def test_a_revision_is_the_one_that_was_asked_for(offline: tiny.World, folder: Path) -> None:
+def test_a_revision_is_the_one_that_was_asked_for(offline: worlds.World, folder: Path) -> None:
     for revision in ("v2", 40 * "b"):
         source = ModelSource(uri=f"hf://org/small@{revision}")
         for *_, found in opened(offline, folder, source):
@@ -102,7 +103,7 @@ def test_a_revision_is_the_one_that_was_asked_for(offline: tiny.World, folder: P
 
 
 def test_a_scratch_model_takes_its_tokenizer_from_the_hub(
-    offline: tiny.World, folder: Path
+    offline: worlds.World, folder: Path
 ) -> None:
     sizes = tiny.sizes(folder / "tokenizer").model_copy(update={"tokenizer": "hf://org/small"})
     source = ModelSource(uri="scratch://gpt2", scratch=sizes)
@@ -113,7 +114,7 @@ def test_a_scratch_model_takes_its_tokenizer_from_the_hub(
 
 @pytest.mark.parametrize("uri", ["hf://org/missing", "hf://org/small@v3"])
 def test_what_the_cache_lacks_is_an_error_on_every_rank(
-    offline: tiny.World, folder: Path, uri: str
+    offline: worlds.World, folder: Path, uri: str
 ) -> None:
     for *_, (kind, message) in opened(offline, folder, ModelSource(uri=uri)):
         assert kind == "InputError"

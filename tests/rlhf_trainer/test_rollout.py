@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import worlds
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
@@ -14,7 +15,7 @@ from rlhf_trainer.models import Actor, load_causal_model
 from rlhf_trainer.rollout import Rollout, joined, response_lengths
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "rollout_cases.py"
-cases: Any = tiny.load(PROGRAM)
+cases: Any = worlds.load(PROGRAM)
 
 PAD, EOS = 0, 1
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
@@ -280,7 +281,7 @@ def test_a_request_to_stop_ends_the_waves_that_follow_too(words: Path) -> None:
 
 def test_ranks_of_a_sharded_model_wait_for_each_other(tmp_path: Path) -> None:
     tiny.tokenizer_folder(tmp_path / "tokenizer")
-    found = tiny.pair()(PROGRAM, "partitioned", folder=tmp_path)
+    found = worlds.pair()(PROGRAM, "partitioned", folder=tmp_path)
     for told in found:
         assert told["engine"] < 1e-5
         assert told["plain"] < 1e-5

@@ -1,4 +1,4 @@
-"""A rank of `tiny.World`: `rank.py <pipe> <file to meet at>` runs functions until the pipe ends."""
+"""A rank of a `World`: `rank.py <pipe> <file to meet at>` runs functions until the pipe ends."""
 
 import os
 import pickle
@@ -7,9 +7,9 @@ import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import tiny
 import torch
 import torch.distributed as dist
+import worlds
 
 from rlhf_trainer.distributed import Ranks
 
@@ -26,7 +26,7 @@ def main() -> None:
         except EOFError:
             return
         try:
-            answer = True, getattr(tiny.load(Path(path)), function)(ranks, **arguments)
+            answer = True, getattr(worlds.load(Path(path)), function)(ranks, **arguments)
         except BaseException:  # noqa: BLE001 - the test tells it
             answer = False, traceback.format_exc()
         pipe.send_bytes(pickle.dumps(answer))

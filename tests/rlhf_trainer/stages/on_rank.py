@@ -1,4 +1,4 @@
-"""What the ranks of `tiny.pair()` run for the tests of whole stages."""
+"""What the ranks of `worlds.pair()` run for the tests of whole stages."""
 
 import io
 from contextlib import redirect_stdout

@@ -8,6 +8,7 @@ import ppo_runs
 import pytest
 import stage_runs
 import tiny
+import worlds
 from transformers import AutoModelForCausalLM
 
 from rlhf_api.names import FileName
@@ -30,7 +31,7 @@ def test_two_ranks_learn_as_one_from_the_same_rollouts(tmp_path: Path) -> None:
     alone = tiny.stage_config("ppo", tmp_path / "one", **settings)
     stage_runs.run_with_fixed_answers(alone)
     pair = tiny.stage_config("ppo", tmp_path / "two", world_size=2, **settings)
-    tiny.pair()(stage_runs.ON_RANK, "run_with_fixed_answers", config=pair)
+    worlds.pair()(stage_runs.ON_RANK, "run_with_fixed_answers", config=pair)
     for at, (mine, theirs) in enumerate(
         zip(stage_runs.steps(alone), stage_runs.steps(pair), strict=True)
     ):
