@@ -5,10 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,28 +15,13 @@ from cluster.control_plane import free_port
 from cluster.kube_fixtures import Access
 from kubernetes import client
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import PATIENCE, eventually
 
 from rlhf_api.names import CONTRACT_VERSION, GROUP, PLURAL, VERSION, Label
 
 Raw = dict[str, Any]
 
-PATIENCE = 60.0
-
-
-def eventually(check: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.05) -> Any:
-    """The first true result of `check`; fails after `seconds` and says which check it was."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = check()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"{_place(check)}: still {found!r} after {seconds} s"
-        time.sleep(pause)
-
-
-def _place(check: Callable[[], Any]) -> str:
-    code = getattr(check, "__code__", None)
-    return repr(check) if code is None else f"{Path(code.co_filename).name}:{code.co_firstlineno}"
+END_SECONDS = 60.0
 
 
 class OperatorProcess:
@@ -116,7 +99,7 @@ class OperatorProcess:
         """Send a signal and wait; gives the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(END_SECONDS)
 
 
 class Jobs:

@@ -8,8 +8,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from typing import Any, Self
 import yaml
 from cluster.binaries import binaries
 from cluster.pki import Authority
+from waiting import eventually
 
 SERVICE_RANGE = "10.96.0.0/16"
 READY_SECONDS = 120
@@ -274,22 +273,22 @@ class ControlPlane:
 
     def _wait_until_ready(self) -> None:
         context = ssl.create_default_context(cafile=str(self.authority.certificate))
-        deadline = time.monotonic() + READY_SECONDS
-        while True:
+
+        def answers() -> bool:
             self.check_processes()
-            try:
-                with urllib.request.urlopen(
-                    f"{self.server}/readyz", timeout=2, context=context
-                ) as answer:
-                    if answer.status == 200:
-                        return
-            except (urllib.error.URLError, OSError) as error:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"{self.server}: not ready within {READY_SECONDS} s: {error}; see "
-                        f"{self.folder}/kube-apiserver.log"
-                    ) from error
-            time.sleep(0.05)
+            with urllib.request.urlopen(
+                f"{self.server}/readyz", timeout=2, context=context
+            ) as answer:
+                return bool(answer.status == 200)
+
+        # An HTTPError, as one that is not ready answers, is an OSError.
+        eventually(
+            answers,
+            READY_SECONDS,
+            what=f"{self.server} is ready (see {self.folder}/kube-apiserver.log)",
+            not_yet=OSError,
+            error=RuntimeError,
+        )
 
 
 def free_port() -> int:

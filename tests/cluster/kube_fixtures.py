@@ -2,19 +2,20 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from cluster.bounded import client_by
 from cluster.control_plane import ControlPlane
 from cluster.images import image
 from cluster.nodes import NodeCluster, current_sandbox
 from cluster.sandbox import Sandbox
 from cluster.tools import KUBECTL, helm
-from kubernetes import client, config
+from kubernetes import client
+from waiting import eventually
 
 EXISTING = "RLHF_TEST_KUBECONFIG"
 """Environment variable that names the kubeconfig of a cluster to use in place of our own."""
@@ -62,12 +63,12 @@ class Access:
 
 def access_by(kubeconfig: Path, own: ControlPlane | None = None) -> Access:
     """Access to a cluster in which our CRD is installed."""
-    access = Access(kubeconfig, config.new_client_from_config(str(kubeconfig)), own)
+    access = Access(kubeconfig, client_by(kubeconfig), own)
     access.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-    deadline = time.monotonic() + 10
-    while access.kubectl("get", "rlhfjobs", "-A", check=False).returncode:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    found = ("get", "rlhfjobs", "-A")
+    eventually(
+        lambda: access.kubectl(*found, check=False).returncode == 0, what="RLHFJobs can be listed"
+    )
     return access
 
 
@@ -149,7 +150,7 @@ def _installed(kubeconfig: Path, images: list[str], nodes: NodeCluster | None) -
         f"trainerImage={trainer_image}",
         "resources.requests.cpu=10m",
     )
-    api = config.new_client_from_config(str(kubeconfig))
+    api = client_by(kubeconfig)
     found = Cluster(
         kubeconfig, api, nodes, trainer_image=trainer_image, nodes=nodes, chart_values=values
     )
@@ -192,9 +193,9 @@ def new_namespace(access: Access) -> Iterator[str]:
     name = f"test-{uuid4().hex[:8]}"
     core.create_namespace({"metadata": {"name": name}})
     # Made by a controller a moment later; no pod is admitted before.
-    deadline = time.monotonic() + 10
-    while not core.list_namespaced_service_account(name).items:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(
+        lambda: core.list_namespaced_service_account(name).items,
+        what=f"namespace {name} has a service account",
+    )
     yield name
     core.delete_namespace(name)

@@ -3,14 +3,15 @@
 Ending the sandbox takes them back; nothing here undoes anything.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from cluster.cgroups import find_cgroups, hierarchies
+from waiting import eventually
 
 NODE_BRIDGE = "rlhf-nodes"
 KILL_SECONDS = 20
@@ -58,16 +59,20 @@ def kill_cgroup(name: str) -> None:
     Raises:
         RuntimeError: something does not end in time.
     """
-    deadline = time.monotonic() + KILL_SECONDS
-    while pids := _processes(name):
+
+    def ended() -> bool:
+        pids = _processes(name)
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"cgroup {name}: processes {sorted(pids)} do not end")
-        time.sleep(0.1)
+        return not pids
+
+    eventually(
+        ended,
+        KILL_SECONDS,
+        what=lambda: f"cgroup {name}: processes {sorted(_processes(name))} end",
+        error=RuntimeError,
+    )
 
 
 def _processes(name: str) -> set[int]:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 from cluster import machine, provisioner
 from cluster.binaries import binaries
+from cluster.bounded import client_by
 from cluster.control_plane import ControlPlane, free_port
 from cluster.images import pause_image
 from cluster.node_files import (
@@ -26,7 +26,8 @@ from cluster.node_files import (
     proxy_config,
 )
 from cluster.sandbox import INSIDE, Sandbox
-from kubernetes import client, config
+from kubernetes import client
+from waiting import eventually
 
 ADDRESSES = {"node-a": "198.18.0.1", "node-b": "198.18.0.2"}
 READY_SECONDS = 180
@@ -145,7 +146,7 @@ class NodeCluster(ControlPlane):
         corefile = self.folder / "Corefile"
         corefile.write_text(dns_config(self.address, self.kubeconfig))
         self.run("coredns", [str(binaries("coredns") / "coredns"), "-conf", str(corefile)])
-        self.api_client = config.new_client_from_config(str(self.kubeconfig))
+        self.api_client = client_by(self.kubeconfig)
         client.StorageV1Api(self.api_client).create_storage_class(provisioner.CLASS)
         command = [sys.executable, provisioner.__file__]
         self.run("provisioner", [*command, str(self.kubeconfig), str(self.folder / "volumes")])
@@ -168,25 +169,22 @@ class NodeCluster(ControlPlane):
         (node.folder / "kubelet.yaml").write_text(yaml.safe_dump(kubelet))
 
     def _wait_for_containerd(self, node: Node) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while True:
-            try:
-                self.ctr(node, "version")
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-            else:
-                return
+        def answers() -> bool:
+            self.ctr(node, "version")
+            return True
+
+        what = f"containerd of {node.name} answers"
+        eventually(answers, READY_SECONDS, what=what, not_yet=RuntimeError, error=RuntimeError)
 
     def _wait_for_nodes(self) -> None:
         api = client.CoreV1Api(self.api_client)
-        deadline = time.monotonic() + READY_SECONDS
-        while sum(map(_is_ready, _nodes(api))) < len(self.nodes):
+
+        def ready() -> bool:
             self.check_processes()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the nodes are not ready: see {self.folder}/kubelet-*.log")
-            time.sleep(0.2)
+            return sum(map(_is_ready, _nodes(api))) == len(self.nodes)
+
+        what = f"the nodes are ready (see {self.folder}/kubelet-*.log)"
+        eventually(ready, READY_SECONDS, 0.2, what=what, error=RuntimeError)
 
 
 def folder_of(sandbox: Sandbox) -> Path:

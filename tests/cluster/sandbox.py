@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ import psutil
 from cluster import packages, sandbox_exec, sandbox_init, sandbox_link
 from cluster.binaries import cache_folder
 from cluster.cgroups import CgroupError, remove_cgroups
+from waiting import eventually
 
 START_SECONDS = 30
 STOP_SECONDS = 30
@@ -275,24 +275,20 @@ class Sandbox:
             ) from error
 
     def _wait_for_lock(self) -> None:
-        deadline = time.monotonic() + STOP_SECONDS
-        while not self.take_lock():
-            if time.monotonic() > deadline:
-                raise SandboxError(
-                    f"sandbox {self.folder}: its lock was not free after {STOP_SECONDS} s; another "
-                    f"process starts it now, or holds {self._root / self.name}.lock"
-                )
-            time.sleep(0.02)
+        what = (
+            f"sandbox {self.folder}: its lock is free (another process starts it now, or holds "
+            f"{self._root / self.name}.lock)"
+        )
+        eventually(self.take_lock, STOP_SECONDS, 0.02, what=what, error=SandboxError)
 
     def _wait_for_link(self) -> None:
         """The kernel takes a network namespace apart after its last process."""
-        deadline = time.monotonic() + STOP_SECONDS
-        while self.link in (name for _, name in socket.if_nameindex()):
-            if time.monotonic() > deadline:
-                raise SandboxError(
-                    f"sandbox {self.folder}: link {self.link} was not gone after {STOP_SECONDS} s"
-                )
-            time.sleep(0.02)
+        eventually(
+            lambda: self.link not in (name for _, name in socket.if_nameindex()),
+            STOP_SECONDS,
+            what=f"sandbox {self.folder}: link {self.link} is gone",
+            error=SandboxError,
+        )
 
     def _remove_traces(self) -> None:
         """What outlives the namespaces of an instance; its lock is held."""

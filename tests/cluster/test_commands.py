@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,9 @@ import psutil
 import pytest
 from cluster import packages
 from cluster.cgroups import find_cgroups
+from cluster.machine import run as told
 from cluster.tools import KUBECTL
+from waiting import eventually
 
 TESTS = Path(__file__).parents[1]
 SECONDS = 900
@@ -68,18 +69,11 @@ def kubectl(kubeconfig: Path, *arguments: str) -> str:
 def run_pod(kubeconfig: Path) -> str:
     """A pod that runs; gives its address."""
     image = [f"--image={PAUSE}", "--image-pull-policy=Never"]
-    deadline = time.monotonic() + 60
-    while "default" not in kubectl(kubeconfig, "get", "serviceaccounts", "-o", "name"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    accounts = ("get", "serviceaccounts", "-o", "name")
+    eventually(lambda: "default" in kubectl(kubeconfig, *accounts), what="a service account")
     kubectl(kubeconfig, "run", "one", *image)
     kubectl(kubeconfig, "wait", "--for=condition=Ready", "pod/one", "--timeout=200s")
     return kubectl(kubeconfig, "get", "pod/one", "-o", "jsonpath={.status.podIP}")
-
-
-def told(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    return done.stdout
 
 
 def trace() -> dict[str, object]:

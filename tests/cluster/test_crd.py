@@ -1,8 +1,8 @@
 """The CRD as the API server takes it: what it explains, refuses and lets change."""
 
 import json
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import pytest
 from cluster.kube_fixtures import Access
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from operating import eventually
 from rule_cases import CASES, NAMES, STAGE, TRANSITIONS, batches, graphs
+from waiting import eventually
 
 from rlhf_api.contract import Contract
 from rlhf_api.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
@@ -118,16 +118,12 @@ def rule_kinds(control_plane: Access) -> Iterator[dict[type[Contract], str]]:
         metadata = {"name": f"{plural}.{TEST_GROUP}"}
         api.create_custom_resource_definition({"metadata": metadata, "spec": spec})
     custom = client.CustomObjectsApi(control_plane.api)
-    deadline = time.monotonic() + 30
     for plural in plurals.values():
-        while True:
-            try:
-                custom.list_cluster_custom_object(TEST_GROUP, "v1", plural)
-            except ApiException:
-                assert time.monotonic() < deadline, plural
-                time.sleep(0.1)
-            else:
-                break
+        eventually(
+            partial(custom.list_cluster_custom_object, TEST_GROUP, "v1", plural),
+            what=f"{plural} are served",
+            not_yet=ApiException,
+        )
     yield plurals
     for plural in plurals.values():
         api.delete_custom_resource_definition(f"{plural}.{TEST_GROUP}")

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from cluster.bounded import client_by
 from cluster.kube_fixtures import Access
 from cluster.nodes import NodeCluster
-from kubernetes import client, config
+from kubernetes import client
 from operating import eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -22,7 +23,7 @@ def pod(name: str, node: str) -> str:
 
 def test_pods_run_on_both_nodes_and_a_lost_node_comes_back(node_cluster: NodeCluster) -> None:
     nodes = node_cluster
-    api = config.new_client_from_config(str(nodes.kubeconfig))
+    api = client_by(nodes.kubeconfig)
     access = Access(nodes.kubeconfig, api, nodes)
     core = client.CoreV1Api(api)
     eventually(lambda: core.list_namespaced_service_account("default").items, seconds=60)

@@ -2,11 +2,11 @@
 
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import IPv4Network
@@ -16,8 +16,10 @@ import psutil
 import pytest
 from cluster import packages, sandbox_link
 from cluster.cgroups import HIERARCHIES, CgroupError, find_cgroups, remove_cgroups
+from cluster.machine import run
 from cluster.sandbox import INSIDE, Sandbox, SandboxError, instance
 from cluster.sandbox_init import HIDDEN_SYSCTLS, mount_points
+from waiting import eventually
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -57,20 +59,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 
 def told(sandbox: Sandbox | None, *argv: str) -> str:
     """What a program says that succeeds, inside or on the machine."""
-    command = list(argv) if sandbox is None else sandbox.command(list(argv))
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd="/tmp"
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    command = argv if sandbox is None else sandbox.command(list(argv))
+    return run(*command, seconds=SECONDS)
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    """Wait, but not for ever."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
-        time.sleep(0.02)
+    """Wait no longer than a test may take."""
+    eventually(condition, SECONDS, 0.02, what=what)
 
 
 def mentioning(text: str) -> list[list[str]]:
@@ -322,7 +317,7 @@ def test_a_recycled_process_id_is_not_killed(start_elsewhere: Start) -> None:
         assert stranger.poll() is None
     finally:
         stranger.kill()
-        stranger.wait()
+        stranger.wait(SECONDS)
 
 
 def test_a_sandbox_that_cannot_start_says_why_and_leaves_nothing() -> None:
@@ -373,6 +368,8 @@ def test_an_interrupt_of_the_terminal_reaches_the_program_once(tmp_path: Path) -
         os.execve(command[0], command, os.environ | place)
     shown = b""
     while b"up" not in shown:
+        readable, _, _ = select.select([terminal], [], [], SECONDS)
+        assert readable, f"the command did not say that it is up within {SECONDS} s: {shown!r}"
         shown += os.read(terminal, 100)
     os.write(terminal, b"\x03")
     ended: list[int] = []
