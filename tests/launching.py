@@ -9,11 +9,13 @@ import os
 import runpy
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+from waiting import eventually
 
 from rlhf_api.names import EnvVar, StageName
 from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig, StageResult
@@ -60,18 +62,16 @@ class Launched:
         return found
 
     def ask_to_stop(self, ranks: int, number: int = signal.SIGTERM) -> float:
-        """Send a signal once all ranks can hear one; when that was."""
-        wait_for(lambda: all((self.folder / str(rank)).exists() for rank in range(ranks)))
+        """Send a signal once all ranks can hear one; the monotonic clock just before."""
+        eventually(
+            lambda: all((self.folder / str(rank)).exists() for rank in range(ranks)),
+            WAIT_SECONDS,
+            what="every rank can hear a signal",
+        )
         assert self.process.pid is not None
+        asked = time.monotonic()
         os.kill(self.process.pid, number)
-        return time.monotonic()
-
-
-def wait_for(holds: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
+        return asked
 
 
 @dataclass
@@ -106,6 +106,7 @@ class Launchers:
             "READY_FOLDER": str(folder),
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(folder),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
         if node is not None:
             variables[EnvVar.COMPLETION_INDEX] = str(node)
@@ -146,7 +147,7 @@ class Launchers:
         for process in self.started:
             if process.is_alive():
                 process.kill()
-            process.join()
+            process.join(WAIT_SECONDS)
             process.close()
 
 

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from unittest.mock import patch
 import tiny
 import torch
 import worlds
+from waiting import eventually
 
 from rlhf_api.names import EnvVar, FileName, Metric
 from rlhf_api.v1alpha1 import StageConfig, StageResult
@@ -184,11 +184,13 @@ class Launched:
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Until `holds`, or the launcher ended."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not holds():
-            assert self.process.poll() is None, self.log[-3000:]
-            assert time.monotonic() < deadline, f"it never came: {self.log[-3000:]}"
-            time.sleep(0.01)
+        eventually(
+            lambda: holds() or self.process.poll() is not None,
+            WAIT_SECONDS,
+            0.01,
+            what=lambda: f"the launcher comes so far: {self.log[-3000:]}",
+        )
+        assert holds() or self.process.poll() is None, self.log[-3000:]
 
     def stop(self) -> None:
         """Ask it to stop, as a kubelet does."""
@@ -230,4 +232,4 @@ def launched(config: StageConfig, folder: Path, **environment: str) -> Iterator[
             for pid in found.ranks():
                 os.kill(pid, signal.SIGKILL)
             process.kill()
-            process.wait()
+            process.wait(WAIT_SECONDS)

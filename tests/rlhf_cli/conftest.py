@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from waiting import PATIENCE, eventually
 
 from rlhf_api.errors import RLHFError
 from rlhf_api.v1alpha1 import RLHFJob
@@ -91,17 +91,14 @@ class Bench:
     def attempts(self, name: str = "sft") -> list[str]:
         return sorted(path.name for path in self.workdir.glob(f"reviews-*/{name}/attempt-*"))
 
-    def wait(self, condition: Callable[[], object], seconds: float = 30) -> None:
+    def wait(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Until `condition` holds; what is not there yet is waited for."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                if condition():
-                    return
-            except (OSError, RLHFError, AttributeError):
-                pass
-            time.sleep(0.05)
-        raise AssertionError(f"waited {seconds} s in vain; the log says:\n{self.log}")
+        eventually(
+            condition,
+            seconds,
+            what=lambda: f"what the test waits for; the log says:\n{self.log}\n",
+            not_yet=(OSError, RLHFError, AttributeError),
+        )
 
     def step(self, name: str = "sft") -> int:
         progress = self.stage(name).progress
@@ -129,6 +126,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     for process in made.processes:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.wait(PATIENCE)
     for found in made.alive():
         found.kill()

@@ -2,10 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from rlhf_api.names import EnvVar, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
@@ -28,13 +28,6 @@ message = pathlib.Path(os.environ["{EnvVar.TERMINATION_MESSAGE}"])
 message.write_text('{{"contractVersion": 99, "later": 1}}')
 sys.exit(int(sys.argv[1]))
 """
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def running_job() -> RLHFJob:
@@ -66,14 +59,17 @@ def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path)
     assert (seen.live, seen.ready, seen.stopping, seen.checkpoint_step) == (True, True, False, 5)
 
     log = workdir.attempt_folder(job, StageName.SFT, 1) / LOG
-    wait_until(lambda: log.read_text() == "deaf")
+    eventually(lambda: log.read_text() == "deaf")
+    asked = time.monotonic()
     launchers.stop(StageName.SFT, 1)
     assert launchers.observe(job).attempts[0].stopping
-    launchers.kill_late()
-    assert launchers.any_alive()
-    time.sleep(3.1)
-    launchers.kill_late()
-    wait_until(lambda: not launchers.any_alive())
+
+    def killed() -> bool:
+        launchers.kill_late()
+        return not launchers.any_alive()
+
+    eventually(killed, what="the launcher is killed")
+    assert time.monotonic() - asked >= 3.0
     (seen,) = launchers.observe(job).attempts
     assert (seen.live, seen.failed, seen.processes[0].exit_code) == (False, True, 137)
 
@@ -84,7 +80,7 @@ def test_a_result_of_another_release_is_told_apart(tmp_path: Path, code: int) ->
     launchers = Launchers(workdir, (sys.executable, "-c", NEWER, str(code)), grace_seconds=3.0)
     config = stage_config(job, StageName.SFT, 1, {}, Placement(storage=str(workdir.folder)))
     launchers.start(StartAttempt(StageName.SFT, 1, config), {})
-    wait_until(lambda: not launchers.any_alive())
+    eventually(lambda: not launchers.any_alive())
     (seen,) = launchers.observe(job).attempts
     (process,) = seen.processes
     assert (process.exit_code, process.result) == (code, None)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny import sft_rows, tokenizer_folder, write_rows
+from waiting import eventually
 
 from rlhf_api.v1alpha1 import RLHFJob
 
@@ -82,11 +82,13 @@ def steps(workdir: Path, attempt: int) -> list[dict[str, Any]]:
 
 
 def stop_in_the_middle(process: subprocess.Popen[str], workdir: Path) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while len(steps(workdir, 1)) < 5:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no step was told"
-        time.sleep(0.02)
+    eventually(
+        lambda: len(steps(workdir, 1)) >= 5 or process.poll() is not None,
+        WAIT_SECONDS,
+        0.02,
+        what="five steps are told",
+    )
+    assert process.poll() is None, process.communicate(timeout=WAIT_SECONDS)[0]
     process.send_signal(signal.SIGINT)
 
 

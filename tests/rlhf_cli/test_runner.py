@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from waiting import PATIENCE
 
 from rlhf_api.errors import InputError, UsageError
 from rlhf_api.v1alpha1 import StageConfig
@@ -134,7 +135,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_next_run_goes_on(
     runner = bench.spawn()
     bench.wait(lambda: bench.step() >= 3)
     runner.send_signal(number)
-    assert runner.wait(30) == code
+    assert runner.wait(PATIENCE) == code
     assert bench.log.strip().splitlines()[-1].startswith("rlhf: reviews was stopped")
     stopped = bench.stage()
     assert (bench.job.status.phase, stopped.state, stopped.disruptions, stopped.restarts) == (
@@ -162,7 +163,7 @@ def test_a_second_signal_kills(bench: Any) -> None:
     time.sleep(1.5)
     assert runner.poll() is None
     runner.send_signal(signal.SIGINT)
-    assert runner.wait(30) == 130
+    assert runner.wait(PATIENCE) == 130
     assert bench.stage().state == "Suspended"
     assert bench.alive() == []
 
@@ -173,7 +174,7 @@ def test_a_launcher_that_outlives_its_runner_is_taken_over(bench: Any, recorded:
     runner = bench.spawn()
     bench.wait(lambda: bench.step() >= 2)
     runner.kill()
-    runner.wait()
+    runner.wait(PATIENCE)
     (launcher,) = bench.alive()
     if not recorded:
         # As if the runner had been killed before it wrote the process down.
@@ -189,12 +190,12 @@ def test_a_launcher_that_was_taken_over_is_stopped_too(bench: Any) -> None:
     first = bench.spawn()
     bench.wait(lambda: bench.step() >= 2)
     first.kill()
-    first.wait()
+    first.wait(PATIENCE)
     second = bench.spawn()
     step = bench.step()
     bench.wait(lambda: bench.step() > step)
     second.send_signal(signal.SIGINT)
-    assert second.wait(30) == 130
+    assert second.wait(PATIENCE) == 130
     assert (bench.stage().attempt, bench.alive()) == (1, [])
 
 
@@ -206,7 +207,7 @@ def test_a_machine_that_went_down_is_a_disruption(
     runner = bench.spawn()
     bench.wait(lambda: bench.step() >= 4)
     runner.kill()
-    runner.wait()
+    runner.wait(PATIENCE)
     for process in bench.alive():
         process.kill()
     bench.wait(lambda: not bench.alive())
@@ -221,7 +222,7 @@ def test_time_without_a_runner_does_not_count(bench: Any) -> None:
     runner = bench.spawn()
     bench.wait(lambda: bench.step() >= 2)
     runner.kill()
-    runner.wait()
+    runner.wait(PATIENCE)
     for process in bench.alive():
         process.kill()
     bench.wait(lambda: not bench.alive())
@@ -244,7 +245,7 @@ def test_ranks_do_not_outlive_their_launcher(bench: Any) -> None:
     launcher = json.loads((bench.attempt(1) / "launcher.json").read_text())["pid"]
     assert len(bench.alive()) == 2
     psutil.Process(launcher).kill()
-    assert runner.wait(30) == 0
+    assert runner.wait(PATIENCE) == 0
     assert (bench.stage().restarts, bench.alive()) == (1, [])
 
 
@@ -319,7 +320,7 @@ def test_a_second_runner_is_refused(bench: Any) -> None:
     with pytest.raises(UsageError, match=rf"another rlhf run \(process {runner.pid}\) works here"):
         bench.run()
     runner.send_signal(signal.SIGINT)
-    runner.wait(30)
+    runner.wait(PATIENCE)
 
 
 def test_a_job_that_is_suspended_in_its_file(

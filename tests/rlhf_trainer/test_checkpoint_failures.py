@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_builders import checkpoints, fail, make_config, make_store, names, save
+from waiting import eventually
 
 from rlhf_trainer import checkpoint as checkpoint_module
 from rlhf_trainer.errors import StorageError
@@ -197,14 +197,13 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_good_one(tmp_path: Path)
         ]
     )
     try:
-        deadline = time.monotonic() + 120
-        while not flag.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(
+            lambda: flag.exists() or process.poll() is not None, 120, what="the save has begun"
+        )
+        assert process.poll() is None
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.wait(60)
     assert names(tmp_path) == [".step-20.partial", "latest", "step-10"]
 
     found = make_store(tmp_path).newest()

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def test_an_error_that_cannot_travel_ends_the_other_rank_in_the_same_way(
 
 
 def test_a_barrier_waits_for_the_last(seen: list[dict[str, Any]]) -> None:
-    assert seen[1]["waited"] > 0.15 > seen[0]["waited"]
+    assert min(rank["left"] for rank in seen) >= max(rank["entered"] for rank in seen)
     assert [rank["stop, own"] for rank in seen] == [False, True]
 
 
@@ -163,12 +162,16 @@ def test_a_world_of_one_has_a_process_group_all_the_same(monkeypatch: pytest.Mon
 
 
 def test_a_process_group_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
+    release, ended = threading.Event(), threading.Event()
+
+    def destroy() -> None:
+        release.wait(20)
+        ended.set()
+
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "destroy_process_group", release.wait)
-    before = time.monotonic()
+    monkeypatch.setattr(dist, "destroy_process_group", destroy)
     stop_ranks(seconds=0.1)
-    assert time.monotonic() - before < 5.0
+    assert not ended.is_set()
     release.set()
 
 

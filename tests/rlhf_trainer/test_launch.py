@@ -80,12 +80,13 @@ def test_a_long_message_loses_its_end(launch: Launchers) -> None:
 
 
 def test_progress_is_told_for_a_rank_that_could_not(launch: Launchers) -> None:
-    launched = launch({0: "0.5:signal 9"})
+    launched = launch({0: "@written:signal 9"})
     attempt = launched.folder / "storage" / "demo-12345678" / "sft" / "attempt-2"
     (attempt / "checkpoints").mkdir(parents=True)
     (attempt / "checkpoints" / "latest").write_text("step-20\n")
     event = {"type": "step", "step": 24, "totalSteps": 90}
     (attempt / "events.jsonl").write_text(json.dumps(event) + '\n{"type": "st')
+    (launched.folder / "written").touch()
     assert launched.wait() == 137
     result = launched.result()
     assert (result.step, result.total_steps, result.last_checkpoint_step) == (24, 90, 20)

@@ -3,9 +3,10 @@
 Ways without a word of its own: `exit <code>`, `signal <number>`, `hang`, `deaf` (hangs and ignores
 SIGTERM), `slow <code>` (ignores SIGTERM and exits a little later), `child <file>` (is killed and
 leaves a process behind, its number in the file). Ways with: `done`, `raise <error>`, `stop
-<checkpoint step or none>` (leaves when asked), `orphan <file>` (leaves a process behind that ends
-before it), `first <error>` and `second <error>` (two ranks that end at once, their words in that
-order). Each after `<seconds>:` if that stands before it.
+<checkpoint step or none>` (leaves when asked), `orphan <file>` (leaves a process behind, its number
+in the file, and ends when that was collected), `first <error>` and `second <error>` (two ranks that
+end at once, their words in that order). With `@<name>:` before it, each waits until a
+file of that name is there; a rank that can hear a signal leaves one of its number.
 """
 
 import errno
@@ -17,6 +18,11 @@ import sys
 import time
 from pathlib import Path
 
+from waiting import eventually
+
+WAIT_SECONDS = 50.0
+"""Less than what a test waits for its launcher."""
+
 
 def end(verb: str, word: str) -> None:
     """End in the given way, if it is one without a word."""
@@ -27,6 +33,7 @@ def end(verb: str, word: str) -> None:
     if verb in ("deaf", "slow"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if verb == "slow":
+        ready()
         time.sleep(0.8)
         os._exit(int(word))
     if verb == "child":
@@ -44,15 +51,16 @@ def ready() -> None:
 
 def leave_process_behind(note: Path, seconds: float) -> None:
     """Start a process whose parent is gone when it ends."""
-    subprocess.run(["sh", "-c", f"sleep {seconds} & echo $! > {note}"], check=True)
+    command = ["sh", "-c", f"sleep {seconds} & echo $! > {note}"]
+    subprocess.run(command, check=True, timeout=WAIT_SECONDS)
 
 
 def wait_for_outcomes(count: int) -> None:
     """Wait until as many ranks have left a word."""
     from rlhf_trainer.outcome import OUTCOME_FOLDER
 
-    while len(list(Path(os.environ[OUTCOME_FOLDER]).glob("outcome-*"))) < count:
-        time.sleep(0.005)
+    outcomes = Path(os.environ[OUTCOME_FOLDER])
+    eventually(lambda: len(list(outcomes.glob("outcome-*"))) >= count, WAIT_SECONDS, 0.005)
 
 
 def error_named(name: str) -> BaseException:
@@ -82,7 +90,8 @@ def speak(verb: str, word: str) -> int:
     result = success(config, StageOutcome(None, 3, 4, 2, {"loss": 0.5}))
     if verb == "orphan":
         leave_process_behind(Path(word), seconds=0.2)
-        time.sleep(1.0)
+        orphan = Path("/proc") / Path(word).read_text().strip()
+        eventually(lambda: not orphan.exists(), WAIT_SECONDS, what="the orphan is collected")
     if verb == "second":
         wait_for_outcomes(1)
     if verb in ("raise", "first", "second"):
@@ -101,9 +110,9 @@ def speak(verb: str, word: str) -> int:
 
 if __name__ == "__main__":
     way = json.loads(sys.argv[1]).get(os.environ["RANK"], "done")
-    wait, colon, rest = way.partition(":")
-    if colon:
-        time.sleep(float(wait))
-    verb, _, word = (rest if colon else way).partition(" ")
+    if way.startswith("@"):
+        name, _, way = way.removeprefix("@").partition(":")
+        eventually((Path(os.environ["READY_FOLDER"]) / name).exists, WAIT_SECONDS, what=name)
+    verb, _, word = way.partition(" ")
     end(verb, word)
     os._exit(speak(verb, word))
