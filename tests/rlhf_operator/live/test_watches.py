@@ -127,10 +127,8 @@ def test_an_api_server_that_is_away_is_found_again(
     time.sleep(20)
     assert operator.probe("/healthz") == (200, "ok")
     proxy.release()
-    back = time.monotonic()
     jobs.run("meanwhile")
-    jobs.reaches("meanwhile", "Running")
-    assert time.monotonic() - back < SOON
+    jobs.reaches("meanwhile", "Running", seconds=SOON)
     eventually(operator.is_ready, SOON)
 
 
@@ -241,19 +239,25 @@ def test_few_passes_for_three_stages_and_no_reads_at_rest(
     jobs.create("resting")
     jobs.run("resting")
     jobs.reaches("resting", "Running")
-    time.sleep(2)
-    passes, before = operator.metric(PASSES), len(proxy.calls)
+
+    # The namespace itself is looked for now and then.
+    def calls() -> list[str]:
+        return [
+            f"{call.method} {call.path}"
+            for call in proxy.calls
+            if not_of_the_lease(call) and call.path != f"/api/v1/namespaces/{jobs.namespace}"
+        ]
+
+    def rests() -> bool:
+        passes, before = operator.metric(PASSES), len(calls())
+        time.sleep(20)
+        return len(calls()) == before and operator.metric(PASSES) - passes <= 1
+
+    eventually(rests, 120, what=lambda: f"20 s without a call; the last ones are {calls()[-5:]}")
+    passes = operator.metric(PASSES)
     print(f"{passes:.0f} passes")  # noqa: T201
     # Each stage: made; pods come, run and end; three or four writes of the Job controller.
-    assert passes <= 4 * 10
-    time.sleep(20)
-    # The namespace itself is looked for now and then.
-    assert [
-        f"{call.method} {call.path}"
-        for call in proxy.calls[before:]
-        if not_of_the_lease(call) and call.path != f"/api/v1/namespaces/{jobs.namespace}"
-    ] == []
-    assert operator.metric(PASSES) - passes <= 1
+    assert passes <= 4 * 10 + 1
 
 
 def test_a_rolling_update_of_two_replicas_goes_through(
