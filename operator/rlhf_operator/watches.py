@@ -51,7 +51,6 @@ class Watch:
         self._to_list: set[Kind] = set()
         self._listed = asyncio.Event()
         self._filled: set[Kind] = set()
-        self._to_wake: set[Key] = set()
         self._complaint = ""
 
     async def run(self, resync_seconds: float) -> None:
@@ -74,6 +73,8 @@ class Watch:
         WATCH_STARTS.labels(self._namespace).inc()
         self._filled.clear()
         self._to_list.clear()
+        # Until the store is as the cluster was when the watch began.
+        self._queue.hold(self._namespace)
         self._health.begins(self._namespace)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._run_kopf())
@@ -95,6 +96,7 @@ class Watch:
             # Nothing can be done for its jobs, and nothing is known of them any more.
             for key in self._store.forget(self._namespace):
                 self._queue.add(key)
+            self._queue.release(self._namespace)
 
     def _where(self) -> str:
         return f"namespace {self._namespace}" if self._namespace else "all namespaces"
@@ -130,29 +132,22 @@ class Watch:
         if key is None:
             return
         if kind is not Kind.RLHFJOB:
-            self._wake(key, CHILD_SECONDS)
+            self._queue.add(key, CHILD_SECONDS)
         elif not deleted and known is not None and is_same_but_for_status(known, raw):
             loop = asyncio.get_running_loop()
             loop.call_later(CHILD_SECONDS, self._wake_unless_ours, key, raw)
         else:
             # A new job is started before anything else is done, whatever there is to do.
-            self._wake(key, urgent="status" not in raw)
+            self._queue.add(key, urgent="status" not in raw)
 
     def _wake_unless_ours(self, key: Key, raw: Raw) -> None:
         """The echo of a write of ours may be here before its answer is."""
         if not self._store.is_own(raw):
-            self._wake(key)
+            self._queue.add(key)
 
     def _note_listing(self, kind: Kind) -> None:
         self._to_list.add(kind)
         self._listed.set()
-
-    def _wake(self, key: Key, delay: float = 0.0, *, urgent: bool = False) -> None:
-        """Let a pass be made, once the store is as the cluster was when the watch began."""
-        if self._filled == set(Kind):
-            self._queue.add(key, delay, urgent=urgent)
-        else:
-            self._to_wake.add(key)
 
     async def _list_what_was_listed(self) -> None:
         """kopf has begun a watch anew: see what is gone since the last one."""
@@ -175,9 +170,9 @@ class Watch:
             logger.info("%s: watched again", self._where())
             self._complaint = ""
         NAMESPACE_MISSING.labels(self._namespace).set(0)
-        for key in self._to_wake.union(self._store.keys(self._namespace)):
-            self._wake(key)
-        self._to_wake.clear()
+        for key in self._store.keys(self._namespace):
+            self._queue.add(key)
+        self._queue.release(self._namespace)
 
     async def _list(self, kind: Kind) -> None:
         """Take in a LIST, and wake the jobs that it is news of."""
@@ -190,7 +185,7 @@ class Watch:
             versions = {uid: int(version) for uid, version in items}
             self._health.compare(self._namespace, versions, listing.version)
         for key in self._store.replace(kind, self._namespace, listing.items, listing.version):
-            self._wake(key)
+            self._queue.add(key)
 
     async def _resync(self, seconds: float) -> None:
         """See now and then that the store is as the cluster is, and look at every job."""
@@ -203,7 +198,7 @@ class Watch:
                 logger.warning("resync: %s", error)
                 continue
             for key in self._store.keys(self._namespace):
-                self._wake(key, random.uniform(0, seconds / 10))
+                self._queue.add(key, random.uniform(0, seconds / 10))
 
     async def _fill_in_time(self) -> None:
         await asyncio.sleep(FILL_SECONDS)

@@ -30,6 +30,7 @@ class WorkQueue:
         self._order = count()
         self._active: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
+        self._held: set[str] = set()
         self._changed = asyncio.Event()
 
     def add(self, key: Key, delay: float = 0.0, *, urgent: bool = False) -> None:
@@ -51,6 +52,18 @@ class WorkQueue:
     def forget_failures(self, key: Key) -> None:
         """The next failure of `key` is its first."""
         self._failures.pop(key, None)
+
+    def hold(self, namespace: str) -> None:
+        """Let no key of a namespace, or none at all if it is empty, be taken until `release`."""
+        self._held.add(namespace)
+
+    def release(self, namespace: str) -> None:
+        """End `hold`; what was added meanwhile is due when it was to be."""
+        self._held.discard(namespace)
+        for key in self._due:
+            if not namespace or key[0] == namespace:
+                self._push(key)
+        self._changed.set()
 
     async def take(self) -> Key:
         """The next key that is due; it stays the caller's until `done`."""
@@ -92,8 +105,9 @@ class WorkQueue:
         """Until the first key is due that nobody works on; None if there is none."""
         while self._heap:
             when, _, key = self._heap[0]
-            if key not in self._active and self._due.get(key) == when:
+            free = key not in self._active and not self._held & {key[0], ""}
+            if free and self._due.get(key) == when:
                 return when - asyncio.get_running_loop().time()
-            # Moved to an earlier time, taken, or put back by `done`.
+            # Moved to an earlier time, taken, or put back by `done` or `release`.
             heapq.heappop(self._heap)
         return None

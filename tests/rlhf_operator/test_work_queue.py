@@ -9,6 +9,7 @@ import pytest
 from rlhf_operator.work_queue import LAST_RETRY_SECONDS, SPARE_ENTRIES, WorkQueue
 
 A, B = ("ns", "a"), ("ns", "b")
+OTHER = ("other", "a")
 
 
 def in_a_loop(test: Callable[[WorkQueue], Awaitable[None]]) -> None:
@@ -75,6 +76,46 @@ def test_failures_are_tried_again_later_and_later() -> None:
         assert waits[3] > waits[0]
         assert LAST_RETRY_SECONDS / 2 <= waits[-1] <= LAST_RETRY_SECONDS
         assert queue._due[A] == 1005
+
+    in_a_loop(test)
+
+
+@pytest.mark.parametrize("held", ["ns", ""], ids=["its namespace", "all"])
+@pytest.mark.parametrize("when", ["before", "after", "in work"])
+def test_a_held_key_waits_for_its_release(held: str, when: str) -> None:
+    async def test(queue: WorkQueue) -> None:
+        if when == "in work":
+            queue.add(A)
+            await queue.take()
+        if when != "after":
+            queue.hold(held)
+        queue.retry(A)
+        queue.add(A)
+        if when == "after":
+            queue.hold(held)
+        if when == "in work":
+            queue.done(A)
+        await nothing_comes(queue)
+        queue.add(OTHER)
+        if held:
+            assert await queue.take() == OTHER
+        queue.release(held)
+        taken = {await queue.take() for _ in range(1 if held else 2)}
+        assert taken == ({A} if held else {A, OTHER})
+
+    in_a_loop(test)
+
+
+def test_a_release_wakes_who_waits_and_leaves_later_keys_for_later() -> None:
+    async def test(queue: WorkQueue) -> None:
+        queue.hold("ns")
+        queue.add(A, 60)
+        queue.add(B)
+        waiting = asyncio.create_task(queue.take())
+        await asyncio.sleep(0.02)
+        queue.release("ns")
+        assert await waiting == B
+        await nothing_comes(queue)
 
     in_a_loop(test)
 

@@ -208,6 +208,26 @@ def test_nothing_is_done_before_the_first_lists_are_in(
     assert jobs.stage("runs")["attempt"] == 1
 
 
+def test_nothing_is_done_while_the_store_is_filled_again(
+    jobs: Jobs, proxy: ApiProxy, start: Start
+) -> None:
+    """Though a try that was refused is due, and has been since before the watch began anew."""
+    operator = ready(start())
+    jobs.create("claimless", storage={"uri": "pvc://later/runs"})
+    eventually(lambda: jobs.condition("claimless", "ChildrenReady").get("reason") == "ClaimMissing")
+    held = proxy.hold(list_of("jobs"))
+    assert proxy.inject(watch_of("pods"), error_event(500, "InternalError", "etcd is on fire"))
+    eventually(lambda: operator.metric(STARTS, watch=jobs.namespace) == 2, SOON)
+    passes = operator.metric(PASSES)
+    jobs.claim("later")
+    # Many times the five seconds after which a missing claim is looked for again.
+    time.sleep(15)
+    assert operator.metric(PASSES) == passes
+    proxy.release(held)
+    jobs.run("claimless")
+    jobs.reaches("claimless", "Running")
+
+
 def test_the_echo_of_own_writes_starts_no_pass(jobs: Jobs, proxy: ApiProxy, start: Start) -> None:
     operator = ready(start())
     for number in range(3):
