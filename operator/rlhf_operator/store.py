@@ -18,7 +18,7 @@ from rlhf_operator.work_queue import Key
 Raw = dict[str, Any]
 
 REMEMBER_SECONDS = 600.0
-"""How long a deleted uid is known; whatever still speaks of it is late."""
+"""How long a deleted uid is known; whatever speaks of it as it was before is late."""
 
 
 class Kind(StrEnum):
@@ -49,7 +49,8 @@ class Collection:
         self._kind, self._clock = kind, clock
         self._objects: dict[str, Raw] = {}
         self._by_owner: dict[str, dict[str, None]] = {}
-        self._deleted: OrderedDict[str, float] = OrderedDict()
+        # When each was removed, and the version at which it was not there.
+        self._deleted: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -70,8 +71,10 @@ class Collection:
         """Take in an object; False if it tells nothing new."""
         uid = raw["metadata"]["uid"]
         known = self._objects.get(uid)
-        if uid in self._deleted or (known is not None and version_of(known) >= version_of(raw)):
+        _, gone_at = self._deleted.get(uid, (0.0, -1))
+        if max(gone_at, -1 if known is None else version_of(known)) >= version_of(raw):
             return False
+        self._deleted.pop(uid, None)
         if known is not None and owner_uid(known) != owner_uid(raw):
             self._disown(known)
         self._objects[uid] = trimmed(self._kind, raw)
@@ -79,11 +82,15 @@ class Collection:
             self._by_owner.setdefault(owner, {})[uid] = None
         return True
 
-    def remove(self, uid: str) -> Raw | None:
-        """Forget an object that was deleted; gives it, if it was there."""
+    def remove(self, uid: str, version: int) -> Raw | None:
+        """Forget an object that is not there at a resource version; gives it, if it was known.
+
+        One that lost the label by which it is watched is told as deleted, too, and may get it back.
+        """
         now = self._clock()
-        self._deleted.setdefault(uid, now)
-        while self._deleted and now - next(iter(self._deleted.values())) > REMEMBER_SECONDS:
+        since, at = self._deleted.get(uid, (now, version))
+        self._deleted[uid] = since, max(at, version)
+        while self._deleted and now - next(iter(self._deleted.values()))[0] > REMEMBER_SECONDS:
             self._deleted.popitem(last=False)
         found = self._objects.pop(uid, None)
         if found is not None:
@@ -108,13 +115,13 @@ class Collection:
             if raw["metadata"]["uid"] not in listed and version_of(raw) <= version
         ]
         for raw in gone:
-            self.remove(raw["metadata"]["uid"])
+            self.remove(raw["metadata"]["uid"], version)
         return [raw for raw in listed.values() if self.put(raw)] + gone
 
     def drop(self, raw: Raw) -> None:
         """Forget an object that may be seen again."""
         uid = raw["metadata"]["uid"]
-        self.remove(uid)
+        self.remove(uid, version_of(raw))
         del self._deleted[uid]
 
     def _disown(self, raw: Raw) -> None:
@@ -159,8 +166,8 @@ class Store:
         return self._job_key(kind, raw)
 
     def remove(self, kind: Kind, raw: Raw) -> Key | None:
-        """An object was deleted; gives the key of the job that this is news of."""
-        found = self._of[kind].remove(raw["metadata"]["uid"])
+        """An object is there no more as of this version; the key of the job that it is news of."""
+        found = self._of[kind].remove(raw["metadata"]["uid"], version_of(raw))
         if found is None and kind is not Kind.POD:
             return None
         # A LIST may have told before that a pod is gone, and only this tells how it ended.
@@ -249,7 +256,7 @@ class Store:
         if other is None or version_of(raw) >= version_of(other):
             self._uids[key] = uid
             if other is not None and other["metadata"]["uid"] != uid:
-                self._of[Kind.RLHFJOB].remove(other["metadata"]["uid"])
+                self._of[Kind.RLHFJOB].remove(other["metadata"]["uid"], version_of(raw))
                 self._own.pop(other["metadata"]["uid"], None)
 
     def _unname(self, raw: Raw) -> None:

@@ -81,13 +81,37 @@ def test_a_deleted_uid_does_not_come_back_by_late_news() -> None:
     now = 0.0
     store = Store(lambda: now)
     store.put(Kind.RLHFJOB, demo(1))
-    assert store.remove(Kind.RLHFJOB, demo(2)) == KEY
-    assert store.put(Kind.RLHFJOB, demo(3)) is None
+    assert store.remove(Kind.RLHFJOB, demo(3)) == KEY
+    assert store.put(Kind.RLHFJOB, demo(2)) is None
     assert store.job(KEY) is None
     now = REMEMBER_SECONDS + 1
     store.remove(Kind.RLHFJOB, raw("other", 4))
     # Forgotten by now, so that memory stays bounded.
-    assert store.put(Kind.RLHFJOB, demo(3)) == KEY
+    assert store.put(Kind.RLHFJOB, demo(2)) == KEY
+
+
+@pytest.mark.parametrize("told_by", ["watch", "list"])
+def test_a_child_that_lost_the_label_of_ours_comes_back_with_it(told_by: str) -> None:
+    store = filled()
+    if told_by == "watch":
+        assert store.remove(Kind.JOB, raw("job", 6, owner="demo-1")) == KEY
+    else:
+        assert store.replace(Kind.JOB, "team", [], 6) == {KEY}
+    assert store.put(Kind.JOB, raw("job", 6, owner="demo-1")) is None
+    assert store.gangs("demo-1") == []
+    assert store.put(Kind.JOB, raw("job", 7, owner="demo-1")) == KEY
+    (gang,) = store.gangs("demo-1")
+    assert [pod["metadata"]["uid"] for pod in gang.pods] == ["pod"]
+    # It is gone for good later, and what was said of it before is late.
+    store.remove(Kind.JOB, raw("job", 9, owner="demo-1"))
+    assert store.put(Kind.JOB, raw("job", 8, owner="demo-1")) is None
+
+
+def test_the_latest_news_of_a_removal_counts() -> None:
+    store = filled()
+    store.remove(Kind.JOB, raw("job", 6, owner="demo-1"))
+    store.remove(Kind.JOB, raw("job", 4, owner="demo-1"))
+    assert store.put(Kind.JOB, raw("job", 5, owner="demo-1")) is None
 
 
 def test_a_job_applied_again_is_another_job() -> None:

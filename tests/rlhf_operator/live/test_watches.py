@@ -12,6 +12,8 @@ import pytest
 from api_proxy import ApiProxy, Call, Predicate, error_event, gone, list_of, watch_of
 from operating import Jobs, OperatorProcess, eventually, stage
 
+from rlhf_api.names import OPERATOR_NAME, Label
+
 PLURALS = ("rlhfjobs", "jobs", "pods")
 SOON = 60.0
 """Seconds: many times what a watch takes that is begun anew, and far from the next resync."""
@@ -152,6 +154,25 @@ def test_a_job_deleted_unseen_is_seen_as_vanished(
     jobs.run("lost", attempt=2)
     jobs.reaches("lost", "Running", attempt=2)
     assert operator.metric(STARTS, watch=jobs.namespace) == 1
+
+
+def test_a_job_that_got_back_the_label_of_ours_is_seen(jobs: Jobs, start: Start) -> None:
+    ready(start())
+    jobs.create("label")
+    jobs.run("label")
+    jobs.reaches("label", "Running")
+
+    def relabel(value: str | None) -> None:
+        body = {"metadata": {"labels": {Label.MANAGED_BY: value}}}
+        jobs.batch.patch_namespaced_job("label-sft-1", jobs.namespace, body)
+
+    relabel(None)
+    jobs.run("label", attempt=2)
+    jobs.reaches("label", "Running", attempt=2)
+    relabel(OPERATOR_NAME)
+    # Of a gang that trains beside the one that counts.
+    eventually(lambda: not jobs.pods("label"))
+    assert jobs.stage("label")["attempt"] == 2
 
 
 @pytest.mark.parametrize("failed", [False, True], ids=["relisted by kopf", "begun anew"])
