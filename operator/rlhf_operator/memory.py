@@ -3,11 +3,12 @@
 Called by `reconcile`. A new leader starts with none of it and comes to the same verdicts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rlhf_api.names import StageName
 from rlhf_operator.planning.observed import ObservedProcess, Refusal
+from rlhf_operator.planning.plan import Action
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0
@@ -15,6 +16,8 @@ LACKING_SECONDS = 5.0
 """How long the Job controller may take to make pods before anyone asks why it has not."""
 
 AttemptId = tuple[StageName, int]
+ActionId = tuple[type[Action], StageName, int]
+"""What is done, and to which attempt: a start that is refused delays no stop."""
 
 
 @dataclass
@@ -57,26 +60,31 @@ class Memory:
         remains: what the Events of attempts without pods told, each asked for once.
     """
 
-    refused: dict[AttemptId, Refused] = field(default_factory=dict)
+    refused: dict[ActionId, Refused] = field(default_factory=dict)
     lookups: dict[AttemptId, Lookup] = field(default_factory=dict)
     remains: dict[AttemptId, ObservedProcess | None] = field(default_factory=dict)
 
     def refusals(self) -> Mapping[AttemptId, Refusal]:
-        """Why actions are not done yet."""
-        return {ident: refused.refusal for ident, refused in self.refused.items()}
+        """Why actions are not done yet, by the attempt that they are about."""
+        return {(stage, n): refused.refusal for (_, stage, n), refused in self.refused.items()}
 
-    def may_try(self, ident: AttemptId, now: float) -> bool:
+    def may_try(self, ident: ActionId, now: float) -> bool:
         """Whether an action may be tried at `now`."""
         refused = self.refused.get(ident)
         return refused is None or now >= refused.not_before
 
-    def refuse(self, ident: AttemptId, refusal: Refusal, now: float) -> bool:
+    def refuse(self, ident: ActionId, refusal: Refusal, now: float) -> bool:
         """Note a refusal; True if it says something new."""
         known = self.refused.get(ident)
         failures = 1 if known is None else known.failures + 1
         pause = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16))
         self.refused[ident] = Refused(refusal, now + max(refusal.at_least, pause), failures)
         return known is None or known.refusal != refusal
+
+    def forget_all_but(self, wanted: Iterable[ActionId]) -> None:
+        """Forget the refusals of what is not to be done any more."""
+        for ident in self.refused.keys() - set(wanted):
+            del self.refused[ident]
 
     def next_try(self) -> float | None:
         """When the first refused action may be tried again; None if there is none."""

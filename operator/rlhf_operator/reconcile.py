@@ -19,7 +19,7 @@ from rlhf_operator.absences import Absences
 from rlhf_operator.act import Actor
 from rlhf_operator.kube import ApiError, Kube, job_path
 from rlhf_operator.manifests import cluster_placement
-from rlhf_operator.memory import LACKING_SECONDS, AttemptId, Memory
+from rlhf_operator.memory import LACKING_SECONDS, ActionId, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.planning.observed import Observed, ObservedAttempt
 from rlhf_operator.planning.pace import is_expired, is_pressing, is_worth_writing
@@ -205,9 +205,7 @@ class Reconciler:
     async def _act(self, job: RLHFJob, decided: Plan, memory: Memory) -> bool:
         """Try each action that may be tried; True if there is a refusal to be told of."""
         news = False
-        wanted = {_ident(action) for action in decided.actions}
-        for ident in memory.refused.keys() - wanted:
-            del memory.refused[ident]
+        memory.forget_all_but(_ident(action) for action in decided.actions)
         for action in decided.actions:
             news |= await self._try(job, action, memory)
         return news
@@ -263,8 +261,8 @@ class Reconciler:
             self._recorder.tell(raw, "Warning", Reason.INVALID_SPEC, remedy)
 
 
-def _ident(action: Action) -> AttemptId:
-    return action.stage, action.attempt
+def _ident(action: Action) -> ActionId:
+    return type(action), action.stage, action.attempt
 
 
 def _seconds_until(look_at: datetime | None, next_try: float | None) -> float | None:

@@ -1,0 +1,48 @@
+"""What is remembered of refused actions: when each may be tried again, and of which attempt."""
+
+import pytest
+
+from rlhf_api.names import Reason, StageName
+from rlhf_operator.memory import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, ActionId, Memory
+from rlhf_operator.planning.observed import Refusal
+from rlhf_operator.planning.plan import StartAttempt, StopAttempt
+
+START: ActionId = (StartAttempt, StageName.SFT, 1)
+STOP: ActionId = (StopAttempt, StageName.SFT, 1)
+NEXT: ActionId = (StartAttempt, StageName.SFT, 2)
+NO = Refusal(Reason.FORBIDDEN, "no")
+
+
+@pytest.mark.parametrize(("other", "may"), [(START, False), (STOP, True), (NEXT, True)])
+def test_a_refusal_delays_the_same_action_and_no_other(other: ActionId, may: bool) -> None:
+    memory = Memory()
+    assert memory.refuse(START, NO, 100.0)
+    assert memory.may_try(other, 100.1) is may
+
+
+def test_an_action_is_tried_later_after_each_refusal() -> None:
+    memory, waits = Memory(), []
+    for _ in range(20):
+        memory.refuse(START, NO, 0.0)
+        waits.append(memory.next_try())
+    assert waits[:3] == [FIRST_RETRY_SECONDS, 2 * FIRST_RETRY_SECONDS, 4 * FIRST_RETRY_SECONDS]
+    assert waits[-1] == LAST_RETRY_SECONDS
+    assert memory.may_try(START, LAST_RETRY_SECONDS)
+    memory.refuse(STOP, Refusal(Reason.FORBIDDEN, "no", at_least=15), 0.0)
+    assert memory.next_try() == 15
+
+
+def test_a_refusal_is_news_once_and_is_told_by_attempt() -> None:
+    memory = Memory()
+    assert memory.refuse(STOP, NO, 0.0)
+    assert not memory.refuse(STOP, NO, 1.0)
+    assert memory.refuse(STOP, Refusal(Reason.API_ERROR, "busy"), 2.0)
+    assert memory.refusals() == {(StageName.SFT, 1): Refusal(Reason.API_ERROR, "busy")}
+
+
+def test_the_refusal_of_what_is_not_wanted_any_more_is_forgotten() -> None:
+    memory = Memory()
+    for ident in (START, NEXT):
+        memory.refuse(ident, NO, 0.0)
+    memory.forget_all_but([STOP, NEXT])
+    assert memory.refused.keys() == {NEXT}
