@@ -144,6 +144,11 @@ class Jobs:
         patch = {"metadata": {"labels": labels}}
         self._custom.patch_namespaced_custom_object(*self._where, name, patch)
 
+    def relabel(self, child: str, value: str | None) -> None:
+        """Set, or remove, the label by which the operator watches one of its batch Jobs."""
+        body = {"metadata": {"labels": {Label.MANAGED_BY: value}}}
+        self.batch.patch_namespaced_job(child, self.namespace, body)
+
     def patch_status(self, name: str, **status: Any) -> None:
         """Write to its status, as another operator would."""
         body = {"status": status}
@@ -299,6 +304,20 @@ class Jobs:
         status = {"phase": phase, "containerStatuses": [container], "conditions": conditions}
         body = {"status": status | {"startTime": now()}}
         self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, body)
+
+
+def children_ready(jobs: Jobs, name: str, reason: str, stage_reason: str = "") -> str:
+    """Wait until ChildrenReady says `reason`; gives its message."""
+
+    def refused() -> str | None:
+        found = jobs.condition(name, "ChildrenReady")
+        return found["message"] if found.get("reason") == reason else None
+
+    message = eventually(refused)
+    assert jobs.get(name)["status"]["summary"]["reason"] == reason
+    if stage_reason:
+        assert jobs.condition(name, "Running")["reason"] == stage_reason
+    return str(message)
 
 
 def stage(**more: Any) -> Raw:

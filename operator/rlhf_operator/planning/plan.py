@@ -43,6 +43,7 @@ from rlhf_operator.planning.summaries import (
     derive_events,
     derive_phase,
     derive_summary,
+    with_children,
 )
 
 
@@ -113,7 +114,7 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
     """
     now = now.astimezone(UTC).replace(microsecond=0)
     if is_finished(job.status):
-        return _at_rest(job, observed)
+        return _at_rest(job, observed, now)
     status = _without_suspension(job, now)
     status, stages = _absorbed(job, status, observed, now, placement)
     decided = _decided(job, stages, observed, now, placement)
@@ -168,15 +169,17 @@ def _statuses(status: RLHFJobStatus, stages: Mapping[StageName, StageStatus]) ->
     return status.stages.model_copy(update=changes)
 
 
-def _at_rest(job: RLHFJob, observed: Observed) -> Plan:
+def _at_rest(job: RLHFJob, observed: Observed, now: datetime) -> Plan:
     """A finished job: nothing of it is to run, and every generation of its spec was looked at."""
+    stages = stages_of(job.status)
+    conditions = with_children(job.status.conditions, job, stages, observed, now)
     leftovers = [found for found in observed.attempts if found.live and not found.stopping]
     stops = tuple(StopAttempt(each.stage, each.attempt, Reason.FINISHED) for each in leftovers)
     generation = job.metadata.generation
     status = job.status.model_copy(
         update={
             "observed_generation": generation,
-            "conditions": of_generation(job.status.conditions, generation),
+            "conditions": of_generation(conditions, generation),
         }
     )
     return Plan(stops, status, look_at=expiry(job.spec.run_policy, status))

@@ -56,12 +56,23 @@ def derive_conditions(
     ended = any(each.reason is Reason.FINISHED for each in findings)
     reported = find_condition(conditions, ConditionType.PROGRESS_REPORTING)
     findings += _reporting(stages, made, reported, ended=ended)
-    findings += _children(
-        stages, observed, find_condition(conditions, ConditionType.CHILDREN_READY)
-    )
     for finding in findings:
         conditions = set_condition(conditions, finding, now, generation)
-    return of_generation(conditions, generation)
+    return of_generation(with_children(conditions, job, stages, observed, now), generation)
+
+
+def with_children(
+    conditions: tuple[Condition, ...],
+    job: RLHFJob,
+    stages: Stages,
+    observed: Observed,
+    now: datetime,
+) -> tuple[Condition, ...]:
+    """The conditions with what is to be said of children, which a finished job may still have."""
+    told = find_condition(conditions, ConditionType.CHILDREN_READY)
+    for finding in _children(stages, observed, told):
+        conditions = set_condition(conditions, finding, now, job.metadata.generation)
+    return conditions
 
 
 def derive_phase(conditions: tuple[Condition, ...], stages: Stages) -> Phase:
@@ -180,12 +191,13 @@ def _children(stages: Stages, observed: Observed, told: Condition | None) -> Ite
     """Whether all children that are wanted could be made; nothing is said in between."""
     kind = ConditionType.CHILDREN_READY
     wanted = [(name, stage.attempt) for name, stage in stages.items() if stage.state in ACTIVE]
+    left = any(found.live for found in observed.attempts)
     refusal = _standing_refusal(wanted, observed)
     if refusal is not None:
         yield Finding(kind, "False", refusal.reason, refusal.message)
     elif wanted and all(observed.find(*each) is not None for each in wanted):
         yield Finding(kind, "True", Reason.CREATED, "all children are made")
-    elif not wanted and told is not None and told.status == "False":
+    elif not (wanted or left) and told is not None and told.status == "False":
         yield Finding(kind, "True", Reason.CREATED, "no child is wanted now")
 
 

@@ -3,33 +3,17 @@ on when the cause is gone."""
 
 import json
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from api_proxy import ApiProxy
-from cluster.control_plane import ControlPlane
 from cluster.kube_fixtures import Access
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from operating import Jobs, OperatorProcess, eventually, stage
+from operating import Jobs, OperatorProcess, children_ready, eventually, stage
 
 from rlhf_api.names import CONTRACT_VERSION
-
-
-def children_ready(jobs: Jobs, name: str, reason: str, stage_reason: str = "") -> str:
-    """Wait until ChildrenReady says `reason`; gives its message."""
-
-    def refused() -> str | None:
-        found = jobs.condition(name, "ChildrenReady")
-        return found["message"] if found.get("reason") == reason else None
-
-    message = eventually(refused)
-    assert jobs.get(name)["status"]["summary"]["reason"] == reason
-    if stage_reason:
-        assert jobs.condition(name, "Running")["reason"] == stage_reason
-    return str(message)
 
 
 def test_a_missing_claim_is_named_and_waited_for(operator: OperatorProcess, jobs: Jobs) -> None:
@@ -194,116 +178,6 @@ def test_an_edit_that_is_not_allowed_is_refused_with_a_sentence(jobs: Jobs) -> N
     assert "stages cannot be changed; delete the job and create it anew" in str(caught.value.body)
     jobs.patch("frozen", suspend=True)
     jobs.patch("frozen", runPolicy={"maxRestarts": 5})
-
-
-class Rights:
-    """Of a user in a namespace, all that the operator needs, but for what is taken away."""
-
-    def __init__(self, jobs: Jobs, own: ControlPlane) -> None:
-        self._jobs, self._rbac = jobs, client.RbacAuthorizationV1Api(jobs.access.api)
-        self.user = f"half-{jobs.namespace}"
-        self.kubeconfig = own.kubeconfig_for(self.user)
-        role = {"metadata": {"name": "half"}, "rules": self._rules({})}
-        self._rbac.create_namespaced_role(jobs.namespace, role)
-        group = "rbac.authorization.k8s.io"
-        binding = {
-            "metadata": {"name": "half"},
-            "roleRef": {"apiGroup": group, "kind": "Role", "name": "half"},
-            "subjects": [{"apiGroup": group, "kind": "User", "name": self.user}],
-        }
-        self._rbac.create_namespaced_role_binding(jobs.namespace, binding)
-
-    def without(self, **verbs: str) -> None:
-        """Take away one verb for each of these resources, and give back all others."""
-        body = {"rules": self._rules(verbs)}
-        self._rbac.patch_namespaced_role("half", self._jobs.namespace, body)
-        for resource in _VERBS:
-            for verb in _VERBS[resource]:
-                eventually(lambda r=resource, v=verb: self._may(v, r) == (verbs.get(r) != v))
-
-    def _rules(self, missing: dict[str, str]) -> list[dict[str, list[str]]]:
-        own = [
-            {"apiGroups": ["rlhf.dev"], "resources": ["*"], "verbs": ["*"]},
-            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["*"]},
-            {"apiGroups": [""], "resources": ["pods", "events"], "verbs": ["*"]},
-        ]
-        children = [
-            {
-                "apiGroups": ["batch" if resource == "jobs" else ""],
-                "resources": [resource],
-                "verbs": [verb for verb in verbs if missing.get(resource) != verb],
-            }
-            for resource, verbs in _VERBS.items()
-            if set(verbs) != {missing.get(resource)}
-        ]
-        return own + children
-
-    def _may(self, verb: str, resource: str) -> bool:
-        group = "batch" if resource == "jobs" else ""
-        asked = {"namespace": self._jobs.namespace, "verb": verb, "resource": resource}
-        spec = {"user": self.user, "resourceAttributes": asked | {"group": group}}
-        api = client.AuthorizationV1Api(self._jobs.access.api)
-        return bool(api.create_subject_access_review({"spec": spec}).status.allowed)
-
-
-_VERBS = {
-    "services": ("get", "create"),
-    "configmaps": ("get", "create"),
-    "persistentvolumeclaims": ("get",),
-    "jobs": ("get", "list", "watch", "create", "delete"),
-}
-
-
-@pytest.fixture
-def rights(own_control_plane: ControlPlane, jobs: Jobs) -> Rights:
-    return Rights(jobs, own_control_plane)
-
-
-@pytest.fixture
-def limited(rights: Rights, jobs: Jobs, tmp_path: Path) -> Iterator[OperatorProcess]:
-    """An operator with those rights."""
-    kubeconfig = str(rights.kubeconfig)
-    process = OperatorProcess(jobs.access, jobs.namespace, tmp_path, kubeconfig=kubeconfig)
-    try:
-        process.wait_until_leading()
-        yield process
-    finally:
-        process.end()
-    assert "Traceback" not in process.log.read_text(), process.log.read_text()
-
-
-def test_an_operator_that_may_not_says_what_it_needs_until_it_may(
-    rights: Rights, limited: OperatorProcess, jobs: Jobs
-) -> None:
-    rights.without(jobs="delete")
-    jobs.create("kept")
-    jobs.run("kept")
-    jobs.reaches("kept", "Running")
-    jobs.patch("kept", suspend=True)
-    message = children_ready(jobs, "kept", "Forbidden", stage_reason="Stopping")
-    assert "deleting Job kept-sft-1: " in message
-    assert 'cannot delete resource "jobs"' in message
-    missing = {
-        "unserved": ("services", "create", "Service unserved"),
-        "claimless": ("persistentvolumeclaims", "get", "reading PersistentVolumeClaim runs"),
-        "jobless": ("jobs", "create", "Job jobless-sft-1"),
-    }
-    for name, (resource, verb, child) in missing.items():
-        rights.without(**{"jobs": "delete", resource: verb})
-        jobs.create(name)
-        message = children_ready(jobs, name, "Forbidden")
-        assert message.startswith(f"{child}: ")
-        assert f'cannot {verb} resource "{resource}"' in message
-        assert message.endswith("grant it to the operator")
-    rights.without()
-    for name in missing:
-        eventually(lambda name=name: jobs.pods(name), seconds=90)
-        jobs.run(name)
-        jobs.reaches(name, "Running")
-    eventually(lambda: jobs.phase("kept") == "Suspended", seconds=90)
-    for name in ("kept", *missing):
-        ready = jobs.condition(name, "ChildrenReady")
-        assert (ready["status"], ready["reason"]) == ("True", "Created"), name
 
 
 def test_an_api_server_that_is_busy_is_asked_again(jobs: Jobs, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from api_proxy import ApiProxy, Call, Predicate, error_event, gone, list_of, watch_of
 from operating import Jobs, OperatorProcess, eventually, stage
 
-from rlhf_api.names import OPERATOR_NAME, Label
+from rlhf_api.names import OPERATOR_NAME
 
 PLURALS = ("rlhfjobs", "jobs", "pods")
 SOON = 60.0
@@ -161,15 +161,10 @@ def test_a_job_that_got_back_the_label_of_ours_is_seen(jobs: Jobs, start: Start)
     jobs.create("label")
     jobs.run("label")
     jobs.reaches("label", "Running")
-
-    def relabel(value: str | None) -> None:
-        body = {"metadata": {"labels": {Label.MANAGED_BY: value}}}
-        jobs.batch.patch_namespaced_job("label-sft-1", jobs.namespace, body)
-
-    relabel(None)
+    jobs.relabel("label-sft-1", None)
     jobs.run("label", attempt=2)
     jobs.reaches("label", "Running", attempt=2)
-    relabel(OPERATOR_NAME)
+    jobs.relabel("label-sft-1", OPERATOR_NAME)
     # Of a gang that trains beside the one that counts.
     eventually(lambda: not jobs.pods("label"))
     assert jobs.stage("label")["attempt"] == 2

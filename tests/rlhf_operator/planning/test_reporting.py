@@ -215,6 +215,30 @@ def test_a_child_that_is_refused_for_now_is_told_until_it_is_made(trial: MakeTri
     assert condition(t, "ChildrenReady") == ("True", "Created", "all children are made")
 
 
+def test_a_leftover_of_a_finished_job_that_may_not_be_deleted_is_told(trial: MakeTrial) -> None:
+    t = trial(stages={"sft": BASE}).running("sft")
+    old = t.attempts[StageName.SFT, 1]
+    t.end("sft", 65)
+    t.look()
+    t.attempts[StageName.SFT, 1] = replace(old, failed=False)
+    t.look()
+    assert (t.stops(), is_finished(t.job.status)) == ([("sft", 1)], True)
+    finished = t.job.status
+    refuse(t, "sft", final=False, message="deleting Job reviews-sft-1: forbidden")
+    t.look(1)
+    said = ("False", "ClaimMissing", "deleting Job reviews-sft-1: forbidden")
+    assert condition(t, "ChildrenReady") == said
+    assert t.job.status.completion_time == finished.completion_time
+    assert t.job.status.summary == finished.summary
+    # A new leader has not tried yet.
+    t.refusals.clear()
+    t.look()
+    assert condition(t, "ChildrenReady") == said
+    t.attempts.clear()
+    t.look()
+    assert condition(t, "ChildrenReady") == ("True", "Created", "no child is wanted now")
+
+
 def test_a_refusal_about_an_attempt_that_is_over_says_nothing(trial: MakeTrial) -> None:
     t = trial()
     t.look()
