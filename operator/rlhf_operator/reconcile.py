@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf_api.errors import ConfigError
 from rlhf_api.names import ConditionType, Reason
-from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.absences import Absences
 from rlhf_operator.act import Actor
@@ -22,7 +22,7 @@ from rlhf_operator.manifests import cluster_placement
 from rlhf_operator.memory import LACKING_SECONDS, ActionId, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.planning.observed import Observed, ObservedAttempt
-from rlhf_operator.planning.pace import is_expired, is_pressing, is_worth_writing
+from rlhf_operator.planning.pace import Change, change, is_expired
 from rlhf_operator.planning.plan import Action, Plan, StartAttempt, plan
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.refusals import ChildError
@@ -79,9 +79,10 @@ class Reconciler:
             return None
         memory = self._memory.setdefault(job.metadata.uid, Memory())
         observed, decided = await self._decide(job, memory, now)
-        if self._can_wait(job, decided):
+        kind = change(job.status, decided.status)
+        if self._can_wait(decided, kind):
             return random.uniform(*SPARE_SECONDS)
-        raw = await self._write(raw, job, decided, observed)
+        raw = await self._write(raw, decided.status, kind, observed)
         for event in decided.events:
             self._recorder.tell(raw, event.type, event.reason, event.message)
         if await self._act(job, decided, memory):
@@ -154,28 +155,28 @@ class Reconciler:
             return attempt
         return replace(attempt, progress=progress.told, scrape_error=progress.error)
 
-    def _can_wait(self, job: RLHFJob, decided: Plan) -> bool:
+    def _can_wait(self, decided: Plan, kind: Change) -> bool:
         """Whether there is nothing to do but to write what nobody waits for, and no budget for it.
 
         A worker that waited for the budget would do nothing for the jobs that begin or end.
         """
-        if decided.actions or decided.events or is_pressing(job.status, decided.status):
+        if decided.actions or decided.events:
             return False
-        worth = is_worth_writing(job.status, decided.status, fresh_progress=True)
-        return worth and not self._kube.has_spare()
+        return kind in (Change.PROGRESS, Change.EXPLANATION) and not self._kube.has_spare()
 
-    async def _write(self, raw: Raw, job: RLHFJob, decided: Plan, observed: Observed) -> Raw:
+    async def _write(
+        self, raw: Raw, status: RLHFJobStatus, kind: Change, observed: Observed
+    ) -> Raw:
         """Write the status if there is something to tell; the job as it is then."""
-        uid = job.metadata.uid
+        uid = raw["metadata"]["uid"]
         known = [
             (each, self._scraper.find(uid, (each.stage, each.attempt)))
             for each in observed.attempts
         ]
         read = [(each, told) for each, told in known if told is not None and told.fresh]
-        status = decided.status
-        if not is_worth_writing(job.status, status, fresh_progress=bool(read)):
+        if kind is Change.NOTHING or (kind is Change.PROGRESS and not read):
             return raw
-        spare = not is_pressing(job.status, status)
+        spare = kind is not Change.DECISION
         written = await self._write_status(raw, status.to_resolved_document(), spare=spare)
         for each, told in read:
             # What was read while status was written is not in it.

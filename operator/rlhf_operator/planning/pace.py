@@ -1,6 +1,7 @@
 """When a job's status is written and when the job is deleted. Pure; called by `reconcile`."""
 
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 from rlhf_api.names import ConditionType, StageName
@@ -12,39 +13,32 @@ _PROGRESS_FIELDS = {"progress", "metrics", "last_progress_time"}
 _PROGRESS_TEXTS = {"progress", "reward", "kl", "critic_loss"}
 
 
+class Change(Enum):
+    """A change of status, by how soon it is written."""
+
+    NOTHING = "nothing"
+    """Never."""
+    PROGRESS = "progress"
+    """When progress was read anew, and there is budget to spare."""
+    EXPLANATION = "explanation"
+    """When there is budget to spare: nobody acts on why something waits."""
+    DECISION = "decision"
+    """At once. The first step and every checkpoint are among these: verdicts need them."""
+
+
 def is_expired(job: RLHFJob, now: datetime) -> bool:
     """Whether `runPolicy.ttlSecondsAfterFinished` is over."""
     end = expiry(job.spec.run_policy, job.status) if is_finished(job.status) else None
     return end is not None and now >= end
 
 
-def is_worth_writing(old: RLHFJobStatus, new: RLHFJobStatus, *, fresh_progress: bool) -> bool:
-    """Whether a new status is to be written.
-
-    Verdicts need to know of the first step and of every checkpoint, so these never wait.
-
-    Args:
-        old: as it was last written.
-        new: as it was just planned.
-        fresh_progress: whether mere progress is to be written.
-    """
+def change(old: RLHFJobStatus, new: RLHFJobStatus) -> Change:
+    """What kind of change a newly planned status is, compared with the one last written."""
     if old == new:
-        return False
-    if fresh_progress or _without_progress(old) != _without_progress(new):
-        return True
-    return any(
-        _has_steps(getattr(new.stages, name)) and not _has_steps(getattr(old.stages, name))
-        for name in StageName
-    )
-
-
-def is_pressing(old: RLHFJobStatus, new: RLHFJobStatus) -> bool:
-    """Whether a change of status is more than progress, and more than why something waits.
-
-    What is not may wait for a moment when many jobs begin or end at once. A verdict needs to know
-    of the first step and of every checkpoint.
-    """
-    return _decisions(old) != _decisions(new)
+        return Change.NOTHING
+    if _decisions(old) != _decisions(new):
+        return Change.DECISION
+    return Change.PROGRESS if _without_progress(old) == _without_progress(new) else Change.EXPLANATION
 
 
 def _decisions(status: RLHFJobStatus) -> list[Any]:

@@ -7,20 +7,39 @@ from typing import Any
 import pytest
 
 from rlhf_api.names import Reason
-from rlhf_operator.planning.pace import is_expired, is_pressing, is_worth_writing
+from rlhf_api.v1alpha1 import StageStatuses
+from rlhf_operator.planning.pace import Change, change, is_expired
 
 MakeTrial = Callable[..., Any]
 
 
-def started(trial: Any) -> Any:
-    trial.look()
-    trial.run("sft", step=1)
+def starting(trial: Any) -> Any:
     trial.look()
     return trial
 
 
+def running(trial: Any, step: int = 0) -> Any:
+    starting(trial).run("sft", step=step)
+    trial.look()
+    return trial
+
+
+def in_ppo(trial: Any) -> Any:
+    trial.running("sft", "reward", "ppo")
+    return trial
+
+
+def held(t: Any) -> None:
+    process = t.process("sft", reason=Reason.UNSCHEDULABLE, message="0/2 nodes are available")
+    t.put("sft", processes=(process,))
+
+
+def unreachable(t: Any) -> None:
+    t.scrape_error = "connection refused"
+
+
 def test_a_job_that_is_over_is_deleted_when_its_time_has_come(trial: MakeTrial) -> None:
-    t = started(trial(runPolicy={"ttlSecondsAfterFinished": 60}))
+    t = running(trial(runPolicy={"ttlSecondsAfterFinished": 60}))
     assert not is_expired(t.job, t.now + timedelta(days=1))
     t.end("sft", 65)
     t.look()
@@ -29,111 +48,65 @@ def test_a_job_that_is_over_is_deleted_when_its_time_has_come(trial: MakeTrial) 
 
 
 def test_a_job_without_ttl_stays(trial: MakeTrial) -> None:
-    t = started(trial())
+    t = running(trial())
     t.end("sft", 65)
     t.look()
     assert not is_expired(t.job, t.now + timedelta(days=1000))
 
 
-def test_mere_progress_is_written_when_it_is_time_and_the_rest_at_once(trial: MakeTrial) -> None:
-    t = started(trial())
-    before = t.job.status
-    t.run("sft", step=2, eta_seconds=5, metrics={"loss": 1.0})
-    t.scrape_error = "connection refused"
+@pytest.mark.parametrize(
+    ("before", "then", "expected"),
+    [
+        pytest.param(running, lambda _: None, Change.NOTHING, id="nothing"),
+        pytest.param(lambda t: t, lambda _: None, Change.DECISION, id="an attempt is announced"),
+        pytest.param(starting, held, Change.EXPLANATION, id="why it waits"),
+        pytest.param(starting, lambda t: t.run("sft"), Change.DECISION, id="it runs"),
+        pytest.param(running, lambda t: t.run("sft", step=1), Change.DECISION, id="first step"),
+        pytest.param(
+            lambda t: running(t, 1),
+            lambda t: t.run("sft", step=2, eta_seconds=5, metrics={"loss": 1.0}),
+            Change.PROGRESS,
+            id="a later step",
+        ),
+        pytest.param(lambda t: running(t, 1), unreachable, Change.PROGRESS, id="it is not read"),
+        pytest.param(
+            running,
+            lambda t: t.run("sft", step=0, last_checkpoint_step=0),
+            Change.DECISION,
+            id="a checkpoint",
+        ),
+        pytest.param(
+            in_ppo,
+            lambda t: t.run("ppo", step=11, metrics={"reward": 1.0, "kl": 2.0, "critic_loss": 0.5}),
+            Change.PROGRESS,
+            id="figures of the summary",
+        ),
+        pytest.param(running, lambda t: t.end("sft", 1), Change.DECISION, id="it ended badly"),
+        pytest.param(running, lambda t: t.finish("sft"), Change.DECISION, id="it ended well"),
+        pytest.param(running, lambda t: t.spec(suspend=True), Change.DECISION, id="stopped"),
+    ],
+)
+def test_what_kind_of_change_a_pass_makes(
+    trial: MakeTrial, before: Callable[[Any], Any], then: Callable[[Any], None], expected: Change
+) -> None:
+    t = before(trial())
+    old = t.job.status
+    then(t)
     t.look(5)
-    assert t.condition("ProgressReporting").status == "False"
-    assert not is_worth_writing(before, t.job.status, fresh_progress=False)
-    assert is_worth_writing(before, t.job.status, fresh_progress=True)
-    progressed = t.job.status
-    t.end("sft", 1)
-    t.look()
-    assert is_worth_writing(progressed, t.job.status, fresh_progress=False)
-
-
-@pytest.mark.parametrize("progress", [{"step": 1}, {"step": 0, "last_checkpoint_step": 0}])
-def test_what_verdicts_need_is_written_at_once(trial: MakeTrial, progress: dict[str, int]) -> None:
-    """A new leader must know of the first step and of every checkpoint."""
-    t = trial()
-    t.look()
-    t.run("sft", step=0)
-    t.look()
-    before = t.job.status
-    t.run("sft", **progress)
-    t.look()
-    assert is_worth_writing(before, t.job.status, fresh_progress=False)
-
-
-def test_ppo_figures_of_the_summary_are_progress(trial: MakeTrial) -> None:
-    t = trial()
-    for name in ("sft", "reward"):
-        t.look()
-        t.finish(name)
-    t.look()
-    t.run("ppo", step=1)
-    t.look()
-    before = t.job.status
-    t.run("ppo", step=2, metrics={"reward": 1.0, "kl": 2.0, "critic_loss": 0.5})
-    t.look()
-    assert t.job.status.summary != before.summary
-    assert not is_worth_writing(before, t.job.status, fresh_progress=False)
-
-
-def test_the_same_is_never_written(trial: MakeTrial) -> None:
-    t = started(trial())
-    before = t.job.status
-    t.look(100)
-    assert not is_worth_writing(before, t.job.status, fresh_progress=True)
+    assert change(old, t.job.status) is expected
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("field", "value", "expected"),
     [
-        {"observed_generation": 7},
-        {"idle_seconds": 3},
-        {"conditions": ()},
+        ("observed_generation", 7, Change.EXPLANATION),
+        ("idle_seconds", 3, Change.EXPLANATION),
+        ("conditions", (), Change.EXPLANATION),
+        ("stages", StageStatuses(), Change.DECISION),
     ],
 )
-def test_every_other_change_is_written_at_once(trial: MakeTrial, change: dict[str, Any]) -> None:
-    status = started(trial()).job.status
-    assert is_worth_writing(status, status.model_copy(update=change), fresh_progress=False)
-
-
-def test_a_new_reason_of_a_stage_is_written_at_once(trial: MakeTrial) -> None:
-    t = trial()
-    t.look()
-    before = t.job.status
-    t.put("sft", processes=(t.process("sft", reason=Reason.IMAGE_PULL, message="no image x"),))
-    t.look()
-    assert is_worth_writing(before, t.job.status, fresh_progress=False)
-
-
-def test_decisions_are_pressing_and_waiting_and_progress_are_not(trial: MakeTrial) -> None:
-    t = trial()
-    fresh = t.job.status
-    t.look()
-    assert is_pressing(fresh, t.job.status)  # an attempt is announced
-    announced = t.job.status
-    held = t.process("sft", reason=Reason.UNSCHEDULABLE, message="0/2 nodes are available")
-    t.put("sft", processes=(held,))
-    t.look()
-    assert announced != t.job.status
-    assert not is_pressing(announced, t.job.status)
-    waiting = t.job.status
-    t.run("sft", step=0)
-    t.look()
-    assert is_pressing(waiting, t.job.status)  # it runs
-    running = t.job.status
-    t.run("sft", step=1)
-    t.look()
-    assert is_pressing(running, t.job.status)  # its first step
-    stepped = t.job.status
-    t.run("sft", step=2, metrics={"loss": 1.0})
-    t.look(10)
-    assert not is_pressing(stepped, t.job.status)
-    t.run("sft", step=3, last_checkpoint_step=3)
-    t.look()
-    assert is_pressing(stepped, t.job.status)  # a checkpoint
-    saved = t.job.status
-    t.finish("sft")
-    t.look()
-    assert is_pressing(saved, t.job.status)
+def test_no_change_but_progress_waits_for_progress(
+    trial: MakeTrial, field: str, value: Any, expected: Change
+) -> None:
+    status = running(trial(), 1).job.status
+    assert change(status, status.model_copy(update={field: value})) is expected
