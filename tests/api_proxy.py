@@ -89,6 +89,7 @@ class Rule:
         answer: status and body that are given in place of the API server's.
         line: the only event of a watch; for the first call that fits.
         drops: whether the connection is broken in place of an answer.
+        loses: whether it is broken once the API server has answered; for the first call that fits.
     """
 
     fits: Predicate
@@ -97,6 +98,7 @@ class Rule:
     answer: tuple[int, dict[str, Any]] | None = None
     line: bytes = b""
     drops: bool = False
+    loses: bool = False
 
 
 @dataclass(eq=False)
@@ -155,6 +157,10 @@ class ApiProxy:
         """Connections of requests are broken without an answer until `release`."""
         return self._add(Rule(fits, drops=True))
 
+    def lose(self, fits: Predicate) -> Rule:
+        """The next request that fits is carried out, and its connection broken after that."""
+        return self._add(Rule(fits, loses=True))
+
     def expire(self, fits: Predicate) -> Rule:
         """The next watch that fits is told that its version is too old."""
         return self._add(Rule(fits, line=_line(gone())))
@@ -169,6 +175,10 @@ class ApiProxy:
                     self._rules.remove(each)
 
         self._on_loop(end())
+
+    def is_in_force(self, rule: Rule) -> bool:
+        """Whether a rule has not ended."""
+        return rule in self._rules
 
     def inject(self, fits: Predicate, event: Mapping[str, Any]) -> int:
         """Put an event into every open watch that fits; gives how many there are."""
@@ -275,6 +285,7 @@ class ApiProxy:
             ) as answer:
                 if call.watches and answer.status == 200:
                     return await self._stream(request, call, answer)
+                self._lose(request, call)
                 return web.Response(
                     status=answer.status,
                     body=await answer.read(),
@@ -295,6 +306,13 @@ class ApiProxy:
                 self._rules.remove(rule)
                 return web.Response(body=rule.line, content_type="application/json")
         return None
+
+    def _lose(self, request: web.Request, call: Call) -> None:
+        """Break the connection if a rule says that its answer gets lost."""
+        for rule in [rule for rule in self._rules if rule.loses and rule.fits(call)][:1]:
+            self._rules.remove(rule)
+            if request.transport is not None:
+                request.transport.abort()
 
     async def _pass(self, call: Call, came: float) -> None:
         """Wait as long as the rules ask for, including those that are made meanwhile."""

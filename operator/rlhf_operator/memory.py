@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rlhf_api.names import StageName
+from rlhf_api.v1alpha1 import RLHFJobStatus
 from rlhf_operator.planning.observed import ObservedProcess, Refusal
 from rlhf_operator.planning.plan import Action
 
@@ -55,11 +56,13 @@ class Memory:
     """Of one job.
 
     Attributes:
+        told: the status up to which Events were told; what the job had when it was first seen.
         refused: the actions that were refused and have not been done since.
         lookups: the attempts that lack pods.
         remains: what the Events of attempts without pods told, each asked for once.
     """
 
+    told: RLHFJobStatus = field(default_factory=RLHFJobStatus)
     refused: dict[ActionId, Refused] = field(default_factory=dict)
     lookups: dict[AttemptId, Lookup] = field(default_factory=dict)
     remains: dict[AttemptId, ObservedProcess | None] = field(default_factory=dict)

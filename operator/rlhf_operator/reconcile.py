@@ -24,6 +24,7 @@ from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.planning.observed import Observed, ObservedAttempt
 from rlhf_operator.planning.pace import Change, change, is_expired
 from rlhf_operator.planning.plan import Action, Plan, StartAttempt, plan
+from rlhf_operator.planning.summaries import derive_events
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.refusals import ChildError
 from rlhf_operator.scraper import Scraper
@@ -77,14 +78,17 @@ class Reconciler:
             await self._expire(raw)
             self._keep_in_mind(key, None)
             return None
-        memory = self._memory.setdefault(job.metadata.uid, Memory())
+        memory = self._memory.setdefault(job.metadata.uid, Memory(job.status))
         observed, decided = await self._decide(job, memory, now)
         kind = change(job.status, decided.status)
-        if self._can_wait(decided, kind):
+        # Not from what was read: a status may have been written, and the answer lost.
+        events = tuple(derive_events(memory.told, decided.status))
+        if not (decided.actions or events) and self._can_wait(kind):
             return random.uniform(*SPARE_SECONDS)
         raw = await self._write(raw, decided.status, kind, observed)
-        for event in decided.events:
+        for event in events:
             self._recorder.tell(raw, event.type, event.reason, event.message)
+        memory.told = decided.status
         if await self._act(job, decided, memory):
             return 0.0
         wait = _seconds_until(decided.look_at, memory.next_try())
@@ -155,13 +159,11 @@ class Reconciler:
             return attempt
         return replace(attempt, progress=progress.told, scrape_error=progress.error)
 
-    def _can_wait(self, decided: Plan, kind: Change) -> bool:
-        """Whether there is nothing to do but to write what nobody waits for, and no budget for it.
+    def _can_wait(self, kind: Change) -> bool:
+        """Whether the status is one that nobody waits for, and there is no budget for it.
 
         A worker that waited for the budget would do nothing for the jobs that begin or end.
         """
-        if decided.actions or decided.events:
-            return False
         return kind in (Change.PROGRESS, Change.EXPLANATION) and not self._kube.has_spare()
 
     async def _write(

@@ -38,7 +38,9 @@ def change(old: RLHFJobStatus, new: RLHFJobStatus) -> Change:
         return Change.NOTHING
     if _decisions(old) != _decisions(new):
         return Change.DECISION
-    return Change.PROGRESS if _without_progress(old) == _without_progress(new) else Change.EXPLANATION
+    return (
+        Change.PROGRESS if _without_progress(old) == _without_progress(new) else Change.EXPLANATION
+    )
 
 
 def _decisions(status: RLHFJobStatus) -> list[Any]:

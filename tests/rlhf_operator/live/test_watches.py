@@ -261,6 +261,27 @@ def test_the_echo_of_own_writes_starts_no_pass(jobs: Jobs, proxy: ApiProxy, star
     assert operator.metric(PASSES) == 3
 
 
+def test_what_was_written_and_not_answered_is_told_once(
+    jobs: Jobs, proxy: ApiProxy, start: Start
+) -> None:
+    ready(start())
+    path = f"/namespaces/{jobs.namespace}/rlhfjobs/unanswered/status"
+    lost = [
+        proxy.lose(lambda call: (call.method, call.path[-len(path) :]) == ("PATCH", path))
+        for _ in range(2)
+    ]
+    jobs.create("unanswered")
+    jobs.run("unanswered")
+    jobs.reaches("unanswered", "Running")
+    jobs.finish("unanswered")
+    eventually(lambda: jobs.phase("unanswered") == "Succeeded")
+    assert not any(proxy.is_in_force(rule) for rule in lost)
+    told = ["Created", "Finished", "PodsReady", "StagesComplete"]
+    eventually(lambda: len(jobs.events("unanswered")) >= len(told))
+    time.sleep(1)
+    assert sorted(reason for _, reason in jobs.events("unanswered")) == told
+
+
 def test_few_passes_for_three_stages_and_no_reads_at_rest(
     jobs: Jobs, proxy: ApiProxy, start: Start
 ) -> None:
