@@ -153,6 +153,10 @@ class ApiProxy:
         """Requests are refused with this status until `release`."""
         return self._add(Rule(fits, answer=(code, status(code, reason, message))))
 
+    def answer_nothing(self, fits: Predicate) -> Rule:
+        """Requests are answered by an empty object until `release`."""
+        return self._add(Rule(fits, answer=(200, {})))
+
     def drop(self, fits: Predicate) -> Rule:
         """Connections of requests are broken without an answer until `release`."""
         return self._add(Rule(fits, drops=True))

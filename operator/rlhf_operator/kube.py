@@ -161,7 +161,11 @@ class Kube:
     async def list(
         self, path: str, selector: str = "", fields: str = "", *, spare: bool = False
     ) -> Listing:
-        """All objects of a collection that match the label selector and the field selector."""
+        """All objects of a collection that match the label selector and the field selector.
+
+        Raises:
+            ApiError: refused, not answered in time, or answered by something that is no list.
+        """
         query: dict[str, str | int] = {"limit": PAGE}
         if selector:
             query["labelSelector"] = selector
@@ -170,6 +174,9 @@ class Kube:
         found: list[Raw] = []
         while True:
             page = await self.request("GET", path, query=query, spare=spare)
+            if not str(page.get("kind")).endswith("List"):
+                # Whatever stands in between answers for the API server; nothing is gone for that.
+                raise ApiError(path, 0, {"message": f"GET {path}: the answer is no list"})
             found += page.get("items") or []
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):

@@ -244,6 +244,40 @@ def test_nothing_is_done_while_the_store_is_filled_again(
     jobs.reaches("claimless", "Running")
 
 
+def test_an_empty_answer_is_no_empty_list(jobs: Jobs, proxy: ApiProxy, start: Start) -> None:
+    first = ready(start())
+    jobs.create("runs")
+    jobs.run("runs")
+    jobs.reaches("runs", "Running")
+    assert first.end() == 0
+    is_list = list_of("jobs")
+    nothing = proxy.answer_nothing(
+        lambda call: is_list(call) and call.agent.startswith("rlhf-operator")
+    )
+    operator = start()
+    complaint = "the answer is no list"
+    eventually(lambda: complaint in operator.probe("/readyz")[1], SOON)
+    assert operator.metric(PASSES) == 0
+    proxy.release(nothing)
+    eventually(operator.is_ready, SOON)
+    jobs.finish("runs")
+    eventually(lambda: jobs.phase("runs") == "Succeeded")
+    assert jobs.stage("runs")["attempt"] == 1
+
+
+def test_an_empty_answer_about_the_namespace_does_not_end_its_watch(
+    jobs: Jobs, proxy: ApiProxy, start: Start
+) -> None:
+    operator = ready(start())
+    path = f"/api/v1/namespaces/{jobs.namespace}"
+    before = len(proxy.calls)
+    proxy.answer_nothing(lambda call: call.path == path)
+    eventually(lambda: any(call.path == path for call in proxy.calls[before:]))
+    run_to_the_end(jobs, "after")
+    assert operator.metric(STARTS, watch=jobs.namespace) == 1
+    assert operator.probe("/healthz") == (200, "ok")
+
+
 def test_the_echo_of_own_writes_starts_no_pass(jobs: Jobs, proxy: ApiProxy, start: Start) -> None:
     operator = ready(start())
     for number in range(3):
