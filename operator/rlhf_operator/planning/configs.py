@@ -76,6 +76,35 @@ def stage_config(
     return config.with_digest()
 
 
+class Configs:
+    """The StageConfigs of one pass over a job, each made once.
+
+    Args:
+        job: must have its uid.
+        artifacts: what the stages have left so far.
+        placement: where they run.
+    """
+
+    def __init__(
+        self, job: RLHFJob, artifacts: Mapping[StageName, Artifact], placement: Placement
+    ) -> None:
+        self._job, self._artifacts, self._placement = job, artifacts, placement
+        self._made: dict[tuple[StageName, int], StageConfig] = {}
+
+    def missing(self, stage: StageName) -> list[StageName]:
+        """The stages that this one reads and that have left nothing yet."""
+        sources = dict.fromkeys(stage_inputs(self._job.spec.stages)[stage].values())
+        return [source for source in sources if source not in self._artifacts]
+
+    def of(self, stage: StageName, attempt: int) -> StageConfig:
+        """What an attempt is given; nothing may be missing."""
+        key = stage, attempt
+        if key not in self._made:
+            made = stage_config(self._job, stage, attempt, self._artifacts, self._placement)
+            self._made[key] = made
+        return self._made[key]
+
+
 def _trained_spec(spec: StageSpec) -> StageSpec:
     """The stage's specification without its pods' settings and with its length settled."""
     length = {"epochs": 1} if spec.epochs is None and spec.max_steps is None else {}

@@ -19,12 +19,11 @@ from rlhf_api.v1alpha1 import (
     StageConfig,
     StageStatus,
     StageStatuses,
-    stage_inputs,
     stage_order,
 )
 from rlhf_operator.planning.clocks import idle_seconds, is_past, roused, with_job_idle
 from rlhf_operator.planning.conditions import find_condition, is_true, of_generation
-from rlhf_operator.planning.configs import Placement, stage_config
+from rlhf_operator.planning.configs import Configs, Placement
 from rlhf_operator.planning.looks import expiry, next_change
 from rlhf_operator.planning.observed import Observed
 from rlhf_operator.planning.stages import (
@@ -117,9 +116,10 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
         return _at_rest(job, observed, now)
     status = _without_suspension(job, now)
     status, stages = _absorbed(job, status, observed, now, placement)
-    decided = _decided(job, stages, observed, now, placement)
+    configs = Configs(job, _artifacts(stages), placement)
+    decided = _decided(job, stages, observed, now, configs)
     status = with_job_idle(status, stages, decided, now)
-    actions = tuple(_actions(job, decided, observed, placement))
+    actions = tuple(_actions(decided, observed, configs))
     status = _told(job, status, decided, observed, now)
     return Plan(
         actions,
@@ -245,7 +245,7 @@ def _decided(
     stages: dict[StageName, StageStatus],
     observed: Observed,
     now: datetime,
-    placement: Placement,
+    configs: Configs,
 ) -> dict[StageName, StageStatus]:
     """The stages after starting those that can start, or halting all."""
     failed = [name for name, stage in stages.items() if stage.state is StageState.FAILED]
@@ -260,9 +260,9 @@ def _decided(
         elif job.spec.suspend:
             decided[name] = halt(stage, attempt, Reason.USER_REQUESTED, "stopped on request")
         elif not observed.live(name) and (
-            _is_due(stage, now) or _is_outdated(job, name, stages, observed, placement)
+            _is_due(stage, now) or _is_outdated(name, stage, observed, configs)
         ):
-            decided[name] = _begun(job, name, stages, now, placement)
+            decided[name] = _begun(name, stage, now, configs)
     return {
         name: stage if stage.state is StageState.STARTING else roused(stage, now)
         for name, stage in decided.items()
@@ -275,47 +275,23 @@ def _is_due(stage: StageStatus, now: datetime) -> bool:
     return stage.state in (StageState.WAITING, StageState.SUSPENDED)
 
 
-def _is_outdated(
-    job: RLHFJob,
-    name: StageName,
-    stages: Mapping[StageName, StageStatus],
-    observed: Observed,
-    placement: Placement,
-) -> bool:
+def _is_outdated(name: StageName, stage: StageStatus, observed: Observed, configs: Configs) -> bool:
     """Whether the announced attempt is not made, and would now be made with another digest.
 
     Its result would be refused; so would that of an attempt under its number which is seen late.
     """
-    stage, artifacts = stages[name], _artifacts(stages)
-    if not _is_unmade(name, stage, observed) or _missing(job, name, artifacts):
+    if not _is_unmade(name, stage, observed) or configs.missing(name):
         return False
-    config = stage_config(job, name, stage.attempt, artifacts, placement)
-    return config.digest() != stage.config_digest
+    return configs.of(name, stage.attempt).config_digest != stage.config_digest
 
 
 def _is_unmade(name: StageName, stage: StageStatus, observed: Observed) -> bool:
     return stage.state is StageState.STARTING and observed.find(name, stage.attempt) is None
 
 
-def _missing(
-    job: RLHFJob, name: StageName, artifacts: Mapping[StageName, Artifact]
-) -> list[StageName]:
-    """The stages that this one reads and that have left nothing yet."""
-    sources = dict.fromkeys(stage_inputs(job.spec.stages)[name].values())
-    return [source for source in sources if source not in artifacts]
-
-
-def _begun(
-    job: RLHFJob,
-    name: StageName,
-    stages: Mapping[StageName, StageStatus],
-    now: datetime,
-    placement: Placement,
-) -> StageStatus:
+def _begun(name: StageName, stage: StageStatus, now: datetime, configs: Configs) -> StageStatus:
     """The stage at its next attempt, or waiting for the stages that it reads."""
-    stage = stages[name]
-    artifacts = _artifacts(stages)
-    missing = _missing(job, name, artifacts)
+    missing = configs.missing(name)
     if missing:
         message = f"waits for {' and '.join(missing)}"
         return stage.model_copy(
@@ -325,8 +301,7 @@ def _begun(
                 "message": message,
             }
         )
-    config = stage_config(job, name, stage.attempt + 1, artifacts, placement)
-    return begin(stage, config.digest(), now)
+    return begin(stage, configs.of(name, stage.attempt + 1).config_digest, now)
 
 
 def _artifacts(stages: Mapping[StageName, StageStatus]) -> dict[StageName, Artifact]:
@@ -338,12 +313,8 @@ def _artifacts(stages: Mapping[StageName, StageStatus]) -> dict[StageName, Artif
 
 
 def _actions(
-    job: RLHFJob,
-    stages: Mapping[StageName, StageStatus],
-    observed: Observed,
-    placement: Placement,
+    stages: Mapping[StageName, StageStatus], observed: Observed, configs: Configs
 ) -> Iterator[Action]:
-    artifacts = _artifacts(stages)
     for name, stage in stages.items():
         if not is_known(stage):
             continue
@@ -352,9 +323,9 @@ def _actions(
         for found in strays:
             if not found.stopping:
                 yield StopAttempt(name, found.attempt, stage.reason or Reason.STOPPED)
-        unmade = _is_unmade(name, stage, observed) and not _missing(job, name, artifacts)
+        unmade = _is_unmade(name, stage, observed) and not configs.missing(name)
         if unmade and not strays:
-            config = stage_config(job, name, stage.attempt, artifacts, placement)
+            config = configs.of(name, stage.attempt)
             yield StartAttempt(name, stage.attempt, config, stage.last_checkpoint_step)
 
 

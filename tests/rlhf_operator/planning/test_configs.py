@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Artifact, StageConfig, claim_of, uris
-from rlhf_operator.planning.configs import Placement, stage_config
+from rlhf_operator.planning.configs import Configs, Placement, stage_config
 
 SFT = Artifact(uri="reviews-01234567/sft/attempt-1/artifact", digest="sha256:" + "1" * 64)
 REWARD = Artifact(uri="reviews-01234567/reward/attempt-1/artifact", digest="sha256:" + "2" * 64)
@@ -88,3 +88,13 @@ def test_every_uri_of_a_stage(trial: Callable[..., Any]) -> None:
         "data",
         None,
     ]
+
+
+def test_a_pass_makes_each_config_once_and_knows_what_is_missing(trial: Callable[..., Any]) -> None:
+    configs = Configs(trial().job, {StageName.SFT: SFT}, PLACEMENT)
+    assert configs.missing(StageName.REWARD) == []
+    assert configs.missing(StageName.PPO) == [StageName.REWARD]
+    first = configs.of(StageName.REWARD, 1)
+    assert first == stage_config(trial().job, StageName.REWARD, 1, {StageName.SFT: SFT}, PLACEMENT)
+    assert configs.of(StageName.REWARD, 1) is first
+    assert configs.of(StageName.REWARD, 2).attempt == 2
