@@ -7,118 +7,43 @@ it saw the Lease change, and a leader ends its work before that time can be over
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Self
+from typing import Any
 
 from rlhf_api.errors import RLHFError
 from rlhf_operator.kube import ApiError, Kube, Raw
+from rlhf_operator.lease import (
+    RETRY_SECONDS,
+    Renew,
+    Sight,
+    Take,
+    Wait,
+    decide,
+    given_back,
+    held,
+    owner_reference,
+    owners_of,
+    see,
+    uid_of,
+)
 from rlhf_operator.metrics import LEADER
 from rlhf_operator.settings import Settings
 
-LEASE_SECONDS = 12
 RENEW_SECONDS = 8
-RETRY_SECONDS = 2
+"""Without a renewal for so long the work ends."""
 REQUEST_SECONDS = 3
 STOP_SECONDS = 3
-"""For the work to end: with RENEW_SECONDS less than LEASE_SECONDS."""
+"""For the work to end: with RENEW_SECONDS less than `lease.LEASE_SECONDS`."""
 REQUESTS_PER_SECOND = 10
+
+Work = Coroutine[Any, Any, None]
 
 logger = logging.getLogger(__name__)
 
 
 class LeadershipLostError(RLHFError):
     """Another replica may lead by now; nothing more may be written."""
-
-
-@dataclass(frozen=True)
-class Sight:
-    """A Lease as it was seen, and what counts of it.
-
-    Attributes:
-        lease: the object; None while there is none.
-        record: its spec, or that of the Lease before it, which still counts for its time.
-        uid: of the Lease that the record is from.
-        since: when the record was seen to change, by the local monotonic clock.
-    """
-
-    lease: Raw | None
-    record: Raw
-    uid: str
-    since: float
-
-    @classmethod
-    def of(cls, lease: Raw | None, now: float) -> Self:
-        """A Lease of whose past nothing is known."""
-        return cls(lease, _spec(lease), _uid(lease), now)
-
-
-@dataclass(frozen=True)
-class Take:
-    """Nobody holds the Lease any more."""
-
-
-@dataclass(frozen=True)
-class Renew:
-    """The Lease is ours."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Another replica holds the Lease; look again after `seconds`."""
-
-    seconds: float
-
-
-def see(last: Sight | None, lease: Raw | None, now: float) -> Sight:
-    """What a Lease read at `now` changes.
-
-    A Lease that is deleted, or made anew and held by nobody, ends no leadership: its holder may not
-    know of it yet, and makes it again.
-    """
-    found = Sight.of(lease, now)
-    if last is None:
-        return found
-    vanished = found.uid != last.uid and not found.record.get("holderIdentity")
-    if vanished or found.record == last.record:
-        return replace(last, lease=lease)
-    return found
-
-
-def decide(sight: Sight, now: float, identity: str) -> Take | Renew | Wait:
-    """What a replica does about the Lease that it sees."""
-    holder = sight.record.get("holderIdentity")
-    if holder == identity:
-        return Renew()
-    left = sight.since + (sight.record.get("leaseDurationSeconds") or LEASE_SECONDS) - now
-    if not holder or left <= 0:
-        return Take()
-    return Wait(min(left, RETRY_SECONDS))
-
-
-def held(sight: Sight, identity: str, owner: Raw | None, now: datetime) -> Raw:
-    """The Lease as `identity` writes it, to take it or to renew it."""
-    before = _spec(sight.lease) or sight.record
-    ours = before.get("holderIdentity") == identity
-    moment = _micro_time(now)
-    transitions = before.get("leaseTransitions") or 0
-    spec = before | {
-        "holderIdentity": identity,
-        "leaseDurationSeconds": LEASE_SECONDS,
-        "acquireTime": (before.get("acquireTime") if ours else None) or moment,
-        "renewTime": moment,
-        "leaseTransitions": transitions + (bool(before) and not ours),
-    }
-    metadata: Raw = dict((sight.lease or {}).get("metadata") or {})
-    if owner:
-        others = [
-            each
-            for each in _owners(sight.lease)
-            if (each["kind"], each["name"]) != (owner["kind"], owner["name"])
-        ]
-        metadata["ownerReferences"] = [*others, owner]
-    return {"metadata": metadata, "spec": spec}
 
 
 class Election:
@@ -188,9 +113,7 @@ class Election:
             assert self._sight is not None
             if self._sight.lease is None:
                 return
-            lease = held(self._sight, self._identity, None, datetime.now(UTC))
-            # The shortest time there is, for readers that count even a Lease of nobody.
-            lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+            lease = given_back(self._sight, self._identity, datetime.now(UTC))
             await self._request("Lease", "PUT", self._path, lease)
         except ApiError as error:
             logger.warning("Lease %s is not given back: %s", self._name, error)
@@ -222,7 +145,8 @@ class Election:
             else:
                 written = await self._request("Lease", "PUT", self._path, lease)
         except ApiError as error:
-            if error.status == 403 and self._owner and _owners(lease) != _owners(self._sight.lease):
+            new_owner = owners_of(lease) != owners_of(self._sight.lease)
+            if error.status == 403 and self._owner and new_owner:
                 self._do_without_owner(error, f"`delete` on the Lease {self._name}")
             raise
         self._sight = Sight.of(written, started)
@@ -241,17 +165,12 @@ class Election:
             return
         path = f"{self._deployments}/{self._deployment}"
         try:
-            uid = _uid(await self._request("Deployment", "GET", path))
+            uid = uid_of(await self._request("Deployment", "GET", path))
         except ApiError as error:
             if error.status in (403, 404):
                 self._do_without_owner(error, f"`get` on the Deployment {self._deployment}")
             return  # Else it is looked for again with the next renewal.
-        self._owner = {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "name": self._deployment,
-            "uid": uid,
-        }
+        self._owner = owner_reference(self._deployment, uid)
 
     def _do_without_owner(self, error: ApiError, right: str) -> None:
         self._deployment, self._owner = "", None
@@ -273,7 +192,7 @@ class Election:
         self._complaint = complaint
 
 
-async def lead(kube: Kube, settings: Settings, work: Callable[[], Awaitable[None]]) -> None:
+async def lead(kube: Kube, settings: Settings, work: Callable[[], Work]) -> None:
     """Wait until this replica leads, then do `work` and give the Lease back.
 
     Raises:
@@ -287,7 +206,7 @@ async def lead(kube: Kube, settings: Settings, work: Callable[[], Awaitable[None
         await election.acquire()
         logger.info("%s leads", settings.identity)
         LEADER.set(1)
-        tasks += [asyncio.create_task(election.keep()), asyncio.create_task(_awaited(work))]
+        tasks += [asyncio.create_task(election.keep()), asyncio.create_task(work())]
         await _until_over(election, *tasks)
     except LeadershipLostError as error:
         lost = True
@@ -300,10 +219,6 @@ async def lead(kube: Kube, settings: Settings, work: Callable[[], Awaitable[None
             logger.info("%s has stopped leading", settings.identity)
         if stopped and not lost:
             await election.release()
-
-
-async def _awaited(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
 
 
 async def _until_over(
@@ -334,19 +249,3 @@ async def _stop(tasks: list[asyncio.Task[None]], deadline: float) -> bool:
     if late:
         logger.error("the work has not ended in time; the Lease is not given back")
     return not late
-
-
-def _spec(lease: Raw | None) -> Raw:
-    return (lease or {}).get("spec") or {}
-
-
-def _uid(lease: Raw | None) -> str:
-    return str(((lease or {}).get("metadata") or {}).get("uid", ""))
-
-
-def _owners(lease: Raw | None) -> list[Raw]:
-    return ((lease or {}).get("metadata") or {}).get("ownerReferences") or []
-
-
-def _micro_time(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from rlhf_operator import leader
-from rlhf_operator.leader import Renew, Sight, Take, Wait, decide, held, see
+from rlhf_operator.lease import (
+    LEASE_SECONDS,
+    RETRY_SECONDS,
+    Renew,
+    Sight,
+    Take,
+    Wait,
+    decide,
+    held,
+    see,
+)
 
 Raw = dict[str, Any]
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
@@ -91,9 +101,9 @@ def test_a_leader_yields_to_whoever_changed_the_holder(found: Raw) -> None:
 
 def test_a_leader_has_stopped_before_any_candidate_may_take_over() -> None:
     # Both count from a time that the leader knows not to be later than the candidate's.
-    assert leader.RENEW_SECONDS + leader.STOP_SECONDS < leader.LEASE_SECONDS
+    assert leader.RENEW_SECONDS + leader.STOP_SECONDS < LEASE_SECONDS
     # A renewal that hangs is tried once more, on another connection.
-    assert leader.RETRY_SECONDS + 2 * leader.REQUEST_SECONDS <= leader.RENEW_SECONDS
+    assert RETRY_SECONDS + 2 * leader.REQUEST_SECONDS <= leader.RENEW_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from interrupting import Proxy
 from kubernetes import client
 from operating import Jobs, OperatorProcess, eventually, stage
 
-from rlhf_operator.leader import LEASE_SECONDS
+from rlhf_operator.lease import LEASE_SECONDS
 
 LEASE = "rlhf-operator"
 STOPPING = ("is stopping its work", "has stopped leading")
