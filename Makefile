@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 test: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv check fmt lint types imports test generate verify demo
+.PHONY: help venv check fmt lint types imports test generate verify demo arithmetic
 .PHONY: end-to-end cluster-build cluster-up cluster-down
 
 help: ## List these commands
@@ -88,3 +88,8 @@ demo: venv ## Train SFT, reward model and PPO on Chinese shop reviews, and judge
 	$(BIN)/python examples/zh_reviews.py prepare
 	$(BIN)/rlhf run examples/zh-reviews.yaml --workdir runs/
 	$(BIN)/python examples/zh_reviews.py judge runs/zh-reviews
+
+arithmetic: venv ## Train on careless sums with a reward that checks them, and count the right ones
+	$(BIN)/python examples/arithmetic.py prepare
+	$(BIN)/rlhf run examples/arithmetic.yaml --workdir runs/
+	$(BIN)/python examples/arithmetic.py judge runs/arithmetic

@@ -5,13 +5,15 @@ from itertools import combinations, permutations
 from typing import Any
 
 from rlhf_api.contract import Contract
-from rlhf_api.v1alpha1 import affinity, pod, sources, spec, stages, template, volumes
+from rlhf_api.v1alpha1 import affinity, pod, rewards, sources, spec, stages, template, volumes
 
 LLAMA = {"layers": 2, "hiddenSize": 64, "heads": 4, "tokenizer": "file://tokenizer"}
 STAGE = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
 PPO = STAGE | {"rewardModel": {"uri": "hf://org/reward"}}
 VOLUME = {"name": "data", "emptyDir": {}}
 KEY = {"name": "n", "key": "k"}
+FUNCTION = {"name": "sum", "type": "Function", "function": {"name": "rewards:exact"}}
+ENDPOINT = {"name": "web", "type": "Endpoint", "endpoint": {"url": "http://scores/v1"}}
 
 # For each model: an object, and which of the model's rules it breaks, counted from 0.
 CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
@@ -123,6 +125,16 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         ({"uri": "s3://b/rows"}, {0}),
         ({"uri": "scratch://llama"}, {1}),
     ],
+    rewards.Reward: [
+        ({"name": "model", "type": "RewardModel"}, set()),
+        (FUNCTION, set()),
+        (ENDPOINT, set()),
+        ({"name": "sum", "type": "Function"}, {0}),
+        ({"name": "web", "type": "Endpoint"}, {0}),
+        (FUNCTION | {"type": "RewardModel"}, {0}),
+        (FUNCTION | {"type": "Endpoint"}, {0}),
+        (FUNCTION | {"endpoint": ENDPOINT["endpoint"]}, {0}),
+    ],
     stages.SFTStage: [
         (STAGE, set()),
         (STAGE | {"epochs": 1}, set()),
@@ -139,6 +151,7 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         (PPO | {"klController": "Fixed"}, set()),
         (PPO | {"klController": "Adaptive", "klTarget": 6}, set()),
         (PPO | {"klController": "Adaptive"}, {1}),
+        (PPO | {"klController": "Adaptive", "preset": "nDetails"}, set()),
         (PPO | {"klController": "Adaptive", "klTarget": 6, "klHorizon": 7}, set()),
         (PPO | {"klController": "Adaptive", "klTarget": 6, "klHorizon": 6}, {2}),
         (PPO | {"klController": "Adaptive", "klTarget": 6, "batchSize": 50_000}, {2}),
@@ -147,6 +160,20 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         (PPO | {"minibatchSize": 64}, {3}),
         (PPO | {"minibatchSize": 64, "batchSize": 128}, set()),
         (PPO | {"minibatchSize": 5}, {3}),
+        (PPO | {"rewards": []}, set()),
+        (STAGE | {"rewards": [FUNCTION]}, set()),
+        (PPO | {"rewards": [FUNCTION, {"name": "model", "type": "RewardModel"}]}, set()),
+        (STAGE, {4}),
+        (STAGE | {"rewards": []}, {4}),
+        (STAGE | {"rewards": [{"name": "model", "type": "RewardModel"}]}, {4}),
+        (PPO | {"rewards": [FUNCTION]}, {4}),
+        (PPO | {"rewardScaling": "ModelStats"}, set()),
+        (PPO | {"rewardScaling": "ModelStats", "rewards": []}, set()),
+        (STAGE | {"rewardScaling": "RunningStdTotal", "rewards": [FUNCTION]}, set()),
+        (STAGE | {"rewardScaling": "ModelStats", "rewards": [FUNCTION]}, {5}),
+        (PPO | {"ptxDataset": STAGE["dataset"]}, set()),
+        (PPO | {"ptxDataset": STAGE["dataset"], "ptxCoef": 27.8}, set()),
+        (PPO | {"ptxCoef": 27.8}, {6}),
     ],
     stages.Stages: [
         ({"sft": STAGE}, set()),
@@ -172,6 +199,9 @@ TRANSITIONS: list[tuple[str, Any, Any, bool]] = [
     ("suspend", True, None, True),
     ("runPolicy", {"maxRestarts": 1}, None, True),
     ("runPolicy", None, {"maxRestarts": 1}, True),
+    ("guardrails", None, [{"rule": "NegativeKL"}], True),
+    ("guardrails", [{"rule": "NegativeKL"}], [{"rule": "NegativeKL", "action": "Fail"}], True),
+    ("guardrails", [{"rule": "NegativeKL"}], None, True),
     *(
         (field, old, new, False)
         for field, one, other in [

@@ -4,7 +4,9 @@ outcome = stage_runs.run(tiny.stage_config("sft", tmp_path))
 stage_runs.steps(config)[0]["loss"]
 """
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,8 +26,10 @@ from waiting import eventually
 from rlhf_api.names import EnvVar, FileName, Metric
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.__main__ import stage_named
+from rlhf_trainer.checkpoint import STATE
 from rlhf_trainer.data.collate import pad_left, pad_right
 from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.experience import Experience, collect
 from rlhf_trainer.outcome import StageOutcome
 from rlhf_trainer.rollout import Rollout, Sampling
 from rlhf_trainer.stages import ppo
@@ -95,6 +99,21 @@ def run_with_fixed_answers(config: StageConfig, ranks: Ranks | None = None) -> S
         return ppo.run(config, ranks or tiny.ranks(), StopFlag())
 
 
+@contextmanager
+def spoilt_rollout(name: str, update: int, value: float = math.nan) -> Iterator[None]:
+    """One number of the experience of PPO's n-th update, in its first row, is `value`."""
+    updates = itertools.count(1)
+
+    def spoil(*arguments: Any, **settings: Any) -> Experience:
+        experience = collect(*arguments, **settings)
+        if next(updates) == update:
+            getattr(experience, name)[0, ...].fill_(value)
+        return experience
+
+    with patch.object(ppo, "collect", spoil):
+        yield
+
+
 def attempt(config: StageConfig, number: int) -> StageConfig:
     """The same work, tried again."""
     return config.model_copy(update={"attempt": number})
@@ -142,6 +161,20 @@ def checkpoints(config: StageConfig) -> list[str]:
     """Names in the attempt's checkpoint folder."""
     folder = Path(config.attempt_folder) / FileName.CHECKPOINTS
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def kept_weights(config: StageConfig, step: int) -> dict[str, torch.Tensor]:
+    """The actor's weights in a checkpoint, without ZeRO."""
+    folder = Path(config.attempt_folder) / FileName.CHECKPOINTS / f"step-{step}" / "actor"
+    state = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    return {name.removeprefix("model."): weight for name, weight in state.items()}
+
+
+def kept_state(config: StageConfig, step: int) -> dict[str, Any]:
+    """What the stage itself kept in a checkpoint beside weights."""
+    folder = Path(config.attempt_folder) / FileName.CHECKPOINTS / f"step-{step}"
+    found: dict[str, Any] = document(folder, STATE)["own"]
+    return found
 
 
 @dataclass

@@ -217,7 +217,7 @@ def stage_spec(stage: str, tmp_path: Path, **overrides: Any) -> StageSpec:
 
     Four steps of four sequences in FP32 without warm-up, a checkpoint every second. `overrides` are
     fields of the stage in snake case; one that is a model or dataset replaces ours. `eval_dataset`
-    may be True for held-out rows like those of training.
+    may be True for held-out rows like those of training, `ptx_dataset` for rows of SFT.
     """
     words = tokenizer_folder(tmp_path / "tokenizer")
     settings: dict[str, Any] = {
@@ -248,6 +248,8 @@ def stage_spec(stage: str, tmp_path: Path, **overrides: Any) -> StageSpec:
         settings |= {"max_length": 32, "model": scratch_source(words)}
     if overrides.get("eval_dataset") is True:
         overrides["eval_dataset"] = _dataset(tmp_path, stage, "eval", seed=2)
+    if overrides.get("ptx_dataset") is True:
+        overrides["ptx_dataset"] = _dataset(tmp_path, "sft", "ptx", seed=3)
     return SPECS[stage](**settings | overrides)
 
 

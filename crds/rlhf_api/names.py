@@ -14,7 +14,7 @@ SINGULAR = "rlhfjob"
 SHORT_NAME = "rlhf"
 CATEGORIES = ("all", "rlhf")
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 """Version of StageConfig and StageResult; grows when an older image could misread a newer file, as
 where a default changes: files and digests leave defaults out."""
 
@@ -47,6 +47,8 @@ class Annotation:
     CONFIG_DIGEST = f"{GROUP}/config-digest"
     CHECKPOINT_STEP = f"{GROUP}/checkpoint-step"
     """Step of the newest checkpoint when the attempt was started; absent when there was none."""
+    GUARDRAILS = f"{GROUP}/guardrails"
+    """Digest of the guardrails that the attempt was started with."""
 
 
 OPERATOR_NAME = "rlhf-operator"
@@ -70,6 +72,9 @@ class ContainerPath:
 
 MAX_RESULT_BYTES = 4096
 """The kubelet keeps at most this many bytes of a termination message."""
+
+MAX_RESULT_METRICS = 32
+"""As many metrics as a StageResult holds."""
 
 
 class EnvVar:
@@ -204,8 +209,19 @@ class Reason(StrEnum):
     FRESH = "Fresh"
     STALE = "Stale"
     UNREACHABLE = "Unreachable"
-    # Healthy
+    # Healthy: within limits, or the first rule of `GuardrailRule` that is not
     WITHIN_LIMITS = "WithinLimits"
+    CRITIC_LOSS_DIVERGING = "CriticLossDiverging"
+    NEGATIVE_KL = "NegativeKL"
+    CLIP_SHARE_HIGH = "ClipShareHigh"
+    KL_ABOVE_LIMIT = "KLAboveLimit"
+    ENTROPY_COLLAPSE = "EntropyCollapse"
+    REPETITION_HIGH = "RepetitionHigh"
+    EOS_RATE_LOW = "EOSRateLow"
+    LENGTH_OUT_OF_RANGE = "LengthOutOfRange"
+    REWARD_COLLAPSE = "RewardCollapse"
+    SCORE_STD_COLLAPSE = "ScoreStdCollapse"
+    NON_FINITE = "NonFinite"
     # Succeeded
     STAGES_COMPLETE = "StagesComplete"
     # Failed, and why a stage failed or restarts
@@ -249,6 +265,30 @@ REASON_OF_EXIT_CODE: dict[int, Reason] = {
 """Reason of an exit code when the process left no result; any other code is `CRASHED`."""
 
 
+class GuardrailRule(StrEnum):
+    """What can go wrong in PPO training; the same words are reasons of condition Healthy."""
+
+    CRITIC_LOSS_DIVERGING = "CriticLossDiverging"
+    NEGATIVE_KL = "NegativeKL"
+    CLIP_SHARE_HIGH = "ClipShareHigh"
+    KL_ABOVE_LIMIT = "KLAboveLimit"
+    ENTROPY_COLLAPSE = "EntropyCollapse"
+    REPETITION_HIGH = "RepetitionHigh"
+    EOS_RATE_LOW = "EOSRateLow"
+    LENGTH_OUT_OF_RANGE = "LengthOutOfRange"
+    REWARD_COLLAPSE = "RewardCollapse"
+    SCORE_STD_COLLAPSE = "ScoreStdCollapse"
+    NON_FINITE = "NonFinite"
+
+
+class GuardrailAction(StrEnum):
+    """What follows when a rule's verdict is bad."""
+
+    OBSERVE = "Observe"
+    SUSPEND = "Suspend"
+    FAIL = "Fail"
+
+
 class Phase(StrEnum):
     """Derived for people; nothing reads it."""
 
@@ -282,6 +322,10 @@ class MetricLabel:
     JOB = "rlhfjob"
     STAGE = "stage"
     ATTEMPT = "attempt"
+    RULE = "rule"
+    """Of the series of health verdicts."""
+    REWARD = "reward"
+    """Of the series of single rewards: the reward's name."""
 
 
 class Metric(StrEnum):
@@ -316,23 +360,53 @@ class Metric(StrEnum):
     KL_COEF = "kl_coef"
     APPROX_KL = "approx_kl"
     POLICY_LOSS = "policy_loss"
+    PTX_LOSS = "ptx_loss"
     CRITIC_LOSS = "critic_loss"
+    CRITIC_LOSS_BASELINE = "critic_loss_baseline"
+    CRITIC_LOSS_OF_MEAN = "critic_loss_of_mean"
     CRITIC_LEARNING_RATE = "critic_learning_rate"
     CRITIC_GRADIENT_NORM = "critic_gradient_norm"
     EXPLAINED_VARIANCE = "explained_variance"
+    VALUE_MEAN = "value_mean"
+    VALUE_SCALE = "value_scale"
     ENTROPY = "entropy"
     CLIP_SHARE = "clip_share"
     RATIO_MEAN = "ratio_mean"
     RETURNS_MEAN = "returns_mean"
     RETURNS_STD = "returns_std"
+    RETURNS_ABS_MEAN = "returns_abs_mean"
     ADVANTAGES_STD = "advantages_std"
     RESPONSE_TOKENS = "response_tokens"
+    RESPONSE_TOKENS_P05 = "response_tokens_p05"
+    RESPONSE_TOKENS_P50 = "response_tokens_p50"
+    RESPONSE_TOKENS_P95 = "response_tokens_p95"
     EOS_RATE = "eos_rate"
     DISTINCT_2 = "distinct_2"
     SAMPLER_DRIFT = "sampler_drift"
 
 
-def metric_name(metric: Metric) -> str:
+class LabelledMetric(StrEnum):
+    """Families of training metrics with one more label, `LABEL_OF`."""
+
+    REWARD_COMPONENT = "reward_component"
+    HEALTH_VALUE = "health_value"
+    HEALTH_THRESHOLD = "health_threshold"
+    HEALTH_VERDICT = "health_verdict"
+    HEALTH_START = "health_start"
+    HEALTH_BEST = "health_best"
+
+
+LABEL_OF: dict[LabelledMetric, str] = {
+    LabelledMetric.REWARD_COMPONENT: MetricLabel.REWARD,
+    LabelledMetric.HEALTH_VALUE: MetricLabel.RULE,
+    LabelledMetric.HEALTH_THRESHOLD: MetricLabel.RULE,
+    LabelledMetric.HEALTH_VERDICT: MetricLabel.RULE,
+    LabelledMetric.HEALTH_START: MetricLabel.RULE,
+    LabelledMetric.HEALTH_BEST: MetricLabel.RULE,
+}
+
+
+def metric_name(metric: Metric | LabelledMetric) -> str:
     """The Prometheus series of `metric`."""
     return METRIC_PREFIX + metric.value
 

@@ -30,7 +30,8 @@ from rlhf_cli.runner import LAUNCHER, Outcome, Runner
 from rlhf_cli.view import make_view
 from rlhf_cli.workdir import Workdir
 from rlhf_operator.planning.conditions import find_condition, is_true
-from rlhf_operator.planning.plan import is_finished
+from rlhf_operator.planning.guardrails import HELP, awaits_resume
+from rlhf_operator.planning.plan import is_finished, stages_of
 
 _CLICK_USAGE = 2
 
@@ -173,6 +174,11 @@ def _conclude(outcome: Outcome, workdir: Workdir, *, already: bool) -> int:
         _say(f"logs: {workdir.folder}; when the cause is removed, --retry goes on; or {again}")
         # As one line, since whoever reads a log looks at the last one.
         _fail(f"{name} has failed ({failed.reason}): {' '.join(failed.message.split())}")
+    elif outcome.exit_code == ExitCode.GUARDRAIL:
+        held = {name: each for name, each in stages_of(job.status).items() if awaits_resume(each)}
+        told = "; ".join(f"stage {name}: {stage.message}" for name, stage in held.items())
+        again = f"the same command again goes on from the last checkpoints; {HELP}"
+        _fail(f"{name} is suspended by a guardrail: {' '.join(told.split())}; {again}")
     elif job.spec.suspend:
         _fail(f"{name} is suspended: spec.suspend is true; set it to false to go on")
     else:

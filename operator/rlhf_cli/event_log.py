@@ -5,7 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rlhf_operator.planning.observed import ObservedProgress
+from rlhf_api.names import GuardrailRule
+from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
+
+_RULES = {rule.value: rule for rule in GuardrailRule}
 
 
 class EventLog:
@@ -16,6 +19,7 @@ class EventLog:
         self._offset = 0
         self._metrics: dict[str, float] = {}
         self._checkpoint_step: int | None = None
+        self._verdicts: dict[GuardrailRule, ObservedVerdict] = {}
         self._last: dict[str, Any] | None = None
 
     def read(self) -> ObservedProgress | None:
@@ -30,6 +34,7 @@ class EventLog:
             eta_seconds=_number(self._last.get("etaSeconds")),
             metrics=dict(self._metrics),
             last_checkpoint_step=self._checkpoint_step,
+            verdicts=dict(self._verdicts),
         )
 
     def _new_lines(self) -> list[bytes]:
@@ -54,6 +59,8 @@ class EventLog:
         self._last = event
         if event.get("type") == "checkpoint":
             self._checkpoint_step = _count(event.get("step"))
+        if event.get("type") == "verdict":
+            self._take_verdict(event)
         metrics = event.get("metrics")
         for name, value in metrics.items() if isinstance(metrics, dict) else ():
             number = _number(value)
@@ -61,6 +68,17 @@ class EventLog:
                 self._metrics.pop(name, None)
             else:
                 self._metrics[name] = number
+
+    def _take_verdict(self, event: dict[str, Any]) -> None:
+        """A line that tells of a rule, written when that turns; unknown rules are left out."""
+        rule = _RULES.get(str(event.get("rule")))
+        if rule is not None:
+            self._verdicts[rule] = ObservedVerdict(
+                broken=event.get("broken") is True,
+                value=_number(event.get("value")),
+                threshold=_number(event.get("threshold")),
+                step=_count(event.get("step")),
+            )
 
 
 def _count(value: object) -> int:

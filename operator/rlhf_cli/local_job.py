@@ -11,6 +11,8 @@ from rlhf_api.errors import InputError, UsageError
 from rlhf_api.v1alpha1 import (
     CLAIM,
     ModelSource,
+    PPOStage,
+    Reward,
     RLHFJob,
     StageSpec,
     claim_of,
@@ -159,9 +161,19 @@ def _absolute_inputs(stage: StageSpec, folder: Path) -> dict[str, Any]:
             tokenizer = _absolute(source.scratch.tokenizer, folder)
             update["scratch"] = source.scratch.model_copy(update={"tokenizer": tokenizer})
         changes[name] = source.model_copy(update=update)
-    for name in ("dataset", "eval_dataset"):
-        dataset = getattr(stage, name)
+    for name in ("dataset", "eval_dataset", "ptx_dataset"):
+        dataset = getattr(stage, name, None)
         if dataset is not None:
             uri = _absolute(dataset.uri, folder)
             changes[name] = dataset.model_copy(update={"uri": uri})
+    if isinstance(stage, PPOStage):
+        changes["rewards"] = tuple(_absolute_reward(reward, folder) for reward in stage.rewards)
     return changes
+
+
+def _absolute_reward(reward: Reward, folder: Path) -> Reward:
+    function = reward.function
+    if function is None or function.uri is None:
+        return reward
+    found = function.model_copy(update={"uri": _absolute(function.uri, folder)})
+    return reward.model_copy(update={"function": found})

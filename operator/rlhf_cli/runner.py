@@ -19,14 +19,17 @@ from rlhf_cli.retrying import retried
 from rlhf_cli.stopping import StopRequest, stop_requests
 from rlhf_cli.view import View
 from rlhf_cli.workdir import Workdir
+from rlhf_operator.planning.clocks import roused
 from rlhf_operator.planning.conditions import is_true
 from rlhf_operator.planning.configs import Placement
+from rlhf_operator.planning.guardrails import awaits_resume, resumed
 from rlhf_operator.planning.plan import (
     Action,
     StartAttempt,
     StopAttempt,
     is_finished,
     plan,
+    stages_of,
     with_idle_time,
 )
 
@@ -106,6 +109,7 @@ class Runner:
             self._write(self.job.model_copy(update={"status": retried(self.job.status, now)}))
         if is_finished(self.job.status):
             return Outcome(self.job, self._exit_code(None))
+        self._resume()
         with stop_requests() as request, self.view:
             try:
                 self._leave_out_idle_time(now)
@@ -116,6 +120,19 @@ class Runner:
             finally:
                 self._end_all(request)
         return Outcome(self.job, self._exit_code(request))
+
+    def _resume(self) -> None:
+        """Let go on what a guardrail has suspended: whoever starts a run again wants it."""
+        status = self.job.status
+        held = {name: each for name, each in stages_of(status).items() if awaits_resume(each)}
+        if not held:
+            return
+        # What follows the last runner's end is left out of all clocks anyway.
+        end = self.workdir.last_sign_of_life(self.job) or datetime.now(UTC)
+        freed = {name.value: roused(resumed(each), end) for name, each in held.items()}
+        stages = status.stages.model_copy(update=freed)
+        changed = status.model_copy(update={"stages": stages})
+        self._write(self.job.model_copy(update={"status": changed}))
 
     def _pass(self, request: StopRequest) -> None:
         if request.insisted:
@@ -180,6 +197,8 @@ class Runner:
             return ExitCode.DONE
         if is_true(conditions, ConditionType.FAILED):
             return self._failure_code()
+        if any(awaits_resume(stage) for stage in stages_of(self.job.status).values()):
+            return ExitCode.GUARDRAIL
         if request is not None and request.number is not None:
             return 128 + request.number
         return ExitCode.STOPPED_WITH_CHECKPOINT

@@ -20,6 +20,7 @@ from rlhf_api.names import (
 )
 from rlhf_api.v1alpha1 import CLAIM, RLHFJob, claim_of, uris
 from rlhf_operator.planning.configs import Placement
+from rlhf_operator.planning.guardrails import guardrails_digest
 from rlhf_operator.planning.plan import StartAttempt
 
 Raw = dict[str, Any]
@@ -97,7 +98,10 @@ def stage_job(job: RLHFJob, action: StartAttempt, image: str, pull_policy: str) 
     """
     name, labels = child_name(job, action.stage, action.attempt), _labels(job, action)
     metadata = _metadata(job, name, labels | _queue_label(job))
-    metadata["annotations"] = {Annotation.CONFIG_DIGEST: action.config.digest()}
+    metadata["annotations"] = {
+        Annotation.CONFIG_DIGEST: action.config.digest(),
+        Annotation.GUARDRAILS: guardrails_digest(action.config.guardrails),
+    }
     if action.checkpoint_step is not None:
         metadata["annotations"][Annotation.CHECKPOINT_STEP] = str(action.checkpoint_step)
     template = job.spec.template.to_document()

@@ -155,6 +155,7 @@ def _attempt(gang: Gang, now: datetime) -> SeenAttempt | None:
         failed=failing is not None or deleted_at is not None,
         killed_at=min((t for t in (deleted_at, failed_at) if t is not None), default=None),
         checkpoint_step=step,
+        guardrails=(metadata.get("annotations") or {}).get(Annotation.GUARDRAILS),
         held_since=held_since,
         released_at=released_at,
         confirmed=False,

@@ -5,20 +5,30 @@ job only.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import aiohttp
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from rlhf_api.errors import RLHFError
-from rlhf_api.names import METRIC_PREFIX, Metric
-from rlhf_operator.planning.observed import ObservedProgress
+from rlhf_api.names import (
+    METRIC_PREFIX,
+    GuardrailRule,
+    LabelledMetric,
+    Metric,
+    MetricLabel,
+    metric_name,
+)
+from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 
 MAX_BYTES = 256 * 1024
 MAX_LINE = 4096
 TIMEOUT = aiohttp.ClientTimeout(total=2)
 
 _READ = {metric.value for metric in Metric}
+_RULES = {rule.value: rule for rule in GuardrailRule}
 _MAX_STEP = 2_147_483_647
 
 
@@ -44,7 +54,8 @@ async def scrape(session: aiohttp.ClientSession, address: str, port: int) -> Obs
                 raise ScrapeError(f"{url}: answered {response.status} with {size}")
         text = body.decode()
         _check_lines(text, url)
-        return _progress(_values(text))
+        families = list(text_string_to_metric_families(text))
+        return _progress(_values(families), _verdicts(families))
     except ScrapeError:
         raise
     except Exception as error:  # The parser meets what a pod says with errors of any kind.
@@ -57,9 +68,9 @@ def _check_lines(text: str, url: str) -> None:
         raise ScrapeError(f"{url}: a line has more than {MAX_LINE} characters")
 
 
-def _values(text: str) -> dict[str, float]:
+def _values(families: Iterable[Family]) -> dict[str, float]:
     found = {}
-    for family in text_string_to_metric_families(text):
+    for family in families:
         for sample in family.samples:
             name = sample.name.removeprefix(METRIC_PREFIX)
             if name in _READ and math.isfinite(sample.value):
@@ -67,7 +78,37 @@ def _values(text: str) -> dict[str, float]:
     return found
 
 
-def _progress(values: Mapping[str, float]) -> ObservedProgress:
+def _verdicts(families: Iterable[Family]) -> dict[GuardrailRule, ObservedVerdict]:
+    """By rule; a rule that is not known here, or whose verdict is not told, is left out."""
+    samples = [sample for family in families for sample in family.samples]
+    broken, values, thresholds = (
+        _by_rule(samples, metric)
+        for metric in (
+            LabelledMetric.HEALTH_VERDICT,
+            LabelledMetric.HEALTH_VALUE,
+            LabelledMetric.HEALTH_THRESHOLD,
+        )
+    )
+    return {
+        rule: ObservedVerdict(bool(verdict), values.get(rule), thresholds.get(rule))
+        for rule, verdict in broken.items()
+    }
+
+
+def _by_rule(samples: Iterable[Sample], metric: LabelledMetric) -> dict[GuardrailRule, float]:
+    name = metric_name(metric)
+    return {
+        _RULES[rule]: sample.value
+        for sample in samples
+        if sample.name == name
+        and (rule := sample.labels.get(MetricLabel.RULE)) in _RULES
+        and math.isfinite(sample.value)
+    }
+
+
+def _progress(
+    values: Mapping[str, float], verdicts: Mapping[GuardrailRule, ObservedVerdict]
+) -> ObservedProgress:
     checkpoint = values.get(Metric.LAST_CHECKPOINT_STEP)
     return ObservedProgress(
         step=_step(values.get(Metric.STEP, 0)),
@@ -75,6 +116,7 @@ def _progress(values: Mapping[str, float]) -> ObservedProgress:
         eta_seconds=values.get(Metric.ETA),
         metrics=dict(values),
         last_checkpoint_step=None if checkpoint is None else _step(checkpoint),
+        verdicts=dict(verdicts),
     )
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from rlhf_api.names import REASON_OF_EXIT_CODE, EnvVar, Reason
-from rlhf_api.v1alpha1 import Artifact, StageConfig, StageResult
+from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig, StageResult
 
 EVALUATIONS = {
     "sft": {"loss": 2.0, "perplexity": 7.4},
@@ -82,6 +82,15 @@ class Attempt:
             (folder / "evaluation_samples.jsonl").write_text(json.dumps(SAMPLE) + "\n")
         return Artifact(uri=self.config.artifact_uri, digest="sha256:" + "d" * 64)
 
+    def judge(self) -> tuple[HealthVerdict, ...]:
+        """Tell of the rule that this attempt breaks, if any, as the one that ends it."""
+        if "verdict" not in self.way or self.step != self.way.get("crash_at"):
+            return ()
+        broken = HealthVerdict.model_validate(self.way["verdict"] | {"step": self.step})
+        self.save()
+        self.tell("verdict", broken=True, **self.way["verdict"])
+        return (broken,)
+
     def leave(self, code: int, message: str = "", artifact: Artifact | None = None) -> int:
         result = StageResult(
             stage=self.config.stage,
@@ -93,6 +102,7 @@ class Attempt:
             step=self.step,
             total_steps=self.steps,
             artifact=artifact,
+            verdicts=self.judge(),
         )
         if not self.way.get("silent"):
             Path(os.environ[EnvVar.TERMINATION_MESSAGE]).write_text(result.to_message())

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from rlhf_api.names import GuardrailRule
 from rlhf_cli.event_log import EventLog
-from rlhf_operator.planning.observed import ObservedProgress
+from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 
 
 def line(kind: str, step: int, **extra: Any) -> str:
@@ -35,6 +36,23 @@ def test_a_metric_that_is_no_number_any_more_is_forgotten(tmp_path: Path) -> Non
         line("step", 1, metrics={"loss": 2.0, "kl": 1}) + line("step", 2, metrics={"loss": None})
     )
     assert EventLog(path).read() == ObservedProgress(2, 10, None, {"kl": 1.0})
+
+
+def test_rules_are_told_when_they_turn(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    rule = {"rule": "KLAboveLimit", "action": "Observe", "threshold": 10}
+    path.write_text(line("verdict", 4, broken=True, value=12.5, **rule))
+    assert log.read() == ObservedProgress(
+        4, 10, verdicts={GuardrailRule.KL_ABOVE_LIMIT: ObservedVerdict(True, 12.5, 10.0, 4)}
+    )
+    with path.open("a") as file:
+        file.write(line("verdict", 5, broken=False, value=None, **rule))
+        file.write(line("verdict", 5, broken=True, rule="NewerRule"))
+        file.write(line("verdict", 5, broken=True, rule=["x"]) + line("step", 6))
+    assert log.read() == ObservedProgress(
+        6, 10, verdicts={GuardrailRule.KL_ABOVE_LIMIT: ObservedVerdict(False, None, 10.0, 5)}
+    )
 
 
 @pytest.mark.parametrize("bad", ["", "{", "[1]", '"x"', "null", "\x00\x00", '{"step": "x"}', "{}"])

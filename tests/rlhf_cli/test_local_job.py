@@ -58,6 +58,25 @@ def test_paths_are_taken_from_the_jobs_folder(tmp_path: Path) -> None:
     assert stages.ppo.critic_model.uri == "hf://org/critic"
 
 
+def test_a_rewards_folder_is_taken_from_the_jobs_folder(tmp_path: Path) -> None:
+    rewards: list[dict[str, Any]] = [
+        {"name": "mine", "type": "Function", "function": {"name": "a:b", "uri": "file://code"}},
+        {"name": "ours", "type": "Function", "function": {"name": "a:b"}},
+        {"name": "far", "type": "Endpoint", "endpoint": {"url": "http://scores"}},
+    ]
+    ppo = {key: value for key, value in PPO.items() if key != "rewardModel"}
+    job = localized(make_job(stages={"sft": SFT, "ppo": ppo | {"rewards": rewards}}), tmp_path)
+    assert job.spec.stages.ppo is not None
+    mine, ours, far = job.spec.stages.ppo.rewards
+    assert mine.function is not None
+    assert mine.function.uri == f"file://{tmp_path}/code"
+    assert ours.function is not None
+    assert ours.function.uri is None
+    assert far.function is None
+    with pytest.raises(InputError, match=r"ppo.rewards\[0\].function.uri: .*code does not exist"):
+        check_inputs(job, {"data": str(tmp_path)})
+
+
 def test_ranks_are_brought_to_one_node(tmp_path: Path) -> None:
     job = make_job(
         template={"nodes": 2, "processesPerNode": 2},

@@ -149,3 +149,13 @@ def test_image_queue_and_checkpoint(job: Callable[..., RLHFJob]) -> None:
     assert queued["spec"]["suspend"] is True
     assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
     assert queued["metadata"]["annotations"]["rlhf.dev/checkpoint-step"] == "40"
+
+
+def test_the_guardrails_are_kept_beside_the_attempt(job: Callable[..., RLHFJob]) -> None:
+    def kept(*rules: dict[str, str]) -> str:
+        _, child = made(job(guardrails=list(rules)))
+        return child["metadata"]["annotations"]["rlhf.dev/guardrails"]
+
+    one, other = {"rule": "NegativeKL"}, {"rule": "NonFinite", "action": "Suspend"}
+    assert kept(one, other) == kept(other, one)
+    assert len({kept(), kept(one), kept(one, other), kept(one | {"action": "Fail"})}) == 4

@@ -104,6 +104,13 @@ def test_a_job_whose_labels_name_no_attempt_is_left_out(labels: Raw) -> None:
     assert seen_attempts([Gang(make_job(labels=labels), ())], NOW) == []
 
 
+def test_the_guardrails_that_an_attempt_was_started_with() -> None:
+    job = make_job()
+    assert seen(job).guardrails is None
+    job["metadata"]["annotations"]["rlhf.dev/guardrails"] = "abc"
+    assert seen(job).guardrails == "abc"
+
+
 def test_the_newest_pod_of_an_index_counts() -> None:
     old = make_pod(phase="Failed", state=ended(1), metadata={"name": "old"})
     new = make_pod(metadata={"name": "new", "creationTimestamp": at(1)})

@@ -6,7 +6,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from rlhf_operator.planning.observed import ObservedProgress
+from rlhf_api.names import GuardrailRule
+from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 from rlhf_operator.scrape import MAX_BYTES, ScrapeError, scrape
 
 TEXT = """# TYPE rlhf_train_step gauge
@@ -48,6 +49,26 @@ def test_the_fixed_family_is_read_and_nothing_else() -> None:
     assert found.metrics["loss"] == 0.5
     assert "kl" not in found.metrics
     assert "unknown" not in found.metrics
+
+
+HEALTH = """rlhf_train_health_verdict{stage="ppo",rule="KLAboveLimit"} 1
+rlhf_train_health_value{stage="ppo",rule="KLAboveLimit"} 12.5
+rlhf_train_health_threshold{stage="ppo",rule="KLAboveLimit"} 10
+rlhf_train_health_verdict{stage="ppo",rule="NonFinite"} 0
+rlhf_train_health_value{stage="ppo",rule="NonFinite"} NaN
+rlhf_train_health_value{stage="ppo",rule="NegativeKL"} -1
+rlhf_train_health_verdict{stage="ppo",rule="EOSRateLow"} NaN
+rlhf_train_health_verdict{stage="ppo",rule="NewerRule"} 1
+rlhf_train_health_verdict{stage="ppo"} 1
+"""
+
+
+def test_verdicts_are_read_by_rule_and_rules_that_are_not_known_left_out() -> None:
+    assert asked(web.Response(text=HEALTH)).verdicts == {
+        GuardrailRule.KL_ABOVE_LIMIT: ObservedVerdict(broken=True, value=12.5, threshold=10.0),
+        GuardrailRule.NON_FINITE: ObservedVerdict(broken=False),
+    }
+    assert asked(web.Response(text=TEXT)).verdicts == {}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from rlhf_api.errors import DataError, RLHFError
-from rlhf_api.names import Reason
+from rlhf_api.names import GuardrailAction, GuardrailRule, Reason
+from rlhf_api.v1alpha1 import HealthVerdict
 from rlhf_trainer import errors
 from rlhf_trainer.errors import (
     ContractVersionError,
@@ -27,6 +28,22 @@ from rlhf_trainer.errors import (
 GLOO = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] "
     "Connection closed by peer [127.0.0.1]:37177"
+)
+
+
+FIRED = GuardrailFired(
+    "kl 99",
+    verdicts=(
+        HealthVerdict(
+            rule=GuardrailRule.KL_ABOVE_LIMIT,
+            action=GuardrailAction.FAIL,
+            step=7,
+            value=99.0,
+            threshold=50.0,
+        ),
+    ),
+    step=7,
+    last_checkpoint_step=5,
 )
 
 
@@ -96,11 +113,13 @@ def test_steps_are_told_where_the_error_knows_them() -> None:
     assert failure_of(StopRequested(7, 5)).step == 7
     assert failure_of(StopRequested(7, 5)).last_checkpoint_step == 5
     assert failure_of(DataError("x")).step is None
+    assert failure_of(FIRED) == Failure(42, Reason.GUARDRAIL, "kl 99", 7, 5, FIRED.verdicts)
 
 
 def test_errors_travel_between_ranks() -> None:
     stopped = pickle.loads(pickle.dumps(StopRequested(7, None)))
     assert (stopped.step, stopped.last_checkpoint_step) == (7, None)
+    assert failure_of(pickle.loads(pickle.dumps(FIRED))) == failure_of(FIRED)
     failure = Failure(3, Reason.CRASHED, "elsewhere")
     assert failure_of(pickle.loads(pickle.dumps(RankFailed(failure)))) == failure
 

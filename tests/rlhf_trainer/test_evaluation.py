@@ -1,6 +1,7 @@
 """Judging a policy: every prompt once, the same answers for the same seed, figures by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 import worlds
 
 from rlhf_trainer.data.tokenized import Prompt
-from rlhf_trainer.evaluation import Answer, answers_of, figures, write_samples
+from rlhf_trainer.evaluation import (
+    Answer,
+    answers_of,
+    evaluation_document,
+    figures,
+    samples_of,
+    write_samples,
+)
 from rlhf_trainer.experience import Experience
 from rlhf_trainer.rollout import Rollout
 
@@ -86,6 +94,28 @@ def test_figures_by_hand() -> None:
         }
     )
     assert figures(ANSWERS[:1])["scoreStd"] == 0.0
+
+
+REWARDED = [
+    replace(ANSWERS[0], rewards={"a": 1.0, "b": 0.0}),
+    replace(ANSWERS[1], rewards={"a": 0.5, "b": 3.0}),
+]
+
+
+def test_rewards_that_are_named_are_told(tmp_path: Path) -> None:
+    found = evaluation_document(REWARDED)
+    assert found.pop("rewards") == {"a": 0.75, "b": 1.5}
+    assert found == evaluation_document(ANSWERS[:2]) == figures(ANSWERS[:2])
+    prompt = Prompt(np.array([3]), "a")
+    write_samples(tmp_path, [prompt], REWARDED[:1], REWARDED[1:])
+    (path,) = tmp_path.iterdir()
+    (row,) = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert row["rewardsBefore"] == {"a": 1.0, "b": 0.0}
+    assert row["rewardsAfter"] == {"a": 0.5, "b": 3.0}
+    assert [sample.rewards for sample in samples_of([prompt] * 2, REWARDED)] == [
+        {"a": 1.0, "b": 0.0},
+        {"a": 0.5, "b": 3.0},
+    ]
 
 
 def test_samples_stand_side_by_side(tmp_path: Path) -> None:

@@ -21,10 +21,9 @@ from rlhf_trainer.experience import (
     normalized,
     response_values,
     selected,
-    shaped_scores,
 )
 from rlhf_trainer.models import Actor, ScalarModel
-from rlhf_trainer.rl import Moments, entropy_bonus, policy_loss, value_loss
+from rlhf_trainer.rl import entropy_bonus, policy_loss, value_loss
 from rlhf_trainer.rollout import Rollout
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "rollout_cases.py"
@@ -136,6 +135,12 @@ def test_micro_batches_do_not_change_an_experience(four: Four, rollout: Rollout)
     close(split.scores, whole.scores)
 
 
+def test_without_a_reward_model_scores_are_0(four: Four, rollout: Rollout) -> None:
+    found = four.collect(rollout, reward_model=None)
+    assert found.scores.dtype == four.collect(rollout).scores.dtype
+    assert found.scores.tolist() == [0.0] * len(PROMPTS * 2)
+
+
 def test_the_ratio_is_1_on_the_first_minibatch(four: Four, rollout: Rollout) -> None:
     found = four.collect(rollout, micro_batch_size=8)
     sequences = found.rollout.sequences
@@ -232,69 +237,14 @@ def test_what_stands_after_the_end_changes_nothing(folder: Path, garbage: float)
         assert gradient[cases.experience().mask].any()
 
 
-# Scores
-
-
-def scored(scores: list[float], ended: list[bool]) -> Experience:
-    rows = len(scores)
-    numbers = torch.zeros(rows, 2)
-    rollout = Rollout(
-        torch.full((rows, 1), 3),
-        torch.ones(rows, dtype=torch.long),
-        torch.full((rows, 2), 4),
-        torch.full((rows,), 2),
-        torch.tensor(ended),
-        numbers,
-    )
-    return Experience(rollout, numbers, numbers, numbers, torch.tensor(scores))
-
-
-def test_scores_are_clipped_then_penalised_then_scaled(folder: Path) -> None:
-    spec = ppo_spec(folder, score_clip=2.0, missing_eos_penalty=1.0, reward_scaling="RunningStd")
-    found = scored([5.0, -7.0, 1.0, 2.5], [True, True, True, False])
-    # Clipped 2, -2, 1, 2; penalised 2, -2, 1, 1; mean 0.5, squares 2.25 + 6.25 + 0.25 + 0.25.
-    std = (9.0 / 3) ** 0.5
-    scores, moments = shaped_scores(found, spec, Moments(), tiny.ALONE)
-    assert scores.tolist() == pytest.approx([2 / std, -2 / std, 1 / std, 1 / std])
-    assert (moments.count, moments.mean, moments.m2) == pytest.approx((4, 0.5, 9.0))
-
-    # The next rollout is scaled by all scores so far, its own among them; the mean stays in.
-    more = scored([1.0, 1.0], [True, True])
-    everything = torch.tensor([2.0, -2, 1, 1, 1, 1], dtype=torch.float64)
-    scores, moments = shaped_scores(more, spec, moments, tiny.ALONE)
-    assert moments.count == 6
-    assert scores.tolist() == pytest.approx([1 / float(everything.std())] * 2, rel=1e-6)
-
-
-@pytest.mark.parametrize("scores", [[3.0], [3.0, 3.0, 3.0]])
-def test_sigma_is_1_until_scores_differ(folder: Path, scores: list[float]) -> None:
-    spec = ppo_spec(folder, reward_scaling="RunningStd")
-    found = scored(scores, [True] * len(scores))
-    shaped, _ = shaped_scores(found, spec, Moments(), tiny.ALONE)
-    assert shaped.tolist() == pytest.approx(scores)
-
-
-def test_without_scaling_moments_are_left_alone(folder: Path) -> None:
-    spec = ppo_spec(folder, score_clip=2.0)
-    found = scored([5.0, -1.0], [True, False])
-    shaped, moments = shaped_scores(found, spec, Moments(3, 1.0, 2.0), tiny.ALONE)
-    assert shaped.tolist() == [2.0, -1.0]
-    assert moments == Moments(3, 1.0, 2.0)
-
-
-def test_what_ends_by_itself_is_not_penalised(folder: Path) -> None:
-    spec = ppo_spec(folder, missing_eos_penalty=0.75)
-    shaped, _ = shaped_scores(scored([1.0, 1.0], [True, False]), spec, Moments(), tiny.ALONE)
-    assert shaped.tolist() == [1.0, 0.25]
-
-
 # Over ranks
 
 
-def test_what_is_global_does_not_depend_on_the_number_of_ranks(folder: Path) -> None:
+@pytest.mark.parametrize("scaling", ["RunningStd", "RunningStdTotal"])
+def test_what_is_global_does_not_depend_on_the_number_of_ranks(folder: Path, scaling: str) -> None:
     ppo_spec(folder)
-    advantages, scores, moments, values = cases.global_numbers(tiny.ALONE, folder)
-    found = worlds.pair()(PROGRAM, "global_numbers", folder=folder)
+    advantages, scores, moments, values = cases.global_numbers(tiny.ALONE, folder, scaling)
+    found = worlds.pair()(PROGRAM, "global_numbers", folder=folder, scaling=scaling)
     assert [len(part[0]) for part in found] == [6, 4]
     close(torch.cat([part[0] for part in found]), advantages)
     for update in range(2):
@@ -338,7 +288,7 @@ def numbered(rows: int) -> tuple[Experience, Lesson]:
         wide,
     )
     scores = torch.arange(float(rows))
-    return Experience(rollout, wide, wide, wide, scores), Lesson(wide, wide, wide)
+    return Experience(rollout, wide, wide, wide, scores, {"mine": scores}), Lesson(wide, wide, wide)
 
 
 def test_minibatches_are_a_permutation_and_keep_rows_together() -> None:
@@ -353,10 +303,9 @@ def test_minibatches_are_a_permutation_and_keep_rows_together() -> None:
         orders.append(order)
         for part, part_taught in parts:
             rows = part.scores
-            for field in (*vars(part.rollout).items(), *vars(part).items()):
-                name, value = field
-                if name == "rollout":
-                    continue
+            of_rows = vars(part.rollout) | vars(part) | part.rewards
+            for name in of_rows.keys() - {"rollout", "rewards"}:
+                value = of_rows[name]
                 expected = (
                     rows % 2 == 0
                     if name == "ended"
@@ -372,5 +321,6 @@ def test_minibatches_are_a_permutation_and_keep_rows_together() -> None:
 def test_selected_rows_come_in_the_order_asked_for() -> None:
     part, taught = selected(*numbered(5), torch.tensor([3, 0]))
     assert part.scores.tolist() == [3, 0]
+    assert part.rewards["mine"].tolist() == [3, 0]
     assert part.rollout.responses[:, 0].tolist() == [3, 0]
     assert taught.returns[:, 0].tolist() == [3, 0]

@@ -215,6 +215,27 @@ def test_a_checkpoint_is_kept_every_so_many_steps(tmp_path: Path) -> None:
     assert events(found, "step") == list(range(1, 8))
 
 
+def test_a_state_that_may_not_be_kept_is_saved_by_nobody(tmp_path: Path) -> None:
+    stage = started(config(tmp_path))
+    stage.step()
+    stage.loop.save()
+    stage.step(keep=False)
+    stage.loop.save_unless_saved()
+    assert stage.loop.last_checkpoint_step == 1
+    stage.stop.ask()
+    with pytest.raises(StopRequested) as caught:
+        stage.step()
+    assert (caught.value.step, caught.value.last_checkpoint_step) == (2, 1)
+
+
+def test_the_step_after_one_that_was_not_kept_is_kept(tmp_path: Path) -> None:
+    stage = started(config(tmp_path))
+    stage.step(keep=False)
+    stage.step()
+    stage.loop.save_unless_saved()
+    assert stage.loop.last_checkpoint_step == 2
+
+
 def test_the_stage_gets_its_own_state_back(tmp_path: Path) -> None:
     own = {"klCoef": 0.1 + 0.2, "moments": [1, 2.5]}
     stage = new(config(tmp_path), own=own)

@@ -60,6 +60,24 @@ def test_a_trained_model_by_hand(
     assert found.total == expected.weights + expected.gradients + expected.optimizer
 
 
+@pytest.mark.parametrize(("zero_stage", "average"), [(0, 4000), (1, 1000), (3, 1000)])
+@pytest.mark.parametrize("precision", ["BF16", "FP32"])
+def test_an_average_is_fp32_and_sharded_like_the_optimizer(
+    precision: Precision, zero_stage: int, average: int
+) -> None:
+    plain, averaged = (
+        footprint(
+            ModelSize("actor", 1000, trained=True, averaged=averaged),
+            precision=precision,
+            zero_stage=zero_stage,
+            world_size=4,
+        )
+        for averaged in (False, True)
+    )
+    assert (plain.average, averaged.average) == (0, average)
+    assert averaged.total == plain.total + average
+
+
 @pytest.mark.parametrize(("zero_stage", "weights"), [(0, 2000), (2, 2000), (3, 500)])
 def test_a_frozen_model_has_weights_alone(zero_stage: int, weights: int) -> None:
     model = ModelSize("reference", 1000, trained=False)
@@ -195,6 +213,14 @@ def test_a_refusal_names_numbers_fields_and_remedies() -> None:
         "lower spec.stages.sft.processesPerNode (2)",
     ):
         assert part in message, part
+
+
+def test_a_refusal_counts_the_average() -> None:
+    averaged = ModelSize("actor", GIB, trained=True, averaged=True)
+    with pytest.raises(MemoryEstimateError) as caught:
+        check_memory(stage(), ALONE, [averaged], available=lambda _: (16 * GIB, "t"))
+    for part in ("moving average 4.00 GiB", "eave out spec.stages.sft.emaDecay"):
+        assert part in str(caught.value), part
 
 
 def test_zero_is_no_remedy_for_a_single_rank() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_api.names import Reason, StageName
+from rlhf_api.names import STATUS_METRICS, Reason, StageName
 from rlhf_api.v1alpha1 import (
     Artifact,
     Dataset,
@@ -107,6 +107,13 @@ def test_without_a_launcher_nothing_is_left(
 def test_a_result_always_fits_its_bounds(config: StageConfig) -> None:
     many = {f"metric_{number}": float(number) for number in range(99)}
     assert len(success(config, StageOutcome(None, 1, 1, None, many)).metrics) == 32
+    shown = dict.fromkeys([metric.value for metric in STATUS_METRICS], 1.0)
+    kept = success(config, StageOutcome(None, 1, 1, None, many | shown)).metrics
+    assert list(kept)[: len(shown)] == list(shown)
+    assert len(kept) == 32
+    # A run that was resumed has come by the same metrics in another order.
+    backwards = dict(reversed((many | shown).items()))
+    assert success(config, StageOutcome(None, 1, 1, None, backwards)).metrics == kept
     long = failed(config, Failure(65, Reason.DATA_ERROR, "y" * 99_999))
     assert StageResult.from_message(long.to_message()) is not None
 

@@ -14,10 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_api.names import STATUS_METRICS, Metric, StageName
-from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
+from rlhf_api.names import GuardrailRule, Metric, StageName
+from rlhf_api.v1alpha1 import (
+    Dataset,
+    Guardrail,
+    JobReference,
+    ModelSource,
+    SFTStage,
+    StageConfig,
+)
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.errors import StorageError
+from rlhf_trainer.health import Health
 from rlhf_trainer.report import JsonLines, Reporter, Sample, StepClock
 
 CPU = torch.device("cpu")
@@ -146,6 +154,77 @@ def test_the_endpoint_follows_the_stream(reporter: Reporter, clock: Clock) -> No
     assert values["rlhf_train_loss"] == 2
 
 
+def test_what_a_rule_compares_with_is_served_where_it_has_one(reporter: Reporter) -> None:
+    reporter.start(20, 0)
+    health = Health()
+    for step in range(1, 11):
+        metrics = {Metric.REWARD: 1.0, Metric.REWARD_STD: 2.0}
+        reporter.health(step, health.judge(step, metrics).readings)
+    text = scraped(reporter)
+    labels = '{attempt="1",rlhfjob="demo",rule="RewardCollapse",stage="sft"}'
+    assert f"rlhf_train_health_start{labels} 2.0" in text
+    assert f"rlhf_train_health_best{labels} 1.0" in text
+    # Both rules about the scores have a start.
+    assert text.count("rlhf_train_health_start{") == 2
+    assert text.count("rlhf_train_health_best{") == 1
+
+
+def test_health_is_served_at_every_update_and_told_where_a_verdict_changes(
+    reporter: Reporter, config: StageConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    reporter.start(10, 0)
+    health = Health([Guardrail(rule=GuardrailRule.KL_ABOVE_LIMIT, consecutive_updates=2)])
+    with caplog.at_level(logging.WARNING):
+        for step, kl in enumerate([51.0, 52.0, 53.0, 1.0, 2.0], 1):
+            reporter.health(step, health.judge(step, {Metric.KL: kl}).readings)
+            text = scraped(reporter)
+            labels = '{attempt="1",rlhfjob="demo",rule="KLAboveLimit",stage="sft"}'
+            assert f"rlhf_train_health_value{labels} {kl}" in text
+            assert f"rlhf_train_health_threshold{labels} 50.0" in text
+            assert f"rlhf_train_health_verdict{labels} {float(step in (2, 3, 4))}" in text
+            # There is no entropy: its rule has a threshold and a verdict, but no value.
+            assert text.count('rule="EntropyCollapse"') == 2
+
+    _, first, second = lines(config)
+    assert {key: first[key] for key in first if key != "time"} == {
+        "type": "verdict",
+        "step": 2,
+        "totalSteps": 10,
+        "epoch": 0.0,
+        "metrics": {},
+        "etaSeconds": None,
+        "rule": "KLAboveLimit",
+        "broken": True,
+        "action": "Observe",
+        "value": 52.0,
+        "threshold": 50.0,
+        "evidence": "KL is 52 nats an answer; threshold 50",
+    }
+    assert (second["step"], second["broken"], second["value"]) == (5, False, 2.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "KLAboveLimit is broken at step 2: KL is 52 nats an answer; threshold 50",
+        "KLAboveLimit holds again at step 5: KL is 2 nats an answer; threshold 50",
+    ]
+
+
+def test_single_rewards_are_told_and_served_by_name(
+    reporter: Reporter, config: StageConfig
+) -> None:
+    reporter.start(4, 0)
+    reporter.step(1, 0.1, {Metric.REWARD: 1.0})
+    reporter.step(2, 0.2, {Metric.REWARD: 1.0}, {"exact": 0.5, "model": math.nan})
+    reporter.evaluation(2, {Metric.REWARD: 2.0}, {"exact": 0.75, "model": 3.0})
+    reporter.samples(2, [Sample("p", "r", 1.0, 0.1, 3, "stop", {"exact": 1.0, "model": math.inf})])
+
+    _, unnamed, step, evaluation = lines(config)
+    assert "rewards" not in unnamed
+    assert step["rewards"] == {"exact": 0.5, "model": None}
+    assert evaluation["rewards"] == {"exact": 0.75, "model": 3.0}
+    assert lines(config, "samples.jsonl")[0]["rewards"] == {"exact": 1.0, "model": None}
+    labels = 'attempt="1",reward="exact",rlhfjob="demo",stage="sft"'
+    assert f"rlhf_train_reward_component{{{labels}}} 0.75" in scraped(reporter)
+
+
 def test_the_last_metrics_are_the_newest_finite_ones(reporter: Reporter) -> None:
     reporter.start(4, 0)
     reporter.step(1, 0.1, {Metric.LOSS: 3.0, Metric.KL: 1.0})
@@ -153,18 +232,6 @@ def test_the_last_metrics_are_the_newest_finite_ones(reporter: Reporter) -> None
     reporter.step(2, 0.2, {Metric.LOSS: 2.0, Metric.KL: math.nan})
 
     assert reporter.last_metrics == {"loss": 2.0, "accuracy": 0.5}
-
-
-def test_the_last_metrics_fit_into_a_result_and_those_of_status_come_first(
-    reporter: Reporter,
-) -> None:
-    reporter.start(4, 0)
-    others = [metric for metric in Metric if metric not in STATUS_METRICS]
-    assert len(Metric) > 32
-    reporter.step(1, 0.1, dict.fromkeys([*others, *STATUS_METRICS], 1.0))
-
-    assert len(reporter.last_metrics) == 32
-    assert {metric.value for metric in STATUS_METRICS} <= reporter.last_metrics.keys()
 
 
 def test_other_ranks_write_and_serve_nothing(config: StageConfig) -> None:

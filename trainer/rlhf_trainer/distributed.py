@@ -30,7 +30,7 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in one collective before it takes them for lost."""
 LONG_WORK_TIMEOUT = timedelta(hours=6)
-"""How long ranks wait while one of their node downloads a model."""
+"""How long ranks wait while one of them downloads a model or asks a reward."""
 TEARDOWN_SECONDS = 10.0
 
 _ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
@@ -134,7 +134,7 @@ def on_first_rank_of_node(ranks: Ranks, work: Callable[[], T]) -> T:
     if ranks.world_size == 1:
         _raise_first(ranks, error, None)
         return result  # type: ignore[return-value]
-    patient = dist.new_group(backend="gloo", timeout=LONG_WORK_TIMEOUT)
+    patient = patient_group(ranks)
     try:
         _raise_first(ranks, error, patient)
         results = _gather(ranks, result, patient)
@@ -143,13 +143,24 @@ def on_first_rank_of_node(ranks: Ranks, work: Callable[[], T]) -> T:
     return results[ranks.rank - ranks.local_rank]  # type: ignore[return-value]
 
 
-def agree_on_failure(ranks: Ranks, error: BaseException | None) -> None:
+def patient_group(ranks: Ranks) -> Any:
+    """A group of all ranks that waits for `LONG_WORK_TIMEOUT`; None in a world of one.
+
+    All ranks call this together. It ends by `dist.destroy_process_group` or by `stop_ranks`.
+    """
+    if ranks.world_size == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=LONG_WORK_TIMEOUT)
+
+
+def agree_on_failure(ranks: Ranks, error: BaseException | None, group: Any = None) -> None:
     """Raise on every rank if any has an error: that of the lowest rank with one.
 
-    All ranks call this together. On other ranks an error of ours arrives as itself, any other as
-    `RankFailed`. The loss of a peer is raised at once, since nothing can be agreed on without it.
+    All ranks call this together, with a `patient_group` after work that may take long. On other
+    ranks an error of ours arrives as itself, any other as `RankFailed`. The loss of a peer is
+    raised at once, since nothing can be agreed on without it.
     """
-    _raise_first(ranks, error, None)
+    _raise_first(ranks, error, group)
 
 
 def _raise_first(ranks: Ranks, error: BaseException | None, group: Any) -> None:

@@ -7,7 +7,7 @@ set from outside at every step: a resumed run needs its step number and no sched
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,12 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+)
 from torch import Tensor, nn
 
 from rlhf_api.v1alpha1 import StageSpec
@@ -73,6 +79,51 @@ class TrainedModel:
         if not gradients:
             return None
         return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients])))
+
+    @torch.no_grad()
+    def rewrite(self, parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace each element x of a parameter by change(x), in fp32; all ranks take part.
+
+        Written are the optimizer's fp32 copy, which the next step writes over the weight, and the
+        weight, which holds until then.
+
+        Args:
+            parameter: of the module, and trained.
+            change: of the element alone; it is given flat parts of the parameter, and padding.
+        """
+        whole = self._rewrite_copy(parameter, change)
+        gathered = deepspeed.zero.GatheredParameters(
+            [parameter], modifier_rank=0, enabled=self.zero_stage == 3
+        )
+        with gathered:
+            parameter.copy_(whole.view_as(parameter))
+
+    def _rewrite_copy(self, parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Change what the optimizer steps on; returns all of it."""
+        if self.zero_stage == 3:
+            # By partition: DeepSpeed can set a whole parameter only if the ranks divide its size.
+            safe_set_local_fp32_param(parameter, change(safe_get_local_fp32_param(parameter)))
+            found: Tensor = safe_get_full_fp32_param(parameter)
+            return found
+        if self.zero_stage > 0:
+            whole = change(safe_get_full_fp32_param(parameter))
+            safe_set_full_fp32_param(parameter, whole)
+            return whole
+        copy = self._whole_copy(parameter)
+        return copy.copy_(change(copy))
+
+    def _whole_copy(self, parameter: nn.Parameter) -> Tensor:
+        """Under ZeRO 0: the fp32 copy beside a bf16 weight; an fp32 weight has none but itself."""
+        optimizer = self.engine.optimizer
+        # DeepSpeed's functions for fp32 copies do not know those of this optimizer.
+        weights = getattr(optimizer, "fp16_groups", [])
+        copies = getattr(optimizer, "fp32_groups", [])
+        for group, group_copies in zip(weights, copies, strict=True):
+            for weight, copy in zip(group, group_copies, strict=True):
+                if weight is parameter:
+                    found: Tensor = copy
+                    return found
+        return parameter
 
     def save(self, folder: Path, tag: str) -> None:
         """Write weights and optimizer state below `folder`/`tag`; all ranks take part.

@@ -27,6 +27,7 @@ from typing import Any
 
 from rlhf_api.errors import ConfigError, ContractVersionError, RLHFError, UserError
 from rlhf_api.names import REASON_OF_EXIT_CODE, ExitCode, Reason
+from rlhf_api.v1alpha1 import HealthVerdict
 
 MEMORY_REMEDY = (
     "use a smaller microBatchSize, a higher zeroStage, shorter sequences, more ranks or more memory"
@@ -73,9 +74,30 @@ class MemoryEstimateError(ConfigError):
 
 
 class GuardrailFired(RLHFError):  # noqa: N818 - named as what it says
-    """A guardrail with the action Suspend or Fail fired; the message holds its evidence."""
+    """A guardrail with the action Suspend or Fail fired; the message holds its evidence.
+
+    Attributes:
+        verdicts: all rules that are broken, the one that fired first.
+        step: steps done.
+        last_checkpoint_step: step of the newest complete checkpoint; None if there is none.
+    """
 
     exit_code = ExitCode.GUARDRAIL
+
+    def __init__(
+        self,
+        message: str,
+        verdicts: tuple[HealthVerdict, ...] = (),
+        step: int | None = None,
+        last_checkpoint_step: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.verdicts = verdicts
+        self.step = step
+        self.last_checkpoint_step = last_checkpoint_step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.verdicts, self.step, self.last_checkpoint_step)
 
 
 class ServiceUnavailable(RLHFError):  # noqa: N818 - named as what it says
@@ -96,11 +118,17 @@ class StopRequested(RLHFError):  # noqa: N818 - named as what it says
     Attributes:
         step: steps done.
         last_checkpoint_step: step of the newest complete checkpoint; None if there is none.
+        verdicts: rules that are broken.
     """
 
     exit_code = ExitCode.STOPPED
 
-    def __init__(self, step: int, last_checkpoint_step: int | None) -> None:
+    def __init__(
+        self,
+        step: int,
+        last_checkpoint_step: int | None,
+        verdicts: tuple[HealthVerdict, ...] = (),
+    ) -> None:
         kept = (
             "without a checkpoint"
             if last_checkpoint_step is None
@@ -109,9 +137,10 @@ class StopRequested(RLHFError):  # noqa: N818 - named as what it says
         super().__init__(f"stopped on request after step {step}, {kept}")
         self.step = step
         self.last_checkpoint_step = last_checkpoint_step
+        self.verdicts = verdicts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.step, self.last_checkpoint_step)
+        return type(self), (self.step, self.last_checkpoint_step, self.verdicts)
 
 
 class PeerLost(RLHFError):  # noqa: N818 - named as what it says
@@ -136,6 +165,7 @@ class Failure:
         message: the same as a sentence.
         step: steps done, where the error knows.
         last_checkpoint_step: step of the newest complete checkpoint, where the error knows.
+        verdicts: rules of health that are broken, where the error knows.
     """
 
     exit_code: int
@@ -143,6 +173,7 @@ class Failure:
     message: str
     step: int | None = None
     last_checkpoint_step: int | None = None
+    verdicts: tuple[HealthVerdict, ...] = ()
 
 
 class RankFailed(RLHFError):  # noqa: N818 - named as what it says
@@ -164,11 +195,12 @@ def failure_of(error: BaseException) -> Failure:
     if ours is None:
         return Failure(ExitCode.CRASH, Reason.CRASHED, f"{_text_of(error)}{_place_of(error)}")
     code, step, checkpoint = ours.exit_code, None, None
-    if isinstance(ours, StopRequested):
-        step, checkpoint = ours.step, ours.last_checkpoint_step
-        if checkpoint is not None:
-            code = ExitCode.STOPPED_WITH_CHECKPOINT
-    return Failure(int(code), _reason_of(ours, code), _text_of(ours), step, checkpoint)
+    verdicts: tuple[HealthVerdict, ...] = ()
+    if isinstance(ours, StopRequested | GuardrailFired):
+        step, checkpoint, verdicts = ours.step, ours.last_checkpoint_step, ours.verdicts
+    if isinstance(ours, StopRequested) and checkpoint is not None:
+        code = ExitCode.STOPPED_WITH_CHECKPOINT
+    return Failure(int(code), _reason_of(ours, code), _text_of(ours), step, checkpoint, verdicts)
 
 
 def is_peer_loss(error: BaseException) -> bool:

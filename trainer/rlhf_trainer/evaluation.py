@@ -5,8 +5,8 @@ what was learned.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -19,6 +19,7 @@ from rlhf_trainer.data.tokenized import Prompt
 from rlhf_trainer.distributed import Ranks, gather_objects
 from rlhf_trainer.experience import Experience
 from rlhf_trainer.files import write_atomically
+from rlhf_trainer.report import Sample
 from rlhf_trainer.rl import distinct_n
 
 
@@ -30,9 +31,10 @@ class Answer:
         row: index of the prompt.
         tokens: of the response, its stop token left out.
         text: the response as people read it.
-        score: of the reward model.
+        score: of the reward model, or the weighted sum of the rewards that the stage names.
         kl: actor against reference, nats an answer.
         ended: whether it ended by EOS or a stop token.
+        rewards: each reward before its weight, by name; empty where the stage names none.
     """
 
     row: int
@@ -41,6 +43,7 @@ class Answer:
     score: float
     kl: float
     ended: bool
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
 
 def answers_of(
@@ -55,7 +58,8 @@ def answers_of(
         tokens = tuple(rollout.responses[at, :length].tolist())
         text = str(tokenizer.decode(list(tokens), skip_special_tokens=True))
         score = float(experience.scores[at])
-        found.append(Answer(row, tokens, text, score, kl[at], bool(rollout.ended[at])))
+        rewards = {name: float(scores[at]) for name, scores in experience.rewards.items()}
+        found.append(Answer(row, tokens, text, score, kl[at], bool(rollout.ended[at]), rewards))
     return found
 
 
@@ -97,6 +101,33 @@ def figures(answers: Sequence[Answer]) -> dict[str, float]:
     }
 
 
+def evaluation_document(answers: Sequence[Answer]) -> dict[str, Any]:
+    """`figures`, and under `rewards` the means of those that the stage names."""
+    rewards = mean_answer_rewards(answers)
+    return figures(answers) | ({"rewards": rewards} if rewards else {})
+
+
+def samples_of(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Sample]:
+    """The answers as samples.jsonl tells them."""
+    return [
+        Sample(
+            prompt=prompts[answer.row].text,
+            response=answer.text,
+            score=answer.score,
+            kl=answer.kl,
+            length=len(answer.tokens) + int(answer.ended),
+            stop_reason="stop" if answer.ended else "length",
+            rewards=answer.rewards,
+        )
+        for answer in answers
+    ]
+
+
+def mean_answer_rewards(answers: Sequence[Answer]) -> dict[str, float]:
+    """The mean of each reward that the stage names, before its weight."""
+    return {name: fmean(found.rewards[name] for found in answers) for name in answers[0].rewards}
+
+
 def write_samples(
     folder: Path, prompts: Sequence[Prompt], before: Sequence[Answer], after: Sequence[Answer]
 ) -> None:
@@ -109,6 +140,11 @@ def write_samples(
             "scoreBefore": old.score,
             "scoreAfter": new.score,
         }
+        | (
+            {"rewardsBefore": dict(old.rewards), "rewardsAfter": dict(new.rewards)}
+            if new.rewards
+            else {}
+        )
         for prompt, old, new in zip(prompts, before, after, strict=True)
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

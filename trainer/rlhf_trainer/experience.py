@@ -4,27 +4,28 @@ Called by the PPO stage. What must be global (moments, counts) is reduced over r
 formulas are in `rl`.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf_api.v1alpha1 import PPOStage
-from rlhf_trainer.distributed import Ranks, gather_objects
+from rlhf_trainer.distributed import Ranks, gather_objects, reduce_max
 from rlhf_trainer.rl import (
     Moments,
     clip_scores,
     gae,
     masked_moments,
     penalise_missing_eos,
-    scale_by_running_std,
+    running_scale,
     token_kl,
     token_rewards,
     whiten,
 )
 from rlhf_trainer.rollout import Rollout
+from rlhf_trainer.score_statistics import ScoreStatistics
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Experience:
     """One rank's share of a rollout with everything that the update reads.
 
     Shapes: old_logprobs, ref_logprobs, values Float[batch, response]; scores Float[batch], as the
-    reward model gave them. Columns after a response's end hold numbers that mean nothing.
+    reward model or the weighted sum of rewards gave them; rewards Float[batch] by name, before
+    their weights, empty where the stage names none. Columns after a response's end hold numbers
+    that mean nothing.
     """
 
     rollout: Rollout
@@ -40,6 +43,7 @@ class Experience:
     ref_logprobs: Tensor
     values: Tensor
     scores: Tensor
+    rewards: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def mask(self) -> Tensor:
@@ -54,6 +58,13 @@ class Experience:
     def answer_kl(self) -> Tensor:
         """Float[batch], K1 in nats an answer."""
         return self.kl().sum(dim=1)
+
+    def read(self, estimator: str, kl_coef: float) -> tuple[Tensor, ...]:
+        """All numbers that are learned from, without those that mean nothing."""
+        logprobs = (self.old_logprobs, self.ref_logprobs, self.rollout.sampled_logprobs)
+        found = (each[self.mask] for each in (*logprobs, self.values))
+        # The penalty may overflow where the log-probabilities do not: K2 is a square.
+        return (*found, self.scores, kl_coef * self.kl(estimator).sum(dim=1))
 
 
 @dataclass(frozen=True)
@@ -72,11 +83,11 @@ def collect(
     actor: Callable[..., Any],
     reference: Callable[..., Any],
     critic: Callable[..., Any],
-    reward_model: Callable[..., Any],
+    reward_model: Callable[..., Any] | None,
     temperature: float,
     micro_batch_size: int,
 ) -> Experience:
-    """Evaluate all four models on a rollout.
+    """Evaluate all models on a rollout; scores are 0 where there is no reward model.
 
     Old log-probabilities are computed by the training engine and not taken from the sampler, so
     that the probability ratio of unchanged weights is 1 whatever the sampler's numerics.
@@ -91,7 +102,11 @@ def collect(
                 actor(*sequences, width, temperature).logprobs,
                 reference(*sequences, width, temperature).logprobs,
                 response_values(critic, rows),
-                last_scores(reward_model, rows),
+                (
+                    torch.zeros(len(rows.responses), device=rows.responses.device)
+                    if reward_model is None
+                    else last_scores(reward_model, rows)
+                ),
             )
         )
     old_logprobs, ref_logprobs, values, scores = (
@@ -113,20 +128,51 @@ def last_scores(reward_model: Callable[..., Any], rollout: Rollout) -> Tensor:
     return numbers.gather(1, rollout.last_index.unsqueeze(1)).squeeze(1)
 
 
-def shaped_scores(
-    experience: Experience, spec: PPOStage, moments: Moments, ranks: Ranks
-) -> tuple[Tensor, Moments]:
-    """Scores clipped, penalised and scaled, Float[batch], and the running moments after them.
+class ShapedScores(NamedTuple):
+    """What token rewards are made from, in the units that rewards have.
 
-    The moments take in this rollout's scores of all ranks before they scale it.
+    Attributes:
+        scores: Float[batch], clipped, penalised and scaled.
+        kl_coef: weight of the KL penalty, scaled where the whole reward is.
+        moments: those that the next rollout goes on with.
+        scale: what was divided by; 1 without scaling.
     """
-    scores = clip_scores(experience.scores, spec.score_clip)
+
+    scores: Tensor
+    kl_coef: float
+    moments: Moments
+    scale: float
+
+
+def shaped_scores(
+    experience: Experience,
+    spec: PPOStage,
+    kl_coef: float,
+    moments: Moments,
+    ranks: Ranks,
+    statistics: ScoreStatistics | None = None,
+) -> ShapedScores:
+    """Scale a rollout's rewards as `rewardScaling` says.
+
+    Moments take in this rollout, of all ranks, before they scale it: of the scores (RunningStd), or
+    of the sums of the token rewards of each response (RunningStdTotal). `statistics` are those of
+    the reward model, for ModelStats; the clip then acts in their units.
+    """
+    scores = experience.scores if statistics is None else statistics.normalized(experience.scores)
+    scores = clip_scores(scores, spec.score_clip)
     scores = penalise_missing_eos(scores, experience.rollout.ended, spec.missing_eos_penalty)
-    if spec.reward_scaling == "None":
-        return scores, moments
-    for found in gather_objects(ranks, Moments.from_values(scores)):
-        moments = moments.merge(found)
-    return scale_by_running_std(scores, moments), moments
+    total = spec.reward_scaling == "RunningStdTotal"
+    if total or spec.reward_scaling == "RunningStd":
+        seen = scores
+        if total:
+            seen = scores - kl_coef * experience.kl(spec.kl_estimator).sum(dim=1)
+        for found in gather_objects(ranks, Moments.from_values(seen)):
+            moments = moments.merge(found)
+        divisor = running_scale(moments)
+        # The KL part of a reward is linear in its weight.
+        kl_coef = kl_coef / divisor if total else kl_coef
+        return ShapedScores(scores / divisor, kl_coef, moments, moments.std)
+    return ShapedScores(scores, kl_coef, moments, 1.0 if statistics is None else statistics.std)
 
 
 def lesson(experience: Experience, scores: Tensor, spec: PPOStage, kl_coef: float) -> Lesson:
@@ -137,6 +183,16 @@ def lesson(experience: Experience, scores: Tensor, spec: PPOStage, kl_coef: floa
         rewards, experience.values, experience.mask, spec.gamma, spec.gae_lambda
     )
     return Lesson(rewards, advantages, returns)
+
+
+def finite_on_all(ranks: Ranks, *tensors: Tensor) -> bool:
+    """Whether every number is finite on every rank; all ranks call this and get the same answer.
+
+    Asked before any moments: they refuse such numbers on the rank that has them, and the others
+    would wait for it.
+    """
+    spoilt = any(not bool(torch.isfinite(each).all()) for each in tensors)
+    return reduce_max([float(spoilt)], ranks)[0] == 0
 
 
 def global_moments(x: Tensor, mask: Tensor, ranks: Ranks) -> Moments:
@@ -190,6 +246,7 @@ def selected(experience: Experience, lesson: Lesson, at: Tensor) -> tuple[Experi
             experience.ref_logprobs[at],
             experience.values[at],
             experience.scores[at],
+            {name: scores[at] for name, scores in experience.rewards.items()},
         ),
         Lesson(lesson.rewards[at], lesson.advantages[at], lesson.returns[at]),
     )

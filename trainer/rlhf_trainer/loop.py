@@ -1,7 +1,8 @@
 """What every stage's loop needs beside its story: resume, stop on request, save, tell.
 
 Called by the stages. A step is whole or was not: a request to stop is heard between steps (and by
-PPO inside of a rollout, which is then thrown away), and what is saved is the state after a step.
+PPO inside of a rollout and its rewards, which are then thrown away), and what is saved is the state
+after a step.
 """
 
 import math
@@ -9,15 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf_api.names import Metric
-from rlhf_api.v1alpha1 import Artifact, StageConfig
+from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig
 from rlhf_trainer.checkpoint import CheckpointStore, restore_rng_state, rng_state
 from rlhf_trainer.data.cursor import Cursor
 from rlhf_trainer.data.cursor import total_steps as steps_of_epochs
 from rlhf_trainer.distributed import Ranks, seed_everything
-from rlhf_trainer.engine import TrainedModel
 from rlhf_trainer.errors import StopRequested
 from rlhf_trainer.outcome import StageOutcome
 from rlhf_trainer.report import Reporter
@@ -25,28 +25,42 @@ from rlhf_trainer.rl import learning_rate_factor, warmup_steps
 from rlhf_trainer.stopping import StopFlag
 
 
+class Kept(Protocol):
+    """What a checkpoint holds below a folder of its own; all ranks call together."""
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write below `folder`/`tag`."""
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Restore what `save` wrote."""
+
+
 @dataclass
 class TrainingLoop:
     """Counts steps and keeps them.
 
     Attributes:
-        models: the engines under training, by the name of their folder in a checkpoint.
+        models: the engines under training and what goes with their weights, by the name of their
+            folder in a checkpoint.
         cursor: position in the data.
         own_state: JSON values that the stage wants back after a resume.
         step: steps done.
+        verdicts: rules of health that are broken now.
     """
 
     config: StageConfig
     ranks: Ranks
     stop: StopFlag
     reporter: Reporter
-    models: Mapping[str, TrainedModel]
+    models: Mapping[str, Kept]
     cursor: Cursor
     total_steps: int
     own_state: Callable[[], Mapping[str, Any]] = dict
+    verdicts: Callable[[], tuple[HealthVerdict, ...]] = tuple
     step: int = 0
     last_checkpoint_step: int | None = None
     _store: CheckpointStore = field(init=False)
+    _may_save: bool = field(init=False, default=True)
     _before_step: dict[str, Any] = field(init=False, default_factory=dict)
     _began: float = field(init=False, default_factory=time.monotonic)
     _metrics: dict[str, float] = field(init=False, default_factory=dict)
@@ -84,7 +98,7 @@ class TrainingLoop:
         """The global batch of the next step; hears a request to stop before it takes them.
 
         Raises:
-            StopRequested: on all ranks, after a checkpoint was written.
+            StopRequested: on all ranks, after a checkpoint was written if the state may be kept.
         """
         self.stop_if_asked()
         # A step that is cut short must leave no trace: a rollout draws random numbers.
@@ -95,6 +109,8 @@ class TrainingLoop:
     def stop_if_asked(self, *, inside_step: bool = False) -> None:
         """Save and leave if any rank was asked to stop.
 
+        Where the state may not be kept, the newest checkpoint stays what the next attempt has.
+
         With `inside_step` the state before the step is what is saved; models must not have
         changed since.
         """
@@ -103,26 +119,41 @@ class TrainingLoop:
         if inside_step:
             self.cursor.load_state_dict(self._before_step["cursor"])
             restore_rng_state(self._before_step["rng"])
-        if self.last_checkpoint_step != self.step:
-            self.save()
-        raise StopRequested(self.step, self.last_checkpoint_step)
+        self.save_unless_saved()
+        raise StopRequested(self.step, self.last_checkpoint_step, self.verdicts())
 
-    def finish_step(self, metrics: Mapping[Metric, float], tokens: float) -> None:
+    def finish_step(
+        self,
+        metrics: Mapping[Metric, float],
+        tokens: float,
+        rewards: Mapping[str, float] | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
         """Count the step, tell its metrics and speed, and save if it is time.
 
         Args:
             metrics: of the step.
             tokens: real tokens that all ranks trained on.
+            rewards: the mean of each reward that the stage names.
+            keep: whether the state after the step may be saved; until the next step nothing else
+                saves it either.
         """
         self.step += 1
+        self._may_save = keep
         seconds = max(time.monotonic() - self._began, 1e-9)
         speed = {
             Metric.STEP_SECONDS: seconds,
             Metric.SAMPLES_PER_SECOND: self.config.spec.batch_size / seconds,
             Metric.TOKENS_PER_SECOND: tokens / seconds,
         }
-        self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed})
-        if self.step % self.config.spec.checkpoint.every_steps == 0:
+        self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed}, rewards)
+        if keep and self.step % self.config.spec.checkpoint.every_steps == 0:
+            self.save()
+
+    def save_unless_saved(self) -> None:
+        """Write the full state as of this step where no checkpoint has it and it may be kept."""
+        if self._may_save and self.last_checkpoint_step != self.step:
             self.save()
 
     def save(self) -> None:
@@ -175,6 +206,7 @@ class TrainingLoop:
             total_steps=self.total_steps,
             last_checkpoint_step=self.last_checkpoint_step,
             metrics=self._last_metrics,
+            verdicts=self.verdicts(),
         )
 
 

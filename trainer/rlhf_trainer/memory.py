@@ -38,11 +38,13 @@ class ModelSize:
         name: what the message calls it, for example `actor`.
         parameters: how many numbers it has.
         trained: whether it has gradients and an optimizer; a frozen model has weights alone.
+        averaged: whether a moving average of its weights is kept.
     """
 
     name: str
     parameters: int
     trained: bool
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class Footprint:
     weights: int
     gradients: int = 0
     optimizer: int = 0
+    average: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.average
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def footprint(
 
     Weights and gradients have the precision's width; Adam's two moments are fp32, and so is the
     master copy, which BF16 always has and FP32 only where ZeRO cuts it out of the weights. ZeRO 1
-    shards the optimizer over the ranks, 2 the gradients too, 3 the weights too.
+    shards the optimizer over the ranks, 2 the gradients too, 3 the weights too. A moving average is
+    fp32 and sharded like the optimizer.
     """
     width = WEIGHT_BYTES[precision]
     shards = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
@@ -91,6 +95,7 @@ def footprint(
         weights,
         _share(model.parameters * width, shards[1]),
         _share(model.parameters * (master + _MOMENTS), shards[2]),
+        _share(model.parameters * _MASTER, shards[2]) if model.averaged else 0,
     )
 
 
@@ -256,7 +261,8 @@ def _refusal(
     needed = sum(need.total for _, need in needs) + activations
     parts = [
         f"{model.name} with {model.parameters:,} parameters {_gib(need.total)} (weights "
-        f"{_gib(need.weights)}, gradients {_gib(need.gradients)}, optimizer {_gib(need.optimizer)})"
+        f"{_gib(need.weights)}, gradients {_gib(need.gradients)}, optimizer {_gib(need.optimizer)}"
+        f"{f', moving average {_gib(need.average)}' if need.average else ''})"
         for model, need in needs
     ]
     parts.append(f"activations {_gib(activations)}")
@@ -264,6 +270,8 @@ def _refusal(
     remedies = [f"lower {field}.microBatchSize ({spec.micro_batch_size})", "take a smaller model"]
     if config.world_size > 1 and spec.zero_stage < 3:
         remedies.insert(0, f"raise {field}.zeroStage ({spec.zero_stage})")
+    if any(need.average for _, need in needs):
+        remedies.insert(0, f"leave out {field}.emaDecay")
     if spec.precision == "FP32":
         remedies.insert(0, f"set {field}.precision to BF16")
     remedies.append(_ranks_remedy(config, origin))

@@ -15,7 +15,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from rlhf_api.names import METRIC_PREFIX, Metric, MetricLabel, metric_name
+from rlhf_api.names import (
+    LABEL_OF,
+    METRIC_PREFIX,
+    LabelledMetric,
+    Metric,
+    MetricLabel,
+    metric_name,
+)
 from rlhf_api.v1alpha1 import StageConfig
 
 logger = logging.getLogger(__name__)
@@ -50,25 +57,48 @@ HELP: dict[Metric, str] = {
     Metric.SCORE_MARGIN: "Mean difference of the scores of a pair.",
     Metric.REWARD: "Mean score of the last rollout.",
     Metric.REWARD_STD: "Standard deviation of the scores of the last rollout.",
-    Metric.REWARD_SCALE: "What scores are divided by before they become rewards.",
+    Metric.REWARD_SCALE: "What scores, or whole token rewards, are divided by.",
     Metric.KL: "KL of actor against reference in nats an answer.",
     Metric.KL_COEF: "Weight of the KL penalty.",
     Metric.APPROX_KL: "Drift of the actor within the last update in nats a token.",
     Metric.POLICY_LOSS: "Clipped policy loss of the last update.",
-    Metric.CRITIC_LOSS: "Value loss of the last update, before its weight.",
+    Metric.PTX_LOSS: "Loss on ptxDataset in the last update before its weight, in nats a token.",
+    Metric.CRITIC_LOSS: (
+        "Value loss of the last update, before its weight; in units of value_scale under PopArt."
+    ),
+    Metric.CRITIC_LOSS_BASELINE: "Median value loss at the start, which its growth is judged by.",
+    Metric.CRITIC_LOSS_OF_MEAN: (
+        "Value loss that the mean return as every value would have: half the returns' variance."
+    ),
     Metric.CRITIC_LEARNING_RATE: "Learning rate of the critic.",
     Metric.CRITIC_GRADIENT_NORM: "Global norm of the critic's gradient before clipping.",
     Metric.EXPLAINED_VARIANCE: "Share of the returns' variance that the critic explains.",
+    Metric.VALUE_MEAN: "Running mean of the returns, which PopArt takes off the critic's target.",
+    Metric.VALUE_SCALE: "Running deviation of the returns, which PopArt divides the target by.",
     Metric.ENTROPY: "Mean entropy of the actor in nats a token.",
     Metric.CLIP_SHARE: "Share of tokens whose ratio was clipped, 0 to 1.",
     Metric.RATIO_MEAN: "Mean probability ratio of the last update.",
     Metric.RETURNS_MEAN: "Mean return over tokens.",
     Metric.RETURNS_STD: "Standard deviation of the returns over tokens.",
+    Metric.RETURNS_ABS_MEAN: "Mean absolute return over tokens.",
     Metric.ADVANTAGES_STD: "Standard deviation of the advantages before normalisation.",
     Metric.RESPONSE_TOKENS: "Mean length of a response in tokens, EOS included.",
+    Metric.RESPONSE_TOKENS_P05: "5 % quantile of the length of a response in tokens.",
+    Metric.RESPONSE_TOKENS_P50: "Median length of a response in tokens.",
+    Metric.RESPONSE_TOKENS_P95: "95 % quantile of the length of a response in tokens.",
     Metric.EOS_RATE: "Share of responses that end by EOS or a stop token, 0 to 1.",
     Metric.DISTINCT_2: "Share of distinct pairs of neighbouring tokens in responses, 0 to 1.",
     Metric.SAMPLER_DRIFT: "Mean absolute log-probability gap of sampler and trainer in nats.",
+}
+
+
+LABELLED_HELP: dict[LabelledMetric, str] = {
+    LabelledMetric.REWARD_COMPONENT: "Mean of one reward of the last rollout, before its weight.",
+    LabelledMetric.HEALTH_VALUE: "Quantity that a guardrail's rule compares with its threshold.",
+    LabelledMetric.HEALTH_THRESHOLD: "Threshold of a guardrail's rule that is in force.",
+    LabelledMetric.HEALTH_VERDICT: "Whether a guardrail's rule is broken: 1 if it is, else 0.",
+    LabelledMetric.HEALTH_START: "Median at the start of the metric that a rule of health judges.",
+    LabelledMetric.HEALTH_BEST: "Best level so far of the metric that a rule of health judges.",
 }
 
 
@@ -78,6 +108,7 @@ class _Newest(Collector):
     def __init__(self, labels: Mapping[str, str]) -> None:
         self._labels = dict(labels)
         self._values: dict[Metric, float] = {Metric.NONFINITE: 0.0}
+        self._labelled: dict[LabelledMetric, dict[str, float]] = {}
         self._lock = threading.Lock()
         self._build = {label: _version(package) for label, package in _PACKAGES.items()}
 
@@ -85,14 +116,19 @@ class _Newest(Collector):
         with self._lock:
             self._values.update(values)
 
+    def set_labelled(self, metric: LabelledMetric, values: Mapping[str, float]) -> None:
+        with self._lock:
+            self._labelled[metric] = dict(values)
+
     def count_nonfinite(self, number: int) -> None:
         with self._lock:
             self._values[Metric.NONFINITE] += number
 
     def collect(self) -> Iterable[Family]:
         with self._lock:
-            values = dict(self._values)
+            values, labelled = dict(self._values), dict(self._labelled)
         yield from self._families(values)
+        yield from self._labelled_families(labelled)
 
     def _families(self, values: Mapping[Metric, float]) -> Iterator[Family]:
         names, texts = list(self._labels), list(self._labels.values())
@@ -105,6 +141,18 @@ class _Newest(Collector):
             kind = CounterMetricFamily if metric.value.endswith("_total") else GaugeMetricFamily
             family = kind(metric_name(metric), HELP[metric], labels=names)
             family.add_metric(texts, value)
+            yield family
+
+    def _labelled_families(
+        self, labelled: Mapping[LabelledMetric, Mapping[str, float]]
+    ) -> Iterator[Family]:
+        names, texts = list(self._labels), list(self._labels.values())
+        for metric, values in labelled.items():
+            family = GaugeMetricFamily(
+                metric_name(metric), LABELLED_HELP[metric], labels=[*names, LABEL_OF[metric]]
+            )
+            for label, value in values.items():
+                family.add_metric([*texts, label], value)
             yield family
 
 
@@ -149,6 +197,10 @@ class MetricsEndpoint:
     def set(self, values: Mapping[Metric, float]) -> None:
         """Replace the values of these metrics."""
         self._newest.set(values)
+
+    def set_labelled(self, metric: LabelledMetric, values: Mapping[str, float]) -> None:
+        """Replace all series of this family, by the value of its label."""
+        self._newest.set_labelled(metric, values)
 
     def count_nonfinite(self, number: int) -> None:
         """Add to the counter of values that were NaN or infinite."""

@@ -15,14 +15,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlhf_api.contract import Contract
-from rlhf_api.names import ExitCode, FailureClass, FileName, Reason, failure_class
-from rlhf_api.v1alpha1 import Artifact, StageConfig, StageResult
+from rlhf_api.names import (
+    MAX_RESULT_METRICS,
+    STATUS_METRICS,
+    ExitCode,
+    FailureClass,
+    FileName,
+    Metric,
+    Reason,
+    failure_class,
+)
+from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig, StageResult
 from rlhf_trainer.errors import Failure
 
 OUTCOME_FOLDER = "RLHF_OUTCOME_FOLDER"
 """Environment variable by which the launcher tells its ranks where to leave their outcome."""
 
-MAX_METRICS = 32
 _TAIL_BYTES = 1 << 16
 
 
@@ -35,7 +43,8 @@ class StageOutcome:
         step: steps done.
         total_steps: steps in all.
         last_checkpoint_step: step of the newest complete checkpoint.
-        metrics: the last metrics, at most 32 of them.
+        metrics: the last metrics; where they are too many, those of status are kept first.
+        verdicts: rules of health that are broken at the end.
     """
 
     artifact: Artifact | None
@@ -43,6 +52,7 @@ class StageOutcome:
     total_steps: int
     last_checkpoint_step: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    verdicts: tuple[HealthVerdict, ...] = ()
 
 
 class RankOutcome(Contract):
@@ -90,8 +100,17 @@ def success(config: StageConfig, outcome: StageOutcome) -> StageResult:
         total_steps=outcome.total_steps,
         last_checkpoint_step=outcome.last_checkpoint_step,
         artifact=outcome.artifact,
-        metrics=dict(list(outcome.metrics.items())[:MAX_METRICS]),
+        metrics=_kept(outcome.metrics),
+        verdicts=outcome.verdicts,
     )
+
+
+def _kept(metrics: Mapping[str, float]) -> dict[str, float]:
+    """As many as a StageResult holds, those of status first."""
+    # In an order of its own: a run that was resumed has come by its metrics in another one.
+    ordered = dict.fromkeys([*STATUS_METRICS, *Metric, *sorted(metrics)])
+    kept = [str(name) for name in ordered if name in metrics][:MAX_RESULT_METRICS]
+    return {name: metrics[name] for name in kept}
 
 
 def failed(config: StageConfig, failure: Failure) -> StageResult:
@@ -105,6 +124,7 @@ def failed(config: StageConfig, failure: Failure) -> StageResult:
         message=failure.message,
         step=failure.step or 0,
         last_checkpoint_step=failure.last_checkpoint_step,
+        verdicts=failure.verdicts,
     )
 
 

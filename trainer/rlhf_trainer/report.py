@@ -10,27 +10,29 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from rlhf_api.names import STATUS_METRICS, FileName, Metric
+from rlhf_api.names import (
+    FileName,
+    LabelledMetric,
+    Metric,
+)
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.files import storage_errors
+from rlhf_trainer.health import Reading
 from rlhf_trainer.metrics_endpoint import MetricsEndpoint
 
 logger = logging.getLogger(__name__)
-
-MAX_RESULT_METRICS = 32
-"""As many metrics as a StageResult holds."""
 
 LOG_EVERY_SECONDS = 5.0
 SAMPLES_IN_LOG = 3
 _SHOWN_CHARACTERS = 200
 
-EventType = Literal["start", "step", "checkpoint", "evaluation", "end"]
+EventType = Literal["start", "step", "checkpoint", "evaluation", "verdict", "end"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Sample:
     kl: float
     length: int
     stop_reason: str
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
 
 class JsonLines:
@@ -158,11 +161,8 @@ class Reporter:
 
     @property
     def last_metrics(self) -> dict[str, float]:
-        """The newest finite metrics, those of status first, as many as a StageResult holds."""
-        others = [metric for metric in self._last_metrics if metric not in STATUS_METRICS]
-        ordered = [metric for metric in STATUS_METRICS if metric in self._last_metrics] + others
-        kept = ordered[:MAX_RESULT_METRICS]
-        return {metric.value: self._last_metrics[metric] for metric in kept}
+        """The newest finite metrics."""
+        return {metric.value: value for metric, value in self._last_metrics.items()}
 
     def start(self, total_steps: int, first_step: int = 0) -> None:
         """Training begins; `first_step` steps were done by earlier attempts."""
@@ -172,12 +172,21 @@ class Reporter:
         self._tell("start", first_step, {}, **extra)
         self._log("training from step %d to %d", first_step, total_steps)
 
-    def step(self, step: int, epoch: float, metrics: Mapping[Metric, float]) -> None:
-        """Step number `step` is done, `epoch` passes over the data in all."""
+    def step(
+        self,
+        step: int,
+        epoch: float,
+        metrics: Mapping[Metric, float],
+        rewards: Mapping[str, float] | None = None,
+    ) -> None:
+        """Step number `step` is done, `epoch` passes over the data in all.
+
+        `rewards` holds the mean of each reward that the stage names; nothing where it names none.
+        """
         now = self._clock()
         self._step_clock.tick(now, step - self._last_step)
         self._last_step, self._epoch = step, epoch
-        self._tell("step", step, metrics)
+        self._tell("step", step, metrics, **self._rewards(rewards))
         if now - self._logged_at >= LOG_EVERY_SECONDS or step == self._total_steps:
             self._logged_at = now
             self._log("%s", self._line(step, metrics))
@@ -189,10 +198,38 @@ class Reporter:
             self._endpoint.set({Metric.LAST_CHECKPOINT_STEP: step})
         self._log("checkpoint of step %d is complete", step)
 
-    def evaluation(self, step: int, metrics: Mapping[Metric, float]) -> None:
-        """The held-out rows were evaluated after `step` steps."""
-        self._tell("evaluation", step, metrics)
+    def evaluation(
+        self,
+        step: int,
+        metrics: Mapping[Metric, float],
+        rewards: Mapping[str, float] | None = None,
+    ) -> None:
+        """The held-out rows were evaluated after `step` steps; `rewards` as in `step`."""
+        self._tell("evaluation", step, metrics, **self._rewards(rewards))
         self._log("evaluation at step %d: %s", step, _metrics_text(metrics))
+
+    def health(self, step: int, readings: Sequence[Reading]) -> None:
+        """The rules of health were judged after `step` steps; changed verdicts become events."""
+        if self._endpoint is not None:
+            for metric, series in _health_series(readings).items():
+                self._endpoint.set_labelled(metric, series)
+        for reading in readings:
+            if not reading.changed:
+                continue
+            self._tell(
+                "verdict",
+                step,
+                {},
+                rule=reading.rule.value,
+                broken=reading.broken,
+                action=reading.action.value,
+                value=reading.value,
+                threshold=reading.threshold,
+                evidence=reading.evidence,
+            )
+            if self._events is not None:
+                word = "is broken" if reading.broken else "holds again"
+                logger.warning("%s %s at step %d: %s", reading.rule, word, step, reading.evidence)
 
     def samples(self, step: int, rows: Sequence[Sample]) -> None:
         """Responses of `step`, for people to read."""
@@ -225,7 +262,7 @@ class Reporter:
         self._events = self._samples = self._endpoint = None
 
     def _tell(
-        self, kind: EventType, step: int, metrics: Mapping[Metric, float], **extra: int
+        self, kind: EventType, step: int, metrics: Mapping[Metric, float], **extra: object
     ) -> None:
         numbers = {metric: float(value) for metric, value in metrics.items()}
         finite = {metric: value for metric, value in numbers.items() if math.isfinite(value)}
@@ -248,6 +285,14 @@ class Reporter:
         self._events.write([document])
         self._endpoint.count_nonfinite(len(numbers) - len(finite))
         self._endpoint.set(numbers | self._progress(eta))
+
+    def _rewards(self, rewards: Mapping[str, float] | None) -> dict[str, object]:
+        """Serve the means of single rewards; what an event tells of them."""
+        if not rewards:
+            return {}
+        if self._endpoint is not None:
+            self._endpoint.set_labelled(LabelledMetric.REWARD_COMPONENT, rewards)
+        return {"rewards": _finite_or_null(rewards)}
 
     def _progress(self, eta: float | None) -> dict[Metric, float]:
         found = {
@@ -272,6 +317,20 @@ class Reporter:
             logger.info(text, *values)
 
 
+def _health_series(readings: Sequence[Reading]) -> dict[LabelledMetric, dict[str, float]]:
+    def where_any(values: Callable[[Reading], float | None]) -> dict[str, float]:
+        found = {each.rule.value: values(each) for each in readings}
+        return {rule: value for rule, value in found.items() if value is not None}
+
+    return {
+        LabelledMetric.HEALTH_VALUE: where_any(lambda each: each.value),
+        LabelledMetric.HEALTH_START: where_any(lambda each: each.start),
+        LabelledMetric.HEALTH_BEST: where_any(lambda each: each.best),
+        LabelledMetric.HEALTH_THRESHOLD: {each.rule.value: each.threshold for each in readings},
+        LabelledMetric.HEALTH_VERDICT: {each.rule.value: float(each.broken) for each in readings},
+    }
+
+
 def _sample_document(step: int, row: Sample) -> dict[str, Any]:
     return {
         "step": step,
@@ -281,7 +340,11 @@ def _sample_document(step: int, row: Sample) -> dict[str, Any]:
         "kl": row.kl if math.isfinite(row.kl) else None,
         "length": row.length,
         "stopReason": row.stop_reason,
-    }
+    } | ({"rewards": _finite_or_null(row.rewards)} if row.rewards else {})
+
+
+def _finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _metrics_text(metrics: Mapping[Metric, float]) -> str:

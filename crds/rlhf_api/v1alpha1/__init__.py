@@ -14,6 +14,7 @@ from rlhf_api.v1alpha1.affinity import (
     WeightedPodAffinityTerm,
 )
 from rlhf_api.v1alpha1.graph import stage_inputs, stage_order
+from rlhf_api.v1alpha1.guardrails import Guardrail, HealthVerdict
 from rlhf_api.v1alpha1.job import ObjectMeta, RLHFJob
 from rlhf_api.v1alpha1.pod import (
     EnvFromSource,
@@ -24,6 +25,7 @@ from rlhf_api.v1alpha1.pod import (
     Resources,
     Toleration,
 )
+from rlhf_api.v1alpha1.rewards import EndpointReward, FunctionReward, Reward
 from rlhf_api.v1alpha1.sources import CLAIM, Columns, Dataset, ModelSource, ScratchModel, claim_of
 from rlhf_api.v1alpha1.spec import MUTABLE_FIELDS, RLHFJobSpec, RunPolicy, Storage
 from rlhf_api.v1alpha1.stage_config import (
@@ -79,9 +81,13 @@ __all__ = [
     "ConfigMapVolume",
     "Dataset",
     "EmptyDirVolume",
+    "EndpointReward",
     "EnvFromSource",
     "EnvVar",
     "EnvVarSource",
+    "FunctionReward",
+    "Guardrail",
+    "HealthVerdict",
     "ImagePullSecret",
     "JobReference",
     "KeyReference",
@@ -104,6 +110,7 @@ __all__ = [
     "RLHFJobSpec",
     "RLHFJobStatus",
     "Resources",
+    "Reward",
     "RewardStage",
     "RunPolicy",
     "SFTStage",

@@ -14,7 +14,7 @@ MODEL_FIELDS: dict[StageName, tuple[str, ...]] = {
 }
 """Fields of each stage that may read another stage's artifact."""
 
-_OPTIONAL_FIELDS = frozenset({"criticModel"})
+_OPTIONAL_FIELDS = frozenset({"rewardModel", "criticModel"})
 
 
 def stage_inputs(stages: Stages) -> dict[StageName, dict[str, StageName]]:

@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints, model_validator
 
-from rlhf_api.contract import CelRule, Contract, Rule
+from rlhf_api.contract import CelRule, Contract, ListMap, Rule
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1.graph import graph_rules, stage_order
+from rlhf_api.v1alpha1.guardrails import Guardrail
 from rlhf_api.v1alpha1.pod import Name
 from rlhf_api.v1alpha1.sources import S3_REFUSAL, URI
 from rlhf_api.v1alpha1.stages import DEFAULT_BATCH_SIZE, PPOStage, Stages
@@ -16,7 +17,7 @@ from rlhf_api.v1alpha1.template import PodTemplate
 
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
-MUTABLE_FIELDS = ("suspend", "runPolicy")
+MUTABLE_FIELDS = ("suspend", "guardrails", "runPolicy")
 """Fields of spec that may change after creation; the CRD's transition rules freeze all others."""
 
 _PARENT_FOLDER = r"(^|/)\.\.(/|$)"
@@ -132,6 +133,9 @@ class RLHFJobSpec(Contract):
     """What the pods of all stages have in common."""
     run_policy: RunPolicy = RunPolicy()
     """Limits of the run."""
+    guardrails: Annotated[tuple[Guardrail, ...], Field(max_length=16), ListMap("rule")] = ()
+    """What is done when PPO goes wrong, for each rule at most once; all others are observed, and a
+    change holds from the next attempt on."""
     queue_name: Name | None = None
     """Kueue queue that admits the job's pods; not queued when left out."""
     stages: Stages

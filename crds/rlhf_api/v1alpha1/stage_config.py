@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from bisect import bisect_right
+from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Self
 
@@ -12,7 +13,16 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError,
 from rlhf_api.contract import Contract
 from rlhf_api.errors import ConfigError, ContractVersionError
 from rlhf_api.loading import describe_errors
-from rlhf_api.names import CONTRACT_VERSION, MAX_RESULT_BYTES, FileName, Reason, StageName
+from rlhf_api.names import (
+    CONTRACT_VERSION,
+    MAX_RESULT_BYTES,
+    MAX_RESULT_METRICS,
+    FileName,
+    GuardrailRule,
+    Reason,
+    StageName,
+)
+from rlhf_api.v1alpha1.guardrails import Guardrail, HealthVerdict
 from rlhf_api.v1alpha1.stages import PPOStage, RewardStage, SFTStage, StageSpec
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Message
 
@@ -40,6 +50,7 @@ _OUTSIDE_DIGEST = (
     "storage",
     "claims",
     "config_digest",
+    "guardrails",
     # What they say of the result is added in another form.
     "nodes",
     "processes_per_node",
@@ -47,6 +58,10 @@ _OUTSIDE_DIGEST = (
 )
 """Fields that say where the work is done and not what it is: a folder that was moved, or mounted
 elsewhere, keeps its checkpoints."""
+
+
+_SURE_OF_MESSAGE = 512
+"""Characters of a message that metrics give way to."""
 
 
 def _cut(message: Any) -> Any:
@@ -64,6 +79,11 @@ def _finite_only(metrics: Any) -> Any:
         for name, value in metrics.items()
         if not isinstance(value, float) or math.isfinite(value)
     }
+
+
+def _largest(numbers: range, fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, or the first: what fits ends where something does not."""
+    return numbers[max(0, bisect_left(numbers, True, key=lambda number: not fits(number)) - 1)]
 
 
 class JobReference(Contract):
@@ -115,6 +135,8 @@ class StageConfig(Contract):
     """Specification of the stage, if it is reward."""
     ppo: PPOStage | None = None
     """Specification of the stage, if it is ppo."""
+    guardrails: tuple[Guardrail, ...] = ()
+    """What is done when training goes wrong."""
     config_digest: Digest = ""
     """What `digest` gave to the writer; empty until `with_digest`, and never so in a file."""
 
@@ -238,26 +260,33 @@ class StageResult(Contract):
     """Step of the newest complete checkpoint."""
     artifact: Artifact | None = None
     """What the stage left; its URI is relative to storage."""
-    metrics: Annotated[dict[str, float], Field(max_length=32), BeforeValidator(_finite_only)] = (
-        Field(default_factory=dict)
-    )
+    metrics: Annotated[
+        dict[str, float], Field(max_length=MAX_RESULT_METRICS), BeforeValidator(_finite_only)
+    ] = Field(default_factory=dict)
     """The last metrics; those that are not finite are left out, since JSON cannot hold them."""
+    verdicts: Annotated[tuple[HealthVerdict, ...], Field(max_length=len(GuardrailRule))] = ()
+    """Rules that were broken at the end; that one whose action ended the attempt is the first."""
 
     def to_message(self) -> str:
-        """JSON of at most 4 KiB; a message that is too long loses its end."""
-        if len(self._cut_to(len(self.message)).encode()) <= MAX_RESULT_BYTES:
-            return self._cut_to(len(self.message))
-        kept = bisect_right(
-            range(len(self.message)),
-            MAX_RESULT_BYTES,
-            key=lambda length: len(self._cut_to(length).encode()),
-        )
-        if kept == 0:
-            raise ValueError(f"a StageResult without message exceeds {MAX_RESULT_BYTES} bytes")
-        return self._cut_to(kept - 1)
+        """JSON of at most 4 KiB: a message that is too long loses its end.
 
-    def _cut_to(self, length: int) -> str:
-        cut = self.model_copy(update={"message": self.message[:length]})
+        The last of the metrics give way to the first of the message, and to artifact and verdicts.
+        """
+        sure = min(len(self.message), _SURE_OF_MESSAGE)
+        metrics = len(self.metrics)
+        if not self._fits(sure, metrics):
+            metrics = _largest(range(metrics + 1), lambda number: self._fits(sure, number))
+        length = _largest(range(len(self.message) + 1), lambda cut: self._fits(cut, metrics))
+        if not self._fits(length, metrics):
+            raise ValueError(f"a StageResult without message exceeds {MAX_RESULT_BYTES} bytes")
+        return self._cut_to(length, metrics)
+
+    def _fits(self, length: int, metrics: int) -> bool:
+        return len(self._cut_to(length, metrics).encode()) <= MAX_RESULT_BYTES
+
+    def _cut_to(self, length: int, metrics: int) -> str:
+        kept = dict(list(self.metrics.items())[:metrics])
+        cut = self.model_copy(update={"message": self.message[:length], "metrics": kept})
         document = cut.to_resolved_document()
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
 

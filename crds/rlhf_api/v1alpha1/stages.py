@@ -5,14 +5,16 @@ the CRD; `stage.json` and its digest leave them out, so that a changed one needs
 CONTRACT_VERSION.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rlhf_api.contract import Contract, ListMap, Rule
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1.pod import EnvVar, LabelKey, LabelValue, Name, Resources, Toleration
+from rlhf_api.v1alpha1.presets import Preset, preset_values
+from rlhf_api.v1alpha1.rewards import Reward
 from rlhf_api.v1alpha1.sources import Dataset, ModelSource, Token
 
 Precision = Literal["BF16", "FP32"]
@@ -21,10 +23,14 @@ Schedule = Literal["Constant", "Linear", "Cosine"]
 KLEstimator = Literal["K1", "K2", "K3"]
 KLController = Literal["Fixed", "Adaptive"]
 AdvantageNormalization = Literal["None", "Minibatch", "Batch"]
-RewardScaling = Literal["None", "RunningStd"]
+RewardScaling = Literal["None", "RunningStd", "RunningStdTotal", "ModelStats"]
+ValueNormalization = Literal["None", "PopArt"]
+ValueHeadInit = Literal["Keep", "Zero", "Normal"]
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_KL_HORIZON = 10_000
+DEFAULT_PTX_COEF = 27.8
+"""Of InstructGPT (Ouyang et al. 2022, appendix C.4) and DeepSpeed-Chat."""
 
 
 class CheckpointPolicy(Contract):
@@ -144,7 +150,9 @@ class PPOStage(StageSpec):
     RULES: ClassVar[tuple[Rule, ...]] = (
         *StageSpec.RULES,
         Rule(
-            cel="!has(self.klController) || self.klController != 'Adaptive' || has(self.klTarget)",
+            # A preset may bring what is left out: the model, which knows it, judges then.
+            cel="!has(self.klController) || self.klController != 'Adaptive' || has(self.klTarget) "
+            "|| has(self.preset)",
             message="klController Adaptive needs klTarget, the KL in nats an answer to steer to",
             holds=lambda m: m.kl_controller != "Adaptive" or m.kl_target is not None,
         ),
@@ -168,13 +176,39 @@ class PPOStage(StageSpec):
                 "change one of them"
             ),
         ),
+        Rule(
+            cel="has(self.rewardModel) == (!has(self.rewards) || self.rewards.size() == 0 "
+            "|| self.rewards.exists(reward, reward.type == 'RewardModel'))",
+            message="rewardModel must be set if rewards is left out or has an item of type "
+            "RewardModel, and only then",
+            holds=lambda m: (m.reward_model is not None) == _reads_reward_model(m.rewards),
+        ),
+        Rule(
+            cel="!has(self.rewardScaling) || self.rewardScaling != 'ModelStats' "
+            "|| !has(self.rewards) || self.rewards.size() == 0",
+            message="rewardScaling ModelStats is for the reward model alone; remove rewards, or "
+            "choose RunningStd or RunningStdTotal",
+            holds=lambda m: m.reward_scaling != "ModelStats" or not m.rewards,
+        ),
+        Rule(
+            cel="!has(self.ptxCoef) || has(self.ptxDataset)",
+            message="ptxCoef needs ptxDataset, the rows whose loss it weighs",
+            holds=lambda m: m.ptx_coef is None or m.ptx_dataset is not None,
+        ),
     )
 
-    reward_model: ModelSource
-    """The frozen model that scores a response; its classification head has one output."""
+    preset: Preset | None = None
+    """Whose published hyperparameters stand in for fields that are left out."""
+    reward_model: ModelSource | None = None
+    """The frozen model that scores a response; its classification head has one output; needed
+    unless rewards names others."""
+    rewards: Annotated[tuple[Reward, ...], Field(max_length=8), ListMap("name")] = ()
+    """What a response is scored by: the weighted sum of these; rewardModel alone when left out."""
     critic_model: ModelSource | None = None
-    """What the critic starts from, with a score head of zeros where it has none; rewardModel when
-    left out."""
+    """What the critic starts from; rewardModel when left out, or model where there is none."""
+    value_head_init: ValueHeadInit = "Keep"
+    """Score head of the critic: Keep takes its model's, or zeros where it has none; Zero; Normal
+    draws from N(0, 1 / (hiddenSize + 1))."""
     max_prompt_length: int = Field(512, ge=1, le=1_048_576)
     """Longest prompt in tokens."""
     max_response_length: int = Field(512, ge=1, le=1_048_576)
@@ -226,17 +260,36 @@ class PPOStage(StageSpec):
     advantage_normalization: AdvantageNormalization = "Batch"
     """Over which sequences advantages are brought to mean 0 and variance 1: none, those of a
     minibatch, or those of the whole rollout; always over all ranks and real tokens only."""
-    reward_scaling: RewardScaling = "None"
-    """RunningStd divides scores by the running standard deviation of all scores so far; the mean
-    is not subtracted, so that the KL penalty weighs as many times more as scores shrink."""
+    reward_scaling: RewardScaling = "RunningStdTotal"
+    """RunningStd divides scores by their running standard deviation, so that the KL penalty weighs
+    more; RunningStdTotal divides the whole token rewards by that of score and KL penalty together;
+    ModelStats subtracts the reward model's mean and divides by its deviation."""
+    value_normalization: ValueNormalization = "None"
+    """PopArt lets the critic learn returns in units of their running mean and deviation."""
+    ptx_dataset: Dataset | None = None
+    """SFT rows whose loss is mixed into the actor's update (PPO-ptx)."""
+    ptx_coef: float | None = Field(None, ge=0, le=1e6)
+    """Weight of the loss on ptxDataset; 27.8 when left out."""
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    """Decay of a moving average of the actor's weights, which then is what the stage leaves; no
+    average when left out."""
     samples_every_steps: int = Field(10, ge=1, le=1_000_000)
     """Updates between two writes of sampled responses to samples.jsonl."""
 
+    def stand_ins(self) -> Mapping[str, Any]:
+        return preset_values(self.preset, self.model_fields_set)
+
     def sources(self) -> dict[str, ModelSource]:
-        found = {"model": self.model, "rewardModel": self.reward_model}
+        found = {"model": self.model}
+        if self.reward_model is not None:
+            found["rewardModel"] = self.reward_model
         if self.critic_model is not None:
             found["criticModel"] = self.critic_model
         return found
+
+
+def _reads_reward_model(rewards: tuple[Reward, ...]) -> bool:
+    return not rewards or any(reward.type == "RewardModel" for reward in rewards)
 
 
 class Stages(Contract):
@@ -274,3 +327,9 @@ def uris(spec: StageSpec) -> Iterator[tuple[str, str]]:
     yield "dataset.uri", spec.dataset.uri
     if spec.eval_dataset is not None:
         yield "evalDataset.uri", spec.eval_dataset.uri
+    if isinstance(spec, PPOStage):
+        if spec.ptx_dataset is not None:
+            yield "ptxDataset.uri", spec.ptx_dataset.uri
+        for index, reward in enumerate(spec.rewards):
+            if reward.function is not None and reward.function.uri is not None:
+                yield f"rewards[{index}].function.uri", reward.function.uri

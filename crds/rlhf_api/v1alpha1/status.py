@@ -98,7 +98,7 @@ class StageStatus(StatusModel):
     """Seconds after startTime in which nothing was to run, by suspension, a queue and the like;
     deadlines leave them out."""
     idle_since: datetime | None = None
-    """Since when a queue or a quota keeps the current attempt from running; not yet in
+    """Since when a queue, a quota or a guardrail keeps the stage from running; not yet in
     idleSeconds."""
     completion_time: datetime | None = None
     """When the stage ended."""
@@ -112,6 +112,9 @@ class StageStatus(StatusModel):
     """How far the stage is."""
     metrics: Annotated[dict[ShortText, FiniteFloat], Field(max_length=32)] | None = None
     """The last metrics that the stage told."""
+    verdicts: Annotated[dict[ShortText, ShortText], Field(max_length=32)] | None = None
+    """Broken rules of guardrails, each with its evidence as it was found; none before any is
+    judged."""
     last_checkpoint_step: Count | None = None
     """Step of the newest complete checkpoint."""
     disruption: Message | None = None

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from rlhf_api.names import Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, StageStatus
+from rlhf_operator.planning.guardrails import awaits_resume
 from rlhf_operator.planning.observed import ObservedAttempt
 
 Stages = Mapping[StageName, StageStatus]
@@ -54,6 +55,8 @@ def with_holds(
         now: the time.
         refused: whether making the attempt was refused.
     """
+    if awaits_resume(stage):
+        return stage
     if stage.state is not StageState.STARTING:
         return roused(stage, now)
     stage = _released(stage, attempt, now)
@@ -66,6 +69,19 @@ def with_holds(
         # Maybe nobody was looking when it began.
         since = max(attempt.held_since, pending_since(stage) or attempt.held_since)
     return stage.model_copy(update={"idle_since": since})
+
+
+def without_guardrail(stage: StageStatus, now: datetime, *, suspended: bool) -> StageStatus:
+    """The status of a stage that a guardrail suspended; its own clock stands while others run.
+
+    Args:
+        stage: the stage.
+        now: the time.
+        suspended: whether the whole job is, in which all clocks stand until it is resumed.
+    """
+    if suspended:
+        return roused(stage, now)
+    return stage.model_copy(update={"idle_since": stage.idle_since or now})
 
 
 def roused(stage: StageStatus, end: datetime) -> StageStatus:

@@ -11,6 +11,7 @@ from rlhf_api.v1alpha1 import (
     POD_FIELDS,
     Artifact,
     JobReference,
+    PPOStage,
     RLHFJob,
     StageConfig,
     StageSpec,
@@ -71,6 +72,7 @@ def stage_config(
         storage=placement.storage,
         claims={name: path for name, path in placement.claims.items() if name in claims},
         artifacts={name: artifacts[name] for name in StageName if name in read},
+        guardrails=job.spec.guardrails,
         **{stage.value: spec},
     )
     return config.with_digest()
@@ -106,6 +108,11 @@ class Configs:
 
 
 def _trained_spec(spec: StageSpec) -> StageSpec:
-    """The stage's specification without its pods' settings and with its length settled."""
+    """The stage's specification without its pods' settings, its length and its preset settled.
+
+    A preset's values are in the specification already; its name goes, so that a later release
+    which mends the table changes no work that has begun.
+    """
     length = {"epochs": 1} if spec.epochs is None and spec.max_steps is None else {}
-    return spec.model_copy(update={**dict.fromkeys(POD_FIELDS), **length})
+    preset = {"preset": None} if isinstance(spec, PPOStage) else {}
+    return spec.model_copy(update={**dict.fromkeys(POD_FIELDS), **length, **preset})

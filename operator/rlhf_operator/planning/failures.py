@@ -15,6 +15,7 @@ from rlhf_api.names import (
     failure_class,
 )
 from rlhf_api.v1alpha1 import StageStatus
+from rlhf_operator.planning.guardrails import ending_verdict, guardrail_message, is_final
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess
 
 GANG_WAIT = timedelta(seconds=10)
@@ -25,7 +26,6 @@ BACKOFF_FACTOR = 4
 BACKOFF_LIMIT_SECONDS = 300
 
 _STRENGTH = {kind: strength for strength, kind in enumerate(FailureClass)}
-_FINAL = (FailureClass.GUARDRAIL, FailureClass.USER_ERROR)
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,9 @@ def _is_evidence(process: ObservedProcess, attempt: ObservedAttempt) -> bool:
     """Whether the process failed by itself, not because the rest was killed."""
     if process.disrupted or attempt.killed_at is None or process.finished_at is None:
         return True
+    if process.exit_code == ExitCode.GUARDRAIL:
+        # Nothing that is killed ends so.
+        return True
     return process.finished_at <= attempt.killed_at
 
 
@@ -135,24 +138,41 @@ def _class_of(process: ObservedProcess) -> FailureClass:
 
 
 def _weight(process: ObservedProcess) -> tuple[int, bool, float, int]:
-    """Sorts the strongest evidence first: by class, a stop that saved, the time, the index."""
+    """Sorts the strongest evidence first: by class, who tells its rule, a stop that saved, the
+    time, the index."""
+    kind = _class_of(process)
     when = process.finished_at.timestamp() if process.finished_at is not None else float("inf")
+    untold = kind is FailureClass.GUARDRAIL and ending_verdict(process) is None
     unsaved = process.exit_code == ExitCode.STOPPED
-    return _STRENGTH[_class_of(process)], unsaved, when, process.index
+    return _STRENGTH[kind], untold or unsaved, when, process.index
 
 
 def _verdict(
     attempt: ObservedAttempt, process: ObservedProcess, written: StageStatus | None
 ) -> Verdict:
     kind, reason = _class_of(process), _reason_of(process)
+    if kind is FailureClass.GUARDRAIL:
+        return _tripped(process)
     out_of_memory = reason is Reason.OUT_OF_MEMORY and _steps_done(attempt, written) == 0
     free = kind is FailureClass.DISRUPTED or process.exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
     return Verdict(
         failure=kind,
         reason=reason,
         message=_message_of(process),
-        final=kind in _FINAL or out_of_memory,
+        final=kind is FailureClass.USER_ERROR or out_of_memory,
         counted=not (free and made_progress(attempt, written)),
+    )
+
+
+def _tripped(process: ObservedProcess) -> Verdict:
+    """The verdict on an attempt that a guardrail ended."""
+    told = ending_verdict(process)
+    return Verdict(
+        failure=FailureClass.GUARDRAIL,
+        reason=Reason.GUARDRAIL,
+        message=guardrail_message(told, _message_of(process)),
+        final=is_final(told),
+        counted=False,
     )
 
 

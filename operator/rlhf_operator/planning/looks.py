@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from rlhf_api.names import StageName, StageState
+from rlhf_api.names import ConditionType, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, RunPolicy, StageStatus
 from rlhf_operator.planning.clocks import is_held, pending_since
+from rlhf_operator.planning.conditions import is_true
 from rlhf_operator.planning.failures import gang_wait_end
 from rlhf_operator.planning.observed import Observed, ObservedAttempt
 from rlhf_operator.planning.stages import ACTIVE, CLOSED
@@ -30,7 +31,8 @@ def _changes(job: RLHFJob, status: RLHFJobStatus, observed: Observed) -> Iterato
     if observed.look_at is not None:
         yield observed.look_at
     policy = job.spec.run_policy
-    if not job.spec.suspend and status.idle_since is None:
+    suspended = job.spec.suspend or is_true(status.conditions, ConditionType.SUSPENDED)
+    if not suspended and status.idle_since is None:
         yield from _after(status.start_time, policy.active_deadline_seconds, status.idle_seconds)
     for name in StageName:
         stage: StageStatus | None = getattr(status.stages, name)

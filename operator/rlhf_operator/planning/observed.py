@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from rlhf_api.names import Reason, StageName
+from rlhf_api.names import GuardrailRule, Reason, StageName
 from rlhf_api.v1alpha1 import StageResult
 
 
@@ -23,6 +23,23 @@ class ProcessPhase(StrEnum):
 
 
 @dataclass(frozen=True)
+class ObservedVerdict:
+    """What rank 0 tells of one rule.
+
+    Attributes:
+        broken: whether the rule is broken.
+        value: its quantity; None where that is not finite.
+        threshold: what the quantity is compared with.
+        step: the update at which that was so; None stands for the step that is told beside it.
+    """
+
+    broken: bool
+    value: float | None = None
+    threshold: float | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
 class ObservedProgress:
     """How far an attempt is, as rank 0 tells it.
 
@@ -32,6 +49,7 @@ class ObservedProgress:
         eta_seconds: estimated seconds to the end.
         metrics: the last finite metrics by name.
         last_checkpoint_step: step of the newest complete checkpoint that this attempt wrote.
+        verdicts: the rules that are judged; empty before any is.
     """
 
     step: int
@@ -39,6 +57,7 @@ class ObservedProgress:
     eta_seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     last_checkpoint_step: int | None = None
+    verdicts: Mapping[GuardrailRule, ObservedVerdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,7 @@ class ObservedAttempt:
         failed: whether it was given up; says so even when they are gone.
         killed_at: when the rest began to be killed; what ends after that is no evidence.
         checkpoint_step: step of the newest checkpoint when the attempt was started.
+        guardrails: digest of the guardrails that it was started with; None if not known.
         progress: how far it is; None before it says so.
         scrape_error: why it could not be asked how far it is; empty if nothing is wrong.
         held_since: since when a queue holds it back; None while it does not.
@@ -112,6 +132,7 @@ class ObservedAttempt:
     failed: bool = False
     killed_at: datetime | None = None
     checkpoint_step: int | None = None
+    guardrails: str | None = None
     progress: ObservedProgress | None = None
     scrape_error: str = ""
     held_since: datetime | None = None

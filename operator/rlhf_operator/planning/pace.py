@@ -6,6 +6,7 @@ from typing import Any
 
 from rlhf_api.names import ConditionType, StageName
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus
+from rlhf_operator.planning.guardrails import awaits_resume
 from rlhf_operator.planning.looks import expiry
 from rlhf_operator.planning.plan import is_finished
 
@@ -23,7 +24,8 @@ class Change(Enum):
     EXPLANATION = "explanation"
     """When there is budget to spare: nobody acts on why something waits."""
     DECISION = "decision"
-    """At once. The first step and every checkpoint are among these: verdicts need them."""
+    """At once. Among these are the first step and every checkpoint, which verdicts need, every rule
+    that is broken, and what must not be missed by whoever resumes after a guardrail."""
 
 
 def is_expired(job: RLHFJob, now: datetime) -> bool:
@@ -49,6 +51,7 @@ def _decisions(status: RLHFJobStatus) -> list[Any]:
         (
             *(stage.state, stage.attempt, stage.restarts, stage.disruptions, stage.disruption),
             *(stage.last_checkpoint_step, _has_steps(stage)),
+            *(stage.verdicts, awaits_resume(stage)),
         )
         for stage in stages
         if stage is not None

@@ -21,9 +21,16 @@ from rlhf_api.v1alpha1 import (
     StageStatuses,
     stage_order,
 )
-from rlhf_operator.planning.clocks import idle_seconds, is_past, roused, with_job_idle
+from rlhf_operator.planning.clocks import (
+    idle_seconds,
+    is_past,
+    roused,
+    with_job_idle,
+    without_guardrail,
+)
 from rlhf_operator.planning.conditions import find_condition, is_true, of_generation
 from rlhf_operator.planning.configs import Configs, Placement
+from rlhf_operator.planning.guardrails import awaits_resume, resumed
 from rlhf_operator.planning.looks import expiry, next_change
 from rlhf_operator.planning.observed import Observed
 from rlhf_operator.planning.stages import (
@@ -42,6 +49,7 @@ from rlhf_operator.planning.summaries import (
     derive_events,
     derive_phase,
     derive_summary,
+    is_suspended,
     with_children,
 )
 
@@ -204,9 +212,15 @@ def _unconfirmed(
 def _without_suspension(job: RLHFJob, now: datetime) -> RLHFJobStatus:
     """The status that a resumed job goes on from."""
     suspended = find_condition(job.status.conditions, ConditionType.SUSPENDED)
-    if job.spec.suspend or suspended is None or suspended.status != "True":
+    if _is_suspended(job) or suspended is None or suspended.status != "True":
         return job.status
     return with_idle_time(job.status, now - suspended.last_transition_time)
+
+
+def _is_suspended(job: RLHFJob) -> bool:
+    """Whether nothing of the job is to run, as its spec or its last status says."""
+    held = any(awaits_resume(stage) for stage in stages_of(job.status).values())
+    return job.spec.suspend or (held and is_true(job.status.conditions, ConditionType.SUSPENDED))
 
 
 def _absorbed(
@@ -231,7 +245,7 @@ def _absorbed(
     limit, idle = job.spec.run_policy.active_deadline_seconds, idle_seconds(status, now)
     # What has ended may have ended well, and the job with it.
     unconfirmed = any(_unconfirmed(stages, observed))
-    if job.spec.suspend or unconfirmed or not is_past(status.start_time, limit, now, idle):
+    if _is_suspended(job) or unconfirmed or not is_past(status.start_time, limit, now, idle):
         return status, stages
     message = f"the job took longer than runPolicy.activeDeadlineSeconds ({limit}); raise it"
     begun = [name for name in unfinished if stages[name].state is not StageState.WAITING]
@@ -258,21 +272,27 @@ def _decided(
             because = f"stopped since stage {failed[0]} failed"
             decided[name] = halt(stage, attempt, Reason.STOPPED, because)
         elif job.spec.suspend:
-            decided[name] = halt(stage, attempt, Reason.USER_REQUESTED, "stopped on request")
+            halted = halt(stage, attempt, Reason.USER_REQUESTED, "stopped on request")
+            decided[name] = resumed(halted)
         elif not observed.live(name) and (
             _is_due(stage, now) or _is_outdated(name, stage, observed, configs)
         ):
             decided[name] = _begun(name, stage, now, configs)
-    return {
-        name: stage if stage.state is StageState.STARTING else roused(stage, now)
-        for name, stage in decided.items()
-    }
+    suspended = is_suspended(job, decided, observed)
+    return {name: _with_idle(stage, now, suspended) for name, stage in decided.items()}
+
+
+def _with_idle(stage: StageStatus, now: datetime, suspended: bool) -> StageStatus:
+    if awaits_resume(stage):
+        return without_guardrail(stage, now, suspended=suspended)
+    return stage if stage.state is StageState.STARTING else roused(stage, now)
 
 
 def _is_due(stage: StageStatus, now: datetime) -> bool:
     if stage.state is StageState.RESTARTING:
         return stage.retry_time is None or now >= stage.retry_time
-    return stage.state in (StageState.WAITING, StageState.SUSPENDED)
+    waits = stage.state in (StageState.WAITING, StageState.SUSPENDED)
+    return waits and not awaits_resume(stage)
 
 
 def _is_outdated(name: StageName, stage: StageStatus, observed: Observed, configs: Configs) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from rlhf_api.names import STATUS_METRICS, Reason, StageName, StageState
+from rlhf_api.names import STATUS_METRICS, FailureClass, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Progress, RunPolicy, StageArtifact, StageResult, StageStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.planning.clocks import (
@@ -33,6 +33,7 @@ from rlhf_operator.planning.failures import (
     judge,
     last_checkpoint_step,
 )
+from rlhf_operator.planning.guardrails import broken_rules, rules_at_success
 from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase, Refusal
 
 CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
@@ -165,6 +166,8 @@ def _settle(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> 
         # The pod that shows it may be gone a moment later.
         stage = _changed(stage, disruption=disruption_of(attempt))
     verdict = judge(attempt, case.now, stage)
+    if verdict is not None and verdict.failure is FailureClass.GUARDRAIL and not verdict.final:
+        return _guarded(stage, attempt, verdict, case)
     if stage.state is StageState.STOPPING and not (verdict and verdict.final):
         return stage if attempt.live else _stopped(stage, case)
     if verdict is not None:
@@ -210,6 +213,7 @@ def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) 
     newest = last_checkpoint_step(attempt)
     if newest is not None:
         changes["last_checkpoint_step"] = newest
+    changes["verdicts"] = broken_rules(stage, attempt)
     told = attempt.progress
     if told is not None:
         changes["progress"] = _progress(
@@ -272,6 +276,7 @@ def _accept(stage: StageStatus, attempt: ObservedAttempt, case: Case) -> StageSt
         artifact=StageArtifact(uri=artifact.uri, digest=artifact.digest),
         progress=_progress(stage.progress, said.step, steps, 0) if steps else stage.progress,
         metrics=_status_metrics(said.metrics) or stage.metrics,
+        verdicts=rules_at_success(stage, case.name, said),
         reason=Reason.FINISHED,
         message=said.message or "done",
     )
@@ -304,6 +309,14 @@ def _stopped(stage: StageStatus, case: Case) -> StageStatus:
         reason = Reason.PROGRESS_DEADLINE_EXCEEDED
         return _restart(stage, reason, stage.message or "", case, counted=True)
     return _changed(stage, state=StageState.SUSPENDED, disruptions=stage.disruptions + 1)
+
+
+def _guarded(
+    stage: StageStatus, attempt: ObservedAttempt, verdict: Verdict, case: Case
+) -> StageStatus:
+    """A guardrail has ended the attempt, which is not to go on before a person says so."""
+    told = _changed(stage, reason=verdict.reason, message=verdict.message)
+    return _changed(told, state=StageState.STOPPING) if attempt.live else _stopped(told, case)
 
 
 def _failed(stage: StageStatus, verdict: Verdict, case: Case) -> StageStatus:

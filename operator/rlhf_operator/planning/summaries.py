@@ -18,6 +18,12 @@ from rlhf_operator.planning.conditions import (
     of_generation,
     set_condition,
 )
+from rlhf_operator.planning.guardrails import (
+    RESUME,
+    awaits_resume,
+    guardrails_digest,
+    health,
+)
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, Refusal
 from rlhf_operator.planning.stages import ACTIVE, CLOSED
 
@@ -44,18 +50,27 @@ class Event:
     message: str
 
 
+def is_suspended(job: RLHFJob, stages: Stages, observed: Observed) -> bool:
+    """Whether nothing of the job runs, since a person or a guardrail has suspended it."""
+    resting = _is_resting(stages, observed)
+    if job.spec.suspend:
+        return resting
+    held = any(awaits_resume(stage) for stage in stages.values())
+    return held and (resting or is_true(job.status.conditions, ConditionType.SUSPENDED))
+
+
 def derive_conditions(
     job: RLHFJob, stages: Stages, observed: Observed, now: datetime
 ) -> tuple[Condition, ...]:
     """All conditions that follow from the stages; those of others stay as they are."""
     conditions, generation = job.status.conditions, job.metadata.generation
-    live = any(observed.live(name) for name in stages)
     attempts = {name: observed.find(name, stage.attempt) for name, stage in stages.items()}
     made = {name: found for name, found in attempts.items() if found is not None}
-    findings = [*_findings(job, stages, live=live), *_admission(job, stages, made)]
+    findings = [*_findings(job, stages, observed), *_admission(job, stages, made)]
     ended = any(each.reason is Reason.FINISHED for each in findings)
     reported = find_condition(conditions, ConditionType.PROGRESS_REPORTING)
     findings += _reporting(stages, made, reported, ended=ended)
+    findings += [finding for finding in [health(stages)] if finding is not None]
     for finding in findings:
         conditions = set_condition(conditions, finding, now, generation)
     return of_generation(with_children(conditions, job, stages, observed, now), generation)
@@ -122,11 +137,33 @@ def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
         after_turn = find_condition(new.conditions, kind)
         if after_turn is None or is_true(old.conditions, kind) == (after_turn.status == "True"):
             continue
-        severe = kind is ConditionType.FAILED
+        severe = kind is ConditionType.FAILED or after_turn.reason is Reason.GUARDRAIL
         yield Event("Warning" if severe else "Normal", after_turn.reason, after_turn.message)
+    yield from _health_events(old, new)
 
 
-def _findings(job: RLHFJob, stages: Stages, *, live: bool) -> Iterator[Finding]:
+def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
+    before = find_condition(old.conditions, ConditionType.HEALTHY)
+    after = find_condition(new.conditions, ConditionType.HEALTHY)
+    if after is None:
+        return
+    broken = before is not None and before.status == "False"
+    if after.status != "False":
+        if broken:
+            yield Event("Normal", after.reason, after.message)
+    elif before is None or not broken or before.message != after.message:
+        # The message changes with the set of broken rules alone: numbers stay as they first were.
+        yield Event("Warning", after.reason, after.message)
+
+
+def _is_resting(stages: Stages, observed: Observed) -> bool:
+    """Whether nothing runs, or is about to."""
+    live = any(observed.live(name) for name in stages)
+    # A state that only a newer operator knows may be one in which something runs.
+    return not live and all(stage.state in _RESTING_STATES for stage in stages.values())
+
+
+def _findings(job: RLHFJob, stages: Stages, observed: Observed) -> Iterator[Finding]:
     states = [stage.state for stage in stages.values()]
     yield Finding(ConditionType.ACCEPTED, "True", Reason.VALID, "the spec is valid")
     failed = {name: stage for name, stage in stages.items() if stage.state is StageState.FAILED}
@@ -135,21 +172,27 @@ def _findings(job: RLHFJob, stages: Stages, *, live: bool) -> Iterator[Finding]:
         yield Finding(ConditionType.SUCCEEDED, "True", Reason.STAGES_COMPLETE, message)
         yield Finding(ConditionType.RUNNING, "False", Reason.FINISHED, message)
         return
-    # A state that only a newer operator knows may be one in which something runs.
-    resting = not live and all(state in _RESTING_STATES for state in states)
-    if failed and resting:
-        message = "; ".join(f"stage {name}: {stage.message}" for name, stage in failed.items())
+    if failed and _is_resting(stages, observed):
+        message = _messages(failed)
         first = next(iter(failed.values()))
         yield Finding(ConditionType.FAILED, "True", first.reason or Reason.CRASHED, message)
         yield Finding(ConditionType.RUNNING, "False", Reason.FINISHED, "the job failed")
         return
-    suspended = job.spec.suspend and resting
+    suspended = is_suspended(job, stages, observed)
     if suspended:
-        message = "suspended on request; it goes on from the last checkpoints"
-        yield Finding(ConditionType.SUSPENDED, "True", Reason.USER_REQUESTED, message)
+        yield _suspended(stages)
     elif is_true(job.status.conditions, ConditionType.SUSPENDED):
         yield Finding(ConditionType.SUSPENDED, "False", Reason.RESUMED, "resumed")
-    yield _running(stages, suspended=suspended)
+    yield _running(job, stages, observed, suspended=suspended)
+
+
+def _suspended(stages: Stages) -> Finding:
+    held = {name: stage for name, stage in stages.items() if awaits_resume(stage)}
+    if not held:
+        message = "suspended on request; it goes on from the last checkpoints"
+        return Finding(ConditionType.SUSPENDED, "True", Reason.USER_REQUESTED, message)
+    message = f"{_messages(held)}; {RESUME}"
+    return Finding(ConditionType.SUSPENDED, "True", Reason.GUARDRAIL, message)
 
 
 def _admission(job: RLHFJob, stages: Stages, made: Attempts) -> Iterator[Finding]:
@@ -209,12 +252,12 @@ def _standing_refusal(wanted: list[tuple[StageName, int]], observed: Observed) -
     return None
 
 
-def _running(stages: Stages, *, suspended: bool) -> Finding:
+def _running(job: RLHFJob, stages: Stages, observed: Observed, *, suspended: bool) -> Finding:
     def holders(state: StageState) -> dict[StageName, StageStatus]:
         return {name: stage for name, stage in stages.items() if stage.state is state}
 
     def finding(status: Literal["True", "False"], reason: Reason | str, found: Stages) -> Finding:
-        message = "; ".join(f"stage {name}: {stage.message}" for name, stage in found.items())
+        message = _messages(found) + _outdated_guardrails(job, found, observed)
         return Finding(ConditionType.RUNNING, status, reason, message)
 
     if suspended:
@@ -230,6 +273,20 @@ def _running(stages: Stages, *, suspended: bool) -> Finding:
         pending = told if told in _PENDING_REASONS else Reason.PODS_PENDING
         return finding("False", pending or Reason.PODS_PENDING, found)
     return finding("False", Reason.WAITING_FOR_STAGE, holders(StageState.WAITING))
+
+
+def _messages(stages: Stages) -> str:
+    return "; ".join(f"stage {name}: {stage.message}" for name, stage in stages.items())
+
+
+def _outdated_guardrails(job: RLHFJob, stages: Stages, observed: Observed) -> str:
+    """A clause for an attempt that was started with other guardrails than the job has now."""
+    ppo = stages.get(StageName.PPO)
+    attempt = None if ppo is None else observed.find(StageName.PPO, ppo.attempt)
+    begun = None if attempt is None or not attempt.live else attempt.guardrails
+    if begun is None or begun == guardrails_digest(job.spec.guardrails):
+        return ""
+    return "; spec.guardrails has changed, which holds from the next attempt on"
 
 
 def _shown(stages: Stages) -> dict[StageName, StageStatus]:
@@ -259,7 +316,7 @@ def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> I
         yield Event("Normal", Reason.CREATED, f"stage {name}: attempt {after.attempt} starts")
     if after.state is before.state or after.state in (StageState.WAITING, StageState.STARTING):
         return
-    severe = after.state in (StageState.FAILED, StageState.RESTARTING)
+    severe = after.state in (StageState.FAILED, StageState.RESTARTING) or awaits_resume(after)
     reason = Reason.STOPPING if after.state is StageState.STOPPING else after.reason
     yield Event(
         "Warning" if severe else "Normal",

@@ -10,8 +10,22 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rlhf_api.errors import ConfigError, ContractVersionError
-from rlhf_api.names import CONTRACT_VERSION, MAX_RESULT_BYTES, Reason, StageName
-from rlhf_api.v1alpha1 import Artifact, JobReference, SFTStage, StageConfig, StageResult
+from rlhf_api.names import (
+    CONTRACT_VERSION,
+    MAX_RESULT_BYTES,
+    GuardrailAction,
+    GuardrailRule,
+    Reason,
+    StageName,
+)
+from rlhf_api.v1alpha1 import (
+    Artifact,
+    HealthVerdict,
+    JobReference,
+    SFTStage,
+    StageConfig,
+    StageResult,
+)
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -142,5 +156,49 @@ def test_other_termination_messages_hold_no_result(text: str) -> None:
 
 
 def test_a_result_too_long_without_message_says_so() -> None:
+    wide = Artifact(uri="好" * 2048, digest=DIGEST)
     with pytest.raises(ValueError, match="without message exceeds 4096"):
-        make_result(metrics={f"{i}" * 500: 0.0 for i in range(32)}).to_message()
+        make_result(artifact=wide).to_message()
+
+
+LARGEST_VERDICTS = tuple(
+    HealthVerdict(
+        rule=rule,
+        action=GuardrailAction.SUSPEND,
+        step=1_000_000,
+        value=-1.2345678901234567e-300,
+        threshold=-999_999_999.1234567,
+    )
+    for rule in GuardrailRule
+)
+
+
+def test_all_verdicts_and_metrics_fit_with_a_message() -> None:
+    result = make_result(
+        artifact=Artifact(uri="a" * 600, digest=DIGEST),
+        verdicts=LARGEST_VERDICTS,
+        metrics={f"some_metric_of_ppo_{i}": -1.2345678901234567e-300 for i in range(32)},
+        message="x" * 4096,
+    )
+    text = result.to_message()
+    assert MAX_RESULT_BYTES - 6 < len(text.encode()) <= MAX_RESULT_BYTES
+    read = StageResult.from_message(text)
+    assert read is not None
+    assert (read.verdicts, read.artifact) == (result.verdicts, result.artifact)
+    assert len(read.message) >= 512
+    # Those of status come first, and are the last to give way.
+    assert 12 <= len(read.metrics) < 32
+    assert list(read.metrics.items()) == list(result.metrics.items())[: len(read.metrics)]
+
+
+def test_metrics_give_way_to_verdicts_altogether_and_the_message_after_them() -> None:
+    result = make_result(
+        artifact=Artifact(uri="a" * 2048, digest=DIGEST),
+        verdicts=LARGEST_VERDICTS,
+        metrics={"loss": 0.5},
+        message="x" * 4096,
+    )
+    read = StageResult.from_message(result.to_message())
+    assert read is not None
+    assert (read.verdicts, read.artifact, read.metrics) == (result.verdicts, result.artifact, {})
+    assert 0 < len(read.message) < 512

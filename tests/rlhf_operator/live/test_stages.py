@@ -101,6 +101,39 @@ def test_suspend_and_resume(operator: OperatorProcess, jobs: Jobs) -> None:
     assert jobs.condition("pause", "Suspended")["reason"] == "Resumed"
 
 
+def test_a_guardrail_suspends_until_a_person_resumes(operator: OperatorProcess, jobs: Jobs) -> None:
+    whole = stage(rewardModel={"uri": "hf://org/reward"})
+    jobs.create("guarded", stages={"ppo": whole}, runPolicy={"maxRestarts": 0})
+    jobs.run("guarded", "ppo")
+    jobs.reaches("guarded", "Running", "ppo")
+    jobs.patch("guarded", guardrails=[{"rule": "KLAboveLimit", "action": "Suspend"}])
+    eventually(lambda: "has changed" in jobs.condition("guarded", "Running")["message"])
+    rule = {"rule": "KLAboveLimit", "action": "Suspend"}
+    broken = rule | {"step": 4, "value": 12.5, "threshold": 10.0}
+    said = {"reason": "Guardrail", "lastCheckpointStep": 4, "verdicts": [broken]}
+    told = jobs.result("guarded", "ppo", 1, 42, **said)
+    jobs.finish("guarded", "ppo", code=42, message=told)
+    eventually(lambda: jobs.phase("guarded") == "Suspended")
+    suspended = jobs.condition("guarded", "Suspended")
+    assert (suspended["status"], suspended["reason"]) == ("True", "Guardrail")
+    assert "12.5 against a threshold of 10 at update 4" in suspended["message"]
+    healthy = jobs.condition("guarded", "Healthy")
+    assert (healthy["status"], healthy["reason"]) == ("False", "KLAboveLimit")
+    assert {("Warning", "Guardrail"), ("Warning", "KLAboveLimit")} <= set(jobs.events("guarded"))
+    time.sleep(2)
+    assert not jobs.pods("guarded", "ppo", attempt=2)
+    jobs.patch("guarded", suspend=True)
+    eventually(lambda: jobs.condition("guarded", "Suspended")["reason"] == "UserRequested")
+    jobs.patch("guarded", suspend=False)
+    jobs.run("guarded", "ppo", attempt=2)
+    found = jobs.reaches("guarded", "Running", "ppo", attempt=2)
+    assert (found["restarts"], found["lastCheckpointStep"]) == (0, 4)
+    assert jobs.condition("guarded", "Suspended")["reason"] == "Resumed"
+    assert "has changed" not in jobs.condition("guarded", "Running")["message"]
+    config = jobs.core.read_namespaced_config_map("guarded-ppo-2", jobs.namespace)
+    assert "KLAboveLimit" in config.data["stage.json"]
+
+
 def test_delete_takes_the_children_with_it(operator: OperatorProcess, jobs: Jobs) -> None:
     jobs.create("gone")
     jobs.run("gone")

@@ -65,6 +65,27 @@ def test_the_digest_does_not_know_the_attempt(trial: Callable[..., Any]) -> None
     assert len(digests) == 1
 
 
+def test_a_preset_is_settled(trial: Callable[..., Any]) -> None:
+    """A file and its digest hold values: the table may be another one in the next release."""
+    ppo = {
+        "model": {"uri": "hf://a/b"},
+        "rewardModel": {"uri": "hf://a/reward"},
+        "dataset": DATASET,
+        "gamma": 0.5,
+    }
+    by_name, by_hand = (
+        stage_config(trial(stages={"ppo": ppo | more}).job, StageName.PPO, 1, {}, PLACEMENT)
+        for more in (
+            {"preset": "report"},
+            {"rewardScaling": "RunningStd", "valueNormalization": "None"},
+        )
+    )
+    assert "preset" not in by_name.to_json()
+    assert by_name.to_json() == by_hand.to_json()
+    assert '"rewardScaling": "RunningStd"' in by_name.to_json()
+    assert StageConfig.from_json(by_name.to_json()).ppo == by_name.ppo
+
+
 def test_every_uri_of_a_stage(trial: Callable[..., Any]) -> None:
     scratch = {"layers": 1, "hiddenSize": 8, "heads": 1, "tokenizer": "file://tok"}
     ppo = {

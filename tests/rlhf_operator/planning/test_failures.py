@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_api.names import FailureClass, Reason, StageName
-from rlhf_api.v1alpha1 import StageResult
+from rlhf_api.names import FailureClass, GuardrailAction, GuardrailRule, Reason, StageName
+from rlhf_api.v1alpha1 import HealthVerdict, StageResult
 from rlhf_operator.planning.failures import Verdict, backoff, judge, last_checkpoint_step
 from rlhf_operator.planning.observed import (
     ObservedAttempt,
@@ -53,7 +53,7 @@ def verdict(*processes: ObservedProcess, after: float = 0, **changes: Any) -> Ve
 @pytest.mark.parametrize(
     ("code", "kind", "reason", "final", "counted"),
     [
-        (42, FailureClass.GUARDRAIL, Reason.GUARDRAIL, True, True),
+        (42, FailureClass.GUARDRAIL, Reason.GUARDRAIL, False, False),
         (64, FailureClass.USER_ERROR, Reason.USAGE, True, True),
         (65, FailureClass.USER_ERROR, Reason.DATA_ERROR, True, True),
         (66, FailureClass.USER_ERROR, Reason.INPUT_INVALID, True, True),
@@ -130,6 +130,28 @@ def test_what_was_killed_with_the_rest_is_no_evidence() -> None:
     )
     # Where nothing else is left, it has to do.
     assert verdict(failed(137, 30), killed_at=killed).reason is Reason.CRASHED
+
+
+def test_a_guardrail_speaks_whenever_its_process_ended() -> None:
+    """Nothing that is killed ends with its code."""
+    killed = NOW + timedelta(seconds=1)
+    found = verdict(failed(80), failed(42, 30, 1), killed_at=killed)
+    assert (found.reason, found.final) == (Reason.GUARDRAIL, False)
+
+
+@pytest.mark.parametrize(("action", "final"), [("Suspend", False), ("Fail", True)])
+def test_whoever_tells_its_rule_speaks_for_a_gang_that_a_guardrail_ended(
+    action: str, final: bool
+) -> None:
+    rule = {"rule": GuardrailRule.NEGATIVE_KL, "action": GuardrailAction(action), "step": 7}
+    broken = HealthVerdict(**rule, value=-0.5, threshold=-0.1)
+    result = said(42, Reason.GUARDRAIL, verdicts=(broken,), message="look at the reference")
+    found = verdict(failed(42, 0, 0), failed(42, 5, 1, result=result))
+    assert (found.reason, found.final, found.counted) == (Reason.GUARDRAIL, final, False)
+    assert found.message == (
+        f"guardrail NegativeKL ({action}): -0.5 against a threshold of -0.1 at update 7; "
+        "look at the reference"
+    )
 
 
 @pytest.mark.parametrize(

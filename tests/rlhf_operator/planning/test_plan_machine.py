@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from happenings import HAPPENINGS, Happenings
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -16,9 +16,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from rlhf_api.names import USER_ERROR_CODES, ExitCode, Reason, StageName, StageState
-from rlhf_api.v1alpha1 import RLHFJobStatus, RunPolicy, StageStatus, stage_inputs
-from rlhf_operator.planning.observed import Observed, ObservedAttempt, ProcessPhase, Refusal
+from rlhf_api.names import (
+    USER_ERROR_CODES,
+    ExitCode,
+    GuardrailAction,
+    GuardrailRule,
+    StageName,
+    StageState,
+)
+from rlhf_api.v1alpha1 import HealthVerdict, RLHFJobStatus, RunPolicy, StageStatus, stage_inputs
+from rlhf_operator.planning.guardrails import awaits_resume
+from rlhf_operator.planning.observed import (
+    Observed,
+    ObservedVerdict,
+    ProcessPhase,
+)
 from rlhf_operator.planning.plan import StartAttempt, is_finished
 from rlhf_operator.planning.stages import CLOSED
 
@@ -37,26 +49,11 @@ POLICY = {"maxRestarts": 2, "maxDisruptions": 2, "pendingDeadlineSeconds": 600}
 CODES = [int(code) for code in ExitCode if code not in (ExitCode.DONE, *USER_ERROR_CODES)] + [134]
 FINAL_CODES = [int(code) for code in USER_ERROR_CODES]
 SELDOM = st.sampled_from([False, False, True])
-HAPPENINGS = (
-    "appear",
-    "hold_back",
-    "release",
-    "duplicate",
-    "forget",
-    "lag",
-    "refuse",
-    "put_off",
-    "upgrade",
-    "vanish",
-    "lose",
-    "return_from_the_dead",
-)
-NO_ROOM = Refusal(Reason.QUOTA_EXCEEDED, "no room")
 ANY = st.integers(0, len(StageName) - 1)
 """One of the stages, those that have begun and are not over before all others."""
 
 
-class World(RuleBasedStateMachine):
+class World(Happenings):
     """A job, what really runs for it, and a planner."""
 
     def __init__(self, trial: Callable[..., Any]) -> None:
@@ -65,6 +62,7 @@ class World(RuleBasedStateMachine):
         self.trial: Any = None
         self.terminal: RLHFJobStatus | None = None
         self.attempts: dict[StageName, int] = dict.fromkeys(StageName, 0)
+        self.held: set[StageName] = set()
 
     @initialize(
         shape=st.sampled_from(SHAPES),
@@ -129,84 +127,40 @@ class World(RuleBasedStateMachine):
             rest = self.trial.process(name, index=1, phase=ProcessPhase.RUNNING, ready=True)
             self.trial.put(name, processes=(*dead, rest), failed=False)
 
+    @rule(
+        which=ANY,
+        actions=st.lists(st.sampled_from(GuardrailAction), max_size=2),
+        last=st.sampled_from([42, 80, 143]),
+        partly=st.booleans(),
+    )
+    def trip(self, which: int, actions: list[GuardrailAction], last: int, partly: bool) -> None:
+        """A guardrail ends the attempt, of which another process may end otherwise, or hang."""
+        name = self._pick(which)
+        if not self._live(name):
+            return
+        verdicts = [
+            HealthVerdict(rule=rule, action=action, step=3, value=None, threshold=1.0)
+            for rule, action in zip(GuardrailRule, actions, strict=False)
+        ]
+        self.trial.end(name, 42, said={"verdicts": tuple(verdicts)})
+        dead = self.trial.attempts[name, self._current(name)].processes
+        ended = {"phase": ProcessPhase.FAILED, "exit_code": last, "finished_at": self.trial.now}
+        state = {"phase": ProcessPhase.RUNNING, "ready": True} if partly else ended
+        rest = self.trial.process(name, index=1, **state)
+        self.trial.put(name, processes=(*dead, rest), failed=not partly)
+
+    @rule(which=ANY, broken=st.booleans())
+    def judge(self, which: int, broken: bool) -> None:
+        """Rank 0 tells of a rule."""
+        name = self._pick(which)
+        if self._live(name):
+            told = {GuardrailRule.NEGATIVE_KL: ObservedVerdict(broken, 1.0, 0.0)}
+            self.trial.run(name, step=3, verdicts=told)
+
     @rule(which=ANY, what=st.sampled_from(HAPPENINGS))
     def happen(self, which: int, what: str) -> None:
         """One of the methods below, by name: as rules of their own they would seldom meet."""
         getattr(self, f"_{what}")(self._pick(which))
-
-    def _appear(self, name: StageName) -> None:
-        """What a planner that died had asked for comes late, whatever was decided since."""
-        if (number := self._current(name)) and (name, number) not in self.trial.attempts:
-            self.trial.put(name, processes=(self.trial.process(name),))
-
-    def _hold_back(self, name: StageName) -> None:
-        """A queue does not let the attempt run, or takes it away again."""
-        if self._live(name):
-            held = self.trial.process(name, reason=Reason.QUEUED, message="waits in queue q")
-            since = {"held_since": self.trial.now, "released_at": None}
-            self.trial.put(name, processes=(held,), **since)
-
-    def _release(self, name: StageName) -> None:
-        """A queue lets the attempt run, whether or not anybody had seen that it was held back."""
-        if self._live(name):
-            free = {"held_since": None, "released_at": self.trial.now}
-            self.trial.put(name, processes=(self.trial.process(name),), **free)
-
-    def _duplicate(self, name: StageName) -> None:
-        """A pod and the one that takes its place are seen at once."""
-        found = self.trial.attempts.get((name, self._current(name)))
-        if found is not None and found.processes and len(found.processes) < 4:
-            twin = replace(found.processes[0], name="twin", terminating=True)
-            self.trial.put(name, processes=(*found.processes, twin))
-
-    def _forget(self, name: StageName) -> None:
-        """Pods are deleted, and only the platform's own word on the attempt is left."""
-        if (name, self._current(name)) in self.trial.attempts:
-            self.trial.put(name, processes=())
-
-    def _lag(self, name: StageName) -> None:
-        """The platform's word on the attempt is seen before what its processes have left."""
-        found = self.trial.attempts.get((name, self._current(name)))
-        if found is not None and found.processes and not found.live:
-            self.trial.put(name, processes=(), confirmed=False)
-
-    def _refuse(self, name: StageName) -> None:
-        """The platform refuses what the planner asked for, for good."""
-        self._put_off(name, Refusal(Reason.INVALID_SPEC, "refused", final=True))
-
-    def _put_off(self, name: StageName, refusal: Refusal = NO_ROOM) -> None:
-        """The platform refuses what the planner asked for, for now."""
-        key = name, self._current(name)
-        if self._state(name) is StageState.STARTING and key not in self.trial.attempts:
-            self.trial.refusals[key] = refusal
-
-    def _upgrade(self, name: StageName) -> None:
-        """What was announced had another configuration then."""
-        status = self.trial.job.status
-        if self._state(name) is StageState.STARTING:
-            stage = self.trial.stage(name).model_copy(
-                update={"config_digest": "sha256:" + "d" * 64}
-            )
-            stages = status.stages.model_copy(update={name.value: stage})
-            status = status.model_copy(update={"stages": stages})
-            self.trial.job = self.trial.job.model_copy(update={"status": status})
-
-    def _vanish(self, name: StageName) -> None:
-        """Somebody deletes the attempt, and everything of it."""
-        self.trial.attempts.pop((name, self._current(name)), None)
-
-    def _lose(self, name: StageName) -> None:
-        """The node no longer answers."""
-        if self._live(name):
-            lost = self.trial.process(name, phase=ProcessPhase.RUNNING, lost=True, disrupted=True)
-            self.trial.put(name, processes=(lost,))
-
-    def _return_from_the_dead(self, name: StageName) -> None:
-        """A node that was taken for lost answers again, and an earlier attempt runs on it."""
-        old = self._current(name) - 1
-        if old > 0:
-            runs = self.trial.process(name, phase=ProcessPhase.RUNNING, ready=True)
-            self.trial.attempts[name, old] = ObservedAttempt(name, old, (runs,))
 
     @rule(suspend=SELDOM, restarts=st.integers(0, POLICY["maxRestarts"]))
     def edit(self, suspend: bool, restarts: int) -> None:
@@ -244,9 +198,10 @@ class World(RuleBasedStateMachine):
         """From wherever the job is, some sequence ends it."""
         if self.trial is None:
             return
-        self.trial.spec(suspend=False)
         self.trial.refusals.clear()
-        for _ in range(60):
+        for turn in range(60):
+            # What a guardrail has suspended goes on when a person has suspended it too.
+            self.trial.spec(suspend=bool(self.held) and turn % 2 == 0)
             before = self.trial.job.status
             self.trial.look(301)
             self._check(before)
@@ -280,20 +235,6 @@ class World(RuleBasedStateMachine):
             shuffled.shuffle(processes)
             self.trial.attempts[key] = replace(found, processes=tuple(processes))
 
-    def _pick(self, which: int) -> StageName:
-        def is_over(name: StageName) -> bool:
-            return not self._current(name) or self._state(name) in CLOSED
-
-        return sorted(StageName, key=is_over)[which]
-
-    def _current(self, name: StageName) -> int:
-        stage = self.trial.stage(name)
-        return stage.attempt if stage is not None else 0
-
-    def _live(self, name: StageName) -> bool:
-        found = self.trial.attempts.get((name, self._current(name)))
-        return found is not None and found.live
-
     def _act(self, action: Any, gentle: bool) -> None:
         if isinstance(action, StartAttempt):
             if self.trial.refusals.get((action.stage, action.attempt)) is not None:
@@ -325,16 +266,13 @@ class World(RuleBasedStateMachine):
                 continue
             assert not failed
             assert not self.trial.job.spec.suspend
+            assert action.stage not in self.held
             assert key not in self.trial.attempts
             assert seen.live(action.stage) == ()
             assert action.attempt == self._current(action.stage)
             inputs = stage_inputs(self.trial.job.spec.stages)[action.stage].values()
             assert all(self._state(each) is StageState.SUCCEEDED for each in inputs)
             assert set(action.config.artifacts) == set(inputs)
-
-    def _state(self, name: StageName) -> StageState | None:
-        stage = self.trial.stage(name)
-        return stage.state if stage is not None else None
 
     def _check(self, before: RLHFJobStatus) -> None:
         status = self.trial.job.status
@@ -345,6 +283,7 @@ class World(RuleBasedStateMachine):
             assert status.completion_time is not None
             if self.terminal != before:
                 assert not any(self._live(name) for name in StageName)
+        self._check_held(before)
         for name in StageName:
             old, new = getattr(before.stages, name), getattr(status.stages, name)
             if new is None:
@@ -364,6 +303,19 @@ class World(RuleBasedStateMachine):
         self._check_clock(status, before.idle_seconds)
         assert RLHFJobStatus.model_validate(status.to_resolved_document()) == status
 
+    def _check_held(self, before: RLHFJobStatus) -> None:
+        """What a guardrail stopped stays so until spec.suspend was true, and costs no restart."""
+        for name in StageName:
+            old, new = getattr(before.stages, name), self.trial.stage(name)
+            if new is None or not awaits_resume(new):
+                self.held.discard(name)
+                released = old is not None and awaits_resume(old)
+                closed = new is not None and new.state in CLOSED
+                assert not released or closed or self.trial.job.spec.suspend
+            elif name not in self.held:
+                self.held.add(name)
+                assert new.restarts == old.restarts
+
     def _check_clock(self, clock: Any, idle_before: int) -> None:
         """Idle time only grows, lies between the start and now, and lasts only while one waits."""
         assert clock.idle_seconds >= idle_before
@@ -375,7 +327,7 @@ class World(RuleBasedStateMachine):
         assert clock.start_time <= since <= self.trial.now
         assert clock.idle_seconds + (self.trial.now - since).total_seconds() <= begun
         if isinstance(clock, StageStatus) and clock.idle_since is not None:
-            assert clock.state is StageState.STARTING
+            assert clock.state is StageState.STARTING or awaits_resume(clock)
 
 
 def test_plan_in_any_world(trial: Callable[..., Any]) -> None:

@@ -62,11 +62,11 @@ class Stage:
             own_state=lambda: dict(own or {}),
         )
 
-    def step(self) -> list[int]:
+    def step(self, *, keep: bool = True) -> list[int]:
         """One whole step; its rows."""
         rows = self.loop.next_batch()
         self.model.value += sum(rows) + sum(draws())
-        self.loop.finish_step({}, tokens=1)
+        self.loop.finish_step({}, tokens=1, keep=keep)
         return rows
 
 

@@ -128,18 +128,19 @@ def share(found: Experience, ranks: Ranks) -> Experience:
     return selected(found, Lesson(nothing, nothing, nothing), mine)[0]
 
 
-def global_numbers(ranks: Ranks, folder: Path) -> Any:
+def global_numbers(ranks: Ranks, folder: Path, scaling: str) -> Any:
     """Normalised advantages, shaped scores and moments of all ranks' rows, this rank's part."""
     spec: Any = tiny.stage_spec(
-        "ppo", folder, reward_scaling="RunningStd", score_clip=2.0, missing_eos_penalty=0.5
+        "ppo", folder, reward_scaling=scaling, score_clip=2.0, missing_eos_penalty=0.5
     )
     mine = share(experience(rows=10), ranks)
     moments = Moments()
     scores = []
     for _ in range(2):
-        shaped, moments = shaped_scores(mine, spec, moments, ranks)
-        scores.append(shaped)
-    taught = lesson(mine, scores[-1], spec, 0.1)
+        shaped = shaped_scores(mine, spec, 0.1, moments, ranks)
+        scores.append(shaped.scores)
+        moments = shaped.moments
+    taught = lesson(mine, scores[-1], spec, shaped.kl_coef)
     advantages = normalized(taught.advantages, mine.mask, ranks)
     found = global_moments(mine.values, mine.mask, ranks)
     return advantages, scores, moments, found

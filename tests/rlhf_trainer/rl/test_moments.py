@@ -14,7 +14,7 @@ from rlhf_trainer.rl.moments import (
     Moments,
     explained_variance,
     masked_moments,
-    scale_by_running_std,
+    running_scale,
 )
 
 lists = st.lists(st.floats(-1e3, 1e3), max_size=12)
@@ -129,7 +129,7 @@ def test_std_is_one_until_there_is_a_spread(state: Moments, std: float) -> None:
 
 def test_scaling_divides_and_does_not_shift() -> None:
     scores = torch.tensor([-4.0, 0.0, 6.0], dtype=torch.float64)
-    scaled = scale_by_running_std(scores, Moments(3, 100.0, 8.0))
+    scaled = scores / running_scale(Moments(3, 100.0, 8.0))
     # σ = 2: −4 / (2 + 1e-8) = −2 + 1e-8 to first order.
     torch.testing.assert_close(
         scaled, torch.tensor([-1.99999999, 0.0, 2.999999985], dtype=torch.float64),
@@ -139,8 +139,8 @@ def test_scaling_divides_and_does_not_shift() -> None:
 
 def test_scaling_takes_the_unit_out_of_scores() -> None:
     scores = torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    once = scale_by_running_std(scores, Moments.from_values(scores))
-    thousandfold = scale_by_running_std(1000 * scores, Moments.from_values(1000 * scores))
+    once = scores / running_scale(Moments.from_values(scores))
+    thousandfold = 1000 * scores / running_scale(Moments.from_values(1000 * scores))
     torch.testing.assert_close(once, thousandfold, rtol=1e-7, atol=1e-9)
     assert Moments.from_values(once).std == pytest.approx(1.0, rel=1e-7)
 

@@ -27,6 +27,14 @@ def run(ranks: Ranks, config: StageConfig, looks: int | None) -> dict[str, Any]:
     return found | {"stdout": told.getvalue()}
 
 
+def run_spoilt(ranks: Ranks, config: StageConfig, name: str, update: int) -> dict[str, Any]:
+    """Run the stage; rank 1 alone has a number that is not finite in that update's experience."""
+    if ranks.rank == 0:
+        return run(ranks, config, None)
+    with stage_runs.spoilt_rollout(name, update):
+        return run(ranks, config, None)
+
+
 def run_with_fixed_answers(ranks: Ranks, config: StageConfig) -> None:
     """PPO on rollouts that depend on the prompts alone."""
     stage_runs.run_with_fixed_answers(config, ranks)

@@ -89,7 +89,7 @@ def test_every_update_tells_everything(finished: tuple[StageConfig, StageOutcome
     steps = stage_runs.steps(finished[0])
     assert len(steps) == UPDATES
     for step in steps:
-        assert set(step) == ppo_runs.METRICS | {"reward_scale"}
+        assert set(step) == ppo_runs.METRICS
         assert all(math.isfinite(value) for value in step.values())
         assert step["clip_share"] < 1
         assert step["entropy"] > 0
@@ -120,7 +120,10 @@ def test_samples_are_what_was_rewarded(
         own = [row for row in rows if row["step"] == at]
         assert step["reward"] == pytest.approx(np.mean([row["score"] for row in own]), rel=1e-6)
         assert step["kl"] == pytest.approx(np.mean([row["kl"] for row in own]), rel=1e-5, abs=1e-6)
-        assert step["response_tokens"] == np.mean([row["length"] for row in own])
+        lengths = [row["length"] for row in own]
+        assert step["response_tokens"] == np.mean(lengths)
+        quantiles = [step[f"response_tokens_p{at}"] for at in ("05", "50", "95")]
+        assert quantiles == list(np.quantile(lengths, [0.05, 0.5, 0.95]))
         assert step["eos_rate"] == np.mean([row["stopReason"] == "stop" for row in own])
     assert {row["stopReason"] for row in rows} == {"stop", "length"}
     assert all(row["length"] == MAX_RESPONSE for row in rows if row["stopReason"] == "length")

@@ -76,6 +76,7 @@ def test_the_score_stands_at_the_last_action(tmp_path: Path) -> None:
         "ppo",
         tmp_path,
         critic_model=tiny.file_source(base),
+        reward_scaling="None",
         gamma=0.5,
         gae_lambda=1.0,
         max_steps=1,
@@ -103,7 +104,13 @@ def test_the_score_stands_at_the_last_action(tmp_path: Path) -> None:
 def test_a_critic_from_the_reward_model_has_its_head(tmp_path: Path) -> None:
     """Its values are the reward model's numbers at the states before each action."""
     config = tiny.stage_config(
-        "ppo", tmp_path, max_steps=1, batch_size=16, micro_batch_size=8, gae_lambda=1.0
+        "ppo",
+        tmp_path,
+        max_steps=1,
+        batch_size=16,
+        micro_batch_size=8,
+        gae_lambda=1.0,
+        reward_scaling="None",
     )
     stage_runs.run_with_fixed_answers(config)
     assert config.ppo is not None

@@ -35,6 +35,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "eval_every_steps": 2,
         "schedule": "Linear",
         "max_response_length": 16,
+        "ptx_dataset": True,
+        "ptx_coef": 0.5,
+        "ema_decay": 0.7,
     },
 }
 

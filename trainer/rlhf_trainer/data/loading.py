@@ -24,6 +24,7 @@ def load_sft(
     max_length: int,
     claims: Mapping[str, str],
     field: str,
+    limits: str = "maxLength",
 ) -> tuple[list[SFTExample], Counts]:
     """Examples for supervised fine-tuning.
 
@@ -33,6 +34,7 @@ def load_sft(
         max_length: longest sequence in tokens, prompt and response with EOS together.
         claims: where each claim of a pvc:// URI is mounted.
         field: the dataset's path in the spec, such as `spec.stages.sft.dataset`, for messages.
+        limits: what in the same stage sets max_length, for messages.
 
     Raises:
         InputError: nothing to read at the URI.
@@ -44,7 +46,7 @@ def load_sft(
         tokenizer,
         max_length=max_length,
         over_long=dataset.over_long,
-        limit_field=_beside(field, "maxLength"),
+        limit_field=_beside(field, limits),
     )
     _log(dataset, counts)
     return examples, counts

@@ -31,7 +31,7 @@ from rlhf_trainer.rl.moments import (
     Moments,
     explained_variance,
     masked_moments,
-    scale_by_running_std,
+    running_scale,
 )
 from rlhf_trainer.rl.rewards import clip_scores, penalise_missing_eos, token_rewards
 from rlhf_trainer.rl.schedule import Schedule, learning_rate_factor, warmup_steps
@@ -65,7 +65,7 @@ __all__ = [
     "position_ids",
     "response_mask",
     "reward_loss",
-    "scale_by_running_std",
+    "running_scale",
     "sft_loss",
     "token_entropy",
     "token_kl",

@@ -100,15 +100,13 @@ def masked_moments(x: Tensor, mask: Tensor) -> Moments:
     return Moments.from_values(x[mask])
 
 
-def scale_by_running_std(scores: Tensor, moments: Moments) -> Tensor:
-    """score / (σ + 1e-8), the mean not subtracted: the sign of a score keeps its meaning.
+def running_scale(moments: Moments) -> float:
+    """σ + 1e-8, to divide rewards by; no mean is subtracted, so that a reward keeps its sign.
 
-    The moments have seen these scores already. As in trlX (`reward_scaling: running`); after
+    The moments have seen these rewards already. As in trlX (`reward_scaling: running`); after
     L. Engstrom et al., "Implementation Matters in Deep Policy Gradients", 2020.
-
-    Shapes: scores Float[...] -> Float[...].
     """
-    return scores / (moments.std + SCALE_EPSILON)
+    return moments.std + SCALE_EPSILON
 
 
 def explained_variance(residuals: Moments, returns: Moments) -> float:

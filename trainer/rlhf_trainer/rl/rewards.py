@@ -1,7 +1,7 @@
 """From one score a response to one reward a token.
 
 Called by PPO between scoring and advantages. A score is clipped before its moments are updated and
-before it is scaled (`moments.scale_by_running_std`), so that one outlier does not set the scale.
+before it is scaled (`moments.running_scale`), so that one outlier does not set the scale.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""PPO: the actor learns to answer so that the reward model likes it, held near its reference.
+"""PPO: the actor learns to answer so that its rewards are high, held near its reference.
 
-Each update: 1. roll out, 2. evaluate actor, reference, critic and reward model on it, 3. rewards a
-token, 4. advantages and returns, 5. learn, 6. tell and keep. (Ziegler et al. 2019; Ouyang et al.
-2022; the formulas stand in `rl`.)
+Each update: 1. roll out, 2. evaluate actor, reference, critic and rewards on it, 3. rewards a
+token, 4. advantages and returns, 5. learn, 6. judge, tell and keep. (Ziegler et al. 2019; Ouyang
+et al. 2022; the formulas stand in `rl`.)
 
 Departures from the published systems, each a defect found in one of them (docs/ppo.md names them):
 responses end at EOS and are never forced to the maximum; EOS is an action that carries the score, a
@@ -13,70 +13,61 @@ losses are sums over global token counts; a rank never drops a row.
 Run by `python -m rlhf_trainer.launch stage.json`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from rlhf_api.errors import ConfigError
 from rlhf_api.names import Metric
 from rlhf_api.v1alpha1 import Dataset, PPOStage, StageConfig
+from rlhf_trainer.actor_steps import ActorSteps
 from rlhf_trainer.artifact import write_artifact
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_prompts
 from rlhf_trainer.data.tokenized import Prompt
-from rlhf_trainer.distributed import Ranks, reduce_sum
+from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.engine import whole_parameters
-from rlhf_trainer.evaluation import Answer, answer_all, answers_of, figures, write_samples
+from rlhf_trainer.evaluation import (
+    Answer,
+    answer_all,
+    answers_of,
+    evaluation_document,
+    figures,
+    mean_answer_rewards,
+    samples_of,
+    write_samples,
+)
 from rlhf_trainer.experience import (
     Experience,
-    Lesson,
     collect,
+    finite_on_all,
     lesson,
-    minibatches,
-    normalized,
-    response_values,
-    selected,
     shaped_scores,
 )
+from rlhf_trainer.guardrails import obey
+from rlhf_trainer.health import Health
 from rlhf_trainer.loop import TrainingLoop, total_steps
 from rlhf_trainer.models import save_model
 from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.popart import ReturnScale, follow
+from rlhf_trainer.ppo_learning import Learner
 from rlhf_trainer.ppo_models import FIELD, Bases, Models, load_models
+from rlhf_trainer.ppo_state import State
 from rlhf_trainer.preparation import Base, finished_outcome, read_data, write_figures
-from rlhf_trainer.report import Reporter, Sample
+from rlhf_trainer.ptx import PTX
+from rlhf_trainer.report import Reporter
+from rlhf_trainer.rewards import Rewards, mean_rewards
 from rlhf_trainer.rl import (
     Moments,
     adapted_kl_coef,
-    entropy_bonus,
-    policy_loss,
-    value_loss,
 )
 from rlhf_trainer.rollout import GenerateSampler, Sampler, Sampling
+from rlhf_trainer.score_statistics import ScoreStatistics, model_statistics
+from rlhf_trainer.self_checks import Subjects, run_self_checks, short_sampling
 from rlhf_trainer.stopping import StopFlag
 from rlhf_trainer.tokenizers import stop_token_ids
-from rlhf_trainer.update_metrics import UpdateSums, rollout_metrics
-
-
-@dataclass
-class State:
-    """What PPO carries from update to update beside weights: the stage's part of a checkpoint."""
-
-    kl_coef: float
-    score_moments: Moments
-
-    def to_document(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"klCoef": self.kl_coef, "scoreMoments": self.score_moments.to_dict()}
-
-    def load(self, document: Mapping[str, Any]) -> None:
-        """Take over what a checkpoint kept."""
-        if document:
-            self.kl_coef = document["klCoef"]
-            self.score_moments = Moments.from_dict(document["scoreMoments"])
+from rlhf_trainer.update_metrics import refused_metrics, rollout_metrics
 
 
 def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
@@ -90,29 +81,44 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     with Reporter(config, ranks) as reporter:
         # 1. Data first: a bad row is told before any weights are loaded.
         bases = Bases.open(spec, config, ranks)
+        statistics = model_statistics(spec, bases.reward_model)
         sampling = _sampling(spec, bases.actor)
+        rewards = Rewards.open(
+            spec, config, ranks, bases.actor.tokenizer, FIELD, lambda: stop.is_set
+        )
         prompts = _read(spec.dataset, "dataset", bases.actor, config, ranks)
         held_out = (
             _read(spec.eval_dataset, "evalDataset", bases.actor, config, ranks)
             if spec.eval_dataset is not None
             else None
         )
+        ptx = PTX.read(spec, bases.actor, config, ranks, FIELD)
         # 2. The models.
-        longest = max(len(prompt.tokens) for prompt in prompts)
-        models = load_models(bases, spec, config, ranks, longest + spec.max_response_length)
-        state = State(spec.kl_coef, Moments())
+        longest = max(len(prompt.tokens) for prompt in prompts) + spec.max_response_length
+        longest = max(longest, ptx.longest if ptx is not None else 0)
+        models = load_models(bases, spec, config, ranks, longest)
+        steps = ActorSteps.of(models.actor, spec, ptx, ranks)
+        state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))
         loop = TrainingLoop(
             config,
             ranks,
             stop,
             reporter,
-            models={"actor": models.actor, "critic": models.critic},
+            # The average last: what fails there leaves no rank waiting for another.
+            models={"critic": models.critic, **steps.models},
             cursor=Cursor(len(prompts), spec.batch_size, spec.seed),
             total_steps=total_steps(config, len(prompts)),
-            own_state=state.to_document,
+            own_state=lambda: state.to_document() | steps.to_document(),
+            verdicts=lambda: state.health.verdicts,
         )
-        state.load(loop.resume())
-        ppo = PPO(spec, ranks, loop, models, state, bases.actor, sampling)
+        kept = loop.resume()
+        state.load(kept)
+        steps.load(kept)
+        learner = Learner(spec, ranks, loop, models.critic, steps, state)
+        ppo = PPO(
+            spec, ranks, loop, models, learner, state, bases.actor, sampling, rewards, statistics
+        )
+        ppo.check(prompts)
         # 3. Learn.
         while loop.step < loop.total_steps:
             ppo.update(prompts)
@@ -161,9 +167,20 @@ class PPO:
     ranks: Ranks
     loop: TrainingLoop
     models: Models
+    learner: Learner
     state: State
     base: Base
     sampling: Sampling
+    rewards: Rewards
+    statistics: ScoreStatistics | None
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Make sure that the arithmetic holds on this machine (see `self_checks`)."""
+        models = self.models
+        reference = models.reference if self.loop.step == 0 else None
+        subjects = Subjects(models.actor, reference, models.reward_model)
+        sampler = self._sampler(self._actor_model(), short_sampling(self.sampling))
+        run_self_checks(subjects, sampler, prompts, self.spec, self.ranks)
 
     def update(self, prompts: Sequence[Prompt]) -> None:
         """One rollout and the learning from it."""
@@ -171,30 +188,57 @@ class PPO:
         batch = loop.next_batch()
         mine = rank_slice(batch, ranks.rank, ranks.world_size)
         # 1. Roll out, 2. evaluate all models on it.
-        rollout = self._actor_sampler().sample([prompts[row].tokens.tolist() for row in mine])
+        sampler = self._sampler(self._actor_model())
+        rollout = sampler.sample([prompts[row].tokens.tolist() for row in mine])
         loop.stop_if_asked(inside_step=True)
         experience = self._collect(rollout)
-        # 3. Rewards a token, 4. advantages and returns.
-        kl_coef = self.state.kl_coef
-        scores, self.state.score_moments = shaped_scores(
-            experience, spec, self.state.score_moments, ranks
+        # A request to stop cuts rewards short as well.
+        loop.stop_if_asked(inside_step=True)
+        metrics = self._learn(experience)
+        # 6. Judge, tell and keep.
+        responses = metrics[Metric.RESPONSE_TOKENS] * spec.batch_size
+        judgement = self.state.health.judge(loop.step + 1, metrics)
+        tokens = sum(len(prompts[row].tokens) for row in batch) + responses
+        loop.finish_step(
+            metrics | judgement.metrics,
+            tokens,
+            mean_rewards(experience, ranks),
+            keep=not judgement.spoilt,
         )
-        taught = lesson(experience, scores, spec, kl_coef)
+        loop.reporter.health(loop.step, judgement.readings)
+        if loop.step % spec.samples_every_steps == 0 or loop.step == loop.total_steps:
+            self._tell_samples(prompts, mine, experience)
+        obey(judgement, loop)
+
+    def _learn(self, experience: Experience) -> dict[Metric, float]:
+        """Steps 3 to 5; the metrics of the update. Numbers that are not finite change nothing."""
+        spec, ranks, kl_coef = self.spec, self.ranks, self.state.kl_coef
+        if not finite_on_all(ranks, *experience.read(spec.kl_estimator, kl_coef)):
+            return refused_metrics(experience, ranks)
+        # 3. Rewards a token, 4. advantages and returns.
+        shaped = shaped_scores(
+            experience, spec, kl_coef, self.state.score_moments, ranks, self.statistics
+        )
+        self.state.score_moments = shaped.moments
+        taught = lesson(experience, shaped.scores, spec, shaped.kl_coef)
         metrics = rollout_metrics(experience, taught, ranks) | {Metric.KL_COEF: kl_coef}
         if spec.reward_scaling != "None":
-            metrics[Metric.REWARD_SCALE] = self.state.score_moments.std
+            metrics[Metric.REWARD_SCALE] = shaped.scale
+        if spec.value_normalization == "PopArt":
+            self.state.returns = follow(
+                self.models.critic, self.state.returns, taught.returns, experience.mask, ranks
+            )
+            metrics |= self.state.returns.metrics()
+        spread = metrics[Metric.RETURNS_STD] / self.state.returns.std
+        metrics[Metric.CRITIC_LOSS_OF_MEAN] = 0.5 * spread**2
         # 5. Learn.
-        metrics |= self._learn(experience, taught)
+        metrics |= self.learner.learn(experience, taught)
         if spec.kl_controller == "Adaptive":
             assert spec.kl_target is not None
             self.state.kl_coef = adapted_kl_coef(
                 kl_coef, metrics[Metric.KL], spec.kl_target, spec.kl_horizon, spec.batch_size
             )
-        # 6. Tell and keep.
-        responses = metrics[Metric.RESPONSE_TOKENS] * spec.batch_size
-        loop.finish_step(metrics, sum(len(prompts[row].tokens) for row in batch) + responses)
-        if loop.step % spec.samples_every_steps == 0 or loop.step == loop.total_steps:
-            self._tell_samples(prompts, mine, experience)
+        return metrics
 
     def answer(self, prompts: Sequence[Prompt], *, before: bool = False) -> list[Answer]:
         """Answers to held-out prompts, by the actor or, `before` PPO, by the reference."""
@@ -223,10 +267,12 @@ class PPO:
                 Metric.EOS_RATE: found["eosRate"],
                 Metric.DISTINCT_2: found["distinct2"],
             },
+            mean_answer_rewards(answers),
         )
 
     def keep(self, held_out: Sequence[Prompt] | None) -> StageOutcome:
-        """Evaluate reference and actor, and leave the actor as the stage's artifact."""
+        """Evaluate reference and actor, or the average of its weights, and leave it as artifact."""
+        self.learner.steps.settle(self.loop)
         before = self.answer(held_out, before=True) if held_out is not None else []
         after = self.answer(held_out) if held_out is not None else []
         if after:
@@ -238,111 +284,27 @@ class PPO:
                     stop_ids = list(self.sampling.stop_ids)
                     save_model(self._actor_model(), self.base.tokenizer, folder, stop_ids)
                     if held_out is not None:
-                        write_figures(folder, {"before": figures(before), "after": figures(after)})
+                        found = {"before": before, "after": after}
+                        write_figures(
+                            folder, {name: evaluation_document(a) for name, a in found.items()}
+                        )
                         write_samples(folder, held_out, before, after)
 
         return self.loop.outcome(
             write_artifact(self.loop.config, self.ranks, self.loop.step, write)
         )
 
-    def _learn(self, experience: Experience, taught: Lesson) -> dict[Metric, float]:
-        """Pass over the experience; the means of what happened, over all ranks and minibatches."""
-        spec, ranks = self.spec, self.ranks
-        if spec.advantage_normalization == "Batch":
-            advantages = normalized(taught.advantages, experience.mask, ranks)
-            taught = replace(taught, advantages=advantages)
-        size = (spec.minibatch_size or spec.batch_size) // ranks.world_size
-        sums = UpdateSums()
-        for epoch in range(spec.update_epochs):
-            generator = torch.Generator().manual_seed(
-                int(np.random.SeedSequence([spec.seed, self.loop.step, epoch]).generate_state(1)[0])
-            )
-            for part, part_taught in minibatches(experience, taught, size, generator):
-                self._learn_minibatch(part, part_taught, sums)
-        return sums.means(ranks) | {
-            Metric.LEARNING_RATE: self._learning_rate(),
-            Metric.CRITIC_LEARNING_RATE: self.loop.learning_rate(spec.critic_learning_rate),
-        }
-
-    def _learn_minibatch(self, part: Experience, taught: Lesson, sums: "UpdateSums") -> None:
-        spec, ranks = self.spec, self.ranks
-        if spec.advantage_normalization == "Minibatch":
-            advantages = normalized(taught.advantages, part.mask, ranks)
-            taught = replace(taught, advantages=advantages)
-        (tokens,) = reduce_sum([float(part.mask.sum())], ranks)
-        rows = torch.arange(len(part.scores), device=part.scores.device)
-        splits = rows.split(spec.micro_batch_size)
-        for index, at in enumerate(splits):
-            micro, micro_taught = selected(part, taught, at)
-            last = index == len(splits) - 1
-            if self._actor_learns():
-                self._accumulate_actor(micro, micro_taught, tokens, last, sums)
-            self._accumulate_critic(micro, micro_taught, tokens, last, sums)
-        if self._actor_learns():
-            sums.actor_norms.append(self.models.actor.step(self._learning_rate()))
-        critic_rate = self.loop.learning_rate(spec.critic_learning_rate)
-        sums.critic_norms.append(self.models.critic.step(critic_rate))
-
-    def _accumulate_actor(
-        self, micro: Experience, taught: Lesson, tokens: float, last: bool, sums: "UpdateSums"
-    ) -> None:
-        spec = self.spec
-        width = micro.rollout.responses.shape[1]
-        statistics = self.models.actor(*micro.rollout.sequences, width, spec.temperature)
-        policy = policy_loss(
-            statistics.logprobs,
-            micro.old_logprobs,
-            taught.advantages,
-            micro.mask,
-            spec.clip_range,
-            tokens,
-        )
-        entropy = entropy_bonus(statistics.entropy, micro.mask, spec.entropy_coef, tokens)
-        self.models.actor.accumulate(policy.loss + entropy.loss, last=last)
-        sums.actor += np.array(
-            [
-                float(x)
-                for x in (
-                    policy.tokens,
-                    policy.loss.detach() * tokens,
-                    policy.clipped,
-                    policy.approx_kl_sum,
-                    policy.ratio_sum,
-                    entropy.entropy_sum,
-                )
-            ]
-        )
-
-    def _accumulate_critic(
-        self, micro: Experience, taught: Lesson, tokens: float, last: bool, sums: "UpdateSums"
-    ) -> None:
-        value = value_loss(
-            response_values(self.models.critic, micro.rollout),
-            micro.values,
-            taught.returns,
-            micro.mask,
-            self.spec.value_clip_range,
-            tokens,
-        )
-        self.models.critic.accumulate(self.spec.value_coef * value.loss, last=last)
-        sums.critic += np.array([float(value.tokens), float(value.loss.detach()) * tokens])
-
-    def _actor_learns(self) -> bool:
-        return self.loop.step >= self.spec.critic_warmup_steps
-
-    def _learning_rate(self) -> float:
-        return self.loop.learning_rate(self.spec.learning_rate) if self._actor_learns() else 0.0
-
     def _collect(self, rollout: Any, actor: Any = None) -> Experience:
-        return collect(
+        experience = collect(
             rollout,
             actor=self.models.actor if actor is None else actor,
             reference=self.models.reference,
-            critic=self.models.critic,
+            critic=lambda *at: self.state.returns.denormalized(self.models.critic(*at)),
             reward_model=self.models.reward_model,
             temperature=self.spec.temperature,
             micro_batch_size=self.spec.rollout_micro_batch_size,
         )
+        return self.rewards.scored(experience)
 
     def _actor_model(self) -> Any:
         return self.models.actor.module.model
@@ -351,15 +313,13 @@ class PPO:
         reference = self.models.reference
         return getattr(reference, "module", reference).model
 
-    def _actor_sampler(self) -> Sampler:
-        return self._sampler(self._actor_model())
-
-    def _sampler(self, model: Any) -> Sampler:
+    def _sampler(self, model: Any, short: Sampling | None = None) -> Sampler:
+        """Hears a request to stop, unless it samples but a few tokens in seconds."""
         return GenerateSampler(
             model,
-            self.sampling,
+            short or self.sampling,
             self.ranks.device,
-            asked_to_stop=lambda: self.loop.stop.is_set,
+            asked_to_stop=lambda: short is None and self.loop.stop.is_set,
             synced=self.spec.zero_stage == 3 and self.ranks.world_size > 1,
         )
 
@@ -367,17 +327,4 @@ class PPO:
         self, prompts: Sequence[Prompt], rows: Sequence[int], experience: Experience
     ) -> None:
         found = answers_of(experience, rows, self.base.tokenizer)
-        self.loop.reporter.samples(
-            self.loop.step,
-            [
-                Sample(
-                    prompt=prompts[answer.row].text,
-                    response=answer.text,
-                    score=answer.score,
-                    kl=answer.kl,
-                    length=len(answer.tokens) + int(answer.ended),
-                    stop_reason="stop" if answer.ended else "length",
-                )
-                for answer in found
-            ],
-        )
+        self.loop.reporter.samples(self.loop.step, samples_of(prompts, found))

@@ -8,7 +8,6 @@ it stand mean and standard deviation of the scores of held-out rows.
 Run by `python -m rlhf_trainer.launch stage.json`.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.names import FileName, Metric
+from rlhf_api.names import Metric
 from rlhf_api.v1alpha1 import Dataset, RewardStage, StageConfig
 from rlhf_trainer.artifact import write_artifact
 from rlhf_trainer.data.collate import pad_right
@@ -29,7 +28,6 @@ from rlhf_trainer.data.loading import load_preferences
 from rlhf_trainer.data.tokenized import PreferencePair
 from rlhf_trainer.distributed import Ranks, gather_objects, reduce_sum
 from rlhf_trainer.engine import TrainedModel, micro_batches, train, whole_parameters
-from rlhf_trainer.files import write_atomically
 from rlhf_trainer.loop import TrainingLoop, total_steps
 from rlhf_trainer.memory import MicroBatch, allowance, check_memory
 from rlhf_trainer.models import (
@@ -43,6 +41,7 @@ from rlhf_trainer.outcome import StageOutcome
 from rlhf_trainer.preparation import Base, finished_outcome, open_base, read_data, write_figures
 from rlhf_trainer.report import Reporter
 from rlhf_trainer.rl import Moments, reward_loss
+from rlhf_trainer.score_statistics import ScoreStatistics
 from rlhf_trainer.stopping import StopFlag
 
 FIELD = "spec.stages.reward"
@@ -278,8 +277,7 @@ def _keep(
 
 def _write_scores(folder: Path, scores: EvaluationScores) -> None:
     moments = scores.moments
-    statistics = {"mean": moments.mean, "std": moments.std, "count": moments.count}
-    write_atomically(folder / FileName.REWARD_STATISTICS, json.dumps(statistics, indent=2) + "\n")
+    ScoreStatistics(moments.mean, moments.std, moments.count).write(folder)
     write_figures(
         folder,
         {

@@ -1,0 +1,88 @@
+"""A guardrail that fires under `rlhf run`, with real processes."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+ALL = ("sft", "reward", "ppo")
+KL = {"rule": "KLAboveLimit", "action": "Suspend", "value": 12.5, "threshold": 10.0}
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_a_guardrail_has_suspended_goes_on_with_the_same_command(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.write(ALL, runPolicy={"maxRestarts": 0})
+    trips = {"crash_at": 3, "code": 42, "verdict": KL, "message": "the actor moved too far"}
+    bench.go(ppo=[trips, trips | {"crash_at": 6}, {}])
+    for attempt, step in ((1, 3), (2, 6)):
+        assert bench.run() == 42
+        said = last_line(capsys)
+        assert said.startswith("rlhf: reviews is suspended by a guardrail: stage ppo: guardrail ")
+        assert f"KLAboveLimit (Suspend): 12.5 against a threshold of 10 at update {step}; " in said
+        assert "the actor moved too far; the same command again goes on" in said
+        stage = bench.stage("ppo")
+        assert (stage.state, stage.attempt, stage.restarts) == ("Suspended", attempt, 0)
+        conditions = {each.type: each for each in bench.job.status.conditions}
+        assert conditions["Suspended"].reason == "Guardrail"
+        assert (conditions["Healthy"].status, conditions["Healthy"].reason) == (
+            "False",
+            "KLAboveLimit",
+        )
+    time.sleep(1.1)
+    assert bench.run() == 0
+    first = json.loads((bench.attempt(3, "ppo") / "events.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 6
+    assert (bench.stage("ppo").attempt, bench.stage("ppo").restarts) == (3, 0)
+    assert bench.job.status.idle_seconds >= 1
+
+
+def test_a_guardrail_that_fails_the_job_says_so_every_time(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = {"crash_at": 3, "code": 42, "verdict": KL | {"action": "Fail"}}
+    bench.go(sft=[fails, {}])
+    for _ in range(2):
+        assert bench.run() == 42
+        said = last_line(capsys)
+        assert said.startswith("rlhf: reviews has failed (Guardrail): stage sft: guardrail ")
+        assert "12.5 against a threshold of 10 at update 3" in said
+    assert bench.attempts() == ["attempt-1"]
+    assert bench.run(retry=True) == 0
+
+
+def test_a_guardrail_stops_its_stage_and_lets_others_end(bench: Any) -> None:
+    dataset = {"uri": "file://rows.jsonl"}
+    base = {"model": {"uri": "hf://org/base"}, "dataset": dataset}
+    ppo = base | {"rewardModel": {"uri": "hf://org/scores"}}
+    bench.write(stages={"sft": base, "ppo": ppo})
+    bench.go(sft=[{"seconds": 0.2}], ppo=[{"crash_at": 1, "code": 42, "verdict": KL}, {}])
+    assert bench.run() == 42
+    assert bench.stage("sft").state == "Succeeded"
+    assert bench.stage("ppo").attempt == 1
+    assert bench.run() == 0
+
+
+def test_what_was_suspended_when_its_runner_was_killed_goes_on_too(bench: Any) -> None:
+    dataset = {"uri": "file://rows.jsonl"}
+    base = {"model": {"uri": "hf://org/base"}, "dataset": dataset}
+    bench.write(stages={"sft": base, "ppo": base | {"rewardModel": {"uri": "hf://org/scores"}}})
+    slow = {"seconds": 0.1, "steps": 600}
+    bench.go(sft=[slow], ppo=[{"crash_at": 1, "code": 42, "verdict": KL}, {}])
+    runner = bench.spawn()
+    bench.wait(lambda: bench.stage("ppo").state == "Suspended")
+    runner.kill()
+    runner.wait()
+    for process in bench.alive():
+        process.kill()
+    bench.wait(lambda: not bench.alive())
+    bench.go(sft=[{}], ppo=[{}])
+    assert bench.stage("ppo").idle_since is not None
+    assert bench.run() == 0
+    assert (bench.stage("ppo").attempt, bench.stage("ppo").restarts) == (2, 0)
+    assert bench.stage("ppo").idle_since is None

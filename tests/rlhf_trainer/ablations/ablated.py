@@ -1,0 +1,139 @@
+"""Right parts of PPO made wrong, one at a time, as published systems have had them.
+
+`ablated("dropout on")` is a context inside of which the mistake is made. The tests of this folder
+use it in their own process; ranks of their own run the functions at the end.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import stage_runs
+import tiny
+import torch
+from torch import Tensor, nn
+
+from rlhf_api.errors import RLHFError
+from rlhf_api.v1alpha1 import StageConfig
+from rlhf_trainer import experience, ppo_models, rollout
+from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.errors import failure_of
+from rlhf_trainer.experience import normalized
+from rlhf_trainer.rl import kl, masked_moments
+from rlhf_trainer.rollout import Rollout
+from rlhf_trainer.stages import ppo
+from rlhf_trainer.stopping import StopFlag
+
+right_lengths = rollout.response_lengths
+right_rewards = experience.token_rewards
+Rewards = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+def leave_dropout_on(model: nn.Module) -> None:
+    """Training mode with the dropout that GPT-2 was made with."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+
+
+def lengths_without_eos(responses: Tensor, stop_ids: Any) -> tuple[Tensor, Tensor]:
+    lengths, ended = right_lengths(responses, stop_ids)
+    return torch.where(ended, lengths - 1, lengths).clamp(min=1), ended
+
+
+def rewards_at(place: Callable[[Tensor, int], Tensor]) -> Rewards:
+    """The score at a place found from lengths and width."""
+
+    def rewards(scores: Tensor, kl: Tensor, lengths: Tensor, kl_coef: float) -> Tensor:
+        penalty = right_rewards(torch.zeros_like(scores), kl, lengths, kl_coef)
+        at = place(lengths, kl.shape[1]).unsqueeze(1)
+        return penalty.scatter_add(1, at, scores.unsqueeze(1))
+
+    return rewards
+
+
+def score_on_every_token(scores: Tensor, kl: Tensor, lengths: Tensor, kl_coef: float) -> Tensor:
+    penalty = right_rewards(torch.zeros_like(scores), kl, lengths, kl_coef)
+    mask = torch.arange(kl.shape[1]) < lengths.unsqueeze(1)
+    return penalty + torch.where(mask, scores.unsqueeze(1), 0.0)
+
+
+def penalty_turned(scores: Tensor, kl: Tensor, lengths: Tensor, kl_coef: float) -> Tensor:
+    return right_rewards(scores, kl, lengths, -kl_coef)
+
+
+def kl_turned(logprobs: Tensor, ref_logprobs: Tensor, estimator: Any) -> Tensor:
+    return kl.token_kl(ref_logprobs, logprobs, estimator)
+
+
+def moments_of_one_rank(x: Tensor, mask: Tensor, ranks: Ranks) -> Any:
+    return masked_moments(x, mask)
+
+
+ABLATIONS: Mapping[str, tuple[Any, str, Any]] = {
+    "dropout on": (ppo_models, "switch_off_dropout", leave_dropout_on),
+    "EOS not counted": (rollout, "response_lengths", lengths_without_eos),
+    "EOS taken for padding": (
+        Rollout,
+        "response_mask",
+        property(lambda self: self.responses != tiny.tokenizer().eos_token_id),
+    ),
+    "score a token early": (
+        experience,
+        "token_rewards",
+        rewards_at(lambda lengths, width: (lengths - 2).clamp(min=0)),
+    ),
+    "score a token late": (
+        experience,
+        "token_rewards",
+        rewards_at(lambda lengths, width: lengths.clamp(max=width - 1)),
+    ),
+    "score at the first token": (
+        experience,
+        "token_rewards",
+        rewards_at(lambda lengths, width: torch.zeros_like(lengths)),
+    ),
+    "score on every token": (experience, "token_rewards", score_on_every_token),
+    "KL sign flipped": (experience, "token_kl", kl_turned),
+    "KL rewarded": (experience, "token_rewards", penalty_turned),
+    "whitening per rank": (experience, "global_moments", moments_of_one_rank),
+}
+
+
+@contextmanager
+def ablated(name: str | None) -> Iterator[None]:
+    """Inside, the mistake of that name is made; with None all is right."""
+    if name is None:
+        yield
+        return
+    where, what, wrong = ABLATIONS[name]
+    with patch.object(where, what, wrong):
+        yield
+
+
+def run(ranks: Ranks, config: StageConfig, ablation: str | None) -> Any:
+    """The PPO stage; the failure it ended with, or None."""
+    with ablated(ablation):
+        try:
+            ppo.run(config, ranks, StopFlag())
+        except RLHFError as error:
+            return failure_of(error)
+    return None
+
+
+def run_with_fixed_answers(ranks: Ranks, config: StageConfig, ablation: str | None) -> None:
+    """PPO on rollouts that depend on the prompts alone."""
+    with ablated(ablation):
+        stage_runs.run_with_fixed_answers(config, ranks)
+
+
+def whitened(ranks: Ranks, ablation: str | None) -> tuple[Tensor, Tensor]:
+    """A rank's advantages, before and after; rank 1 has better ones, and fewer."""
+    draw = torch.Generator().manual_seed(ranks.rank)
+    rows = 6 - 2 * ranks.rank
+    advantages = torch.randn(rows, 5, generator=draw) * (1 + ranks.rank) + 2.0 * ranks.rank
+    mask = torch.arange(5) < torch.randint(1, 6, (rows, 1), generator=draw)
+    with ablated(ablation):
+        return advantages[mask], normalized(advantages, mask, ranks)[mask]
