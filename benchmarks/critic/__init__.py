@@ -1,0 +1,1 @@
+"""Parts of `critic_stability.py`."""
