@@ -216,7 +216,8 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
     if kind == "string_pattern_mismatch":
         pattern = item["ctx"]["pattern"]
         if "://" in pattern and "://" not in given:
-            return f"is {brief}, which names no scheme; for a path write file://{given}"
+            wanted = "for a path write file://" if "file" in pattern else "write http://"
+            return f"is {brief}, which names no scheme; {wanted}{given}"
         return f"is {brief}, which has not the needed form{_meaning(model, location)} ({pattern})"
     return f"is {brief}; {item['msg'][0].lower()}{item['msg'][1:]}{_quoting(kind, given)}"
 

@@ -21,11 +21,11 @@ from rlhf_api.errors import ConfigError, UsageError
 from rlhf_api.loading import dump_yaml, parse_yaml
 from rlhf_api.names import FileName, StageName, StageState
 from rlhf_api.v1alpha1 import (
-    COSMETIC_FIELDS,
     JobReference,
     RLHFJob,
     RLHFJobSpec,
     RLHFJobStatus,
+    outside_result,
     stage_inputs,
 )
 from rlhf_cli.files import write_atomically
@@ -150,7 +150,7 @@ def determining(spec: RLHFJobSpec) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, stage in spec.stages.present().items():
         document = stage.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude=set(COSMETIC_FIELDS)
+            mode="json", by_alias=True, exclude_none=True, exclude=outside_result(stage)
         )
         ranks = spec.nodes(name) * spec.processes_per_node(name)
         found[name.value] = document | {"nodes * processesPerNode": ranks}

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rlhf_api.errors import ConfigError, UsageError
-from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_cli.workdir import Workdir, first_difference
+from rlhf_api.v1alpha1 import RLHFJob, RLHFJobSpec
+from rlhf_cli.workdir import Workdir, determining, first_difference
 
 FILE = Path("job.yaml")
 
@@ -79,3 +79,17 @@ def test_a_damaged_document_is_named(tmp_path: Path, text: str) -> None:
 )
 def test_the_first_difference(old: Any, new: Any, difference: Any) -> None:
     assert first_difference(old, new, "x") == difference
+
+
+def test_how_patiently_a_reward_is_asked_may_change_in_a_run() -> None:
+    def determined(**endpoint: Any) -> dict[str, Any]:
+        reward = {"name": "judge", "type": "Endpoint", "endpoint": {"url": "http://a"} | endpoint}
+        ppo = {
+            "model": {"uri": "hf://org/base"},
+            "dataset": {"uri": "hf://org/prompts"},
+            "rewards": [reward],
+        }
+        return determining(RLHFJobSpec.model_validate({"stages": {"ppo": ppo}}))
+
+    assert determined(retries=1, timeoutSeconds=5, batchSize=8, tokenEnv="T") == determined()
+    assert determined(url="http://b") != determined()

@@ -30,10 +30,12 @@ from rlhf_api.v1alpha1.sources import CLAIM, Columns, Dataset, ModelSource, Scra
 from rlhf_api.v1alpha1.spec import MUTABLE_FIELDS, RLHFJobSpec, RunPolicy, Storage
 from rlhf_api.v1alpha1.stage_config import (
     COSMETIC_FIELDS,
+    PATIENCE_FIELDS,
     POD_FIELDS,
     JobReference,
     StageConfig,
     StageResult,
+    outside_result,
 )
 from rlhf_api.v1alpha1.stages import (
     CheckpointPolicy,
@@ -71,6 +73,7 @@ __all__ = [
     "CLAIM",
     "COSMETIC_FIELDS",
     "MUTABLE_FIELDS",
+    "PATIENCE_FIELDS",
     "POD_FIELDS",
     "Affinity",
     "Artifact",
@@ -133,6 +136,7 @@ __all__ = [
     "VolumeMount",
     "WeightedPodAffinityTerm",
     "claim_of",
+    "outside_result",
     "stage_inputs",
     "stage_order",
     "uris",

@@ -42,6 +42,18 @@ POD_FIELDS = (
 COSMETIC_FIELDS = (*POD_FIELDS, "checkpoint", "samples_every_steps")
 """Fields of a stage's specification that do not determine its result; never in a digest."""
 
+PATIENCE_FIELDS = ("timeout_seconds", "retries", "batch_size", "token_env")
+"""Fields of a reward's endpoint that say how it is asked, and not what it answers."""
+
+
+def outside_result(spec: StageSpec) -> dict[str, Any]:
+    """What of a stage's specification determines no result, as `exclude` of a pydantic dump."""
+    found: dict[str, Any] = dict.fromkeys(COSMETIC_FIELDS, True)
+    if isinstance(spec, PPOStage):
+        found["rewards"] = {"__all__": {"endpoint": set(PATIENCE_FIELDS)}}
+    return found
+
+
 _OUTSIDE_DIGEST = (
     "attempt",
     "master_address",
@@ -183,7 +195,7 @@ class StageConfig(Contract):
         is in it, since a StageResult names its job by nothing else.
         """
         left_out: dict[str, Any] = dict.fromkeys(_OUTSIDE_DIGEST, True)
-        left_out[self.stage.value] = set(COSMETIC_FIELDS)
+        left_out[self.stage.value] = outside_result(self.spec)
         document = self.model_dump(
             mode="json", by_alias=True, exclude_defaults=True, exclude=left_out
         )

@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 from rlhf_api.contract import Contract
 from rlhf_api.names import CONTRACT_VERSION, StageName
 from rlhf_api.v1alpha1 import (
+    PATIENCE_FIELDS,
     Columns,
     Dataset,
     EndpointReward,
@@ -303,7 +304,11 @@ def test_how_rewards_are_computed_changes_the_digest(
         given = {"rewards": [reward | {kind: base} | changes], "rewardModel": None}
         return digest(StageName.PPO, given)
 
-    changed = [of(**{kind: base | {name: other}}) for name, (_, other) in REWARDS[model].items()]
+    others = {name: of(**{kind: base | {name: to}}) for name, (_, to) in REWARDS[model].items()}
+    # How patiently a service is asked changes nothing of what it answers.
+    patience = {to_camel(name) for name in PATIENCE_FIELDS} if kind == "endpoint" else set()
+    assert {name for name, found in others.items() if found == of()} == patience
+    changed = [found for name, found in others.items() if name not in patience]
     changed += [of(name="other"), of(weight=0.5)]
     assert len({of(), *changed}) == len(changed) + 1
 
