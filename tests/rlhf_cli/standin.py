@@ -70,7 +70,10 @@ class Attempt:
 
     def save(self) -> None:
         (self.folder / "checkpoints").mkdir(exist_ok=True)
-        (self.folder / "checkpoints" / "latest").write_text(f"step-{self.step}")
+        # As the trainer does: whoever is killed here leaves the old file or the new one.
+        partial = self.folder / "checkpoints" / ".latest"
+        partial.write_text(f"step-{self.step}")
+        partial.replace(self.folder / "checkpoints" / "latest")
         self.tell("checkpoint")
 
     def publish(self) -> Artifact:

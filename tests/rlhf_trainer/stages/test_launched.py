@@ -55,6 +55,11 @@ def ended(launched: stage_runs.Launched) -> Ended:
     )
 
 
+def steps_kept(attempt: Ended) -> list[int]:
+    """Steps of the checkpoints that it left."""
+    return [int(name[5:]) for name in attempt.checkpoints if name.startswith("step-")]
+
+
 def step_told(config: StageConfig) -> int:
     """The last step in the attempt's events."""
     return int(stage_runs.events(config, "step")[-1]["step"])
@@ -163,10 +168,9 @@ def test_a_killed_rank_takes_the_stage_with_it(reward_story: list[Ended]) -> Non
     assert killed.result.reason is Reason.CRASHED
     assert "rank 1 was killed by signal 9" in killed.result.message
     assert stage_runs.events(killed.config)[0]["step"] == stopped.result.step
-    # What it tells is what lies there.
-    steps = [int(name[5:]) for name in killed.checkpoints if name.startswith("step-")]
-    assert killed.result.last_checkpoint_step == max(steps)
-    assert killed.result.step >= max(steps)
+    # What it tells is what lies there; one may be complete that it had no time to name.
+    assert killed.result.last_checkpoint_step in steps_kept(killed)
+    assert killed.result.step >= killed.result.last_checkpoint_step
 
 
 def test_reward_ends_as_if_nothing_had_happened(reward_story: list[Ended], tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_reward_ends_as_if_nothing_had_happened(reward_story: list[Ended], tmp_p
     outcome = stage_runs.run_on_pair(straight)[0]["outcome"]
     last = stage_runs.attempt(reward_story[0].config, 3)
     same_end(outcome, stage_runs.run_on_pair(last)[0]["outcome"])
-    assert stage_runs.events(last)[0]["step"] == reward_story[1].result.last_checkpoint_step
+    assert stage_runs.events(last)[0]["step"] == max(steps_kept(reward_story[1]))
     same_course(straight, *[chapter.config for chapter in reward_story], last)
 
 
