@@ -27,19 +27,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
+from scale import versions
+from scale.bench import Bench, BenchmarkError, ControlPlane, Options, control_plane, tell
+from scale.figures import Figures, table
+from scale.parts import PARTS
 
-ROOT = Path(__file__).resolve().parents[1]
-# The control plane and the operator's process are those of the tests.
-sys.path.append(str(ROOT / "tests"))
-
-from cluster import versions  # noqa: E402
-from cluster.control_plane import ControlPlane  # noqa: E402
-from scale.bench import Bench, BenchmarkError, Options, control_plane, tell  # noqa: E402
-from scale.figures import Figures, table  # noqa: E402
-from scale.parts import PARTS  # noqa: E402
-
-from rlhf_api.errors import RLHFError  # noqa: E402
-from rlhf_operator.settings import Settings  # noqa: E402
+from rlhf_api.errors import RLHFError
+from rlhf_operator.settings import Settings
 
 
 def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

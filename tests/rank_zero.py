@@ -5,7 +5,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-from rlhf_api.names import METRIC_PREFIX, Metric, Port
+from rlhf_api.metrics import METRIC_PREFIX, Metric
+from rlhf_api.names import Port
 
 _NUMBERS = itertools.count(1)
 

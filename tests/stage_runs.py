@@ -23,7 +23,8 @@ import torch
 import worlds
 from waiting import eventually
 
-from rlhf_api.names import EnvVar, FileName, Metric
+from rlhf_api.metrics import Metric
+from rlhf_api.names import EnvVar, FileName
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.__main__ import stage_named
 from rlhf_trainer.checkpoint import STATE

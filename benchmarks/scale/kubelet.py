@@ -17,7 +17,8 @@ from typing import Any
 from aiohttp import web
 
 from rlhf_api.errors import RLHFError
-from rlhf_api.names import Label, Metric, MetricLabel, Port, Reason, StageName, metric_name
+from rlhf_api.metrics import Metric, MetricLabel, metric_name
+from rlhf_api.names import Label, Port, Reason, StageName
 from rlhf_api.v1alpha1 import Artifact, StageResult
 from scale.api import Api
 

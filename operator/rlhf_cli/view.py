@@ -16,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_api.names import Metric, StageName, StageState
+from rlhf_api.metrics import Metric
+from rlhf_api.names import StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, StageStatus, stage_order
 from rlhf_operator.planning.summaries import Event
 

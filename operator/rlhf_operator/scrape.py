@@ -13,14 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from rlhf_api.errors import RLHFError
-from rlhf_api.names import (
-    METRIC_PREFIX,
-    GuardrailRule,
-    LabelledMetric,
-    Metric,
-    MetricLabel,
-    metric_name,
-)
+from rlhf_api.metrics import METRIC_PREFIX, LabelledMetric, Metric, MetricLabel, metric_name
+from rlhf_api.names import GuardrailRule
 from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 
 MAX_BYTES = 256 * 1024

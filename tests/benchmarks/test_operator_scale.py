@@ -23,7 +23,8 @@ from scale.audit import (
 from scale.figures import goals, percentile, rate_of, spread, table
 from scale.kubelet import STEPS_PER_SECOND, exposition, result
 
-from rlhf_api.names import Metric, StageName, metric_name
+from rlhf_api.metrics import Metric, metric_name
+from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import StageResult
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "operator_scale.py"

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rlhf_api import names
-from rlhf_api.names import ExitCode, FailureClass, Metric, Reason, StageName
+from rlhf_api.names import ExitCode, FailureClass, Reason, StageName
 
 
 def test_names_of_children_stay_dns_labels() -> None:
@@ -51,8 +51,3 @@ def test_every_exit_code_but_success_and_crashes_has_a_reason() -> None:
 @pytest.mark.parametrize("reason", list(Reason))
 def test_reasons_are_camel_case_words(reason: Reason) -> None:
     assert re.fullmatch(r"[A-Z][A-Za-z]{1,63}", reason)
-
-
-@pytest.mark.parametrize("metric", list(Metric))
-def test_series_names_are_prometheus_names(metric: Metric) -> None:
-    assert re.fullmatch(r"rlhf_train_[a-z][a-z0-9_]*", names.metric_name(metric))

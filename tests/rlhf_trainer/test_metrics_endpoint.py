@@ -11,7 +11,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from rlhf_api.names import Metric, StageName
+from rlhf_api.metrics import Metric
+from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
 from rlhf_trainer.metrics_endpoint import HELP, MetricsEndpoint
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_api.names import STATUS_METRICS, Reason, StageName
+from rlhf_api.metrics import STATUS_METRICS
+from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import (
     Artifact,
     Dataset,

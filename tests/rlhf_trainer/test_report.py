@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_api.names import GuardrailRule, Metric, StageName
+from rlhf_api.metrics import Metric
+from rlhf_api.names import GuardrailRule, StageName
 from rlhf_api.v1alpha1 import (
     Dataset,
     Guardrail,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.ema import MovingAverage

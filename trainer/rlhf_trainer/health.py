@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
-from rlhf_api.names import GuardrailAction, GuardrailRule, Metric
+from rlhf_api.metrics import Metric
+from rlhf_api.names import GuardrailAction, GuardrailRule
 from rlhf_api.v1alpha1 import Guardrail, HealthVerdict
 from rlhf_trainer.health_rules import HEALTH_RULES, START_UPDATES, HealthRule, Numbers, Past
 

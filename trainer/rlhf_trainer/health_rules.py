@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rlhf_api.names import GuardrailAction, GuardrailRule, Metric
+from rlhf_api.metrics import Metric
+from rlhf_api.names import GuardrailAction, GuardrailRule
 
 Numbers = Mapping[Metric, float]
 """The metrics of one update."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig
 from rlhf_trainer.checkpoint import CheckpointStore, restore_rng_state, rng_state
 from rlhf_trainer.data.cursor import Cursor

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from rlhf_api.names import (
+from rlhf_api.metrics import (
     LABEL_OF,
     METRIC_PREFIX,
     LabelledMetric,

@@ -15,13 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlhf_api.contract import Contract
+from rlhf_api.metrics import STATUS_METRICS, Metric
 from rlhf_api.names import (
     MAX_RESULT_METRICS,
-    STATUS_METRICS,
     ExitCode,
     FailureClass,
     FileName,
-    Metric,
     Reason,
     failure_class,
 )

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_trainer.critic import Critic
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.engine import TrainedModel

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.actor_steps import ActorSteps
 from rlhf_trainer.distributed import Ranks, reduce_sum

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
 from rlhf_api.v1alpha1.stages import DEFAULT_PTX_COEF
 from rlhf_trainer.data.collate import pad_right

@@ -15,11 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from rlhf_api.names import (
-    FileName,
-    LabelledMetric,
-    Metric,
-)
+from rlhf_api.metrics import LabelledMetric, Metric
+from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.files import storage_errors

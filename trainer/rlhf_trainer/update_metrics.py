@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import torch
 
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_trainer.distributed import Ranks, gather_objects, reduce_sum
 from rlhf_trainer.experience import Experience, Lesson, global_moments
 from rlhf_trainer.rl import distinct_n, explained_variance

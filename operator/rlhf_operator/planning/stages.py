@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from rlhf_api.names import STATUS_METRICS, FailureClass, Reason, StageName, StageState
+from rlhf_api.metrics import STATUS_METRICS
+from rlhf_api.names import FailureClass, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Progress, RunPolicy, StageArtifact, StageResult, StageStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.planning.clocks import (

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from rlhf_api.names import ConditionType, Metric, Phase, Reason, StageName, StageState
+from rlhf_api.metrics import Metric
+from rlhf_api.names import ConditionType, Phase, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Condition, RLHFJob, RLHFJobStatus, StageStatus
 from rlhf_operator.planning.conditions import (
     Finding,

@@ -272,6 +272,19 @@ def test_pauses_leave_the_seeded_stream_alone(serve: Callable[..., Service]) -> 
     assert random.getstate() == before
 
 
+def test_nobody_there_is_told_in_the_words_of_the_system() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        opened = Endpoint.open(EndpointReward(url=url, retries=0), FIELD, never)
+        with pytest.raises(ServiceUnavailable) as caught:
+            opened(TEXTS)
+    assert str(caught.value) == (
+        f"{FIELD}.url: {url} cannot be reached: ConnectionRefusedError: [Errno 111] Connection "
+        "refused (tried 1 times); try again when it answers, or raise retries or timeoutSeconds"
+    )
+
+
 def test_nobody_there_is_unavailable() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

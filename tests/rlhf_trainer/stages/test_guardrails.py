@@ -11,7 +11,8 @@ import torch
 import worlds
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_api.names import ExitCode, GuardrailAction, GuardrailRule, Metric, Reason
+from rlhf_api.metrics import Metric
+from rlhf_api.names import ExitCode, GuardrailAction, GuardrailRule, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, Guardrail, ModelSource, StageConfig
 from rlhf_trainer.errors import GuardrailFired, StopRequested, failure_of
 from rlhf_trainer.health_rules import HEALTH_RULES

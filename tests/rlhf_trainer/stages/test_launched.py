@@ -17,7 +17,8 @@ import stage_runs
 import tiny
 from prometheus_client.parser import text_string_to_metric_families
 
-from rlhf_api.names import METRIC_PREFIX, ExitCode, FileName, Metric, Reason, metric_name
+from rlhf_api.metrics import METRIC_PREFIX, Metric, metric_name
+from rlhf_api.names import ExitCode, FileName, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, Dataset, StageConfig, StageResult
 from rlhf_trainer.outcome import StageOutcome
 

@@ -134,7 +134,7 @@ class Endpoint:
         except DecodeError as error:
             raise InputError(f"{self.who} answered {error}; correct its encoding") from error
         except (requests.ConnectionError, requests.Timeout, HTTPError) as error:
-            raise _MayPass(f"cannot be reached: {error}") from error
+            raise _MayPass(f"cannot be reached: {_cause(error)}") from error
         except requests.RequestException as error:
             raise InputError(f"{self.who} cannot be asked: {error}; correct the url") from error
 
@@ -168,6 +168,17 @@ class Endpoint:
     def _leave_if_asked(self) -> None:
         if self.asked_to_stop():
             raise _AskedToStop
+
+
+def _cause(error: Exception) -> str:
+    """What the system said, where it said anything; libraries put words of their own around it."""
+    found, at = str(error), error.__context__
+    while at is not None:
+        # A requests.RequestException is an OSError as well.
+        if isinstance(at, OSError) and not isinstance(at, requests.RequestException):
+            found = f"{type(at).__name__}: {at}"
+        at = at.__context__
+    return found
 
 
 def _pause_seconds(failures: int, wished: float | None) -> float:

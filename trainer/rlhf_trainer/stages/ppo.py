@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import Dataset, PPOStage, StageConfig
 from rlhf_trainer.actor_steps import ActorSteps
 from rlhf_trainer.artifact import write_artifact

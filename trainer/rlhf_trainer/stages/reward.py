@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import Dataset, RewardStage, StageConfig
 from rlhf_trainer.artifact import write_artifact
 from rlhf_trainer.data.collate import pad_right

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.names import Metric
+from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import Dataset, SFTStage, StageConfig
 from rlhf_trainer.artifact import write_artifact
 from rlhf_trainer.data.cursor import Cursor, rank_slice
