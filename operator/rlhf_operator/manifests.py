@@ -99,7 +99,7 @@ def stage_job(job: RLHFJob, action: StartAttempt, image: str, pull_policy: str) 
     name, labels = child_name(job, action.stage, action.attempt), _labels(job, action)
     metadata = _metadata(job, name, labels | _queue_label(job))
     metadata["annotations"] = {
-        Annotation.CONFIG_DIGEST: action.config.digest(),
+        Annotation.CONFIG_DIGEST: action.config.config_digest,
         Annotation.GUARDRAILS: guardrails_digest(action.config.guardrails),
     }
     if action.checkpoint_step is not None:

@@ -121,8 +121,8 @@ _ROWS = (
         evidence="critic loss {critic_loss:.4g} is {value:.3g} times its start of {start:.4g}, and "
         "above {critic_loss_of_mean:.4g}, that of the mean return; the explained variance is "
         "{explained_variance:.3g}",
-        remedy="set rewardScaling RunningStdTotal or valueNormalization PopArt, or raise "
-        "criticLearningRate",
+        remedy="set valueNormalization PopArt, or rewardScaling RunningStdTotal where it is None, "
+        "or raise criticLearningRate",
     ),
     HealthRule(
         GuardrailRule.NEGATIVE_KL,

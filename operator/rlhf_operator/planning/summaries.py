@@ -146,13 +146,13 @@ def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
 def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
     before = find_condition(old.conditions, ConditionType.HEALTHY)
     after = find_condition(new.conditions, ConditionType.HEALTHY)
+    told = before.message if before is not None and before.status == "False" else None
     if after is None:
         return
-    broken = before is not None and before.status == "False"
     if after.status != "False":
-        if broken:
+        if told is not None:
             yield Event("Normal", after.reason, after.message)
-    elif before is None or not broken or before.message != after.message:
+    elif told != after.message:
         # The message changes with the set of broken rules alone: numbers stay as they first were.
         yield Event("Warning", after.reason, after.message)
 
