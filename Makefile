@@ -74,15 +74,13 @@ cluster-up: venv ## Start a two-node Kubernetes on this machine (root); prints t
 cluster-down: venv ## End that Kubernetes and leave nothing behind
 	$(CLUSTER) down
 
-generate: venv ## Make the CRD, its copy in the chart and docs/spec.md anew from the models
-	$(BIN)/python -m rlhf_api crd
-	$(BIN)/python -m rlhf_api chart-crd
-	$(BIN)/python -m rlhf_api spec-reference
+generate: venv ## Make the CRD, the chart's parts and the pages that come from the code anew
+	$(BIN)/python -m rlhf_api all
+	$(BIN)/python -m rlhf_chart all
 
 verify: venv ## Fail if a generated file is stale
-	$(BIN)/python -m rlhf_api crd --check
-	$(BIN)/python -m rlhf_api chart-crd --check
-	$(BIN)/python -m rlhf_api spec-reference --check
+	$(BIN)/python -m rlhf_api all --check
+	$(BIN)/python -m rlhf_chart all --check
 
 demo: venv ## Train SFT, reward model and PPO on Chinese shop reviews, and judge the result
 	$(BIN)/python examples/zh_reviews.py prepare

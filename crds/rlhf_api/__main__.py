@@ -3,11 +3,11 @@
 Called by `make generate` and `make verify`.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_api.generated import Outputs, write_or_check
 from rlhf_api.loading import dump_yaml
 from rlhf_api.names import GROUP, PLURAL
 from rlhf_api.reference import spec_reference
@@ -41,7 +41,7 @@ def chart_crd_text() -> str:
     return f"{_HEADER}{{{{- if .Values.crds.enabled }}}}\n{body}{{{{- end }}}}\n"
 
 
-OUTPUTS = {
+OUTPUTS: Outputs = {
     "crd": (crd_text, _CRDS / f"{PLURAL}.yaml"),
     "chart-crd": (
         chart_crd_text,
@@ -49,29 +49,11 @@ OUTPUTS = {
     ),
     "spec-reference": (spec_reference, _CRDS.parent / "docs" / "spec.md"),
 }
-"""For each command what it writes, and where to unless told."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status, 1 when `--check` finds a stale file."""
-    parser = argparse.ArgumentParser(prog="python -m rlhf_api", description=__doc__)
-    parser.add_argument("command", choices=OUTPUTS)
-    parser.add_argument("--output", type=Path, help="the file, in place of the usual one")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if stale")
-    options = parser.parse_args(arguments)
-    make, usual = OUTPUTS[options.command]
-    path: Path = options.output or usual
-    text = make()
-    if not options.check:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return 0
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return 0
-    sys.stderr.write(
-        f"{path} is stale; run `python -m rlhf_api {options.command}` (or `make generate`)\n"
-    )
-    return 1
+    return write_or_check("python -m rlhf_api", OUTPUTS, arguments)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,70 @@ LABEL_OF: dict[LabelledMetric, str] = {
 }
 
 
+METRIC_HELP: dict[Metric | LabelledMetric, str] = {
+    Metric.STEP: "Steps done.",
+    Metric.TOTAL_STEPS: "Steps in all.",
+    Metric.EPOCH: "Passes over the dataset done, with fractions.",
+    Metric.PROGRESS: "Share of the steps done, 0 to 1.",
+    Metric.ETA: "Estimated time to the last step in seconds.",
+    Metric.LOSS: "Training loss of the last step, in nats a token or a pair.",
+    Metric.LEARNING_RATE: "Learning rate of the last step; of the actor in PPO.",
+    Metric.GRADIENT_NORM: "Global norm of the gradient before clipping; of the actor in PPO.",
+    Metric.TOKENS_PER_SECOND: "Real tokens trained on a second, over all ranks.",
+    Metric.SAMPLES_PER_SECOND: "Sequences, pairs or prompts a second, over all ranks.",
+    Metric.STEP_SECONDS: "Time of the last step in seconds.",
+    Metric.LAST_CHECKPOINT_STEP: "Step of the newest complete checkpoint.",
+    Metric.NONFINITE: "Metric values of this attempt that were NaN or infinite.",
+    Metric.EVAL_LOSS: "Loss on the held-out rows, in nats a token or a pair.",
+    Metric.PERPLEXITY: "Perplexity on the held-out rows.",
+    Metric.ACCURACY: "Share of pairs whose chosen response scores higher, 0 to 1.",
+    Metric.CHOSEN_SCORE: "Mean score of chosen responses.",
+    Metric.REJECTED_SCORE: "Mean score of rejected responses.",
+    Metric.SCORE_MARGIN: "Mean difference of the scores of a pair.",
+    Metric.REWARD: "Mean score of the last rollout.",
+    Metric.REWARD_STD: "Standard deviation of the scores of the last rollout.",
+    Metric.REWARD_SCALE: "What scores, or whole token rewards, are divided by.",
+    Metric.KL: "KL of actor against reference in nats an answer.",
+    Metric.KL_COEF: "Weight of the KL penalty.",
+    Metric.APPROX_KL: "Drift of the actor within the last update in nats a token.",
+    Metric.POLICY_LOSS: "Clipped policy loss of the last update.",
+    Metric.PTX_LOSS: "Loss on ptxDataset in the last update before its weight, in nats a token.",
+    Metric.CRITIC_LOSS: (
+        "Value loss of the last update, before its weight; in units of value_scale under PopArt."
+    ),
+    Metric.CRITIC_LOSS_BASELINE: "Median value loss at the start, which its growth is judged by.",
+    Metric.CRITIC_LOSS_OF_MEAN: (
+        "Value loss that the mean return as every value would have: half the returns' variance."
+    ),
+    Metric.CRITIC_LEARNING_RATE: "Learning rate of the critic.",
+    Metric.CRITIC_GRADIENT_NORM: "Global norm of the critic's gradient before clipping.",
+    Metric.EXPLAINED_VARIANCE: "Share of the returns' variance that the critic explains.",
+    Metric.VALUE_MEAN: "Running mean of the returns, which PopArt takes off the critic's target.",
+    Metric.VALUE_SCALE: "Running deviation of the returns, which PopArt divides the target by.",
+    Metric.ENTROPY: "Mean entropy of the actor in nats a token.",
+    Metric.CLIP_SHARE: "Share of tokens whose ratio was clipped, 0 to 1.",
+    Metric.RATIO_MEAN: "Mean probability ratio of the last update.",
+    Metric.RETURNS_MEAN: "Mean return over tokens.",
+    Metric.RETURNS_STD: "Standard deviation of the returns over tokens.",
+    Metric.RETURNS_ABS_MEAN: "Mean absolute return over tokens.",
+    Metric.ADVANTAGES_STD: "Standard deviation of the advantages before normalisation.",
+    Metric.RESPONSE_TOKENS: "Mean length of a response in tokens, EOS included.",
+    Metric.RESPONSE_TOKENS_P05: "5 % quantile of the length of a response in tokens.",
+    Metric.RESPONSE_TOKENS_P50: "Median length of a response in tokens.",
+    Metric.RESPONSE_TOKENS_P95: "95 % quantile of the length of a response in tokens.",
+    Metric.EOS_RATE: "Share of responses that end by EOS or a stop token, 0 to 1.",
+    Metric.DISTINCT_2: "Share of distinct pairs of neighbouring tokens in responses, 0 to 1.",
+    Metric.SAMPLER_DRIFT: "Mean absolute log-probability gap of sampler and trainer in nats.",
+    LabelledMetric.REWARD_COMPONENT: "Mean of one reward of the last rollout, before its weight.",
+    LabelledMetric.HEALTH_VALUE: "Quantity that a guardrail's rule compares with its threshold.",
+    LabelledMetric.HEALTH_THRESHOLD: "Threshold of a guardrail's rule that is in force.",
+    LabelledMetric.HEALTH_VERDICT: "Whether a guardrail's rule is broken: 1 if it is, else 0.",
+    LabelledMetric.HEALTH_START: "Median at the start of the metric that a rule of health judges.",
+    LabelledMetric.HEALTH_BEST: "Best level so far of the metric that a rule of health judges.",
+}
+"""What each series tells, with its unit: the HELP text wherever it is exported."""
+
+
 def metric_name(metric: Metric | LabelledMetric) -> str:
     """The Prometheus series of `metric`."""
     return METRIC_PREFIX + metric.value

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = frozenset({"rlhf_api", "rlhf_operator", "rlhf_cli", "rlhf_trainer"})
+OURS = frozenset({"rlhf_api", "rlhf_operator", "rlhf_cli", "rlhf_trainer", "rlhf_chart"})
 # Of one release with the library that it is the core of, which pins it.
 CORE_OF = {"pydantic-core": "pydantic"}
 
@@ -56,6 +56,7 @@ def imported(folder: Path) -> set[str]:
         ("operator/rlhf_cli", "cli"),
         ("trainer/rlhf_trainer", "trainer"),
         ("examples", "demo"),
+        ("charts/rlhf_chart", "dev"),
     ],
 )
 def test_imports_are_declared(folder: str, extra: str | None) -> None:

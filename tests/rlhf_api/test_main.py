@@ -26,3 +26,10 @@ def test_write_check_and_stale(
 
 def test_kubectl_reads_the_text_as_it_was_meant() -> None:
     assert parse_yaml(crd_text(), "crd") == [custom_resource_definition()]
+
+
+def test_all_files_are_checked_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["all", "--check"]) == 0
+    with pytest.raises(SystemExit):
+        main(["all", "--output", str(tmp_path / "file")])
+    assert "--output names one file" in capsys.readouterr().err

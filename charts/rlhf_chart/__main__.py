@@ -1,0 +1,24 @@
+"""`python -m rlhf_chart` writes what is made from the code, or tells which files are stale.
+
+Called by `make generate` and `make verify`.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_api.generated import Outputs, write_or_check
+
+_ROOT = Path(__file__).resolve().parents[2]
+_CHART = _ROOT / "charts" / "rlhf-operator"
+
+OUTPUTS: Outputs = {}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, 1 when `--check` finds a stale file."""
+    return write_or_check("python -m rlhf_chart", OUTPUTS, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
