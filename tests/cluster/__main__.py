@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import yaml
-from cluster import packages
+from cluster import monitoring, packages
 from cluster.binaries import binaries, cache_folder, locked
 from cluster.images import TARGETS, image, pause_image
 from cluster.nodes import ADDRESSES, NodeCluster, current_sandbox, folder_of, remove_files
@@ -30,11 +30,14 @@ def build() -> None:
     for major in (3, 4):
         helm(major)
     link_helm()
+    for program in (monitoring.promtool, monitoring.prometheus, monitoring.alertmanager):
+        program()
+    monitoring.monitoring_crds()
     if reason := packages.reason_against():
         sys.stderr.write(f"{reason}; tests on nodes are left out\n")
         return
     packages.require()
-    for family in ("containerd", "coredns"):
+    for family in ("containerd", "coredns", "prometheus-operator"):
         binaries(family)
     pause_image()
     for target in TARGETS:

@@ -6,6 +6,7 @@ hash of all that goes into it, and is complete as soon as it is there.
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -72,6 +73,9 @@ FAMILIES = {
         f"-X {_STAMP}.gitMajor={_MAJOR} -X {_STAMP}.gitMinor={_MINOR} "
         f"-X {_STAMP}.gitTreeState=clean",
     ),
+    "prometheus-operator": Family(
+        {"prometheus-operator": "github.com/prometheus-operator/prometheus-operator/cmd/operator"}
+    ),
 }
 
 
@@ -94,6 +98,22 @@ def binaries(family: str) -> Path:
         if not folder.is_dir():
             _build(family, folder)
     return folder
+
+
+def module_files(family: str, module: str, pattern: str) -> list[Path]:
+    """Files of a Go module that a family is built from, copied into the cache.
+
+    Args:
+        family: whose go.mod says the version.
+        module: path of the module.
+        pattern: of the files, from the module's root.
+    """
+    name = pattern.rpartition("/")[0].replace("/", "-")
+    folder = cache_folder() / "files" / f"{name}-{_digest(family)}"
+    with locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            _copy_files(family, module, pattern, folder)
+    return sorted(folder.iterdir())
 
 
 @contextmanager
@@ -144,6 +164,23 @@ def _build(family: str, folder: Path) -> None:
                 timeout=BUILD_SECONDS,
             )
         os.rename(f"{scratch}/out", folder)
+
+
+def _copy_files(family: str, module: str, pattern: str, folder: Path) -> None:
+    told = subprocess.run(
+        [_go(), "mod", "download", "-json", module],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=_GO / family,
+        timeout=COMMAND_SECONDS,
+    )
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        files = Path(scratch) / "files"
+        files.mkdir()
+        for path in Path(json.loads(told.stdout)["Dir"]).glob(pattern):
+            shutil.copyfile(path, files / path.name)
+        os.rename(files, folder)
 
 
 def _go() -> str:

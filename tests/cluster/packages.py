@@ -1,9 +1,11 @@
-"""The Debian packages that nodes and images need."""
+"""The Debian packages that nodes and images need, and those that are only unpacked."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from cluster.binaries import cache_folder, locked
 
@@ -63,3 +65,47 @@ def _install(wanted: list[str]) -> None:
         subprocess.run(
             command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=INSTALL_SECONDS
         )
+
+
+def unpacked(package: str) -> Path:
+    """Folder with the files of a package that is not installed: no daemon starts, no root needed.
+
+    Raises:
+        PackagesError: this system has no apt-get.
+        subprocess.CalledProcessError: the package is not to be had; apt-get has said why.
+    """
+    folder = cache_folder() / "debian" / package
+    if folder.is_dir():
+        return folder
+    if shutil.which("apt-get") is None:
+        raise PackagesError(f"no apt-get to fetch Debian's {package}: put its programs on PATH")
+    with locked(folder.with_name(f"{package}.lock")):
+        if not folder.is_dir():
+            _unpack(package, folder)
+    return folder
+
+
+def _unpack(package: str, folder: Path) -> None:
+    sys.stderr.write(f"unpacking Debian package: {package}\n")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{package}-") as scratch:
+        try:
+            _apt_get("download", package, place=scratch)
+        except subprocess.CalledProcessError:
+            # The system's lists are missing or old, and only root may renew those.
+            for place in ("lists/partial", "cache/archives/partial"):
+                Path(scratch, place).mkdir(parents=True)
+            own = ("-o", f"Dir::State::Lists={scratch}/lists", "-o", f"Dir::Cache={scratch}/cache")
+            _apt_get("update", *own, place=scratch)
+            _apt_get("download", *own, package, place=scratch)
+        (archive,) = Path(scratch).glob("*.deb")
+        extract = ["dpkg-deb", "--extract", str(archive), f"{scratch}/files"]
+        subprocess.run(extract, check=True, timeout=INSTALL_SECONDS)
+        os.rename(f"{scratch}/files", folder)
+
+
+def _apt_get(*arguments: str, place: str) -> None:
+    """Run apt-get in a folder; as root without a user of its own, who could not write there."""
+    command = ["apt-get", "--quiet", "-o", "APT::Sandbox::User=root", *arguments]
+    subprocess.run(
+        command, check=True, cwd=place, stdout=subprocess.DEVNULL, timeout=INSTALL_SECONDS
+    )
