@@ -8,11 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_api.generated import Outputs, write_or_check
+from rlhf_chart.chart_readme import readme_text
+from rlhf_chart.values_file import values_text
+from rlhf_chart.values_schema import schema_text
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CHART = _ROOT / "charts" / "rlhf-operator"
 
-OUTPUTS: Outputs = {}
+OUTPUTS: Outputs = {
+    "values": (values_text, _CHART / "values.yaml"),
+    "values-schema": (schema_text, _CHART / "values.schema.json"),
+    "chart-readme": (readme_text, _CHART / "README.md"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`python -m rlhf_operator`: the operator as a process. Settings come from the environment."""
+"""`python -m rlhf_operator`: the operator as a process. `settings` says how it is set."""
 
 import asyncio
 import gc
@@ -8,15 +8,14 @@ import sys
 
 import uvloop
 from kubernetes.aio.config import ConfigException
-from pydantic import ValidationError
 
-from rlhf_api.errors import RLHFError
+from rlhf_api.errors import ConfigError, RLHFError
 from rlhf_api.names import ExitCode
 from rlhf_operator.health import Health, served
 from rlhf_operator.kube import Kube
 from rlhf_operator.leader import lead
 from rlhf_operator.serve import probe, serve
-from rlhf_operator.settings import Settings
+from rlhf_operator.settings import Settings, read_settings
 from rlhf_operator.work_queue import WorkQueue
 
 logger = logging.getLogger("rlhf_operator")
@@ -61,12 +60,10 @@ def _favour_latency() -> None:
 def main() -> int:
     """The process; gives its exit code."""
     try:
-        settings = Settings()
-    except ValidationError as error:
-        for mistake in error.errors():
-            name = "_".join(("RLHF_OPERATOR", *map(str, mistake["loc"]))).upper()
-            sys.stderr.write(f"{name}: {mistake['msg']}; set this variable\n")
-        return ExitCode.CONFIG
+        settings = read_settings()
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

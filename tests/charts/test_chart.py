@@ -1,17 +1,27 @@
 """The chart as Helm 3 and Helm 4 render it."""
 
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cluster.tools import helm
+from chart_renders import (
+    CHART,
+    REQUIRED,
+    of_kind,
+    rendered,
+    run_helm,
+    settings_of,
+    template,
+    values_of,
+)
 
-CHART = Path(__file__).parents[2] / "charts" / "rlhf-operator"
+from rlhf_api.names import OPERATOR_NAME, Label, Port
+from rlhf_chart.values import GIVEN_BY_THE_CHART
+from rlhf_operator.settings import CONFIG, PREFIX, Settings, read_settings
+
 CRD = Path(__file__).parents[2] / "crds" / "rlhfjobs.yaml"
-SET = ("image.repository=registry.test/operator", "trainerImage=registry.test/trainer:1")
+MONITORS = ("metrics.serviceMonitor.enabled=true", "metrics.podMonitor.enabled=true")
 
 Raw = dict[str, Any]
 
@@ -21,21 +31,19 @@ def major(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def run_helm(major: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(helm(major)), *arguments], capture_output=True, text=True, check=False, timeout=300
-    )
-
-
-def rendered(major: int, *values: str, given: Iterable[str] = SET) -> list[Raw]:
-    settings = [part for value in (*given, *values) for part in ("--set", value)]
-    done = run_helm(major, "template", "demo", str(CHART), "--namespace", "ops", *settings)
-    assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
-
-
-def of_kind(objects: list[Raw], kind: str) -> list[Raw]:
-    return [each for each in objects if each["kind"] == kind]
+def roles_bound_to(account: str, objects: list[Raw]) -> list[Raw]:
+    """The roles that a ServiceAccount has."""
+    bindings = of_kind(objects, "RoleBinding") + of_kind(objects, "ClusterRoleBinding")
+    names = {
+        (each["roleRef"]["kind"], each["metadata"].get("namespace"), each["roleRef"]["name"])
+        for each in bindings
+        if [subject["name"] for subject in each["subjects"]] == [account]
+    }
+    return [
+        each
+        for each in objects
+        if (each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) in names
+    ]
 
 
 def rules_of(objects: list[Raw]) -> list[Raw]:
@@ -44,17 +52,17 @@ def rules_of(objects: list[Raw]) -> list[Raw]:
 
 
 def test_lint_finds_nothing(major: int) -> None:
-    settings = [part for value in SET for part in ("--set", value)]
-    done = run_helm(major, "lint", "--strict", str(CHART), *settings)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for given in (settings_of(REQUIRED), ["--values", str(values_of("everything"))]):
+        done = run_helm(major, "lint", "--strict", str(CHART), *given)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("missing", range(2))
 def test_what_must_be_set_is_asked_for_by_a_sentence(major: int, missing: int) -> None:
-    given = SET[1 - missing]
+    given = REQUIRED[1 - missing]
     done = run_helm(major, "template", "demo", str(CHART), "--set", given)
     assert done.returncode != 0
-    name = SET[missing].partition("=")[0]
+    name = REQUIRED[missing].partition("=")[0]
     assert f"{name} is not set" in done.stderr
     assert f"--set {name}=registry.example.com/" in done.stderr
 
@@ -71,7 +79,8 @@ def test_the_crd_is_the_generated_one(major: int) -> None:
 
 @pytest.mark.parametrize("scope", ["", "watch.namespaces={team-a,team-b}"])
 def test_it_may_no_more_than_it_needs(major: int, scope: str) -> None:
-    objects = rendered(major, *filter(None, [scope]))
+    subject = "demo-rlhf-operator"
+    objects = roles_bound_to(subject, rendered(major, *filter(None, [scope])))
     rules = rules_of(objects)
     for rule in rules:
         assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
@@ -80,13 +89,11 @@ def test_it_may_no_more_than_it_needs(major: int, scope: str) -> None:
             assert set(rule["verbs"]) <= {"get", "list", "watch"}
         if rule["resources"] == ["leases"] and rule["verbs"] != ["create"]:
             assert rule["resourceNames"] == ["demo-rlhf-operator"]
-    roles = [
-        (role["metadata"].get("namespace"), role["kind"]) for role in objects if "rules" in role
-    ]
+    roles = sorted((role["metadata"].get("namespace", ""), role["kind"]) for role in objects)
     if scope:
-        assert sorted(roles) == [("ops", "Role"), ("team-a", "Role"), ("team-b", "Role")]
+        assert roles == [("ops", "Role"), ("team-a", "Role"), ("team-b", "Role")]
     else:
-        assert roles == [(None, "ClusterRole"), ("ops", "Role")]
+        assert roles == [("", "ClusterRole"), ("ops", "Role")]
 
 
 def test_the_pod_is_restricted_and_told_its_settings(major: int) -> None:
@@ -109,11 +116,143 @@ def test_the_pod_is_restricted_and_told_its_settings(major: int) -> None:
     assert values["RLHF_OPERATOR_LOG_LEVEL"] == "DEBUG"
 
 
-def test_every_setting_that_it_gives_is_one_of_the_operator(major: int) -> None:
-    from rlhf_operator.settings import Settings
-
-    (deployment,) = of_kind(rendered(major), "Deployment")
+def container_of(objects: list[Raw]) -> Raw:
+    """The operator's container."""
+    (deployment,) = of_kind(objects, "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    prefix = Settings.model_config["env_prefix"]
-    given = {each["name"].removeprefix(prefix).lower() for each in container["env"]}
-    assert given <= set(Settings.model_fields)
+    return dict(container)
+
+
+def test_the_operator_reads_what_the_values_say(
+    major: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    objects = template(major, "--values", str(values_of("everything")))
+    container = container_of(objects)
+    (config,) = of_kind(objects, "ConfigMap")[:1]
+    variables = {each["name"]: each.get("value", "from-the-pod") for each in container["env"]}
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == "config")
+    folder, _, file = variables[CONFIG].rpartition("/")
+    assert mount["mountPath"] == folder
+    (tmp_path / file).write_text(config["data"][file])
+    for name, value in (variables | {CONFIG: str(tmp_path / file)}).items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings()
+    assert (settings.workers, settings.api_requests_per_second) == (8, 200.5)
+    assert settings.resync_seconds == 600
+    assert settings.trainer_image == "registry.test/trainer:1"
+    assert settings.trainer_image_pull_policy == "Always"
+    assert (settings.lease_name, settings.deployment) == ("demo-rlhf-operator",) * 2
+    assert settings.log_level == "DEBUG"
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert ports == {"metrics": settings.port}
+
+
+def test_config_has_every_setting_that_the_chart_does_not_give(major: int) -> None:
+    container = container_of(rendered(major))
+    names = {each["name"] for each in container["env"]} - {CONFIG}
+    given = {name.removeprefix(PREFIX).lower() for name in names}
+    # The port is the one that the container names.
+    assert given | {"port"} == GIVEN_BY_THE_CHART
+    assert set(Settings.model_fields) > GIVEN_BY_THE_CHART
+
+
+def test_a_change_of_the_config_rolls_the_pods_and_nothing_else_does(major: int) -> None:
+    def checksum(*values: str) -> str:
+        (deployment,) = of_kind(rendered(major, *values), "Deployment")
+        return str(deployment["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum() == checksum("replicas=2")
+    assert checksum() != checksum("config.workers=8")
+
+
+@pytest.mark.parametrize("scope", ["", "watch.namespaces={team-a,team-b}"])
+def test_the_monitors_select_what_has_metrics(major: int, scope: str) -> None:
+    objects = rendered(major, *MONITORS, *filter(None, [scope]))
+    (monitor,) = of_kind(objects, "ServiceMonitor")
+    (service,) = of_kind(objects, "Service")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    assert wanted <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+    assert endpoint["honorLabels"] is True
+    (training,) = of_kind(objects, "PodMonitor")
+    # As the operator labels pods, and the Job controller its first one.
+    assert training["spec"]["selector"]["matchLabels"] == {
+        Label.MANAGED_BY: OPERATOR_NAME,
+        "batch.kubernetes.io/job-completion-index": "0",
+    }
+    (endpoint,) = training["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == Port.METRICS_NAME
+    expected = {"matchNames": ["team-a", "team-b"]} if scope else {"any": True}
+    assert training["spec"]["namespaceSelector"] == expected
+
+
+def test_without_the_api_of_the_monitors_a_sentence_says_so(major: int) -> None:
+    settings = settings_of((*REQUIRED, MONITORS[1]))
+    done = run_helm(major, "template", "demo", str(CHART), *settings)
+    assert done.returncode != 0
+    assert "metrics.podMonitor.enabled: the cluster does not serve" in done.stderr
+    assert "install the CRDs of prometheus-operator first" in done.stderr
+
+
+def test_the_network_policy_lets_through_what_the_operator_needs(major: int) -> None:
+    objects = template(major, "--values", str(values_of("namespaced")))
+    (policy,) = of_kind(objects, "NetworkPolicy")
+    (deployment,) = of_kind(objects, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["spec"]["ingress"] == [{"ports": [{"protocol": "TCP", "port": "metrics"}]}]
+    *_, training = policy["spec"]["egress"]
+    assert training["ports"] == [{"protocol": "TCP", "port": Port.METRICS}]
+    (peer,) = training["to"]
+    assert peer["podSelector"]["matchLabels"] == {Label.MANAGED_BY: OPERATOR_NAME}
+    assert peer["namespaceSelector"]["matchExpressions"][0]["values"] == ["team-a", "team-b"]
+
+
+def test_two_replicas_have_a_budget_and_one_has_none(major: int) -> None:
+    assert not of_kind(rendered(major), "PodDisruptionBudget")
+    (budget,) = of_kind(rendered(major, "replicas=2"), "PodDisruptionBudget")
+    assert budget["spec"]["maxUnavailable"] == 1
+    off = ("replicas=2", "podDisruptionBudget.enabled=false")
+    assert not of_kind(rendered(major, *off), "PodDisruptionBudget")
+
+
+def test_users_get_the_rights_that_their_role_stands_for(major: int) -> None:
+    roles = {each["metadata"]["name"]: each for each in of_kind(rendered(major), "ClusterRole")}
+    edit, view = (roles[f"demo-rlhf-operator-{name}"] for name in ("edit", "view"))
+    verbs = {verb for rule in rules_of([view]) for verb in rule["verbs"]}
+    assert verbs == {"get", "list", "watch"}
+    assert verbs < {verb for rule in rules_of([edit]) for verb in rule["verbs"]}
+    to = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {key for key in edit["metadata"]["labels"] if key.startswith(to)} == {
+        f"{to}admin",
+        f"{to}edit",
+    }
+    assert {key for key in view["metadata"]["labels"] if key.startswith(to)} == {f"{to}view"}
+
+
+def test_nothing_is_cluster_wide_where_namespaces_are_watched_and_the_crd_is_there(
+    major: int,
+) -> None:
+    objects = template(major, "--values", str(values_of("namespaced")))
+    assert [each["kind"] for each in objects if "namespace" not in each["metadata"]] == []
+
+
+def test_no_pod_but_the_operators_gets_a_token(major: int) -> None:
+    objects = rendered(major)
+    (account,) = of_kind(objects, "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    (deployment,) = of_kind(objects, "Deployment")
+    assert deployment["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    (test,) = of_kind(objects, "Pod")
+    assert test["spec"]["automountServiceAccountToken"] is False
+    # The operator's Service and its policies must not take it for the operator.
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    assert not labels.items() <= test["metadata"]["labels"].items()
+
+
+def test_the_example_is_one_that_it_takes(major: int) -> None:
+    example = Path(__file__).parents[2] / "examples" / "values-monitoring.yaml"
+    kinds = {each["kind"] for each in template(major, "--values", str(example))}
+    assert kinds >= {"Deployment", "ServiceMonitor", "PodMonitor"}
+    assert yaml.safe_load(example.read_text())["prometheusRule"]["enabled"] is True

@@ -1,0 +1,74 @@
+"""From the values' schema to the chart's README: how to install it, and every value."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rlhf_chart.values_schema import Schema, values_schema
+
+_HEAD = """\
+# rlhf-operator
+
+Runs RLHF (supervised fine-tuning, reward model, PPO) as `RLHFJob` resources on Kubernetes 1.31 or
+newer, by Helm 3 or 4. This page is made from `charts/rlhf_chart` by `make generate`.
+
+```console
+$ helm install rlhf-operator charts/rlhf-operator --namespace rlhf-system --create-namespace \\
+    -f examples/values-monitoring.yaml
+$ helm test rlhf-operator --namespace rlhf-system
+```
+
+[`docs/install.md`](../../docs/install.md) shows how to build the two images, what the operator may
+do, how to upgrade and how to uninstall.
+
+Monitors and the PrometheusRule need the CRDs of prometheus-operator. `helm template` knows no
+cluster, so it has to be told:
+
+```console
+$ helm template rlhf-operator charts/rlhf-operator -f examples/values-monitoring.yaml \\
+    --api-versions monitoring.coreos.com/v1
+```
+
+## Values
+
+A key that is not in the table is refused, with its name.
+"""
+
+
+def readme_text() -> str:
+    """The whole page as Markdown."""
+    lines = [_HEAD, "| value | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in values_schema()["properties"].items():
+        lines += _rows(name, field)
+    return "\n".join(lines) + "\n"
+
+
+def _rows(path: str, field: Schema) -> Iterator[str]:
+    if "properties" in field:
+        for name, inner in field["properties"].items():
+            yield from _rows(f"{path}.{name}", inner)
+        return
+    default = _code(field["default"]) if "default" in field else ""
+    text = field.get("description", "").replace("|", "\\|")
+    yield f"| `{path}` | {_type(field)} | {default} | {text} |"
+
+
+def _type(field: Schema) -> str:
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
+    kind: str = field["type"]
+    if kind == "array":
+        return f"list of {field['items']['type']}s"
+    if kind == "object" and isinstance(field.get("additionalProperties"), dict):
+        return f"map of {field['additionalProperties']['type']}s"
+    return kind + _bounds(field)
+
+
+def _bounds(field: Schema) -> str:
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "maximum": "<="}
+    found = [f"{sign} {field[key]}" for key, sign in signs.items() if key in field]
+    return f", {', '.join(found)}" if found else ""
+
+
+def _code(value: Any) -> str:
+    return f"`{json.dumps(value, ensure_ascii=False)}`"

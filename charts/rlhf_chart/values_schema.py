@@ -1,0 +1,92 @@
+"""From the values' models to `values.schema.json`, which Helm holds every installation against.
+
+Called by `__main__`; `values_file` and `chart_readme` go by the same schema.
+"""
+
+import json
+from typing import Any
+
+from pydantic.alias_generators import to_camel
+
+from rlhf_chart.values import GIVEN_BY_THE_CHART, Values
+from rlhf_operator.settings import Settings
+
+Schema = dict[str, Any]
+
+_DIALECT = "http://json-schema.org/draft-07/schema#"
+"""The newest that every Helm 3 reads."""
+
+_OF_A_PARENT: Schema = {
+    "global": {"type": "object", "description": "What a parent chart gives to all; not used."},
+    "enabled": {"type": "boolean", "description": "For a parent chart's condition; not used."},
+}
+"""What Helm itself may add where the chart is a dependency of another one."""
+
+
+def values_schema() -> Schema:
+    """The schema of all values, with their defaults; every reference is written out."""
+    whole = Values.model_json_schema()
+    schema = _written_out(whole, whole.get("$defs", {}), Values().model_dump(by_alias=True))
+    _fill_config(schema["properties"]["config"])
+    return {"$schema": _DIALECT, **schema}
+
+
+def schema_text() -> str:
+    """The text of `values.schema.json`."""
+    schema = values_schema()
+    schema["properties"] |= _OF_A_PARENT
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _fill_config(schema: Schema) -> None:
+    """What the settings file may hold, but for what the chart gives itself."""
+    known = Settings.model_json_schema()["properties"]
+    names = {name: to_camel(name) for name in known if name not in GIVEN_BY_THE_CHART}
+    schema["properties"] = {key: _plain(known[name]) for name, key in names.items()}
+    schema["required"] = list(names.values())
+    schema["additionalProperties"] = False
+    del schema["default"]
+
+
+def _written_out(schema: Schema, models: Schema, default: object) -> Schema:
+    """The same without references and null, and with the default that is in force."""
+    found = _plain(schema, models)
+    if default is not None:
+        found["default"] = default
+    inner = found.get("additionalProperties")
+    if "properties" in found:
+        _fill(found, models, found["properties"])
+    elif isinstance(inner, dict) and "$ref" in inner and default:
+        # An entry for each thing that there is; no other name means anything.
+        found["additionalProperties"] = False
+        _fill(found, models, dict.fromkeys(found["default"], inner))
+    elif isinstance(inner, dict):
+        found["additionalProperties"] = _plain(inner, models)
+    if "items" in found:
+        found["items"] = _written_out(found["items"], models, None)
+    return found
+
+
+def _fill(found: Schema, models: Schema, fields: Schema) -> None:
+    """Write out the fields of an object; those that have a default are always there."""
+    defaults = found.pop("default", {})
+    found["properties"] = {
+        name: _written_out(field, models, defaults.get(name)) for name, field in fields.items()
+    }
+    if defaults:
+        found["required"] = [name for name in fields if defaults.get(name) is not None]
+
+
+def _plain(schema: Schema, models: Schema | None = None) -> Schema:
+    """The same with its reference resolved, texts on one line, and without titles and null."""
+    found = dict(schema)
+    if models and "$ref" in found:
+        found = models[found.pop("$ref").rsplit("/", 1)[1]] | found
+    if "anyOf" in found:
+        # A value that may be left out; Helm takes null for that.
+        found |= next(each for each in found.pop("anyOf") if each["type"] != "null")
+    if found.get("default", "") is None:
+        del found["default"]
+    if "description" in found:
+        found["description"] = " ".join(found["description"].split())
+    return {key: value for key, value in found.items() if key not in ("title", "$defs")}
