@@ -35,6 +35,7 @@ class Metric(StrEnum):
     SAMPLES_PER_SECOND = "samples_per_second"
     STEP_SECONDS = "step_seconds"
     LAST_CHECKPOINT_STEP = "last_checkpoint_step"
+    LAST_CHECKPOINT_TIMESTAMP = "last_checkpoint_timestamp_seconds"
     NONFINITE = "nonfinite_total"
     # SFT
     EVAL_LOSS = "eval_loss"
@@ -111,6 +112,9 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.SAMPLES_PER_SECOND: "Sequences, pairs or prompts a second, over all ranks.",
     Metric.STEP_SECONDS: "Time of the last step in seconds.",
     Metric.LAST_CHECKPOINT_STEP: "Step of the newest complete checkpoint.",
+    Metric.LAST_CHECKPOINT_TIMESTAMP: (
+        "Unix time in seconds at which the newest complete checkpoint was written."
+    ),
     Metric.NONFINITE: "Metric values of this attempt that were NaN or infinite.",
     Metric.EVAL_LOSS: "Loss on the held-out rows, in nats a token or a pair.",
     Metric.PERPLEXITY: "Perplexity on the held-out rows.",

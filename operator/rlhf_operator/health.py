@@ -4,18 +4,23 @@ A process that answers is no proof: a watch can die in silence. So every LIST of
 with what the watch has shown, and a job that the watch is late with makes /healthz fail.
 """
 
+import asyncio
+import gzip
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder, gzip_accepted
 
+from rlhf_operator.metrics import QUEUE_AGE
 from rlhf_operator.work_queue import WorkQueue
 
 WATCH_LAG_SECONDS = 120.0
 PASS_SECONDS = 300.0
+GZIP_LEVEL = 4
 
 
 @dataclass
@@ -55,6 +60,8 @@ class Health:
         """Whether the API server has answered, and serves our CRD."""
         self.problem = "the API server has not answered yet"
         """Why it does not, for a replica that does not lead."""
+        self.looks: list[Callable[[], None]] = [lambda: QUEUE_AGE.set(queue.age())]
+        """What sets metrics that are worked out when they are asked for; called on the loop."""
 
     def begins(self, namespace: str) -> None:
         """A watch is begun; what was told against it holds until the store is filled."""
@@ -140,8 +147,11 @@ async def served(health: Health, port: int) -> AsyncIterator[int]:
     async def readyz(_: web.Request) -> web.Response:
         return answer(health.unready())
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def metrics(request: web.Request) -> web.Response:
+        for look in health.looks:
+            look()
+        # In a thread: with a thousand jobs it takes longer than a renewal of the Lease may wait.
+        return await asyncio.to_thread(_exposition, request)
 
     app = web.Application()
     app.add_routes(
@@ -155,3 +165,13 @@ async def served(health: Health, port: int) -> AsyncIterator[int]:
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+def _exposition(request: web.Request) -> web.Response:
+    """All metrics in the format, and with the compression, that were asked for."""
+    encode, content_type = choose_encoder(",".join(request.headers.getall("Accept", ())))
+    headers, body = {"Content-Type": content_type}, encode(REGISTRY)
+    if gzip_accepted(",".join(request.headers.getall("Accept-Encoding", ()))):
+        headers["Content-Encoding"] = "gzip"
+        body = gzip.compress(body, GZIP_LEVEL)
+    return web.Response(body=body, headers=headers)

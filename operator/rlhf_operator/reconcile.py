@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rlhf_api.errors import ConfigError
@@ -17,6 +17,7 @@ from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.absences import Absences
 from rlhf_operator.act import Actor
+from rlhf_operator.job_series import is_told
 from rlhf_operator.kube import ApiError, Kube, job_path
 from rlhf_operator.manifests import cluster_placement
 from rlhf_operator.memory import LACKING_SECONDS, ActionId, AttemptId, Memory
@@ -29,6 +30,7 @@ from rlhf_operator.recorder import Recorder
 from rlhf_operator.refusals import ChildError
 from rlhf_operator.scraper import Scraper
 from rlhf_operator.settings import Settings
+from rlhf_operator.stage_counts import count_stages
 from rlhf_operator.store import Kind, Store
 from rlhf_operator.work_queue import Key
 
@@ -49,6 +51,7 @@ class Reconciler:
         self._kube, self._store, self._scraper, self._recorder = kube, store, scraper, recorder
         self._actor = Actor(kube, store, settings)
         self._absences = Absences(kube, store)
+        self._keep_metrics = timedelta(seconds=settings.job_metrics_seconds)
         self._memory: dict[str, Memory] = {}
         self._uids: dict[Key, str] = {}
 
@@ -78,6 +81,8 @@ class Reconciler:
             await self._expire(raw)
             self._keep_in_mind(key, None)
             return None
+        if not is_told(job.status, now, self._keep_metrics):
+            self._scraper.forget(job.metadata.uid)
         memory = self._memory.setdefault(job.metadata.uid, Memory(job.status))
         observed, decided = await self._decide(job, memory, now)
         kind = change(job.status, decided.status)
@@ -88,6 +93,7 @@ class Reconciler:
         raw = await self._write(raw, decided.status, kind, observed)
         for event in events:
             self._recorder.tell(raw, event.type, event.reason, event.message)
+        count_stages(memory.told, decided.status)
         memory.told = decided.status
         if await self._act(job, decided, memory):
             return 0.0

@@ -24,6 +24,8 @@ TIMEOUT = aiohttp.ClientTimeout(total=2)
 _READ = {metric.value for metric in Metric}
 _RULES = {rule.value: rule for rule in GuardrailRule}
 _MAX_STEP = 2_147_483_647
+_STEPS = (Metric.STEP, Metric.TOTAL_STEPS, Metric.LAST_CHECKPOINT_STEP)
+_NEVER_NEGATIVE = (Metric.ETA, Metric.NONFINITE, Metric.LAST_CHECKPOINT_TIMESTAMP)
 
 
 class ScrapeError(RLHFError):
@@ -67,9 +69,21 @@ def _values(families: Iterable[Family]) -> dict[str, float]:
     for family in families:
         for sample in family.samples:
             name = sample.name.removeprefix(METRIC_PREFIX)
-            if name in _READ and math.isfinite(sample.value):
-                found[name] = sample.value
+            value = _bounded(name, sample.value)
+            if name in _READ and value is not None:
+                found[name] = value
     return found
+
+
+def _bounded(name: str, value: float) -> float | None:
+    """The value within what its metric can be; None for one that says nothing."""
+    if not math.isfinite(value):
+        return None
+    if name in _STEPS:
+        return _step(value)
+    if name == Metric.PROGRESS:
+        return min(max(value, 0.0), 1.0)
+    return None if name in _NEVER_NEGATIVE and value < 0 else value
 
 
 def _verdicts(families: Iterable[Family]) -> dict[GuardrailRule, ObservedVerdict]:
@@ -105,11 +119,11 @@ def _progress(
 ) -> ObservedProgress:
     checkpoint = values.get(Metric.LAST_CHECKPOINT_STEP)
     return ObservedProgress(
-        step=_step(values.get(Metric.STEP, 0)),
-        total_steps=_step(values.get(Metric.TOTAL_STEPS, 0)),
+        step=int(values.get(Metric.STEP, 0)),
+        total_steps=int(values.get(Metric.TOTAL_STEPS, 0)),
         eta_seconds=values.get(Metric.ETA),
         metrics=dict(values),
-        last_checkpoint_step=None if checkpoint is None else _step(checkpoint),
+        last_checkpoint_step=None if checkpoint is None else int(checkpoint),
         verdicts=dict(verdicts),
     )
 

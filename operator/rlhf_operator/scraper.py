@@ -1,14 +1,14 @@
 """Asks running attempts how far they are, one after another, and wakes their jobs.
 
 Fed by `reconcile` with the attempts that run; what it reads is lost with the operator, and read
-again. Bounded in number, so that a thousand running jobs are no load: each job at most every
-INTERVAL_SECONDS, all together at most SCRAPES_PER_SECOND times a second, the one that was asked
-longest ago first.
+again. The last reading of a stage outlives its attempt, for the job's metrics. Bounded in number,
+so that a thousand running jobs are no load: each job at most every INTERVAL_SECONDS, all together
+at most SCRAPES_PER_SECOND times a second, the one that was asked longest ago first.
 """
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
@@ -29,6 +29,19 @@ MAX_DOUBLINGS = 5
 CONCURRENT = 32
 
 AttemptId = tuple[StageName, int]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was last read of a stage.
+
+    Attributes:
+        attempt: number of the attempt that told it.
+        told: what it told.
+    """
+
+    attempt: int
+    told: ObservedProgress
 
 
 @dataclass
@@ -84,6 +97,7 @@ class Scraper:
         self._session, self._wake = session, wake
         self._port, self._interval = port, interval
         self._jobs: dict[str, _Job] = {}
+        self._readings: dict[str, dict[StageName, Reading]] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._order = count()
         self._changed = asyncio.Event()
@@ -94,10 +108,14 @@ class Scraper:
         job = self._jobs.get(uid)
         return None if job is None else job.attempts.get(attempt)
 
+    def readings(self, uid: str) -> Mapping[StageName, Reading]:
+        """The last reading of each stage of a job, until the job is forgotten; a copy."""
+        return dict(self._readings.get(uid, {}))
+
     def keep(self, key: Key, uid: str, addresses: dict[AttemptId, str]) -> None:
         """Ask these attempts of a job, by the address of each, and no others of it."""
         if not addresses:
-            self.forget(uid)
+            self._jobs.pop(uid, None)
             return
         job = self._jobs.setdefault(uid, _Job(key, {}))
         new = addresses.keys() - job.attempts.keys()
@@ -112,8 +130,9 @@ class Scraper:
             self._push(0.0, uid)
 
     def forget(self, uid: str) -> None:
-        """Ask nothing of this job any more."""
+        """Ask nothing of this job any more, and keep nothing that it told."""
         self._jobs.pop(uid, None)
+        self._readings.pop(uid, None)
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -146,9 +165,11 @@ class Scraper:
             job = self._jobs.get(uid)
             if job is None:
                 return
-            asked = list(job.attempts.values())
+            attempts = dict(job.attempts)
+            asked = list(attempts.values())
             await asyncio.gather(*(self._renew(progress) for progress in asked))
             if self._jobs.get(uid) is job:
+                self._take_down(uid, attempts)
                 pause = min((progress.intervals() for progress in asked), default=1)
                 self._push(_now() + self._interval * pause, uid)
                 self._wake(job.key)
@@ -165,6 +186,13 @@ class Scraper:
             progress.error = str(error)
         else:
             progress.error, progress.failures, progress.fresh = "", 0, True
+
+    def _take_down(self, uid: str, asked: Mapping[AttemptId, Progress]) -> None:
+        """Keep what was read beyond the end of its attempt; a later attempt's is the newer."""
+        known = self._readings.setdefault(uid, {})
+        for (stage, number), progress in sorted(asked.items(), key=lambda each: each[0]):
+            if progress.told is not None and (stage not in known or known[stage].attempt <= number):
+                known[stage] = Reading(number, progress.told)
 
     def _is_valid(self, when: float, _: int, uid: str) -> bool:
         job = self._jobs.get(uid)

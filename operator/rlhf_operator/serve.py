@@ -11,6 +11,7 @@ from contextlib import suppress
 import aiohttp
 
 from rlhf_operator.health import Health
+from rlhf_operator.job_metrics import JobMetrics, exported
 from rlhf_operator.kopf_thread import WatchError
 from rlhf_operator.kube import ApiError, Kube
 from rlhf_operator.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS
@@ -33,18 +34,21 @@ logger = logging.getLogger(__name__)
 async def serve(kube: Kube, settings: Settings, health: Health, queue: WorkQueue) -> None:
     """Look after all jobs until cancelled."""
     store, recorder = Store(), Recorder(kube)
-    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
+    async with aiohttp.ClientSession() as session:
         scraper = Scraper(session, queue.add)
         reconciler = Reconciler(kube, store, scraper, recorder, settings)
-        for namespace in dict.fromkeys(settings.namespaces) or ("",):
-            watch = Watch(namespace, kube, store, queue, health)
-            tasks.create_task(watch.run(settings.resync_seconds))
-        for _ in range(settings.workers):
-            tasks.create_task(_work(reconciler, queue))
-        tasks.create_task(scraper.run())
-        tasks.create_task(recorder.run())
-        tasks.create_task(_collect_garbage())
-        health.leads = True
+        metrics = JobMetrics(store, scraper, settings.job_metrics_seconds)
+        with exported(metrics, health.looks):
+            async with asyncio.TaskGroup() as tasks:
+                for namespace in dict.fromkeys(settings.namespaces) or ("",):
+                    watch = Watch(namespace, kube, store, queue, health)
+                    tasks.create_task(watch.run(settings.resync_seconds))
+                for _ in range(settings.workers):
+                    tasks.create_task(_work(reconciler, queue))
+                tasks.create_task(scraper.run())
+                tasks.create_task(recorder.run())
+                tasks.create_task(_collect_garbage())
+                health.leads = True
 
 
 async def probe(kube: Kube, settings: Settings, health: Health) -> None:

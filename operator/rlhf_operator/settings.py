@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     api_requests_per_second: float = Field(1000, gt=0)
     """Most requests of the workers to the API server, half as many at once; 50 for Events, progress
     and why something waits come on top, and so do watches and the Lease."""
+    job_metrics_seconds: float = Field(900, ge=0)
+    """How long the metrics of a job stay after its end."""
     resync_seconds: float = Field(300, ge=1)
     """After how long every job is looked at without a cause."""
     log_level: LogLevel = "INFO"

@@ -211,6 +211,10 @@ class Store:
         uid = self._uids.get(key)
         return None if uid is None else self._of[Kind.RLHFJOB].find(uid)
 
+    def jobs(self) -> list[Raw]:
+        """Every RLHFJob."""
+        return self._of[Kind.RLHFJOB].all()
+
     def keys(self, namespace: str = "") -> list[Key]:
         """Keys of all RLHFJobs, or of those of a namespace."""
         return [key for key in self._uids if not namespace or key[0] == namespace]

@@ -26,6 +26,8 @@ class WorkQueue:
 
     def __init__(self) -> None:
         self._due: dict[Key, float] = {}
+        # The same without what puts urgent ones first.
+        self._waiting: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._order = count()
         self._active: dict[Key, float] = {}
@@ -35,10 +37,12 @@ class WorkQueue:
 
     def add(self, key: Key, delay: float = 0.0, *, urgent: bool = False) -> None:
         """Look at `key` in `delay` seconds at the latest; at an urgent one before all others."""
-        when = asyncio.get_running_loop().time() + (-AHEAD_SECONDS if urgent else delay)
+        now = asyncio.get_running_loop().time()
+        when = now + (-AHEAD_SECONDS if urgent else delay)
         if when >= self._due.get(key, float("inf")):
             return
         self._due[key] = when
+        self._waiting[key] = min(self._waiting.get(key, float("inf")), now + delay)
         self._push(key)
         QUEUE_DEPTH.set(len(self._due))
         self._changed.set()
@@ -71,7 +75,7 @@ class WorkQueue:
             wait = self._wait_seconds()
             if wait is not None and wait <= 0:
                 _, _, key = heapq.heappop(self._heap)
-                del self._due[key]
+                del self._due[key], self._waiting[key]
                 self._active[key] = asyncio.get_running_loop().time()
                 QUEUE_DEPTH.set(len(self._due))
                 return key
@@ -93,6 +97,19 @@ class WorkQueue:
         now = asyncio.get_running_loop().time()
         return max((now - since for since in self._active.values()), default=0.0)
 
+    def age(self) -> float:
+        """Seconds since the key that is due longest became due; 0 when none is.
+
+        One that is held, or that another pass has in hand, waits for no worker.
+        """
+        now = asyncio.get_running_loop().time()
+        since = (when for key, when in self._waiting.items() if self._is_free(key))
+        return max(0.0, now - min(since, default=now))
+
+    def _is_free(self, key: Key) -> bool:
+        """Whether a worker may take `key` when it is due."""
+        return key not in self._active and not self._held & {key[0], ""}
+
     def _push(self, key: Key) -> None:
         if len(self._heap) > 2 * len(self._due) + SPARE_ENTRIES:
             # Of a key that is due in a week each pass leaves an entry for then.
@@ -105,8 +122,7 @@ class WorkQueue:
         """Until the first key is due that nobody works on; None if there is none."""
         while self._heap:
             when, _, key = self._heap[0]
-            free = key not in self._active and not self._held & {key[0], ""}
-            if free and self._due.get(key) == when:
+            if self._is_free(key) and self._due.get(key) == when:
                 return when - asyncio.get_running_loop().time()
             # Moved to an earlier time, taken, or put back by `done` or `release`.
             heapq.heappop(self._heap)

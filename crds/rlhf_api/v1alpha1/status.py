@@ -108,6 +108,8 @@ class StageStatus(StatusModel):
     """When the step last grew."""
     config_digest: Digest | None = None
     """Digest of the stage's configuration."""
+    reported_attempt: Count | None = None
+    """Number of the last attempt that told metrics or broken rules; those below are of it."""
     progress: Progress | None = None
     """How far the stage is."""
     metrics: Annotated[dict[ShortText, FiniteFloat], Field(max_length=32)] | None = None

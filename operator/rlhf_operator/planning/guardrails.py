@@ -7,6 +7,8 @@ and reason, so that whoever plans next knows it too.
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 
 from rlhf_api.names import (
@@ -19,13 +21,16 @@ from rlhf_api.names import (
 )
 from rlhf_api.v1alpha1 import Guardrail, HealthVerdict, StageResult, StageStatus
 from rlhf_operator.planning.conditions import Finding
-from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess
+from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ObservedVerdict
 
 HELP = "docs/guardrails.md says what to do"
 RESUME = (
     "to go on from the last checkpoint set spec.suspend to true and, once this condition says "
     "UserRequested, back to false; with rlhf run give the same command again"
 )
+_NOT_FINITE = "not finite"
+_FEW_DIGITS = 4
+_ALL_DIGITS = 18
 _RANKS = {rule.value: rank for rank, rule in enumerate(GuardrailRule)}
 
 
@@ -62,9 +67,22 @@ def is_final(verdict: HealthVerdict | None) -> bool:
 
 
 def evidence(value: float | None, threshold: float | None, step: int) -> str:
-    """A verdict's numbers; None stands for one that is not finite."""
-    found, limit = ("not finite" if n is None else f"{n:.4g}" for n in (value, threshold))
+    """A verdict's numbers; None stands for one that is not finite.
+
+    With as many digits as it takes to tell the two apart: `read_evidence` gives them back.
+    """
+    digits = _digits(value, threshold)
+    found, limit = (_NOT_FINITE if n is None else f"{n:.{digits}g}" for n in (value, threshold))
     return f"{found} against a threshold of {limit} at update {step}"
+
+
+def read_evidence(text: str) -> ObservedVerdict:
+    """The verdict that `evidence` wrote; without numbers if another release wrote it otherwise."""
+    found = re.fullmatch(r"(.+) against a threshold of (.+) at update (\d+)", text)
+    if found is None:
+        return ObservedVerdict(broken=True)
+    value, threshold = (_number(each) for each in found.group(1, 2))
+    return ObservedVerdict(broken=True, value=value, threshold=threshold, step=int(found[3]))
 
 
 def broken_rules(stage: StageStatus, attempt: ObservedAttempt) -> dict[str, str] | None:
@@ -81,9 +99,13 @@ def broken_rules(stage: StageStatus, attempt: ObservedAttempt) -> dict[str, str]
             for rule, each in told.verdicts.items()
             if each.broken
         }
-    ordered = sorted(attempt.processes, key=lambda process: process.index)
-    ends = [each.result for each in ordered if each.result is not None and each.result.verdicts]
+    ends = _results_with_rules(attempt)
     return _at_end(ends[0]) if ends else found
+
+
+def tells_rules(attempt: ObservedAttempt) -> bool:
+    """Whether the attempt has ended and said then that a rule is broken."""
+    return bool(_results_with_rules(attempt))
 
 
 def rules_at_success(
@@ -113,6 +135,27 @@ def guardrails_digest(guardrails: Sequence[Guardrail]) -> str:
     """What tells apart two sets of guardrails, in whatever order they stand."""
     documents = {each.rule.value: each.to_document() for each in guardrails}
     return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _results_with_rules(attempt: ObservedAttempt) -> list[StageResult]:
+    ordered = sorted(attempt.processes, key=lambda process: process.index)
+    return [each.result for each in ordered if each.result is not None and each.result.verdicts]
+
+
+def _digits(value: float | None, threshold: float | None) -> int:
+    """As few as tell the two apart; people need four."""
+    if value is None or threshold is None:
+        return _FEW_DIGITS
+    wanted = range(_FEW_DIGITS, _ALL_DIGITS)
+    return next((n for n in wanted if f"{value:.{n}g}" != f"{threshold:.{n}g}"), _FEW_DIGITS)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _at_end(result: StageResult) -> dict[str, str]:

@@ -34,7 +34,7 @@ from rlhf_operator.planning.failures import (
     judge,
     last_checkpoint_step,
 )
-from rlhf_operator.planning.guardrails import broken_rules, rules_at_success
+from rlhf_operator.planning.guardrails import broken_rules, rules_at_success, tells_rules
 from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase, Refusal
 
 CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
@@ -216,6 +216,11 @@ def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) 
         changes["last_checkpoint_step"] = newest
     changes["verdicts"] = broken_rules(stage, attempt)
     told = attempt.progress
+    if told is not None or tells_rules(attempt):
+        changes["reported_attempt"] = attempt.attempt
+        if stage.reported_attempt not in (None, attempt.attempt):
+            # Another attempt's.
+            changes["metrics"] = None
     if told is not None:
         changes["progress"] = _progress(
             stage.progress, told.step, told.total_steps, told.eta_seconds
@@ -275,6 +280,7 @@ def _accept(stage: StageStatus, attempt: ObservedAttempt, case: Case) -> StageSt
         state=StageState.SUCCEEDED,
         completion_time=case.now,
         artifact=StageArtifact(uri=artifact.uri, digest=artifact.digest),
+        reported_attempt=stage.attempt,
         progress=_progress(stage.progress, said.step, steps, 0) if steps else stage.progress,
         metrics=_status_metrics(said.metrics) or stage.metrics,
         verdicts=rules_at_success(stage, case.name, said),
