@@ -1,11 +1,24 @@
 """The training metrics: names, labels and which of them status keeps.
 
-Read by all packages; imports nothing but the standard library, and decides nothing.
+Read by all packages; imports nothing but `names` and the standard library, and decides nothing.
 """
 
 from enum import StrEnum
+from typing import Literal
+
+from rlhf_api.names import StageName
 
 METRIC_PREFIX = "rlhf_train_"
+
+BUILD_INFO = METRIC_PREFIX + "build_info"
+BUILD_INFO_HELP = "Versions of what trains; always 1."
+BUILD_PACKAGES = {
+    "version": "rlhf-operator",
+    "torch": "torch",
+    "deepspeed": "deepspeed",
+    "transformers": "transformers",
+}
+"""Labels of `BUILD_INFO`, and the distribution whose version each holds."""
 
 
 class MetricLabel:
@@ -18,6 +31,29 @@ class MetricLabel:
     """Of the series of health verdicts."""
     REWARD = "reward"
     """Of the series of single rewards: the reward's name."""
+    PHASE = "phase"
+    """Of the seconds by phase."""
+
+
+class Phase(StrEnum):
+    """What rank 0 spends its time on: values of the label `phase`."""
+
+    DATA = "data"
+    ROLLOUT = "rollout"
+    SCORING = "scoring"
+    LEARNING = "learning"
+    CHECKPOINT = "checkpoint"
+    EVALUATION = "evaluation"
+
+
+PHASE_HELP: dict[Phase, str] = {
+    Phase.DATA: "Rows are read, and batches made of them.",
+    Phase.ROLLOUT: "Responses are sampled.",
+    Phase.SCORING: "All models and rewards judge the responses.",
+    Phase.LEARNING: "Losses, their gradients, and the optimizers' steps.",
+    Phase.CHECKPOINT: "A checkpoint is looked for, loaded or written.",
+    Phase.EVALUATION: "The held-out rows are evaluated.",
+}
 
 
 class Metric(StrEnum):
@@ -34,6 +70,8 @@ class Metric(StrEnum):
     TOKENS_PER_SECOND = "tokens_per_second"
     SAMPLES_PER_SECOND = "samples_per_second"
     STEP_SECONDS = "step_seconds"
+    TOKENS = "tokens_total"
+    SAMPLES = "samples_total"
     LAST_CHECKPOINT_STEP = "last_checkpoint_step"
     LAST_CHECKPOINT_TIMESTAMP = "last_checkpoint_timestamp_seconds"
     NONFINITE = "nonfinite_total"
@@ -81,6 +119,7 @@ class Metric(StrEnum):
 class LabelledMetric(StrEnum):
     """Families of training metrics with one more label, `LABEL_OF`."""
 
+    PHASE_SECONDS = "phase_seconds_total"
     REWARD_COMPONENT = "reward_component"
     HEALTH_VALUE = "health_value"
     HEALTH_THRESHOLD = "health_threshold"
@@ -90,6 +129,7 @@ class LabelledMetric(StrEnum):
 
 
 LABEL_OF: dict[LabelledMetric, str] = {
+    LabelledMetric.PHASE_SECONDS: MetricLabel.PHASE,
     LabelledMetric.REWARD_COMPONENT: MetricLabel.REWARD,
     LabelledMetric.HEALTH_VALUE: MetricLabel.RULE,
     LabelledMetric.HEALTH_THRESHOLD: MetricLabel.RULE,
@@ -111,7 +151,11 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.TOKENS_PER_SECOND: "Real tokens trained on a second, over all ranks.",
     Metric.SAMPLES_PER_SECOND: "Sequences, pairs or prompts a second, over all ranks.",
     Metric.STEP_SECONDS: "Time of the last step in seconds.",
-    Metric.LAST_CHECKPOINT_STEP: "Step of the newest complete checkpoint.",
+    Metric.TOKENS: "Real tokens in the steps of this attempt, over all ranks.",
+    Metric.SAMPLES: "Sequences, pairs or prompts in the steps of this attempt, over all ranks.",
+    Metric.LAST_CHECKPOINT_STEP: (
+        "Step of the newest complete checkpoint, be it of an earlier attempt."
+    ),
     Metric.LAST_CHECKPOINT_TIMESTAMP: (
         "Unix time in seconds at which the newest complete checkpoint was written."
     ),
@@ -156,6 +200,9 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.EOS_RATE: "Share of responses that end by EOS or a stop token, 0 to 1.",
     Metric.DISTINCT_2: "Share of distinct pairs of neighbouring tokens in responses, 0 to 1.",
     Metric.SAMPLER_DRIFT: "Mean absolute log-probability gap of sampler and trainer in nats.",
+    LabelledMetric.PHASE_SECONDS: (
+        "Seconds of this attempt that rank 0 was in a phase, the one it is in included."
+    ),
     LabelledMetric.REWARD_COMPONENT: "Mean of one reward of the last rollout, before its weight.",
     LabelledMetric.HEALTH_VALUE: "Quantity that a guardrail's rule compares with its threshold.",
     LabelledMetric.HEALTH_THRESHOLD: "Threshold of a guardrail's rule that is in force.",
@@ -169,6 +216,57 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
 def metric_name(metric: Metric | LabelledMetric) -> str:
     """The Prometheus series of `metric`."""
     return METRIC_PREFIX + metric.value
+
+
+def metric_type(metric: Metric | LabelledMetric) -> Literal["counter", "gauge"]:
+    """The Prometheus type of `metric`; counters begin at 0 with each attempt."""
+    return "counter" if metric.value.endswith("_total") else "gauge"
+
+
+_OF_ALL = frozenset(
+    {
+        Metric.STEP,
+        Metric.TOTAL_STEPS,
+        Metric.EPOCH,
+        Metric.PROGRESS,
+        Metric.ETA,
+        Metric.LEARNING_RATE,
+        Metric.GRADIENT_NORM,
+        Metric.TOKENS_PER_SECOND,
+        Metric.SAMPLES_PER_SECOND,
+        Metric.STEP_SECONDS,
+        Metric.TOKENS,
+        Metric.SAMPLES,
+        Metric.LAST_CHECKPOINT_STEP,
+        Metric.LAST_CHECKPOINT_TIMESTAMP,
+        Metric.NONFINITE,
+        LabelledMetric.PHASE_SECONDS,
+    }
+)
+_OF_SFT = frozenset({Metric.LOSS, Metric.EVAL_LOSS, Metric.PERPLEXITY})
+_OF_REWARD = frozenset(
+    {
+        Metric.LOSS,
+        Metric.ACCURACY,
+        Metric.CHOSEN_SCORE,
+        Metric.REJECTED_SCORE,
+        Metric.SCORE_MARGIN,
+    }
+)
+
+
+def stages_of(metric: Metric | LabelledMetric) -> tuple[StageName, ...]:
+    """The stages that tell `metric`."""
+    if metric in _OF_ALL:
+        return tuple(StageName)
+    named = {StageName.SFT: _OF_SFT, StageName.REWARD: _OF_REWARD}
+    return tuple(stage for stage, told in named.items() if metric in told) or (StageName.PPO,)
+
+
+def phases_of(stage: StageName) -> tuple[Phase, ...]:
+    """The phases that `stage` has."""
+    of_ppo = () if stage is StageName.PPO else (Phase.ROLLOUT, Phase.SCORING)
+    return tuple(phase for phase in Phase if phase not in of_ppo)
 
 
 STATUS_METRICS = (

@@ -1,36 +1,47 @@
 """The loop of every stage: courses of learning rates, stopping, saving, resuming."""
 
+import itertools
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
 import worlds
 
-from rlhf_api.names import ExitCode
+from rlhf_api.metrics import Metric, Phase
+from rlhf_api.names import ExitCode, FileName
 from rlhf_api.v1alpha1 import Artifact, CheckpointPolicy, StageConfig
 from rlhf_trainer import report
 from rlhf_trainer.errors import StopRequested, failure_of
 from rlhf_trainer.loop import total_steps
+from rlhf_trainer.phases import PhaseClock
 
 PROGRAM = Path(__file__).parent / "programs_engine" / "loop_cases.py"
 cases: Any = worlds.load(PROGRAM)
 
 
 class NoEndpoint:
-    """Serves nothing: a server takes half a second to close."""
+    """Keeps what it should serve: a server takes half a second to close."""
 
-    def __init__(self, config: StageConfig) -> None:
+    served: ClassVar[dict[str, float]] = {}
+    """By the newest one of all."""
+
+    def __init__(self, *arguments: object) -> None:
         self.port = None
+        self.served.clear()
 
-    def set(self, metrics: object) -> None:
-        """Nobody reads them here."""
+    def set(self, metrics: Mapping[Metric, float]) -> None:
+        """Replace values."""
+        self.served.update(metrics)
 
-    def count_nonfinite(self, count: int) -> None:
-        """Nobody reads them here."""
+    def count(self, numbers: Mapping[Metric, float]) -> None:
+        """Add to counters."""
+        for metric, number in numbers.items():
+            self.served[metric] = self.served.get(metric, 0) + number
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -254,6 +265,50 @@ def test_events_say_from_where_a_run_goes_on(tmp_path: Path) -> None:
     second = config(tmp_path, attempt=2)
     started(second)
     assert events(second, "start") == [1]
+
+
+def test_a_run_goes_on_with_the_time_of_its_checkpoint(tmp_path: Path) -> None:
+    found = config(tmp_path)
+    stage = started(found)
+    assert Metric.LAST_CHECKPOINT_TIMESTAMP not in NoEndpoint.served
+    stage.step()
+    stage.loop.save()
+    told = NoEndpoint.served[Metric.LAST_CHECKPOINT_TIMESTAMP]
+    manifest = Path(found.attempt_folder) / "checkpoints" / "step-1" / FileName.MANIFEST
+    assert told - 60 < manifest.stat().st_mtime <= told + 0.1
+    os.utime(manifest, (1e9, 1e9))
+    started(config(tmp_path, attempt=2))
+    assert NoEndpoint.served[Metric.LAST_CHECKPOINT_TIMESTAMP] == 1e9
+    assert NoEndpoint.served[Metric.LAST_CHECKPOINT_STEP] == 1
+
+
+def test_what_all_ranks_trained_on_is_counted_by_the_attempt(tmp_path: Path) -> None:
+    stage = started(config(tmp_path, batch_size=4))
+    for _ in range(3):
+        stage.step()
+    assert NoEndpoint.served[Metric.TOKENS] == 3
+    assert NoEndpoint.served[Metric.SAMPLES] == 12
+    stage.loop.save()
+    second = started(config(tmp_path, attempt=2, batch_size=4))
+    second.step()
+    assert NoEndpoint.served[Metric.SAMPLES] == 4
+
+
+def test_loading_and_saving_are_a_phase(tmp_path: Path) -> None:
+    clock = itertools.count()
+    stage = new(config(tmp_path))
+    stage.reporter._phases = PhaseClock(Phase, clock=lambda: float(next(clock)))
+
+    def spent() -> dict[Phase, float]:
+        return {name: took for name, took in stage.reporter._phases.seconds().items() if took}
+
+    stage.loop.resume()
+    loaded = spent()
+    stage.step()
+    stage.loop.save()
+    assert set(loaded) == {Phase.CHECKPOINT}
+    assert set(spent()) == {Phase.CHECKPOINT, Phase.DATA}
+    assert spent()[Phase.CHECKPOINT] > loaded[Phase.CHECKPOINT]
 
 
 def test_an_outcome_tells_what_was_reached(tmp_path: Path) -> None:

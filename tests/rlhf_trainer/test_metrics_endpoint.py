@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from rlhf_api.metrics import METRIC_HELP, Metric
+from rlhf_api.metrics import METRIC_HELP, LabelledMetric, Metric, Phase
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
 from rlhf_trainer.metrics_endpoint import MetricsEndpoint
@@ -59,19 +59,38 @@ def test_a_value_is_served_with_its_labels_type_and_help(endpoint: MetricsEndpoi
 
 
 def test_series_that_were_never_set_are_absent(endpoint: MetricsEndpoint) -> None:
-    assert set(scrape(endpoint)) == {"rlhf_train_build_info", "rlhf_train_nonfinite"}
+    endpoint.set_labelled(LabelledMetric.HEALTH_START, {})
+    counters = {"rlhf_train_nonfinite", "rlhf_train_samples", "rlhf_train_tokens"}
+    assert set(scrape(endpoint)) == {"rlhf_train_build_info"} | counters
 
 
-def test_the_counter_starts_at_zero_and_has_the_total_suffix(endpoint: MetricsEndpoint) -> None:
+def test_seconds_by_phase_are_asked_for_at_each_scrape() -> None:
+    seconds = {Phase.DATA: 0.5, Phase.LEARNING: 0.0}
+    endpoint = MetricsEndpoint(config(), lambda: seconds)
+    try:
+        first = scrape(endpoint)["rlhf_train_phase_seconds"]
+        seconds[Phase.LEARNING] = 2.5
+        second = scrape(endpoint)["rlhf_train_phase_seconds"]
+    finally:
+        endpoint.close()
+    assert first.type == "counter"
+    assert {sample.name for sample in first.samples} == {"rlhf_train_phase_seconds_total"}
+    assert first.samples[0].labels == LABELS | {"phase": "data"}
+    assert [sample.value for sample in first.samples] == [0.5, 0.0]
+    assert [sample.value for sample in second.samples] == [0.5, 2.5]
+
+
+def test_counters_start_at_zero_and_have_the_total_suffix(endpoint: MetricsEndpoint) -> None:
     (start,) = scrape(endpoint)["rlhf_train_nonfinite"].samples
-    endpoint.count_nonfinite(2)
-    endpoint.count_nonfinite(1)
+    endpoint.count({Metric.NONFINITE: 2})
+    endpoint.count({Metric.NONFINITE: 1, Metric.TOKENS: 5})
     family = scrape(endpoint)["rlhf_train_nonfinite"]
 
     assert start.value == 0
     assert family.type == "counter"
     (sample,) = family.samples
     assert (sample.name, sample.value, sample.labels) == ("rlhf_train_nonfinite_total", 3, LABELS)
+    assert scrape(endpoint)["rlhf_train_tokens"].samples[0].value == 5
 
 
 def test_build_info_names_the_versions(endpoint: MetricsEndpoint) -> None:
@@ -137,7 +156,7 @@ def test_a_port_in_use_is_a_warning_and_the_rest_works(
     assert f"metricsPort {endpoint.port}" in caplog.text
     assert "training goes on" in caplog.text
     second.set({Metric.KL: 1.0})
-    second.count_nonfinite(1)
+    second.count({Metric.NONFINITE: 1})
     second.close()
 
 

@@ -5,16 +5,17 @@ import logging
 import math
 import resource
 import signal
-import urllib.request
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import metrics_pages
 import pytest
 import torch
 
-from rlhf_api.metrics import Metric
+from rlhf_api.metrics import Metric, Phase
 from rlhf_api.names import GuardrailRule, StageName
 from rlhf_api.v1alpha1 import (
     Dataset,
@@ -75,10 +76,7 @@ def lines(config: StageConfig, name: str = "events.jsonl") -> list[dict[str, Any
 
 
 def scraped(reporter: Reporter) -> str:
-    url = f"http://127.0.0.1:{reporter.metrics_port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as response:
-        text: str = response.read().decode()
-    return text
+    return metrics_pages.fetched(reporter.metrics_port)
 
 
 def test_a_run_is_told_line_by_line(reporter: Reporter, config: StageConfig, clock: Clock) -> None:
@@ -141,11 +139,7 @@ def test_the_endpoint_follows_the_stream(reporter: Reporter, clock: Clock) -> No
     reporter.step(5, 0.5, {Metric.LOSS: 2.0})
     reporter.checkpoint(5)
 
-    values = {
-        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
-        for line in scraped(reporter).splitlines()
-        if not line.startswith("#")
-    }
+    values = metrics_pages.values(scraped(reporter))
     assert values["rlhf_train_step"] == 5
     assert values["rlhf_train_total_steps"] == 10
     assert values["rlhf_train_progress_ratio"] == 0.5
@@ -153,6 +147,50 @@ def test_the_endpoint_follows_the_stream(reporter: Reporter, clock: Clock) -> No
     assert values["rlhf_train_eta_seconds"] == 15
     assert values["rlhf_train_last_checkpoint_step"] == 5
     assert values["rlhf_train_loss"] == 2
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_is_served_until_there_is_another(
+    reporter: Reporter,
+) -> None:
+    step, when = "rlhf_train_last_checkpoint_step", "rlhf_train_last_checkpoint_timestamp_seconds"
+    assert not {step, when} & set(metrics_pages.values(scraped(reporter)))
+    reporter.start(10, 4, 1.6e9)
+    resumed = metrics_pages.values(scraped(reporter))
+    before = time.time()
+    reporter.checkpoint(6)
+    new = metrics_pages.values(scraped(reporter))
+
+    assert (resumed[step], resumed[when]) == (4, 1.6e9)
+    assert new[step] == 6
+    assert before <= new[when] <= time.time()
+
+
+def test_what_was_trained_on_adds_up(reporter: Reporter, config: StageConfig) -> None:
+    reporter.start(4)
+    for tokens in (7, 5):
+        reporter.trained_on(tokens, 2)
+        reporter.step(1, 0.1, {})
+
+    served = metrics_pages.values(scraped(reporter))
+    assert served["rlhf_train_tokens_total"] == 12
+    assert served["rlhf_train_samples_total"] == 4
+    assert lines(config)[-1]["metrics"] == reporter.last_metrics == {}
+
+
+def test_phases_are_served_by_the_reporters_clock(reporter: Reporter, clock: Clock) -> None:
+    with reporter.phase(Phase.DATA):
+        clock.now += 2
+    clock.now += 1
+    with reporter.phase(Phase.LEARNING):
+        clock.now += 4
+        served = metrics_pages.values(scraped(reporter), "phase")
+
+    assert served == {
+        "rlhf_train_phase_seconds_total data": 2,
+        "rlhf_train_phase_seconds_total learning": 4,
+        "rlhf_train_phase_seconds_total checkpoint": 0,
+        "rlhf_train_phase_seconds_total evaluation": 0,
+    }
 
 
 def test_what_a_rule_compares_with_is_served_where_it_has_one(reporter: Reporter) -> None:

@@ -65,12 +65,14 @@ class Checkpoint:
     Attributes:
         step: steps done when it was written.
         attempt: the attempt that wrote it.
+        time: Unix time in seconds at which it was complete.
         folder: where the writer's files lie.
         state: what all ranks share, as it was given to `save`.
     """
 
     step: int
     attempt: int
+    time: float
     folder: Path
     state: Mapping[str, Any]
 
@@ -182,12 +184,14 @@ class CheckpointStore:
         for step, attempt, folder in sorted(candidates, reverse=True):
             try:
                 state = _verified_state(folder, self._digest)
+                # The manifest is what is written last.
+                completed = (folder / FileName.MANIFEST).stat().st_mtime
             except (BrokenCheckpointError, OSError) as error:
                 logger.warning("checkpoint %s is not used: %s", folder, error)
                 if foreign is None and isinstance(error, ForeignCheckpointError):
                     foreign = folder, error.found
                 continue
-            return Checkpoint(step, attempt, folder, state)
+            return Checkpoint(step, attempt, completed, folder, state)
         if foreign is not None:
             raise InputError(
                 f"stage {self._config.stage}: configDigest is {self._digest}, but its newest "

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_api.metrics import Metric
+from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig
-from rlhf_trainer.checkpoint import CheckpointStore, restore_rng_state, rng_state
+from rlhf_trainer.checkpoint import Checkpoint, CheckpointStore, restore_rng_state, rng_state
 from rlhf_trainer.data.cursor import Cursor
 from rlhf_trainer.data.cursor import total_steps as steps_of_epochs
 from rlhf_trainer.distributed import Ranks, seed_everything
@@ -73,19 +73,24 @@ class TrainingLoop:
         # Loading models left every rank with the same stream, and equal prompts would get equal
         # answers.
         seed_everything(self.config.spec.seed, self.ranks.rank)
-        checkpoint = self._store.newest()
-        own: Mapping[str, Any] = {}
-        if checkpoint is not None:
-            for name, model in self.models.items():
-                model.load(checkpoint.folder, name)
-            self.step = checkpoint.step
-            self.cursor.load_state_dict(checkpoint.state["cursor"])
-            own = checkpoint.state["own"]
-            # A run that was stopped after its last step has no step of its own to tell of.
-            self._metrics = dict(checkpoint.state["metrics"])
-            restore_rng_state(self._store.load_rank_state(checkpoint))
-            self.last_checkpoint_step = checkpoint.step
-        self.reporter.start(self.total_steps, self.step)
+        with self.reporter.phase(Phase.CHECKPOINT):
+            checkpoint = self._store.newest()
+            own: Mapping[str, Any] = {} if checkpoint is None else self._restore(checkpoint)
+        self.reporter.start(
+            self.total_steps, self.step, None if checkpoint is None else checkpoint.time
+        )
+        return own
+
+    def _restore(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        for name, model in self.models.items():
+            model.load(checkpoint.folder, name)
+        self.step = checkpoint.step
+        self.cursor.load_state_dict(checkpoint.state["cursor"])
+        # A run that was stopped after its last step has no step of its own to tell of.
+        self._metrics = dict(checkpoint.state["metrics"])
+        restore_rng_state(self._store.load_rank_state(checkpoint))
+        self.last_checkpoint_step = checkpoint.step
+        own: Mapping[str, Any] = checkpoint.state["own"]
         return own
 
     def learning_rate(self, peak: float) -> float:
@@ -104,7 +109,8 @@ class TrainingLoop:
         # A step that is cut short must leave no trace: a rollout draws random numbers.
         self._before_step = {"cursor": self.cursor.state_dict(), "rng": rng_state()}
         self._began = time.monotonic()
-        return self.cursor.next_batch()
+        with self.reporter.phase(Phase.DATA):
+            return self.cursor.next_batch()
 
     def stop_if_asked(self, *, inside_step: bool = False) -> None:
         """Save and leave if any rank was asked to stop.
@@ -125,7 +131,7 @@ class TrainingLoop:
     def finish_step(
         self,
         metrics: Mapping[Metric, float],
-        tokens: float,
+        tokens: int,
         rewards: Mapping[str, float] | None = None,
         *,
         keep: bool = True,
@@ -147,6 +153,7 @@ class TrainingLoop:
             Metric.SAMPLES_PER_SECOND: self.config.spec.batch_size / seconds,
             Metric.TOKENS_PER_SECOND: tokens / seconds,
         }
+        self.reporter.trained_on(tokens, self.config.spec.batch_size)
         self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed}, rewards)
         if keep and self.step % self.config.spec.checkpoint.every_steps == 0:
             self.save()
@@ -163,16 +170,17 @@ class TrainingLoop:
             for name, model in self.models.items():
                 model.save(folder, name)
 
-        self._store.save(
-            self.step,
-            write,
-            state={
-                "cursor": self.cursor.state_dict(),
-                "own": dict(self.own_state()),
-                "metrics": self._last_metrics,
-            },
-            rank_state=rng_state(),
-        )
+        with self.reporter.phase(Phase.CHECKPOINT):
+            self._store.save(
+                self.step,
+                write,
+                state={
+                    "cursor": self.cursor.state_dict(),
+                    "own": dict(self.own_state()),
+                    "metrics": self._last_metrics,
+                },
+                rank_state=rng_state(),
+            )
         self.last_checkpoint_step = self.step
         self.reporter.checkpoint(self.step)
 

@@ -7,7 +7,7 @@ stops a training: a port that is taken is a warning.
 import importlib.metadata
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -16,36 +16,40 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from rlhf_api.metrics import (
+    BUILD_INFO,
+    BUILD_INFO_HELP,
+    BUILD_PACKAGES,
     LABEL_OF,
     METRIC_HELP,
-    METRIC_PREFIX,
     LabelledMetric,
     Metric,
     MetricLabel,
+    Phase,
     metric_name,
+    metric_type,
 )
 from rlhf_api.v1alpha1 import StageConfig
 
 logger = logging.getLogger(__name__)
 
-BUILD_INFO = METRIC_PREFIX + "build_info"
-_PACKAGES = {
-    "version": "rlhf-operator",
-    "torch": "torch",
-    "deepspeed": "deepspeed",
-    "transformers": "transformers",
-}
+_FAMILY = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+
+PhaseSeconds = Callable[[], Mapping[Phase, float]]
+"""Asked at each scrape."""
 
 
 class _Newest(Collector):
     """The newest values; series that were never set do not exist."""
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
+    def __init__(self, labels: Mapping[str, str], phase_seconds: PhaseSeconds) -> None:
         self._labels = dict(labels)
-        self._values: dict[Metric, float] = {Metric.NONFINITE: 0.0}
+        self._phase_seconds = phase_seconds
+        self._values: dict[Metric, float] = {
+            metric: 0.0 for metric in Metric if metric_type(metric) == "counter"
+        }
         self._labelled: dict[LabelledMetric, dict[str, float]] = {}
         self._lock = threading.Lock()
-        self._build = {label: _version(package) for label, package in _PACKAGES.items()}
+        self._build = {label: _version(package) for label, package in BUILD_PACKAGES.items()}
 
     def set(self, values: Mapping[Metric, float]) -> None:
         with self._lock:
@@ -55,26 +59,28 @@ class _Newest(Collector):
         with self._lock:
             self._labelled[metric] = dict(values)
 
-    def count_nonfinite(self, number: int) -> None:
+    def count(self, numbers: Mapping[Metric, float]) -> None:
         with self._lock:
-            self._values[Metric.NONFINITE] += number
+            for metric, number in numbers.items():
+                self._values[metric] += number
 
     def collect(self) -> Iterable[Family]:
         with self._lock:
             values, labelled = dict(self._values), dict(self._labelled)
+        phases = self._phase_seconds().items()
+        labelled[LabelledMetric.PHASE_SECONDS] = {name.value: spent for name, spent in phases}
         yield from self._families(values)
         yield from self._labelled_families(labelled)
 
     def _families(self, values: Mapping[Metric, float]) -> Iterator[Family]:
         names, texts = list(self._labels), list(self._labels.values())
-        build = GaugeMetricFamily(
-            BUILD_INFO, "Versions of what trains; always 1.", labels=[*names, *self._build]
-        )
+        build = GaugeMetricFamily(BUILD_INFO, BUILD_INFO_HELP, labels=[*names, *self._build])
         build.add_metric([*texts, *self._build.values()], 1.0)
         yield build
         for metric, value in values.items():
-            kind = CounterMetricFamily if metric.value.endswith("_total") else GaugeMetricFamily
-            family = kind(metric_name(metric), METRIC_HELP[metric], labels=names)
+            family = _FAMILY[metric_type(metric)](
+                metric_name(metric), METRIC_HELP[metric], labels=names
+            )
             family.add_metric(texts, value)
             yield family
 
@@ -83,7 +89,9 @@ class _Newest(Collector):
     ) -> Iterator[Family]:
         names, texts = list(self._labels), list(self._labels.values())
         for metric, values in labelled.items():
-            family = GaugeMetricFamily(
+            if not values:
+                continue
+            family = _FAMILY[metric_type(metric)](
                 metric_name(metric), METRIC_HELP[metric], labels=[*names, LABEL_OF[metric]]
             )
             for label, value in values.items():
@@ -98,13 +106,14 @@ class MetricsEndpoint:
         port: where it listens; None if the configured port was taken.
     """
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: StageConfig, phase_seconds: PhaseSeconds = dict) -> None:
         self._newest = _Newest(
             {
                 MetricLabel.JOB: config.job.name,
                 MetricLabel.STAGE: config.stage.value,
                 MetricLabel.ATTEMPT: str(config.attempt),
-            }
+            },
+            phase_seconds,
         )
         registry = CollectorRegistry()
         registry.register(self._newest)
@@ -137,9 +146,9 @@ class MetricsEndpoint:
         """Replace all series of this family, by the value of its label."""
         self._newest.set_labelled(metric, values)
 
-    def count_nonfinite(self, number: int) -> None:
-        """Add to the counter of values that were NaN or infinite."""
-        self._newest.count_nonfinite(number)
+    def count(self, numbers: Mapping[Metric, float]) -> None:
+        """Add to these counters."""
+        self._newest.count(numbers)
 
     def close(self) -> None:
         """Stop serving and free the port."""

@@ -10,18 +10,20 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from rlhf_api.metrics import LabelledMetric, Metric
+from rlhf_api.metrics import LabelledMetric, Metric, Phase, phases_of
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.files import storage_errors
 from rlhf_trainer.health import Reading
 from rlhf_trainer.metrics_endpoint import MetricsEndpoint
+from rlhf_trainer.phases import PhaseClock
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +136,7 @@ class Reporter:
         self._last_step = 0
         self._epoch = 0.0
         self._step_clock = StepClock(clock())
+        self._phases = PhaseClock(phases_of(config.stage), clock=clock)
         self._logged_at = -math.inf
         self._last_metrics: dict[Metric, float] = {}
         self._events: JsonLines | None = None
@@ -142,7 +145,7 @@ class Reporter:
         if ranks.rank == 0:
             self._events = JsonLines(self._folder / FileName.EVENTS)
             self._samples = JsonLines(self._folder / FileName.SAMPLES)
-            self._endpoint = MetricsEndpoint(config)
+            self._endpoint = MetricsEndpoint(config, self._phases.seconds)
         self.metrics_port = self._endpoint.port if self._endpoint else None
 
     def __enter__(self) -> Self:
@@ -161,9 +164,23 @@ class Reporter:
         """The newest finite metrics."""
         return {metric.value: value for metric, value in self._last_metrics.items()}
 
-    def start(self, total_steps: int, first_step: int = 0) -> None:
-        """Training begins; `first_step` steps were done by earlier attempts."""
+    def phase(self, phase: Phase) -> AbstractContextManager[None]:
+        """The time until the context is left is served as that of `phase`."""
+        return self._phases.phase(phase)
+
+    def start(
+        self, total_steps: int, first_step: int = 0, checkpoint_time: float | None = None
+    ) -> None:
+        """Training begins.
+
+        Args:
+            total_steps: of the stage.
+            first_step: steps that earlier attempts did.
+            checkpoint_time: Unix time of the checkpoint of `first_step`; None where there is none.
+        """
         self._total_steps, self._last_step = total_steps, first_step
+        if checkpoint_time is not None:
+            self._serve_checkpoint(first_step, checkpoint_time)
         self._step_clock = StepClock(self._clock())
         extra = {} if self.metrics_port is None else {"metricsPort": self.metrics_port}
         self._tell("start", first_step, {}, **extra)
@@ -188,11 +205,15 @@ class Reporter:
             self._logged_at = now
             self._log("%s", self._line(step, metrics))
 
+    def trained_on(self, tokens: int, samples: int) -> None:
+        """All ranks together learned from as many real tokens and sequences, pairs or prompts."""
+        if self._endpoint is not None:
+            self._endpoint.count({Metric.TOKENS: tokens, Metric.SAMPLES: samples})
+
     def checkpoint(self, step: int) -> None:
         """A checkpoint of `step` is complete."""
         self._tell("checkpoint", step, {})
-        if self._endpoint is not None:
-            self._endpoint.set({Metric.LAST_CHECKPOINT_STEP: step})
+        self._serve_checkpoint(step, time.time())
         self._log("checkpoint of step %d is complete", step)
 
     def evaluation(
@@ -280,8 +301,14 @@ class Reporter:
             **extra,
         }
         self._events.write([document])
-        self._endpoint.count_nonfinite(len(numbers) - len(finite))
+        self._endpoint.count({Metric.NONFINITE: len(numbers) - len(finite)})
         self._endpoint.set(numbers | self._progress(eta))
+
+    def _serve_checkpoint(self, step: int, when: float) -> None:
+        if self._endpoint is not None:
+            self._endpoint.set(
+                {Metric.LAST_CHECKPOINT_STEP: step, Metric.LAST_CHECKPOINT_TIMESTAMP: when}
+            )
 
     def _rewards(self, rewards: Mapping[str, float] | None) -> dict[str, object]:
         """Serve the means of single rewards; what an event tells of them."""

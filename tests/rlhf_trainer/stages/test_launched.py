@@ -10,8 +10,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
+import metrics_pages
 import pytest
 import stage_runs
 import tiny
@@ -216,9 +216,7 @@ def ppo_story(tmp_path_factory: pytest.TempPathFactory) -> PPOStory:
     first = tiny.stage_config("ppo", folder, **PPO | {"eval_dataset": held_out(folder)})
     with stage_runs.launched(first, folder / "1") as launched:
         launched.wait_for_step(1)
-        port = stage_runs.events(first, "start")[0]["metricsPort"]
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            page = answer.read().decode()
+        page = metrics_pages.fetched(stage_runs.events(first, "start")[0]["metricsPort"])
         launched.stop()
         stopped = ended(launched)
     second = stage_runs.attempt(first, 2)
@@ -273,6 +271,9 @@ def test_metrics_are_served_while_it_trains(ppo_story: PPOStory) -> None:
     step = int(series[metric_name(Metric.STEP)].value)
     assert series[metric_name(Metric.REWARD)].value == told[step]["reward"]
     assert series[metric_name(Metric.TOTAL_STEPS)].value == 4
+    # Of both ranks; the page may have been read between the count and the step.
+    assert series[metric_name(Metric.SAMPLES)].value in (4 * step, 4 * (step + 1))
+    assert metrics_pages.faults(ppo_story.page) == ""
 
 
 def test_bad_input_is_told_by_the_launcher(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.metrics import Metric
+from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import Dataset, PPOStage, StageConfig
 from rlhf_trainer.actor_steps import ActorSteps
 from rlhf_trainer.artifact import write_artifact
@@ -86,13 +86,14 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         rewards = Rewards.open(
             spec, config, ranks, bases.actor.tokenizer, FIELD, lambda: stop.is_set
         )
-        prompts = _read(spec.dataset, "dataset", bases.actor, config, ranks)
-        held_out = (
-            _read(spec.eval_dataset, "evalDataset", bases.actor, config, ranks)
-            if spec.eval_dataset is not None
-            else None
-        )
-        ptx = PTX.read(spec, bases.actor, config, ranks, FIELD)
+        with reporter.phase(Phase.DATA):
+            prompts = _read(spec.dataset, "dataset", bases.actor, config, ranks)
+            held_out = (
+                _read(spec.eval_dataset, "evalDataset", bases.actor, config, ranks)
+                if spec.eval_dataset is not None
+                else None
+            )
+            ptx = PTX.read(spec, bases.actor, config, ranks, FIELD)
         # 2. The models.
         longest = max(len(prompt.tokens) for prompt in prompts) + spec.max_response_length
         longest = max(longest, ptx.longest if ptx is not None else 0)
@@ -187,16 +188,12 @@ class PPO:
         spec, loop, ranks = self.spec, self.loop, self.ranks
         batch = loop.next_batch()
         mine = rank_slice(batch, ranks.rank, ranks.world_size)
-        # 1. Roll out, 2. evaluate all models on it.
-        sampler = self._sampler(self._actor_model())
-        rollout = sampler.sample([prompts[row].tokens.tolist() for row in mine])
-        loop.stop_if_asked(inside_step=True)
-        experience = self._collect(rollout)
-        # A request to stop cuts rewards short as well.
-        loop.stop_if_asked(inside_step=True)
-        metrics = self._learn(experience)
+        experience, usable = self._experience([prompts[row].tokens.tolist() for row in mine])
+        with loop.reporter.phase(Phase.LEARNING):
+            # Numbers that are not finite change nothing.
+            metrics = self._learn(experience) if usable else refused_metrics(experience, ranks)
         # 6. Judge, tell and keep.
-        responses = metrics[Metric.RESPONSE_TOKENS] * spec.batch_size
+        responses = round(metrics[Metric.RESPONSE_TOKENS] * spec.batch_size)
         judgement = self.state.health.judge(loop.step + 1, metrics)
         tokens = sum(len(prompts[row].tokens) for row in batch) + responses
         loop.finish_step(
@@ -210,11 +207,23 @@ class PPO:
             self._tell_samples(prompts, mine, experience)
         obey(judgement, loop)
 
+    def _experience(self, prompts: Sequence[Sequence[int]]) -> tuple[Experience, bool]:
+        """Steps 1 and 2; what was found, and whether all of it is finite on all ranks."""
+        loop = self.loop
+        with loop.reporter.phase(Phase.ROLLOUT):
+            rollout = self._sampler(self._actor_model()).sample(prompts)
+            loop.stop_if_asked(inside_step=True)
+        with loop.reporter.phase(Phase.SCORING):
+            experience = self._collect(rollout)
+            # A request to stop cuts rewards short as well.
+            loop.stop_if_asked(inside_step=True)
+            # Asked for here, since a device is still at work on it.
+            numbers = experience.read(self.spec.kl_estimator, self.state.kl_coef)
+            return experience, finite_on_all(self.ranks, *numbers)
+
     def _learn(self, experience: Experience) -> dict[Metric, float]:
-        """Steps 3 to 5; the metrics of the update. Numbers that are not finite change nothing."""
+        """Steps 3 to 5, from finite numbers; the metrics of the update."""
         spec, ranks, kl_coef = self.spec, self.ranks, self.state.kl_coef
-        if not finite_on_all(ranks, *experience.read(spec.kl_estimator, kl_coef)):
-            return refused_metrics(experience, ranks)
         # 3. Rewards a token, 4. advantages and returns.
         shaped = shaped_scores(
             experience, spec, kl_coef, self.state.score_moments, ranks, self.statistics
@@ -244,13 +253,14 @@ class PPO:
         """Answers to held-out prompts, by the actor or, `before` PPO, by the reference."""
         sampler = self._sampler(self._reference_model() if before else self._actor_model())
         actor = self.models.reference if before else self.models.actor
-        answers = answer_all(
-            prompts,
-            lambda tokens: self._collect(sampler.sample(tokens), actor),
-            self.base.tokenizer,
-            self.ranks,
-            self.spec.seed,
-        )
+        with self.loop.reporter.phase(Phase.EVALUATION):
+            answers = answer_all(
+                prompts,
+                lambda tokens: self._collect(sampler.sample(tokens), actor),
+                self.base.tokenizer,
+                self.ranks,
+                self.spec.seed,
+            )
         # A request to stop cuts answers short: they must not be told as what the policy says.
         self.loop.stop_if_asked()
         return answers

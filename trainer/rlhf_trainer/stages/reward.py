@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.metrics import Metric
+from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import Dataset, RewardStage, StageConfig
 from rlhf_trainer.artifact import write_artifact
-from rlhf_trainer.data.collate import pad_right
+from rlhf_trainer.data.collate import Padded, pad_right
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_preferences
 from rlhf_trainer.data.tokenized import PreferencePair
@@ -40,7 +40,7 @@ from rlhf_trainer.models import (
 from rlhf_trainer.outcome import StageOutcome
 from rlhf_trainer.preparation import Base, finished_outcome, open_base, read_data, write_figures
 from rlhf_trainer.report import Reporter
-from rlhf_trainer.rl import Moments, reward_loss
+from rlhf_trainer.rl import Moments, RewardLoss, reward_loss
 from rlhf_trainer.score_statistics import ScoreStatistics
 from rlhf_trainer.stopping import StopFlag
 
@@ -61,12 +61,13 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     with Reporter(config, ranks) as reporter:
         # 1. Data first: a bad row is told before any weights are loaded.
         base = open_base(spec.model, config, ranks, f"{FIELD}.model")
-        pairs = _read(spec.dataset, "dataset", base, config, ranks)
-        held_out = (
-            _read(spec.eval_dataset, "evalDataset", base, config, ranks)
-            if spec.eval_dataset is not None
-            else None
-        )
+        with reporter.phase(Phase.DATA):
+            pairs = _read(spec.dataset, "dataset", base, config, ranks)
+            held_out = (
+                _read(spec.eval_dataset, "evalDataset", base, config, ranks)
+                if spec.eval_dataset is not None
+                else None
+            )
         # 2. The model.
         longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
         base.require_positions(longest, f"{FIELD}.maxLength")
@@ -92,12 +93,10 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         while loop.step < loop.total_steps:
             _step(loop, model, pairs, base.pad_id, spec)
             if held_out is not None and loop.evaluation_due():
-                _tell(loop, evaluate(loop, model, held_out, base.pad_id))
+                _evaluated(loop, model, held_out, base.pad_id)
         loop.stop_if_asked()
         # 4. Judge and keep.
-        scores = None if held_out is None else evaluate(loop, model, held_out, base.pad_id)
-        if scores is not None:
-            _tell(loop, scores)
+        scores = None if held_out is None else _evaluated(loop, model, held_out, base.pad_id)
         return _keep(loop, model, base, scores)
 
 
@@ -140,21 +139,16 @@ def _step(
     mine = rank_slice(batch, loop.ranks.rank, loop.ranks.world_size)
     parts = micro_batches([pairs[row] for row in mine], spec.micro_batch_size)
     sums = np.zeros(4)
-    for index, part in enumerate(parts):
-        chosen, rejected = score_pairs(model, part, pad_id, loop.ranks)
-        margins = [spec.margin if pair.margin is None else pair.margin for pair in part]
-        loss = reward_loss(
-            chosen,
-            rejected,
-            torch.tensor(margins, device=chosen.device),
-            spec.centering_coef,
-            normalizer=len(batch),
-        )
-        model.accumulate(loss.loss, last=index == len(parts) - 1)
-        told = (loss.loss.detach(), loss.chosen_sum, loss.rejected_sum, loss.correct)
-        sums += [float(x) for x in told]
-    norm = model.step(learning_rate)
-    total, chosen_sum, rejected_sum, correct = reduce_sum(sums.tolist(), loop.ranks)
+    with loop.reporter.phase(Phase.LEARNING):
+        for index, part in enumerate(parts):
+            with loop.reporter.phase(Phase.DATA):
+                padded = pad_pairs(part, pad_id)
+            loss = _loss(model, padded, part, spec, len(batch), loop.ranks)
+            model.accumulate(loss.loss, last=index == len(parts) - 1)
+            told = (loss.loss.detach(), loss.chosen_sum, loss.rejected_sum, loss.correct)
+            sums += [float(x) for x in told]
+        norm = model.step(learning_rate)
+        total, chosen_sum, rejected_sum, correct = reduce_sum(sums.tolist(), loop.ranks)
     metrics = {
         Metric.LOSS: total,
         Metric.ACCURACY: correct / len(batch),
@@ -168,11 +162,32 @@ def _step(
     loop.finish_step(metrics, tokens)
 
 
-def score_pairs(
-    model: TrainedModel, pairs: Sequence[PreferencePair], pad_id: int, ranks: Ranks
-) -> tuple[Tensor, Tensor]:
-    """Scores of chosen and rejected in one pass: 2 x Float[pairs]."""
-    batch = pad_right([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id)
+def _loss(
+    model: TrainedModel,
+    padded: Padded,
+    pairs: Sequence[PreferencePair],
+    spec: RewardStage,
+    normalizer: int,
+    ranks: Ranks,
+) -> RewardLoss:
+    chosen, rejected = score_pairs(model, padded, ranks)
+    margins = [spec.margin if pair.margin is None else pair.margin for pair in pairs]
+    return reward_loss(
+        chosen,
+        rejected,
+        torch.tensor(margins, device=chosen.device),
+        spec.centering_coef,
+        normalizer=normalizer,
+    )
+
+
+def pad_pairs(pairs: Sequence[PreferencePair], pad_id: int) -> Padded:
+    """The chosen responses with their prompts, then the rejected ones, padded on the right."""
+    return pad_right([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id)
+
+
+def score_pairs(model: TrainedModel, batch: Padded, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Scores of chosen and rejected of `pad_pairs` in one pass: 2 x Float[pairs]."""
     numbers = model(
         batch.input_ids.to(ranks.device),
         batch.attention_mask.to(ranks.device),
@@ -180,7 +195,8 @@ def score_pairs(
     )
     last = (batch.lengths - 1).to(ranks.device)
     scores = numbers.gather(1, last.unsqueeze(1)).squeeze(1)
-    return scores[: len(pairs)], scores[len(pairs) :]
+    pairs = len(scores) // 2
+    return scores[:pairs], scores[pairs:]
 
 
 class EvaluationScores(NamedTuple):
@@ -228,7 +244,8 @@ def evaluate(
         mine += block[: -(-len(block) // ranks.world_size) - len(mine)]
         found = []
         for part in micro_batches(mine, size):
-            chosen, rejected = score_pairs(model, [pairs[row] for row in part], pad_id, ranks)
+            padded = pad_pairs([pairs[row] for row in part], pad_id)
+            chosen, rejected = score_pairs(model, padded, ranks)
             found += list(zip(part, chosen.tolist(), rejected.tolist(), strict=True))
         for row, chosen_score, rejected_score in chain(*gather_objects(ranks, found)):
             scores.chosen[row], scores.rejected[row] = chosen_score, rejected_score
@@ -245,7 +262,12 @@ def _say(ranks: Ranks, line: str) -> None:
         sys.stdout.flush()
 
 
-def _tell(loop: TrainingLoop, scores: EvaluationScores) -> None:
+def _evaluated(
+    loop: TrainingLoop, model: TrainedModel, pairs: Sequence[PreferencePair], pad_id: int
+) -> EvaluationScores:
+    """Evaluate and tell."""
+    with loop.reporter.phase(Phase.EVALUATION):
+        scores = evaluate(loop, model, pairs, pad_id)
     chosen, rejected = float(scores.chosen.mean()), float(scores.rejected.mean())
     loop.reporter.evaluation(
         loop.step,
@@ -256,6 +278,7 @@ def _tell(loop: TrainingLoop, scores: EvaluationScores) -> None:
             Metric.SCORE_MARGIN: chosen - rejected,
         },
     )
+    return scores
 
 
 def _keep(

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.metrics import Metric
+from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import Dataset, SFTStage, StageConfig
 from rlhf_trainer.artifact import write_artifact
 from rlhf_trainer.data.cursor import Cursor, rank_slice
@@ -60,12 +60,13 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     with Reporter(config, ranks) as reporter:
         # 1. Data first: a bad row is told before any weights are loaded.
         base = open_base(spec.model, config, ranks, f"{FIELD}.model")
-        sequences = _read(spec.dataset, "dataset", base, config, ranks)
-        held_out = (
-            _read(spec.eval_dataset, "evalDataset", base, config, ranks)
-            if spec.eval_dataset is not None
-            else None
-        )
+        with reporter.phase(Phase.DATA):
+            sequences = _read(spec.dataset, "dataset", base, config, ranks)
+            held_out = (
+                _read(spec.eval_dataset, "evalDataset", base, config, ranks)
+                if spec.eval_dataset is not None
+                else None
+            )
         # 2. The model.
         base.require_positions(sequences.longest, f"{FIELD}.maxLength")
         work = MicroBatch(spec.micro_batch_size, sequences.longest)
@@ -90,12 +91,10 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         while loop.step < loop.total_steps:
             _step(loop, model, sequences, spec)
             if held_out is not None and loop.evaluation_due():
-                reporter.evaluation(loop.step, evaluate(model, held_out, spec, ranks))
+                _evaluated(loop, model, held_out, spec)
         loop.stop_if_asked()
         # 4. Judge and keep.
-        figures = {} if held_out is None else evaluate(model, held_out, spec, ranks)
-        if figures:
-            reporter.evaluation(loop.step, figures)
+        figures = {} if held_out is None else _evaluated(loop, model, held_out, spec)
         return _keep(loop, model, base, figures)
 
 
@@ -179,12 +178,15 @@ def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: S
         rank_slice(batch, loop.ranks.rank, loop.ranks.world_size), spec.micro_batch_size
     )
     nll = 0.0
-    for index, part in enumerate(parts):
-        loss = _loss(model, sequences.batch(part), tokens, loop.ranks)
-        model.accumulate(loss.loss, last=index == len(parts) - 1)
-        nll += float(loss.nll_sum)
-    norm = model.step(learning_rate)
-    (total,) = reduce_sum([nll], loop.ranks)
+    with loop.reporter.phase(Phase.LEARNING):
+        for index, part in enumerate(parts):
+            with loop.reporter.phase(Phase.DATA):
+                packed = sequences.batch(part)
+            loss = _loss(model, packed, tokens, loop.ranks)
+            model.accumulate(loss.loss, last=index == len(parts) - 1)
+            nll += float(loss.nll_sum)
+        norm = model.step(learning_rate)
+        (total,) = reduce_sum([nll], loop.ranks)
     metrics = {
         Metric.LOSS: total / tokens,
         Metric.GRADIENT_NORM: norm,
@@ -221,6 +223,16 @@ def evaluate(
     (total,) = reduce_sum([nll], ranks)
     mean = total / held_out.loss_tokens(everything)
     return {Metric.EVAL_LOSS: mean, Metric.PERPLEXITY: math.exp(min(mean, 700.0))}
+
+
+def _evaluated(
+    loop: TrainingLoop, model: TrainedModel, held_out: Sequences, spec: SFTStage
+) -> dict[Metric, float]:
+    """Evaluate and tell."""
+    with loop.reporter.phase(Phase.EVALUATION):
+        figures = evaluate(model, held_out, spec, loop.ranks)
+    loop.reporter.evaluation(loop.step, figures)
+    return figures
 
 
 def _keep(
