@@ -19,7 +19,9 @@ HEALTHY: Update = {
     Metric.ENTROPY: 1.5,
     Metric.DISTINCT_2: 0.5,
     Metric.EOS_RATE: 0.9,
+    Metric.RESPONSE_TOKENS_P05: 30.0,
     Metric.RESPONSE_TOKENS_P50: 40.0,
+    Metric.RESPONSE_TOKENS_P95: 60.0,
     Metric.REWARD: 1.0,
     Metric.REWARD_STD: 2.0,
 }

@@ -95,7 +95,8 @@ def test_every_update_reads_all_rules_in_their_order() -> None:
     (first,) = judged(Health(), [HEALTHY])
     assert [reading.rule for reading in first.readings] == list(GuardrailRule)
     values = {reading.rule: reading.value for reading in first.readings}
-    assert values[GuardrailRule.CRITIC_LOSS_DIVERGING] == 1.0
+    # 2 / (5 / 2): the start is less than half the loss of the mean.
+    assert values[GuardrailRule.CRITIC_LOSS_DIVERGING] == 0.8
     assert values[GuardrailRule.NON_FINITE] == 0.0
     # There is no best level yet.
     assert values[GuardrailRule.REWARD_COLLAPSE] is None
@@ -118,8 +119,9 @@ def test_evidence_holds_the_numbers() -> None:
     reading = judged(Health(), history)[-1].readings[0]
     assert reading.broken
     assert reading.evidence == (
-        "critic loss 13 is 6.5 times its start of 2, and above 3.6, that of the mean return; the "
-        "explained variance is 0.6; threshold 3"
+        "critic loss 13, which started at 2 and would be 3.6 with the mean return as every value, "
+        "is 6.5 times the larger of start and half of that; the explained variance is 0.6; "
+        "threshold 3"
     )
 
 
@@ -181,6 +183,61 @@ def test_a_rule_that_fired_starts_anew_and_no_other(action: GuardrailAction) -> 
     assert [verdict.rule for verdict in health.verdicts] == [GuardrailRule.CLIP_SHARE_HIGH]
 
 
+def test_what_fired_is_remembered_until_it_is_heeded() -> None:
+    """Whoever goes on from the state after it must know that it ended an attempt."""
+    suspends = Guardrail(rule=KL, action=GuardrailAction.SUSPEND)
+    kept = resumed([suspends], [suspends], [BAD_KL] * 3)
+    (fired,) = kept.fired
+    assert (fired.verdict.rule, fired.verdict.action, fired.verdict.step) == (KL, "Suspend", 3)
+    assert fired.evidence == "KL is 51 nats an answer; threshold 50"
+    assert kept.verdicts == ()
+    kept.heed()
+    assert kept.fired == ()
+    going_on = resumed([suspends], [suspends], [BAD_KL] * 3)
+    judged(going_on, [BAD_KL], 4)
+    assert going_on.fired == ()
+
+
+def test_what_fired_under_other_settings_is_nothing_to_heed() -> None:
+    suspends = Guardrail(rule=KL, action=GuardrailAction.SUSPEND)
+    assert resumed([suspends], [Guardrail(rule=KL)], [BAD_KL] * 3).fired == ()
+
+
+def test_the_strongest_action_that_fired_comes_first() -> None:
+    guardrails = [
+        Guardrail(
+            rule=GuardrailRule.CLIP_SHARE_HIGH,
+            action=GuardrailAction.SUSPEND,
+            consecutive_updates=3,
+        ),
+        Guardrail(rule=KL, action=GuardrailAction.FAIL),
+    ]
+    health = Health(guardrails)
+    judged(health, [BAD_KL | {Metric.CLIP_SHARE: 0.9}] * 3)
+    assert [each.verdict.rule for each in health.fired] == [KL, GuardrailRule.CLIP_SHARE_HIGH]
+
+
+def test_what_stands_is_told_before_the_next_update() -> None:
+    health = resumed([], [], [*[HEALTHY] * 9, *[BAD_KL] * 3])
+    standing = {reading.rule: reading for reading in health.standing}
+    assert list(standing) == list(GuardrailRule)
+    assert [rule for rule, reading in standing.items() if reading.broken] == [KL]
+    assert (standing[KL].value, standing[KL].threshold, standing[KL].changed) == (51.0, 50.0, False)
+    assert standing[GuardrailRule.ENTROPY_COLLAPSE].start == HEALTHY[Metric.ENTROPY]
+    assert standing[GuardrailRule.ENTROPY_COLLAPSE].value is None
+
+
+def test_a_window_in_the_form_of_another_release_starts_anew() -> None:
+    health = Health()
+    judged(health, [BAD_KL] * 3)
+    document = health.to_document()
+    document[KL]["trend"] = 1.0
+    other = Health()
+    other.load(document)
+    assert other.verdicts == ()
+    assert broken(judged(other, [BAD_KL] * 3, 4))[-1] == {KL}
+
+
 def resumed(before: list[Guardrail], after: list[Guardrail], history: Iterable[Update]) -> Health:
     """What was seen under some guardrails, gone on with under others."""
     first, second = Health(before), Health(after)
@@ -237,9 +294,7 @@ def test_the_baseline_starts_anew_with_the_warmup_alone(
 def test_a_reading_tells_start_and_best_where_its_rule_has_them() -> None:
     last = judged(Health(), [HEALTHY] * 12)[-1]
     assert {each.rule: each.start for each in last.readings if each.start is not None} == {
-        rule: HEALTHY[row.start_of]
-        for rule, row in HEALTH_RULES.items()
-        if row.start_of is not None
+        rule: HEALTHY[row.start_of[0]] for rule, row in HEALTH_RULES.items() if row.start_of
     }
     assert {each.rule: each.best for each in last.readings if each.best is not None} == {
         GuardrailRule.REWARD_COLLAPSE: HEALTHY[Metric.REWARD]

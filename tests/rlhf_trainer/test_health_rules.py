@@ -2,9 +2,10 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from health_histories import HEALTHY, SEEDS, Update, ever, judged, noisy, verdict_at
 
@@ -43,6 +44,8 @@ GOOD: list[tuple[GuardrailRule, dict[str, float]]] = [
     (GuardrailRule.EOS_RATE_LOW, {"eos_rate": 0.5}),
     (GuardrailRule.LENGTH_OUT_OF_RANGE, {"response_tokens_p50": 75.0}),
     (GuardrailRule.LENGTH_OUT_OF_RANGE, {"response_tokens_p50": 22.0}),
+    (GuardrailRule.LENGTH_OUT_OF_RANGE, {"response_tokens_p05": 14.0}),
+    (GuardrailRule.LENGTH_OUT_OF_RANGE, {"response_tokens_p95": 120.0}),
     (GuardrailRule.REWARD_COLLAPSE, {"reward": 9.0}),
     (GuardrailRule.REWARD_COLLAPSE, {"reward": 0.2}),
     (GuardrailRule.SCORE_STD_COLLAPSE, {"reward_std": 0.6}),
@@ -111,11 +114,117 @@ def test_a_critic_as_measured_diverges_and_a_cured_one_does_not(seed: int) -> No
     assert not verdict_at(diverging, history=history(9.9, 16.5, (0.0, 0.88)))
 
 
-def test_the_length_is_judged_both_ways() -> None:
+def sparse(seed: int, updates: int, hits: Callable[[int], float]) -> Iterator[Update]:
+    """Rewards of 0 or, in `hits` of all answers, 1, and a critic that has learned nothing yet.
+
+    As measured on the default settings: values near 0, and between the hits only the KL penalty.
+    """
+    draw = random.Random(seed)
+    answers, penalty = 64, 0.03
+    for at in range(updates):
+        share = sum(draw.random() < hits(at) for _ in range(answers)) / answers
+        # Divided by a running deviation of about 0.07.
+        square = share / 0.07**2
+        yield HEALTHY | {
+            Metric.CRITIC_LOSS: 0.5 * (square + penalty * math.exp(draw.gauss(0, 0.2))),
+            Metric.CRITIC_LOSS_OF_MEAN: 0.5 * (square * (1 - share) + penalty),
+            Metric.EXPLAINED_VARIANCE: 0.0,
+        }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_start_of_almost_no_reward_is_no_baseline(seed: int) -> None:
+    """The loss grows by hundreds when the first answers are rewarded, and nothing is wrong."""
+    diverging = GuardrailRule.CRITIC_LOSS_DIVERGING
+    history = list(sparse(seed, 60, lambda at: 0.0 if at < 10 else 0.08))
+    losses = [update[Metric.CRITIC_LOSS] for update in history]
+    assert max(losses) > 200 * losses[0]
+    assert not verdict_at(diverging, history=history)
+    # Of a policy that has found it out the critic must learn.
+    found = sparse(seed, 60, lambda at: 0.0 if at < 10 else 0.9)
+    assert verdict_at(diverging, history=found)
+
+
+QUANTILES = (Metric.RESPONSE_TOKENS_P05, Metric.RESPONSE_TOKENS_P50, Metric.RESPONSE_TOKENS_P95)
+
+
+@pytest.mark.parametrize(
+    ("metric", "tokens"),
+    [
+        (Metric.RESPONSE_TOKENS_P05, 1.0),
+        (Metric.RESPONSE_TOKENS_P05, 100.0),
+        (Metric.RESPONSE_TOKENS_P50, 12.0),
+        (Metric.RESPONSE_TOKENS_P50, 160.0),
+        (Metric.RESPONSE_TOKENS_P95, 15.0),
+        (Metric.RESPONSE_TOKENS_P95, 200.0),
+    ],
+)
+def test_each_quantile_of_the_length_is_judged_both_ways(metric: Metric, tokens: float) -> None:
     rule = GuardrailRule.LENGTH_OUT_OF_RANGE
-    for median in (12.0, 160.0):
-        history = [HEALTHY] * 20 + [HEALTHY | {Metric.RESPONSE_TOKENS_P50: median}] * 5
-        assert verdict_at(rule, history=history) == [25]
+    history = [HEALTHY] * 20 + [HEALTHY | {metric: tokens}] * 5
+    assert verdict_at(rule, history=history) == [25]
+    (reading,) = (r for r in judged(Health(), history)[-1].readings if r.rule == rule)
+    assert f"{tokens:.4g}" in reading.evidence
+    assert "at the start 30, 40 and 60; the furthest moved by" in reading.evidence
+
+
+def test_the_shortest_answers_of_a_few_tokens_are_judged_alike() -> None:
+    short = HEALTHY | dict(zip(QUANTILES, (1.0, 20.0, 60.0), strict=True))
+    history = [short] * 20 + [short | {Metric.RESPONSE_TOKENS_P05: 7.0}] * 20
+    assert not verdict_at(GuardrailRule.LENGTH_OUT_OF_RANGE, history=history)
+
+
+def answered(
+    seed: int, updates: int, answers: int, draw: Callable[[np.random.Generator, int], np.ndarray]
+) -> Iterator[Update]:
+    """Lengths of so many answers an update, at least 1 and at most 1024 tokens."""
+    generator = np.random.default_rng(seed)
+    for _ in range(updates):
+        lengths = np.clip(np.round(draw(generator, answers)), 1, 1024)
+        found = np.quantile(lengths, (0.05, 0.5, 0.95))
+        yield HEALTHY | dict(zip(QUANTILES, map(float, found), strict=True))
+
+
+def usual(generator: np.random.Generator, answers: int) -> np.ndarray:
+    """Lengths as of chat: a median of 120 tokens, widely spread."""
+    return np.asarray(generator.lognormal(math.log(120), 0.5, answers))
+
+
+def partly_empty(generator: np.random.Generator, answers: int) -> np.ndarray:
+    """A fifth of the answers says nothing."""
+    return np.where(generator.random(answers) < 0.2, 1, usual(generator, answers))
+
+
+def partly_endless(generator: np.random.Generator, answers: int) -> np.ndarray:
+    """A fifth of the answers never ends."""
+    return np.where(generator.random(answers) < 0.2, 1024, usual(generator, answers))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("answers", [16, 64])
+@pytest.mark.parametrize(
+    "draw",
+    [usual, lambda generator, answers: generator.geometric(1 / 30, answers)],
+    ids=["chat", "random letters"],
+)
+def test_lengths_that_only_vary_break_nothing(
+    draw: Callable[[np.random.Generator, int], np.ndarray], answers: int, seed: int
+) -> None:
+    assert ever(judged(Health(), answered(seed, 1000, answers, draw))) == set()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("draw", [partly_empty, partly_endless])
+def test_a_fifth_of_the_answers_breaks_the_rule(
+    draw: Callable[[np.random.Generator, int], np.ndarray], seed: int
+) -> None:
+    health, rule = Health(), GuardrailRule.LENGTH_OUT_OF_RANGE
+    judged(health, answered(seed, 20, 64, usual))
+    after = list(answered(seed + 100, 30, 64, draw))
+    median = [update[Metric.RESPONSE_TOKENS_P50] for update in after]
+    assert min(median) > 60
+    assert max(median) < 360
+    assert ever(judged(health, after, 21)) == {rule}
 
 
 def test_answers_that_never_ended_do_not_break_eos_rate_low() -> None:

@@ -6,7 +6,7 @@ out; the same numbers give the same verdicts on every rank. The rules stand in `
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -29,7 +29,7 @@ class Reading:
             rule asks for.
         changed: whether this update changed the verdict.
         evidence: the numbers behind it in a sentence; empty where there is no value.
-        start: of the metric whose start the quantity needs; None where there is none.
+        start: of the first metric whose start the quantity needs; None where there is none.
         best: best level of the metric whose level it needs; None where there is none.
     """
 
@@ -85,6 +85,19 @@ class Judgement:
         )
 
 
+@dataclass(frozen=True)
+class Fired:
+    """A rule that ended the attempt.
+
+    Attributes:
+        verdict: as it was told.
+        evidence: the numbers behind it in a sentence.
+    """
+
+    verdict: HealthVerdict
+    evidence: str
+
+
 _SETTINGS = ("action", "threshold", "warmup", "consecutive")
 """What a guardrail may set, as `HealthRule` names it."""
 
@@ -95,26 +108,34 @@ class _Window:
 
     Attributes:
         updates: updates that had its metrics.
-        start: the last `START_UPDATES` values of `start_of` during the warm-up.
+        starts: the last `START_UPDATES` values of each metric of `start_of` during the warm-up.
         recent: the last `START_UPDATES` values of `best_of`.
         best: highest mean of a full `recent`.
         against: updates in a row that speak against the verdict.
         verdict: the verdict's document while the rule is broken.
         settings: action, threshold, warm-up and updates in a row that this was found with.
+        fired: the verdict's document with its evidence, where the last update ended the attempt.
     """
 
     updates: int = 0
-    start: list[float] = field(default_factory=list)
+    starts: dict[str, list[float]] = field(default_factory=dict)
     recent: list[float] = field(default_factory=list)
     best: float | None = None
     against: int = 0
     verdict: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    fired: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, rule: HealthRule) -> "_Window":
         """Of a rule that has seen nothing yet."""
         return cls(settings={name: getattr(rule, name) for name in _SETTINGS})
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "_Window":
+        """Of a checkpoint; of one whose form another release has made nothing is known."""
+        known = {each.name for each in fields(cls)}
+        return cls(**document) if document.keys() <= known else cls()
 
     def under(self, rule: HealthRule) -> "_Window":
         """What of it holds under the rule's settings.
@@ -126,19 +147,22 @@ class _Window:
             return self
         if self.settings.get("warmup") != rule.warmup:
             return new
-        return replace(self, against=0, verdict=None, settings=new.settings)
+        return replace(self, against=0, verdict=None, fired=None, settings=new.settings)
 
     @property
     def past(self) -> Past:
         return Past(
-            start=median(self.start) if self.start else math.nan,
+            starts={Metric(name): median(values) for name, values in self.starts.items()},
             best=math.nan if self.best is None else self.best,
         )
 
     def see_start(self, rule: HealthRule, numbers: Numbers, warmup: int) -> None:
         self.updates += 1
-        if rule.start_of is not None and self.updates <= max(warmup, START_UPDATES):
-            self.start = [*self.start, numbers[rule.start_of]][-START_UPDATES:]
+        if self.updates > max(warmup, START_UPDATES):
+            return
+        for metric in rule.start_of:
+            before = self.starts.get(metric, [])
+            self.starts[metric.value] = [*before, numbers[metric]][-START_UPDATES:]
 
     def see_level(self, rule: HealthRule, numbers: Numbers) -> None:
         if rule.best_of is None:
@@ -147,6 +171,9 @@ class _Window:
         if len(self.recent) == START_UPDATES:
             level = fmean(self.recent)
             self.best = level if self.best is None else max(self.best, level)
+
+
+_ORDER = (GuardrailAction.FAIL, GuardrailAction.SUSPEND, GuardrailAction.OBSERVE)
 
 
 class Health:
@@ -161,25 +188,61 @@ class Health:
         """Take in the metrics of update number `step`, from 1.
 
         A rule whose action ends the attempt starts anew: the state after this is what the next
-        attempt goes on with.
+        attempt goes on with. That it fired is remembered until it was heeded.
         """
+        self.heed()
         readings = tuple(self._reading(rule, step, metrics) for rule in self._rules)
         judgement = Judgement(readings, self.verdicts, self._critic_loss_baseline)
         for rule, reading in zip(self._rules, readings, strict=True):
-            if reading.broken and reading.action != GuardrailAction.OBSERVE:
-                self._windows[rule.rule] = _Window.of(rule)
+            verdict = self._windows[rule.rule].verdict
+            if verdict is not None and reading.action != GuardrailAction.OBSERVE:
+                fired = {"verdict": verdict, "evidence": reading.evidence}
+                self._windows[rule.rule] = replace(_Window.of(rule), fired=fired)
         return judgement
+
+    def heed(self) -> None:
+        """Forget what fired in the last update: it has ended an attempt, or is judged again."""
+        for window in self._windows.values():
+            window.fired = None
+
+    @property
+    def fired(self) -> tuple[Fired, ...]:
+        """What ended the attempt in the last update, the strongest action first."""
+        found = [
+            Fired(_verdict(rule, fired["verdict"]), fired["evidence"])
+            for rule in self._rules
+            if (fired := self._windows[rule.rule].fired) is not None
+        ]
+        return tuple(sorted(found, key=lambda each: _ORDER.index(each.verdict.action)))
 
     @property
     def verdicts(self) -> tuple[HealthVerdict, ...]:
         """The rules that are broken, the one with the strongest action first."""
-        order = (GuardrailAction.FAIL, GuardrailAction.SUSPEND, GuardrailAction.OBSERVE)
         found = [
-            HealthVerdict(rule=rule.rule, action=rule.action, **verdict)
+            _verdict(rule, verdict)
             for rule in self._rules
             if (verdict := self._windows[rule.rule].verdict) is not None
         ]
-        return tuple(sorted(found, key=lambda verdict: order.index(verdict.action)))
+        return tuple(sorted(found, key=lambda verdict: _ORDER.index(verdict.action)))
+
+    @property
+    def standing(self) -> tuple[Reading, ...]:
+        """What the updates so far say of each rule, before the next one is judged."""
+        return tuple(
+            Reading(
+                rule=rule.rule,
+                action=rule.action,
+                value=None if window.verdict is None else window.verdict["value"],
+                threshold=rule.threshold,
+                broken=window.verdict is not None,
+                changed=False,
+                evidence="",
+                start=_finite(window.past.start),
+                best=_finite(window.past.best),
+            )
+            for rule in self._rules
+            for window in (self._windows[rule.rule],)
+        )
 
     def to_document(self) -> dict[str, Any]:
         """JSON values."""
@@ -188,10 +251,11 @@ class Health:
     def load(self, document: Mapping[str, Any]) -> None:
         """Take over what `to_document` gave, as far as it holds under the settings in force.
 
-        A rule that is not in it starts anew.
+        A rule that is not in it, or in the form of another release, starts anew.
         """
         self._windows = {
-            rule.rule: _Window(**document.get(rule.rule, {})).under(rule) for rule in self._rules
+            rule.rule: _Window.from_document(document.get(rule.rule, {})).under(rule)
+            for rule in self._rules
         }
 
     @property
@@ -222,13 +286,17 @@ class Health:
         )
 
 
+def _verdict(rule: HealthRule, found: Mapping[str, Any]) -> HealthVerdict:
+    return HealthVerdict(rule=rule.rule, action=rule.action, **found)
+
+
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
 def _weigh(rule: HealthRule, window: _Window, step: int, metrics: Numbers, value: float) -> None:
     """Count what speaks against the verdict, and change it when that is enough."""
-    unjudged = rule.warmup if rule.start_of is None else max(rule.warmup, START_UPDATES)
+    unjudged = max(rule.warmup, START_UPDATES) if rule.start_of else rule.warmup
     if window.updates <= unjudged:
         return
     disagrees = rule.breaks(value, metrics, window.past) == (window.verdict is None)
@@ -258,7 +326,13 @@ def _in_force(rule: HealthRule, guardrail: Guardrail | None) -> HealthRule:
 def _evidence(rule: HealthRule, metrics: Numbers, past: Past, value: float) -> str:
     bad = ", ".join(metric.value for metric, each in metrics.items() if not math.isfinite(each))
     numbers = {metric.value: each for metric, each in metrics.items()}
+    starts = {f"start_{metric}": each for metric, each in past.starts.items()}
     said = rule.evidence.format(
-        **numbers, value=value, start=past.start, best=past.best, nonfinite=bad or "none"
+        **numbers,
+        **starts,
+        value=value,
+        start=past.start,
+        best=past.best,
+        nonfinite=bad or "none",
     )
     return f"{said}; threshold {rule.threshold:g}"

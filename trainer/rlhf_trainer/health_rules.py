@@ -6,7 +6,7 @@ out; nothing is remembered here.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlhf_api.metrics import Metric
 from rlhf_api.names import GuardrailAction, GuardrailRule
@@ -17,19 +17,30 @@ Numbers = Mapping[Metric, float]
 START_UPDATES = 10
 """Updates whose median is a metric's start, and whose mean is its level later."""
 
+LENGTHS = (Metric.RESPONSE_TOKENS_P50, Metric.RESPONSE_TOKENS_P05, Metric.RESPONSE_TOKENS_P95)
+
+SHORT_ANSWER = 8.0
+"""Tokens below which the shortest answers count as equally long: of a few tokens the 5 % quantile
+changes by factors with noise alone."""
+
 
 @dataclass(frozen=True)
 class Past:
     """What a rule knows of the updates before.
 
     Attributes:
-        start: median of the rule's `start_of` over the last `START_UPDATES` updates of the warm-up,
-            or over those so far; NaN for a rule that has none.
+        starts: median of each of the rule's `start_of` over the last `START_UPDATES` updates of the
+            warm-up, or over those so far.
         best: highest mean of `best_of` over `START_UPDATES` updates in a row; NaN before the first.
     """
 
-    start: float = math.nan
+    starts: Mapping[Metric, float] = field(default_factory=dict)
     best: float = math.nan
+
+    @property
+    def start(self) -> float:
+        """That of the first metric of `start_of`; NaN for a rule that has none."""
+        return next(iter(self.starts.values()), math.nan)
 
 
 Quantity = Callable[[Numbers, Past], float]
@@ -51,7 +62,7 @@ class HealthRule:
         consecutive: updates in a row that break the rule, or mend it.
         evidence: a format of the numbers behind it.
         remedy: what to do.
-        start_of: metric whose start the quantity needs.
+        start_of: metrics whose starts the quantity needs, that which is told first.
         best_of: metric whose best level it needs.
         only_if: a second condition for the rule to be broken.
         action: what follows, where no guardrail sets another.
@@ -67,7 +78,7 @@ class HealthRule:
     consecutive: int
     evidence: str
     remedy: str
-    start_of: Metric | None = None
+    start_of: tuple[Metric, ...] = ()
     best_of: Metric | None = None
     only_if: Callable[[Numbers, Past, float], bool] = lambda numbers, past, threshold: True
     action: GuardrailAction = GuardrailAction.OBSERVE
@@ -93,9 +104,22 @@ def _repetition(numbers: Numbers, past: Past) -> float:
     return 1 - _share_of_start(Metric.DISTINCT_2)(numbers, past)
 
 
+def _critic_growth(numbers: Numbers, past: Past) -> float:
+    # A start that is tiny beside the returns of today, as where rewards were 0 until now, is no
+    # baseline: a critic that has learned nothing yet has a loss about that of the mean.
+    baseline = max(past.start, numbers[Metric.CRITIC_LOSS_OF_MEAN] / 2)
+    return numbers[Metric.CRITIC_LOSS] / baseline if baseline > 0 else math.nan
+
+
 def _length_factor(numbers: Numbers, past: Past) -> float:
-    share = _share_of_start(Metric.RESPONSE_TOKENS_P50)(numbers, past)
-    return max(share, 1 / share) if share > 0 else math.nan
+    """Of the quantile that moved furthest."""
+
+    def factor(metric: Metric) -> float:
+        least = SHORT_ANSWER if metric == Metric.RESPONSE_TOKENS_P05 else 0.0
+        now, start = max(numbers[metric], least), max(past.starts[metric], least)
+        return max(now / start, start / now) if now > 0 and start > 0 else math.nan
+
+    return max(factor(metric) for metric in LENGTHS)
 
 
 def _lost_reward(numbers: Numbers, past: Past) -> float:
@@ -106,21 +130,22 @@ _ROWS = (
     HealthRule(
         GuardrailRule.CRITIC_LOSS_DIVERGING,
         reads=(Metric.CRITIC_LOSS, Metric.CRITIC_LOSS_OF_MEAN, Metric.EXPLAINED_VARIANCE),
-        start_of=Metric.CRITIC_LOSS,
-        quantity=_share_of_start(Metric.CRITIC_LOSS),
+        start_of=(Metric.CRITIC_LOSS,),
+        quantity=_critic_growth,
         # The explained variance forgives values that are all too low, as they are while returns
         # grow faster than the critic can follow.
         only_if=lambda numbers, past, threshold: (
             numbers[Metric.CRITIC_LOSS] > numbers[Metric.CRITIC_LOSS_OF_MEAN]
         ),
-        meaning="critic loss / its start, where the mean return as every value would do better",
+        meaning="critic loss / its start, or half the loss of the mean return as every value where "
+        "that is more; where the mean would do better",
         threshold=3.0,
         above=True,
         warmup=10,
         consecutive=5,
-        evidence="critic loss {critic_loss:.4g} is {value:.3g} times its start of {start:.4g}, and "
-        "above {critic_loss_of_mean:.4g}, that of the mean return; the explained variance is "
-        "{explained_variance:.3g}",
+        evidence="critic loss {critic_loss:.4g}, which started at {start:.4g} and would be "
+        "{critic_loss_of_mean:.4g} with the mean return as every value, is {value:.3g} times the "
+        "larger of start and half of that; the explained variance is {explained_variance:.3g}",
         remedy="set valueNormalization PopArt, or rewardScaling RunningStdTotal where it is None, "
         "or raise criticLearningRate",
     ),
@@ -164,7 +189,7 @@ _ROWS = (
     HealthRule(
         GuardrailRule.ENTROPY_COLLAPSE,
         reads=(Metric.ENTROPY,),
-        start_of=Metric.ENTROPY,
+        start_of=(Metric.ENTROPY,),
         quantity=_share_of_start(Metric.ENTROPY),
         meaning="entropy / its start",
         threshold=0.1,
@@ -177,7 +202,7 @@ _ROWS = (
     HealthRule(
         GuardrailRule.REPETITION_HIGH,
         reads=(Metric.DISTINCT_2,),
-        start_of=Metric.DISTINCT_2,
+        start_of=(Metric.DISTINCT_2,),
         quantity=_repetition,
         meaning="1 - distinct-2 / its start",
         threshold=0.5,
@@ -190,7 +215,7 @@ _ROWS = (
     HealthRule(
         GuardrailRule.EOS_RATE_LOW,
         reads=(Metric.EOS_RATE,),
-        start_of=Metric.EOS_RATE,
+        start_of=(Metric.EOS_RATE,),
         quantity=_metric(Metric.EOS_RATE),
         only_if=lambda numbers, past, threshold: past.start > threshold,
         meaning="share of answers that end, where it was above the threshold at the start",
@@ -203,21 +228,25 @@ _ROWS = (
     ),
     HealthRule(
         GuardrailRule.LENGTH_OUT_OF_RANGE,
-        reads=(Metric.RESPONSE_TOKENS_P50,),
-        start_of=Metric.RESPONSE_TOKENS_P50,
+        reads=LENGTHS,
+        start_of=LENGTHS,
         quantity=_length_factor,
-        meaning="factor between the median length of an answer and its start, either way",
+        meaning="factor between the 5, 50 or 95 % quantile of the length of an answer, whichever "
+        "moved furthest, and its start, either way; a 5 % quantile below 8 tokens counts as 8",
         threshold=3.0,
         above=True,
         warmup=10,
         consecutive=5,
-        evidence="the median answer has {response_tokens_p50:.4g} tokens, {start:.4g} at the start",
+        evidence="the 5, 50 and 95 % quantiles of the length are {response_tokens_p05:.4g}, "
+        "{response_tokens_p50:.4g} and {response_tokens_p95:.4g} tokens, at the start "
+        "{start_response_tokens_p05:.4g}, {start_response_tokens_p50:.4g} and "
+        "{start_response_tokens_p95:.4g}; the furthest moved by a factor of {value:.3g}",
         remedy="read samples.jsonl; raise klCoef, or make the reward independent of length",
     ),
     HealthRule(
         GuardrailRule.REWARD_COLLAPSE,
         reads=(Metric.REWARD, Metric.REWARD_STD),
-        start_of=Metric.REWARD_STD,
+        start_of=(Metric.REWARD_STD,),
         best_of=Metric.REWARD,
         quantity=_lost_reward,
         meaning="(best mean of the reward over 10 updates - reward) / score deviation at the start",
@@ -232,7 +261,7 @@ _ROWS = (
     HealthRule(
         GuardrailRule.SCORE_STD_COLLAPSE,
         reads=(Metric.REWARD_STD,),
-        start_of=Metric.REWARD_STD,
+        start_of=(Metric.REWARD_STD,),
         quantity=_share_of_start(Metric.REWARD_STD),
         meaning="standard deviation of the scores / its start",
         threshold=0.1,
