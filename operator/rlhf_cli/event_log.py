@@ -60,7 +60,9 @@ class EventLog:
         if event.get("type") == "checkpoint":
             self._checkpoint_step = _count(event.get("step"))
         if event.get("type") == "verdict":
-            self._take_verdict(event)
+            self._take_verdict(event, broken=event.get("broken") is True)
+        if event.get("type") == "verdicts":
+            self._take_verdicts(event.get("verdicts"))
         metrics = event.get("metrics")
         for name, value in metrics.items() if isinstance(metrics, dict) else ():
             number = _number(value)
@@ -69,12 +71,20 @@ class EventLog:
             else:
                 self._metrics[name] = number
 
-    def _take_verdict(self, event: dict[str, Any]) -> None:
-        """A line that tells of a rule, written when that turns; unknown rules are left out."""
+    def _take_verdicts(self, told: object) -> None:
+        """All rules that are broken after a resume, whatever an earlier attempt told."""
+        whole = ObservedVerdict(broken=False, value=None, threshold=None)
+        self._verdicts = dict.fromkeys(_RULES.values(), whole)
+        for verdict in told if isinstance(told, list) else ():
+            if isinstance(verdict, dict):
+                self._take_verdict(verdict, broken=True)
+
+    def _take_verdict(self, event: dict[str, Any], *, broken: bool) -> None:
+        """What is told of a rule when that turns, or after a resume; unknown ones are left out."""
         rule = _RULES.get(str(event.get("rule")))
         if rule is not None:
             self._verdicts[rule] = ObservedVerdict(
-                broken=event.get("broken") is True,
+                broken=broken,
                 value=_number(event.get("value")),
                 threshold=_number(event.get("threshold")),
                 step=_count(event.get("step")),

@@ -119,6 +119,8 @@ class Attempt:
             command = [sys.executable, "-c", "import time; time.sleep(300)", str(self.path)]
             subprocess.Popen(command, start_new_session=True)
         self.tell("start", metricsPort=1234)
+        if "resumed" in self.way:
+            self.tell("verdicts", verdicts=self.way["resumed"])
         while self.step < self.steps:
             if self.way.get("crash_at") == self.step:
                 code = self.way.get("code", 1)
@@ -128,6 +130,8 @@ class Attempt:
                 return self.leave(75, "stopped on request")
             time.sleep(self.way.get("seconds", 0.01))
             self.step += 1
+            for verdict in self.way.get("told", {}).get(str(self.step), []):
+                self.tell("verdict", broken=True, **verdict)
             self.tell("step", metrics={"loss": 2.5, "reward": 1.0, "kl": 0.5, "critic_loss": None})
             if self.step % self.way.get("save_every", 5) == 0:
                 self.save()

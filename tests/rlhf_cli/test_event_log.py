@@ -55,6 +55,19 @@ def test_rules_are_told_when_they_turn(tmp_path: Path) -> None:
     )
 
 
+def test_all_rules_are_told_after_a_resume(tmp_path: Path) -> None:
+    """What an attempt that was killed told of them may hold no more."""
+    path = tmp_path / "events.jsonl"
+    broken = {"rule": "KLAboveLimit", "action": "Observe", "threshold": 10, "value": 12.5}
+    told = [broken | {"step": 4}, {"rule": "NewerRule"}, "x"]
+    path.write_text(line("start", 5) + line("verdicts", 5, verdicts=told))
+    found = EventLog(path).read()
+    assert found is not None
+    assert list(found.verdicts) == list(GuardrailRule)
+    assert [rule for rule, each in found.verdicts.items() if each.broken] == ["KLAboveLimit"]
+    assert found.verdicts[GuardrailRule.KL_ABOVE_LIMIT] == ObservedVerdict(True, 12.5, 10.0, 4)
+
+
 @pytest.mark.parametrize("bad", ["", "{", "[1]", '"x"', "null", "\x00\x00", '{"step": "x"}', "{}"])
 def test_lines_that_are_no_events_do_no_harm(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "events.jsonl"

@@ -38,6 +38,8 @@ def test_what_a_guardrail_has_suspended_goes_on_with_the_same_command(
     assert bench.run() == 0
     first = json.loads((bench.attempt(3, "ppo") / "events.jsonl").read_text().splitlines()[0])
     assert first["step"] == 6
+    given = [json.loads((bench.attempt(n, "ppo") / "stage.json").read_text()) for n in (1, 2, 3)]
+    assert [each.get("guardrailAttempt") for each in given] == [None, 1, 2]
     assert (bench.stage("ppo").attempt, bench.stage("ppo").restarts) == (3, 0)
     assert bench.job.status.idle_seconds >= 1
 
@@ -54,6 +56,35 @@ def test_a_guardrail_that_fails_the_job_says_so_every_time(
         assert "12.5 against a threshold of 10 at update 3" in said
     assert bench.attempts() == ["attempt-1"]
     assert bench.run(retry=True) == 0
+    given = json.loads((bench.attempt(2, "sft") / "stage.json").read_text())
+    assert given["guardrailAttempt"] == 1
+
+
+def test_the_verdicts_of_a_checkpoint_come_back_after_a_crash(bench: Any) -> None:
+    """Those that the killed attempt told later are not those of the state that is gone on with."""
+    bench.write(ALL)
+    diverging = {"rule": "CriticLossDiverging", "action": "Observe", "step": 7}
+    diverging |= {"value": 4.5, "threshold": 3.0}
+    kept = KL | {"action": "Observe", "step": 4}
+    bench.go(
+        ppo=[
+            {"crash_at": 8, "code": 137, "silent": True, "told": {"7": [diverging]}},
+            {"crash_at": 6, "code": 137, "silent": True, "resumed": [kept], "told": {}},
+            {"steps": 1000, "seconds": 0.02, "resumed": []},
+        ]
+    )
+
+    def rules() -> dict[str, str] | None:
+        stage = bench.stage("ppo")
+        return None if stage is None else stage.verdicts
+
+    runner = bench.spawn()
+    told = {"CriticLossDiverging": "4.5 against a threshold of 3 at update 7"}
+    bench.wait(lambda: rules() == told)
+    bench.wait(lambda: rules() == {"KLAboveLimit": "12.5 against a threshold of 10 at update 4"})
+    bench.wait(lambda: rules() == {})
+    runner.terminate()
+    assert runner.wait(60) == 143
 
 
 def test_a_guardrail_stops_its_stage_and_lets_others_end(bench: Any) -> None:

@@ -96,6 +96,7 @@ def test_an_artifact_has_a_manifest_of_all_its_files(tmp_path: Path) -> None:
             {"path": name, "size": size, "sha256": sha256_of(folder / name)}
             for name, size in (("config.json", 2), ("extra/vocab.txt", 3), ("model.safetensors", 7))
         ],
+        "verdicts": [],
     }
     assert read_manifest(config, artifact).step == 7
     assert [path.name for path in folder.parent.iterdir()] == ["artifact"]

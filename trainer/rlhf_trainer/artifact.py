@@ -16,7 +16,14 @@ from pydantic import Field, ValidationError
 from rlhf_api.contract import Contract
 from rlhf_api.errors import InputError
 from rlhf_api.names import CONTRACT_VERSION, FileName, StageName
-from rlhf_api.v1alpha1 import Artifact, JobReference, ModelSource, ScratchModel, StageConfig
+from rlhf_api.v1alpha1 import (
+    Artifact,
+    HealthVerdict,
+    JobReference,
+    ModelSource,
+    ScratchModel,
+    StageConfig,
+)
 from rlhf_trainer.data.uris import Hub, locate
 from rlhf_trainer.distributed import Ranks, gather_objects
 from rlhf_trainer.files import (
@@ -56,6 +63,8 @@ class Manifest(Contract):
     """Digest of the StageConfig that was run."""
     files: tuple[ManifestFile, ...]
     """Every other file of the folder."""
+    verdicts: tuple[HealthVerdict, ...] = ()
+    """Rules of health that were broken at the end."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,11 @@ class ModelLocation:
 
 
 def write_artifact(
-    config: StageConfig, ranks: Ranks, step: int, write: Callable[[Path], None]
+    config: StageConfig,
+    ranks: Ranks,
+    step: int,
+    write: Callable[[Path], None],
+    verdicts: tuple[HealthVerdict, ...] = (),
 ) -> Artifact:
     """Publish what the stage made, on all ranks together.
 
@@ -88,6 +101,7 @@ def write_artifact(
         ranks: every rank must call.
         step: steps done.
         write: called on every rank with a temporary folder; it decides which rank writes what.
+        verdicts: rules of health that are broken.
 
     Returns:
         The artifact, the same on every rank.
@@ -96,7 +110,9 @@ def write_artifact(
         StorageError: on every rank, if any of them cannot write; no artifact is left.
     """
     folder = Path(config.attempt_folder) / FileName.ARTIFACT
-    publish_folder(ranks, folder, write, lambda partial: _write_manifest(config, step, partial))
+    publish_folder(
+        ranks, folder, write, lambda partial: _write_manifest(config, step, partial, verdicts)
+    )
     own = _artifact_at(config, folder) if ranks.rank == 0 else None
     artifact = gather_objects(ranks, own)[0]
     if artifact is None:
@@ -134,7 +150,7 @@ def finished_artifact(config: StageConfig) -> Artifact | None:
 
 
 def read_manifest(config: StageConfig, artifact: Artifact) -> Manifest:
-    """The manifest of an artifact below this job's storage, for example for its step."""
+    """The manifest of an artifact below this job's storage: for its step and verdicts."""
     return _read_manifest(Path(config.storage) / artifact.uri)
 
 
@@ -233,7 +249,9 @@ def _folder_at(folder: Path, field: str) -> None:
         raise InputError(f"{field}: {folder} {state}; check the path, or copy the model there")
 
 
-def _write_manifest(config: StageConfig, step: int, folder: Path) -> None:
+def _write_manifest(
+    config: StageConfig, step: int, folder: Path, verdicts: tuple[HealthVerdict, ...]
+) -> None:
     files = tuple(
         ManifestFile(
             path=path.relative_to(folder).as_posix(),
@@ -248,6 +266,7 @@ def _write_manifest(config: StageConfig, step: int, folder: Path) -> None:
         step=step,
         config_digest=config.config_digest,
         files=files,
+        verdicts=verdicts,
     )
     document = manifest.to_resolved_document()
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -46,6 +46,7 @@ class TrainingLoop:
         own_state: JSON values that the stage wants back after a resume.
         step: steps done.
         verdicts: rules of health that are broken now.
+        resumed_attempt: the attempt whose checkpoint this one goes on from; None if from none.
     """
 
     config: StageConfig
@@ -59,6 +60,7 @@ class TrainingLoop:
     verdicts: Callable[[], tuple[HealthVerdict, ...]] = tuple
     step: int = 0
     last_checkpoint_step: int | None = None
+    resumed_attempt: int | None = None
     _store: CheckpointStore = field(init=False)
     _may_save: bool = field(init=False, default=True)
     _before_step: dict[str, Any] = field(init=False, default_factory=dict)
@@ -90,6 +92,7 @@ class TrainingLoop:
         self._metrics = dict(checkpoint.state["metrics"])
         restore_rng_state(self._store.load_rank_state(checkpoint))
         self.last_checkpoint_step = checkpoint.step
+        self.resumed_attempt = checkpoint.attempt
         own: Mapping[str, Any] = checkpoint.state["own"]
         return own
 

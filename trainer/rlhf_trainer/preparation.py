@@ -117,8 +117,10 @@ def finished_outcome(config: StageConfig) -> StageOutcome | None:
     artifact = finished_artifact(config)
     if artifact is None:
         return None
-    step = read_manifest(config, artifact).step
-    return StageOutcome(artifact=artifact, step=step, total_steps=step)
+    done = read_manifest(config, artifact)
+    return StageOutcome(
+        artifact=artifact, step=done.step, total_steps=done.step, verdicts=done.verdicts
+    )
 
 
 def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:

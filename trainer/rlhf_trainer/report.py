@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from rlhf_api.metrics import LabelledMetric, Metric, Phase, phases_of
 from rlhf_api.names import FileName
-from rlhf_api.v1alpha1 import StageConfig
+from rlhf_api.v1alpha1 import HealthVerdict, StageConfig
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.files import storage_errors
 from rlhf_trainer.health import Reading
@@ -31,7 +31,7 @@ LOG_EVERY_SECONDS = 5.0
 SAMPLES_IN_LOG = 3
 _SHOWN_CHARACTERS = 200
 
-EventType = Literal["start", "step", "checkpoint", "evaluation", "verdict", "end"]
+EventType = Literal["start", "step", "checkpoint", "evaluation", "verdict", "verdicts", "end"]
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,7 @@ class Reporter:
 
     def health(self, step: int, readings: Sequence[Reading]) -> None:
         """The rules of health were judged after `step` steps; changed verdicts become events."""
-        if self._endpoint is not None:
-            for metric, series in _health_series(readings).items():
-                self._endpoint.set_labelled(metric, series)
+        self._serve_health(readings)
         for reading in readings:
             if not reading.changed:
                 continue
@@ -248,6 +246,21 @@ class Reporter:
             if self._events is not None:
                 word = "is broken" if reading.broken else "holds again"
                 logger.warning("%s %s at step %d: %s", reading.rule, word, step, reading.evidence)
+
+    def resumed_health(
+        self, step: int, standing: Sequence[Reading], verdicts: Sequence[HealthVerdict]
+    ) -> None:
+        """What a checkpoint of `step` steps knows of the rules, all that is broken in one event.
+
+        An attempt that was killed may have told of verdicts that its checkpoint does not know.
+        """
+        self._serve_health(standing)
+        self._tell("verdicts", step, {}, verdicts=[each.to_document() for each in verdicts])
+
+    def _serve_health(self, readings: Sequence[Reading]) -> None:
+        if self._endpoint is not None:
+            for metric, series in _health_series(readings).items():
+                self._endpoint.set_labelled(metric, series)
 
     def samples(self, step: int, rows: Sequence[Sample]) -> None:
         """Responses of `step`, for people to read."""

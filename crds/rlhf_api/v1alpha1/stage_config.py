@@ -63,6 +63,7 @@ _OUTSIDE_DIGEST = (
     "claims",
     "config_digest",
     "guardrails",
+    "guardrail_attempt",
     # What they say of the result is added in another form.
     "nodes",
     "processes_per_node",
@@ -149,6 +150,9 @@ class StageConfig(Contract):
     """Specification of the stage, if it is ppo."""
     guardrails: tuple[Guardrail, ...] = ()
     """What is done when training goes wrong."""
+    guardrail_attempt: int = Field(0, ge=0)
+    """Last attempt that is known to have been ended by a guardrail; 0 if none is. What a later one
+    has saved of such an end was told to nobody."""
     config_digest: Digest = ""
     """What `digest` gave to the writer; empty until `with_digest`, and never so in a file."""
 

@@ -117,6 +117,8 @@ class StageStatus(StatusModel):
     verdicts: Annotated[dict[ShortText, ShortText], Field(max_length=32)] | None = None
     """Broken rules of guardrails, each with its evidence as it was found; none before any is
     judged."""
+    guardrail_attempt: Count | None = None
+    """Last attempt that a guardrail has ended; none if none has."""
     last_checkpoint_step: Count | None = None
     """Step of the newest complete checkpoint."""
     disruption: Message | None = None

@@ -50,7 +50,7 @@ def stage_config(
     """What attempt number `attempt` of `stage` is given, with its digest.
 
     Args:
-        job: must have its uid.
+        job: must have its uid; its status knows the attempts so far.
         stage: one of the job's stages.
         attempt: from 1.
         artifacts: what the stages have left so far, at least those that this one reads.
@@ -59,7 +59,7 @@ def stage_config(
     read = stage_inputs(job.spec.stages)[stage].values()
     spec = _trained_spec(job.spec.stages.present()[stage])
     claims = {claim_of(uri) for _, uri in uris(spec)}
-    metadata = job.metadata
+    metadata, status = job.metadata, getattr(job.status.stages, stage)
     config = StageConfig(
         job=JobReference(name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
         stage=stage,
@@ -73,6 +73,7 @@ def stage_config(
         claims={name: path for name, path in placement.claims.items() if name in claims},
         artifacts={name: artifacts[name] for name in StageName if name in read},
         guardrails=job.spec.guardrails,
+        guardrail_attempt=(status and status.guardrail_attempt) or 0,
         **{stage.value: spec},
     )
     return config.with_digest()

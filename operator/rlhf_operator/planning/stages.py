@@ -167,8 +167,10 @@ def _settle(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> 
         # The pod that shows it may be gone a moment later.
         stage = _changed(stage, disruption=disruption_of(attempt))
     verdict = judge(attempt, case.now, stage)
-    if verdict is not None and verdict.failure is FailureClass.GUARDRAIL and not verdict.final:
-        return _guarded(stage, attempt, verdict, case)
+    if verdict is not None and verdict.failure is FailureClass.GUARDRAIL:
+        stage = _changed(stage, guardrail_attempt=attempt.attempt)
+        if not verdict.final:
+            return _guarded(stage, attempt, verdict, case)
     if stage.state is StageState.STOPPING and not (verdict and verdict.final):
         return stage if attempt.live else _stopped(stage, case)
     if verdict is not None:

@@ -186,6 +186,7 @@ PLACE: Table = {
     "storage": (REQUIRED, "/elsewhere"),
     "claims": ({}, {"runs": "/mnt/other"}),
     "guardrails": ([], [{"rule": "NegativeKL", "action": "Suspend"}]),
+    "guardrailAttempt": (0, 3),
 }
 GOLDEN = "sha256:a3bc32d3c74b56eb76889b4283001422edb4fbd6192c55e9d46f3875297c13d3"
 DIGESTS = ["sha256:" + digit * 64 for digit in "01"]

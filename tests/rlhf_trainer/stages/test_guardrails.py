@@ -1,7 +1,10 @@
 """What a broken rule does to a PPO stage: observed, suspended, failed, and gone on with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.request import urlopen
 
 import pytest
@@ -14,8 +17,12 @@ from transformers import AutoModelForSequenceClassification
 from rlhf_api.metrics import Metric
 from rlhf_api.names import ExitCode, GuardrailAction, GuardrailRule, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, Guardrail, ModelSource, StageConfig
+from rlhf_trainer import guardrails
 from rlhf_trainer.errors import GuardrailFired, StopRequested, failure_of
+from rlhf_trainer.health import Judgement
 from rlhf_trainer.health_rules import HEALTH_RULES
+from rlhf_trainer.loop import TrainingLoop
+from rlhf_trainer.stages import ppo
 from rlhf_trainer.stopping import StopFlag
 
 NEVER = CheckpointPolicy(every_steps=1000)
@@ -42,6 +49,25 @@ def fired(config: StageConfig) -> GuardrailFired:
     return caught.value
 
 
+def resumed(config: StageConfig, number: int) -> StageConfig:
+    """The next attempt after a person has seen what a guardrail did to the one before."""
+    known = {"guardrail_attempt": number - 1}
+    return stage_runs.attempt(config, number).model_copy(update=known)
+
+
+@contextmanager
+def killed_after_saving(update: int) -> Iterator[None]:
+    """The process ends between an update's checkpoint and what follows from its verdicts."""
+
+    def obey(judgement: Judgement, loop: TrainingLoop) -> None:
+        if loop.step == update:
+            raise KeyboardInterrupt
+        guardrails.obey(judgement, loop)
+
+    with patch.object(ppo, "obey", obey), pytest.raises(KeyboardInterrupt):
+        yield
+
+
 @pytest.mark.parametrize("action", ["Suspend", "Fail"])
 def test_a_guardrail_saves_and_ends_the_attempt_and_starts_anew(
     tmp_path: Path, action: str
@@ -63,19 +89,89 @@ def test_a_guardrail_saves_and_ends_the_attempt_and_starts_anew(
     kinds = [event["type"] for event in stage_runs.events(first)]
     assert kinds == ["start", "step", "step", "verdict", "checkpoint"]
 
-    second = stage_runs.attempt(first, 2)
+    second = resumed(first, 2)
     again = fired(second)
     assert (again.step, again.last_checkpoint_step) == (4, 4)
     assert len(stage_runs.steps(second)) == 2
     # Nothing is left to do: the third attempt evaluates and keeps.
-    outcome = stage_runs.run(stage_runs.attempt(first, 3))
+    outcome = stage_runs.run(resumed(first, 3))
     assert (outcome.step, outcome.verdicts) == (STEPS, ())
+
+
+@pytest.mark.parametrize("action", ["Suspend", "Fail"])
+@pytest.mark.parametrize("killed_at", [2, STEPS])
+def test_a_guardrail_whose_process_is_killed_ends_the_next_attempt(
+    tmp_path: Path, killed_at: int, action: str
+) -> None:
+    """Also after the last update, when nothing is left by which the rule could be broken again."""
+    every = CheckpointPolicy(every_steps=1)
+    first = config_of(tmp_path, action, checkpoint=every)
+    config = first
+    if killed_at == STEPS:
+        fired(first)
+        config = resumed(first, 2)
+    with killed_after_saving(killed_at):
+        stage_runs.run(config)
+
+    # Who starts it knows of no verdict of the killed attempt.
+    second = stage_runs.attempt(config, config.attempt + 1)
+    failure = failure_of(fired(second))
+    assert (failure.exit_code, failure.reason) == (ExitCode.GUARDRAIL, Reason.GUARDRAIL)
+    assert (failure.step, failure.last_checkpoint_step) == (killed_at, killed_at)
+    assert failure.message.startswith("spec.guardrails: KLAboveLimit: KL is ")
+    assert f"action {action} ends the stage after update {killed_at}" in failure.message
+    (verdict,) = failure.verdicts
+    assert (verdict.rule, verdict.action) == (GuardrailRule.KL_ABOVE_LIMIT, action)
+    assert verdict.value == stage_runs.steps(config)[-1]["kl"]
+    assert stage_runs.steps(second) == []
+
+    last = resumed(first, second.attempt + 1)
+    if killed_at == STEPS:
+        assert stage_runs.run(last).verdicts == ()
+    else:
+        assert fired(last).step == STEPS
+    assert len(stage_runs.steps(last)) == STEPS - killed_at
+
+
+def test_a_guardrail_that_only_observes_by_now_lets_a_killed_attempt_go_on(tmp_path: Path) -> None:
+    every = CheckpointPolicy(every_steps=1)
+    first = config_of(tmp_path, "Suspend", checkpoint=every)
+    with killed_after_saving(2):
+        stage_runs.run(first)
+    observed = config_of(tmp_path, "Observe", checkpoint=every).guardrails
+    second = stage_runs.attempt(first, 2).model_copy(update={"guardrails": observed})
+    assert stage_runs.run(second).step == STEPS
+
+
+def test_an_attempt_that_goes_on_tells_the_verdicts_of_its_checkpoint(tmp_path: Path) -> None:
+    """One that was killed may have told others, and nothing else takes those back."""
+    config = config_of(tmp_path, "Observe", checkpoint=CheckpointPolicy(every_steps=3))
+    with killed_after_saving(STEPS):
+        stage_runs.run(config)
+    second = stage_runs.attempt(config, 2)
+    outcome = stage_runs.run(second)
+    kinds = [event["type"] for event in stage_runs.events(second)]
+    assert kinds[:3] == ["start", "verdicts", "step"]
+    (event,) = stage_runs.events(second, "verdicts")
+    assert event["step"] == 3
+    (verdict,) = event["verdicts"]
+    assert {key: verdict[key] for key in ("rule", "action", "step", "threshold")} == {
+        "rule": "KLAboveLimit",
+        "action": "Observe",
+        "step": 2,
+        "threshold": -1000.0,
+    }
+    assert verdict["value"] == stage_runs.steps(config)[1]["kl"]
+    # A result that was lost is told again by whoever finds the work done.
+    third = stage_runs.run(stage_runs.attempt(config, 3))
+    assert third.verdicts == outcome.verdicts
+    assert [each.step for each in third.verdicts] == [2]
 
 
 def test_an_attempt_that_goes_on_learns_as_if_nothing_had_fired(tmp_path: Path) -> None:
     config = config_of(tmp_path / "fired", "Suspend")
     for number in (1, 2):
-        fired(stage_runs.attempt(config, number))
+        fired(resumed(config, number))
     straight = config_of(tmp_path / "straight", "Observe")
     stage_runs.run(straight)
 

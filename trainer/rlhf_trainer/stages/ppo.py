@@ -45,7 +45,7 @@ from rlhf_trainer.experience import (
     lesson,
     shaped_scores,
 )
-from rlhf_trainer.guardrails import obey
+from rlhf_trainer.guardrails import heed, obey
 from rlhf_trainer.health import Health
 from rlhf_trainer.loop import TrainingLoop, total_steps
 from rlhf_trainer.models import save_model
@@ -115,6 +115,9 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         kept = loop.resume()
         state.load(kept)
         steps.load(kept)
+        if loop.resumed_attempt is not None:
+            reporter.resumed_health(loop.step, state.health.standing, state.health.verdicts)
+        heed(state.health, loop)
         learner = Learner(spec, ranks, loop, models.critic, steps, state)
         ppo = PPO(
             spec, ranks, loop, models, learner, state, bases.actor, sampling, rewards, statistics
@@ -301,7 +304,9 @@ class PPO:
                         write_samples(folder, held_out, before, after)
 
         return self.loop.outcome(
-            write_artifact(self.loop.config, self.ranks, self.loop.step, write)
+            write_artifact(
+                self.loop.config, self.ranks, self.loop.step, write, self.state.health.verdicts
+            )
         )
 
     def _collect(self, rollout: Any, actor: Any = None) -> Experience:
