@@ -54,8 +54,8 @@ def ending_verdict(process: ObservedProcess) -> HealthVerdict | None:
 
 
 def guardrail_message(verdict: HealthVerdict | None, said: str) -> str:
-    """Which rule ended an attempt and by which numbers, before what the process said itself."""
-    if verdict is None:
+    """Which rule ended an attempt and by which numbers, where the process does not say itself."""
+    if verdict is None or verdict.rule in said:
         return said
     found = evidence(verdict.value, verdict.threshold, verdict.step)
     return f"guardrail {verdict.rule} ({verdict.action}): {found}" + (f"; {said}" if said else "")

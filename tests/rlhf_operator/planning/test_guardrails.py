@@ -46,6 +46,57 @@ def told(trial: Any, kind: str) -> tuple[str, str]:
     return found.status, str(found.reason)
 
 
+SAID = (
+    "spec.guardrails: KLAboveLimit: KL is 12.5 nats an answer; threshold 10; action Suspend ends "
+    "the stage after update 40, the last checkpoint is of step 40; raise klCoef"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (SAID, SAID),
+        (f"rank 1: {SAID}", f"rank 1: {SAID}"),
+        ("stopped", f"guardrail KLAboveLimit (Suspend): {NUMBERS}; stopped"),
+    ],
+)
+def test_rule_value_and_threshold_are_said_once(trial: MakeTrial, said: str, message: str) -> None:
+    t = alone(trial)
+    fires(t, last_checkpoint_step=40, message=said)
+    t.look()
+    assert t.stage("ppo").message == message
+    told = t.condition("Suspended").message
+    assert [told.count(word) for word in ("KLAboveLimit", "12.5", "threshold")] == [1, 1, 1]
+
+
+def test_the_next_attempt_is_told_which_verdict_is_known(trial: MakeTrial) -> None:
+    """A crash is not among them: what its checkpoint says of a guardrail was told to nobody."""
+    t = alone(trial)
+    assert t.stage("ppo").guardrail_attempt is None
+    t.end("ppo", 137)
+    t.look()
+    t.look(2)
+    assert t.started() == [("ppo", 2)]
+    assert t.last.actions[0].config.guardrail_attempt == 0
+    t.run("ppo", step=40)
+    t.look()
+    fires(t)
+    t.look()
+    assert t.stage("ppo").guardrail_attempt == 2
+    for suspend in (True, False):
+        t.spec(suspend=suspend)
+        t.look()
+    assert t.started() == [("ppo", 3)]
+    assert t.last.actions[0].config.guardrail_attempt == 2
+    t.run("ppo", step=41)
+    t.look()
+    t.end("ppo", 137)
+    t.look()
+    t.look(8)
+    assert t.started() == [("ppo", 4)]
+    assert t.last.actions[0].config.guardrail_attempt == 2
+
+
 def test_suspend_stops_the_stage_and_the_job_until_a_person_resumes_it(trial: MakeTrial) -> None:
     t = alone(trial, runPolicy={"maxRestarts": 0})
     fires(t, last_checkpoint_step=40, message="the actor has moved too far")
