@@ -1,17 +1,13 @@
 """The chart's way through a real API server: install, upgrade, uninstall, install again."""
 
 import json
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from cluster.control_plane import ControlPlane
 from cluster.kube_fixtures import Access
-from cluster.tools import helm
+from releases import CHART, Release, set_options
 
-CHART = Path(__file__).parents[2] / "charts" / "rlhf-operator"
 REGISTRY = "registry.example.com/rlhf"
 VALUES = ("image.repository=" + REGISTRY + "/operator", f"trainerImage={REGISTRY}/trainer:0.1.0")
 JOB = {
@@ -25,42 +21,10 @@ JOB = {
 }
 
 
-class Release:
-    """A release of the chart, in a namespace of its own.
-
-    Attributes:
-        namespace: its namespace and its name.
-    """
-
-    def __init__(self, major: int, access: Access) -> None:
-        self._major, self._access = major, access
-        self.namespace = f"ops-{uuid4().hex[:8]}"
-
-    def helm(self, verb: str, *arguments: str) -> str:
-        """Run Helm on the release."""
-        done = subprocess.run(
-            [
-                str(helm(self._major)),
-                f"--kubeconfig={self._access.kubeconfig}",
-                f"--namespace={self.namespace}",
-                *(verb, self.namespace, *arguments),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def install(self) -> str:
-        """As docs/install.md has it; the CRD of the control plane is taken over."""
-        values = [part for value in VALUES for part in ("--set", value)]
-        return self.helm("install", str(CHART), "--create-namespace", "--take-ownership", *values)
-
-    def get(self, *arguments: str) -> str:
-        """Output of kubectl get in the release's namespace."""
-        return self._access.kubectl("get", "-n", self.namespace, *arguments).stdout
+def install(release: Release) -> str:
+    """As docs/install.md has it; the CRD of the control plane is taken over."""
+    options = ("--create-namespace", "--take-ownership", *set_options(*VALUES))
+    return release.helm("install", str(CHART), *options)
 
 
 @pytest.fixture(params=[3, 4], ids=["helm3", "helm4"])
@@ -76,15 +40,15 @@ def release(
 def test_it_is_installed_upgraded_and_removed(
     release: Release, control_plane: Access, namespace: str
 ) -> None:
-    told = release.install()
-    deployment = f"{release.namespace}-rlhf-operator"
-    assert f"kubectl -n {release.namespace} rollout status deployment/{deployment}" in told
+    told = install(release)
+    assert f"kubectl -n {release.namespace} rollout status deployment/{release.deployment}" in told
     control_plane.kubectl("apply", "-n", namespace, "-f", "-", text=json.dumps(JOB))
     release.helm(
         "upgrade", str(CHART), "--reset-then-reuse-values", "--set", "image.tag=0.2.0,replicas=2"
     )
     image = release.get(
-        "deployment", deployment, "-o", "jsonpath={.spec.template.spec.containers[0].image}"
+        *("deployment", release.deployment),
+        *("-o", "jsonpath={.spec.template.spec.containers[0].image}"),
     )
     assert image == f"{REGISTRY}/operator:0.2.0"
     release.helm("uninstall")
@@ -94,7 +58,7 @@ def test_it_is_installed_upgraded_and_removed(
     crd = control_plane.kubectl("get", "crd", "rlhfjobs.rlhf.dev", "-o", "json").stdout
     assert "deletionTimestamp" not in json.loads(crd)["metadata"]
     assert "survivor" in control_plane.kubectl("get", "rlhf", "-n", namespace).stdout
-    release.install()
+    install(release)
     release.helm("uninstall")
 
 
@@ -102,7 +66,7 @@ def test_a_restricted_namespace_admits_its_pod(release: Release, control_plane: 
     control_plane.kubectl("create", "namespace", release.namespace)
     label = "pod-security.kubernetes.io/enforce=restricted"
     control_plane.kubectl("label", "namespace", release.namespace, label)
-    release.install()
+    install(release)
     pods = "jsonpath={.items[*].spec.containers[0].image}"
     control_plane.kubectl(
         "wait", "-n", release.namespace, "--for=create", "--timeout=30s", "pod",

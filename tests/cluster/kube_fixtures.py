@@ -141,7 +141,6 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 
 def _installed(kubeconfig: Path, images: list[str], nodes: NodeCluster | None) -> Cluster:
-    """The chart, installed by Helm as a user would, in a namespace of the restricted standard."""
     operator_image, trainer_image = images
     repository, _, tag = operator_image.rpartition(":")
     values = (
@@ -154,21 +153,27 @@ def _installed(kubeconfig: Path, images: list[str], nodes: NodeCluster | None) -
     found = Cluster(
         kubeconfig, api, nodes, trainer_image=trainer_image, nodes=nodes, chart_values=values
     )
-    if found.kubectl("get", "namespace", SYSTEM, check=False).returncode:
-        found.kubectl("create", "namespace", SYSTEM)
-    found.kubectl("label", "--overwrite", "namespace", SYSTEM, RESTRICTED)
-    settings = [part for value in values for part in ("--set", value)]
-    command = [str(helm()), f"--kubeconfig={kubeconfig}", "upgrade", "--install", "rlhf-operator"]
-    place = ["--namespace", SYSTEM, "--wait", "--timeout", "4m"]
+    install_operator(found)
+    return found
+
+
+def install_operator(cluster: Cluster) -> None:
+    """Install the chart by Helm as a user would, in a namespace of the restricted standard."""
+    if cluster.kubectl("get", "namespace", SYSTEM, check=False).returncode:
+        cluster.kubectl("create", "namespace", SYSTEM)
+    cluster.kubectl("label", "--overwrite", "namespace", SYSTEM, RESTRICTED)
+    # The CRD may be there without a release, or be another's.
+    place = ["--namespace", SYSTEM, "--take-ownership", "--wait", "--timeout", "4m"]
+    settings = [part for value in cluster.chart_values for part in ("--set", value)]
+    command = [str(helm()), f"--kubeconfig={cluster.kubeconfig}", "upgrade", "--install"]
     done = subprocess.run(
-        [*command, str(found.chart), *place, *settings],
+        [*command, "rlhf-operator", str(cluster.chart), *place, *settings],
         capture_output=True,
         text=True,
         check=False,
         timeout=KUBECTL_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return found
 
 
 @pytest.fixture
