@@ -11,6 +11,7 @@ from rlhf_api.generated import Outputs, write_or_check
 from rlhf_chart.chart_readme import readme_text
 from rlhf_chart.values_file import values_text
 from rlhf_chart.values_schema import schema_text
+from rlhf_chart.dashboard import dashboard_json
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CHART = _ROOT / "charts" / "rlhf-operator"
@@ -19,6 +20,7 @@ OUTPUTS: Outputs = {
     "values": (values_text, _CHART / "values.yaml"),
     "values-schema": (schema_text, _CHART / "values.schema.json"),
     "chart-readme": (readme_text, _CHART / "README.md"),
+    "dashboard": (dashboard_json, _CHART / "files" / "dashboard.json"),
 }
 
 

@@ -1,0 +1,40 @@
+"""The series that trainer and operator export, by the objects that define them in code.
+
+Read by what builds the dashboard; a name is written where it is exported, and nowhere else.
+"""
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from rlhf_api.metrics import BUILD_INFO, METRIC_HELP, metric_name
+from rlhf_chart import to_come
+from rlhf_chart.to_come import JOB_METRICS
+from rlhf_operator import metrics as operator_metrics
+
+_SUFFIXES = {"counter": "_total", "histogram": "_bucket"}
+
+
+def operator_series(collector: MetricWrapperBase) -> tuple[str, str]:
+    """Name and help of the series that queries read of an operator's metric.
+
+    Of a histogram that is the one of its buckets.
+    """
+    (family,) = collector.describe()
+    return family.name + _SUFFIXES.get(family.type, ""), family.documentation
+
+
+def exported() -> frozenset[str]:
+    """All series of both programs; a histogram by that of its buckets."""
+    collectors = [
+        each
+        for module in (operator_metrics, to_come)
+        for each in vars(module).values()
+        if isinstance(each, MetricWrapperBase)
+    ]
+    return frozenset(
+        {
+            BUILD_INFO,
+            *map(metric_name, METRIC_HELP),
+            *(metric.name for metric in JOB_METRICS),
+            *(operator_series(each)[0] for each in collectors),
+        }
+    )
