@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rlhf_api.generated import Outputs, write_or_check
 from rlhf_chart.chart_readme import readme_text
+from rlhf_chart.dashboard import dashboard_json
 from rlhf_chart.values_file import values_text
 from rlhf_chart.values_schema import schema_text
-from rlhf_chart.dashboard import dashboard_json
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CHART = _ROOT / "charts" / "rlhf-operator"
