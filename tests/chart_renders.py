@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 from cluster.tools import helm
+from releases import CHART, set_options
 
 from rlhf_api.loading import dump_yaml, read_yaml
 
-CHART = Path(__file__).parents[1] / "charts" / "rlhf-operator"
 GOLDEN = Path(__file__).parent / "charts" / "golden"
 SETS = sorted(path.stem for path in (GOLDEN / "values").glob("*.yaml"))
 REQUIRED = ("image.repository=registry.test/operator", "trainerImage=registry.test/trainer:1")
@@ -31,11 +31,6 @@ def run_helm(major: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def settings_of(values: Iterable[str]) -> list[str]:
-    """`--set` for each value."""
-    return [part for value in values for part in ("--set", value)]
-
-
 def template(major: int, *arguments: str, namespace: str = "ops") -> list[Raw]:
     """The objects that release `demo` consists of."""
     place = ["--namespace", namespace, MONITORING]
@@ -46,7 +41,7 @@ def template(major: int, *arguments: str, namespace: str = "ops") -> list[Raw]:
 
 def rendered(major: int, *values: str, given: Iterable[str] = REQUIRED) -> list[Raw]:
     """The same with values of the command line."""
-    return template(major, *settings_of((*given, *values)))
+    return template(major, *set_options(*given, *values))
 
 
 def of_kind(objects: list[Raw], kind: str) -> list[Raw]:

@@ -44,24 +44,29 @@ def readme_text() -> str:
 
 
 def _rows(path: str, field: Schema) -> Iterator[str]:
-    if "properties" in field:
-        for name, inner in field["properties"].items():
+    default, fields = field.get("default"), field.get("properties", {})
+    if "default" not in field:
+        for name, inner in fields.items():
             yield from _rows(f"{path}.{name}", inner)
         return
-    default = _code(field["default"]) if "default" in field else ""
     text = field.get("description", "").replace("|", "\\|")
-    yield f"| `{path}` | {_type(field)} | {default} | {text} |"
+    yield f"| `{path}` | {_type(field)} | {'' if fields else _code(default)} | {text} |"
+    # One row for each entry of a map whose names are given.
+    for name in fields:
+        yield f"| `{path}.{name}` | object | {_code(default[name])} | |"
 
 
 def _type(field: Schema) -> str:
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
-    kind: str = field["type"]
+    kind = field["type"]
+    if isinstance(kind, list):
+        return " or ".join(kind)
     if kind == "array":
         return f"list of {field['items']['type']}s"
     if kind == "object" and isinstance(field.get("additionalProperties"), dict):
         return f"map of {field['additionalProperties']['type']}s"
-    return kind + _bounds(field)
+    return f"{kind}{_bounds(field)}"
 
 
 def _bounds(field: Schema) -> str:

@@ -24,11 +24,11 @@ def _lines(name: str, field: Schema, depth: int) -> Iterator[str]:
     yield from textwrap.wrap(
         text, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
     )
-    if "properties" in field:
-        yield f"{indent}{name}:"
-        for inner, each in field["properties"].items():
-            yield from _lines(inner, each, depth + 1)
-    elif "default" in field:
+    if "default" in field:
         default, width = field["default"], _WIDTH - len(indent)
         dumped = dump_yaml({name: default}, width=width, compact=isinstance(default, list | dict))
         yield from textwrap.indent(dumped, indent).splitlines()
+        return
+    yield f"{indent}{name}:"
+    for inner, each in field["properties"].items():
+        yield from _lines(inner, each, depth + 1)

@@ -49,19 +49,20 @@ def _fill_config(schema: Schema) -> None:
 
 
 def _written_out(schema: Schema, models: Schema, default: object) -> Schema:
-    """The same without references and null, and with the default that is in force."""
+    """The same without references, and with the default that is in force."""
     found = _plain(schema, models)
     if default is not None:
         found["default"] = default
     inner = found.get("additionalProperties")
     if "properties" in found:
         _fill(found, models, found["properties"])
+        found.pop("default", None)
     elif isinstance(inner, dict) and "$ref" in inner and default:
         # An entry for each thing that there is; no other name means anything.
-        found["additionalProperties"] = False
         _fill(found, models, dict.fromkeys(found["default"], inner))
+        found["additionalProperties"] = False
     elif isinstance(inner, dict):
-        found["additionalProperties"] = _plain(inner, models)
+        found["additionalProperties"] = _written_out(inner, models, None)
     if "items" in found:
         found["items"] = _written_out(found["items"], models, None)
     return found
@@ -69,7 +70,7 @@ def _written_out(schema: Schema, models: Schema, default: object) -> Schema:
 
 def _fill(found: Schema, models: Schema, fields: Schema) -> None:
     """Write out the fields of an object; those that have a default are always there."""
-    defaults = found.pop("default", {})
+    defaults = found.get("default", {})
     found["properties"] = {
         name: _written_out(field, models, defaults.get(name)) for name, field in fields.items()
     }
@@ -78,15 +79,13 @@ def _fill(found: Schema, models: Schema, fields: Schema) -> None:
 
 
 def _plain(schema: Schema, models: Schema | None = None) -> Schema:
-    """The same with its reference resolved, texts on one line, and without titles and null."""
+    """The same with its reference resolved, texts on one line, and without titles."""
     found = dict(schema)
     if models and "$ref" in found:
         found = models[found.pop("$ref").rsplit("/", 1)[1]] | found
     if "anyOf" in found:
-        # A value that may be left out; Helm takes null for that.
-        found |= next(each for each in found.pop("anyOf") if each["type"] != "null")
-    if found.get("default", "") is None:
-        del found["default"]
+        first, _ = found.pop("anyOf")
+        found |= first | {"type": [first["type"], "null"]}
     if "description" in found:
         found["description"] = " ".join(found["description"].split())
     return {key: value for key, value in found.items() if key not in ("title", "$defs")}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from rlhf_api.loading import parse_yaml
+from rlhf_api.loading import parse_yaml, read_yaml
 from rlhf_api.v1alpha1 import RLHFJob, stage_order
 from rlhf_cli.app import app
 
@@ -48,10 +48,15 @@ def tree() -> dict[str, str]:
 
 
 def test_the_job_in_the_readme_is_one() -> None:
-    (block,) = blocks(README, "yaml")
-    (document,) = parse_yaml(block, "README.md")
+    first, *_ = blocks(README, "yaml")
+    (document,) = parse_yaml(first, "README.md")
     job = RLHFJob.from_document(document, "README.md")
     assert [str(name) for name in stage_order(job.spec.stages)] == ["sft", "reward", "ppo"]
+
+
+def test_the_values_in_the_readme_are_the_example() -> None:
+    _, block = blocks(README, "yaml")
+    assert parse_yaml(block, "README.md") == read_yaml(ROOT / "examples" / "values-monitoring.yaml")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 import yaml
 from chart_renders import (
-    CHART,
     REQUIRED,
     of_kind,
     rendered,
     run_helm,
-    settings_of,
     template,
     values_of,
 )
+from releases import CHART, set_options
 
 from rlhf_api.names import OPERATOR_NAME, Label, Port
 from rlhf_chart.values import GIVEN_BY_THE_CHART
@@ -52,7 +51,7 @@ def rules_of(objects: list[Raw]) -> list[Raw]:
 
 
 def test_lint_finds_nothing(major: int) -> None:
-    for given in (settings_of(REQUIRED), ["--values", str(values_of("everything"))]):
+    for given in (set_options(*REQUIRED), ["--values", str(values_of("everything"))]):
         done = run_helm(major, "lint", "--strict", str(CHART), *given)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -188,7 +187,7 @@ def test_the_monitors_select_what_has_metrics(major: int, scope: str) -> None:
 
 
 def test_without_the_api_of_the_monitors_a_sentence_says_so(major: int) -> None:
-    settings = settings_of((*REQUIRED, MONITORS[1]))
+    settings = set_options(*REQUIRED, MONITORS[1])
     done = run_helm(major, "template", "demo", str(CHART), *settings)
     assert done.returncode != 0
     assert "metrics.podMonitor.enabled: the cluster does not serve" in done.stderr

@@ -7,6 +7,7 @@ import pytest
 from cluster.control_plane import ControlPlane
 from cluster.kube_fixtures import Access
 from releases import CHART, Release, set_options
+from waiting import eventually
 
 REGISTRY = "registry.example.com/rlhf"
 VALUES = ("image.repository=" + REGISTRY + "/operator", f"trainerImage={REGISTRY}/trainer:0.1.0")
@@ -74,3 +75,35 @@ def test_a_restricted_namespace_admits_its_pod(release: Release, control_plane: 
     )  # fmt: skip
     assert release.get("pods", "-o", pods) == f"{REGISTRY}/operator:0.1.0"
     release.helm("uninstall")
+
+
+def test_users_of_a_namespace_may_use_jobs(
+    release: Release, control_plane: Access, namespace: str
+) -> None:
+    install(release)
+
+    def may(verb: str, role: str) -> bool:
+        user = ("--as", f"{role}-of-{namespace}", "-n", namespace)
+        asked = ("auth", "can-i", verb, "rlhfjobs.rlhf.dev", *user)
+        return control_plane.kubectl(*asked, check=False).stdout.strip() == "yes"
+
+    for role in ("edit", "view"):
+        user = f"--user={role}-of-{namespace}"
+        binding = ("create", "rolebinding", role, f"--clusterrole={role}", user)
+        control_plane.kubectl(*binding, "-n", namespace)
+    eventually(lambda: may("list", "view") and may("create", "edit"))
+    assert not may("create", "view")
+    release.helm("uninstall")
+    eventually(lambda: not may("list", "view") and not may("create", "edit"))
+
+
+def test_monitors_need_their_api(release: Release, control_plane: Access) -> None:
+    kinds = control_plane.kubectl(
+        "api-resources", "--api-group=monitoring.coreos.com", "-o", "name"
+    )
+    assert not kinds.stdout
+    control_plane.kubectl("create", "namespace", release.namespace)
+    options = set_options(*VALUES, "metrics.podMonitor.enabled=true")
+    done = release.try_helm("install", str(CHART), *options)
+    assert done.returncode != 0
+    assert "the cluster does not serve monitoring.coreos.com/v1; install the CRDs" in done.stderr

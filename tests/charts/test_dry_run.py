@@ -1,0 +1,69 @@
+"""Every object of the chart as an API server takes it that knows prometheus-operator's kinds."""
+
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from chart_renders import REQUIRED, SETS, run_helm, template, values_of
+from cluster.kube_fixtures import Access
+from cluster.monitoring import monitoring_crds
+from releases import CHART, set_options
+from waiting import eventually
+
+NAMESPACES = ("ops", "monitoring", "team-a", "team-b")
+RESTRICTED = "pod-security.kubernetes.io/{}=restricted"
+
+
+@pytest.fixture(scope="module")
+def monitored(control_plane: Access) -> Iterator[Access]:
+    """An API server with the CRDs of prometheus-operator, and the namespaces of the value sets."""
+    if control_plane.own is None:
+        pytest.skip("installs CRDs; not on a cluster that others use")
+    files = [part for path in monitoring_crds() for part in ("--filename", str(path))]
+    assert files
+    control_plane.kubectl("apply", "--server-side", *files)
+    for name in NAMESPACES:
+        control_plane.kubectl("create", "namespace", name)
+    labels = [RESTRICTED.format(mode) for mode in ("enforce", "warn")]
+    control_plane.kubectl("label", "namespace", "ops", *labels)
+    kinds = ("get", "servicemonitors,podmonitors,prometheusrules", "-A")
+    eventually(
+        lambda: control_plane.kubectl(*kinds, check=False).returncode == 0,
+        what="the monitors can be listed",
+    )
+    yield control_plane
+    control_plane.kubectl("delete", *files)
+    control_plane.kubectl("delete", "namespace", "--wait=false", *NAMESPACES)
+
+
+@pytest.mark.parametrize("major", [3, 4])
+@pytest.mark.parametrize("name", SETS)
+def test_an_api_server_takes_every_object(monitored: Access, major: int, name: str) -> None:
+    objects = template(major, "--values", str(values_of(name)))
+    done = monitored.kubectl(
+        *("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict"),
+        *("-f", "-"),
+        text=yaml.safe_dump_all(objects),
+    )
+    assert done.stdout.count("(server dry run)") == len(objects)
+    # Not even what the Pod Security Standard would only warn of.
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_notes_tell_what_is_next_and_which_labels_lack(monitored: Access, major: int) -> None:
+    def notes(*values: str) -> str:
+        given = set_options(*REQUIRED, "crds.enabled=false", *values)
+        place = [f"--kubeconfig={monitored.kubeconfig}", "--namespace=ops", "--dry-run=server"]
+        done = run_helm(major, "install", "demo", str(CHART), *place, *given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.partition("NOTES:")[2]
+
+    labels = "metrics.serviceMonitor.additionalLabels.release=prometheus"
+    both = ("metrics.serviceMonitor.enabled=true", "metrics.podMonitor.enabled=true")
+    told = notes(*both, labels)
+    commands = [line.split()[0] for line in told.splitlines() if line.startswith("  ")]
+    assert commands == ["kubectl", "helm", "kubectl"]
+    assert "helm test demo --namespace ops" in told
+    assert "WARNING: no additionalLabels: metrics.podMonitor. " in told
+    assert "WARNING" not in notes(both[0], labels)
