@@ -44,7 +44,8 @@ def readme_text() -> str:
 
 
 def _rows(path: str, field: Schema) -> Iterator[str]:
-    default, fields = field.get("default"), field.get("properties", {})
+    default: Any = field.get("default")
+    fields = field.get("properties", {})
     if "default" not in field:
         for name, inner in fields.items():
             yield from _rows(f"{path}.{name}", inner)
