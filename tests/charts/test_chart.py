@@ -115,10 +115,15 @@ def test_the_pod_is_restricted_and_told_its_settings(major: int) -> None:
     assert values["RLHF_OPERATOR_LOG_LEVEL"] == "DEBUG"
 
 
+def pod_of(objects: list[Raw]) -> Raw:
+    """The operator's pod."""
+    (deployment,) = of_kind(objects, "Deployment")
+    return dict(deployment["spec"]["template"]["spec"])
+
+
 def container_of(objects: list[Raw]) -> Raw:
     """The operator's container."""
-    (deployment,) = of_kind(objects, "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (container,) = pod_of(objects)["containers"]
     return dict(container)
 
 
@@ -127,11 +132,13 @@ def test_the_operator_reads_what_the_values_say(
 ) -> None:
     objects = template(major, "--values", str(values_of("everything")))
     container = container_of(objects)
-    (config,) = of_kind(objects, "ConfigMap")[:1]
+    configs = {each["metadata"]["name"]: each for each in of_kind(objects, "ConfigMap")}
     variables = {each["name"]: each.get("value", "from-the-pod") for each in container["env"]}
+    (volume,) = (each for each in pod_of(objects)["volumes"] if each["name"] == "config")
     (mount,) = (each for each in container["volumeMounts"] if each["name"] == "config")
     folder, _, file = variables[CONFIG].rpartition("/")
     assert mount["mountPath"] == folder
+    config = configs[volume["configMap"]["name"]]
     (tmp_path / file).write_text(config["data"][file])
     for name, value in (variables | {CONFIG: str(tmp_path / file)}).items():
         monkeypatch.setenv(name, value)
