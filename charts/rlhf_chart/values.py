@@ -139,7 +139,7 @@ class PrometheusRule(Part):
     """The alerts, one by one; docs/runbook.md says what each means."""
 
 
-class DashboardMap(Part):
+class Dashboard(Part):
     enabled: bool = False
     """Whether the dashboard is made as a ConfigMap for Grafana's sidecar."""
     namespace: OwnNamespace = ""
@@ -164,7 +164,7 @@ class GrafanaAlerts(Part):
 
 
 class Grafana(Part):
-    dashboard: DashboardMap = DashboardMap()
+    dashboard: Dashboard = Dashboard()
     """The dashboard."""
     alerts: GrafanaAlerts = GrafanaAlerts()
     """The same alerts as those of prometheusRule, for who has no Alertmanager."""

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("crds/rlhf_api", "operator/rlhf_operator", "operator/rlhf_cli", "trainer/rlhf_trainer")
+PACKAGES = (
+    "charts/rlhf_chart",
+    "crds/rlhf_api",
+    "operator/rlhf_operator",
+    "operator/rlhf_cli",
+    "trainer/rlhf_trainer",
+)
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # Words that fit any code at all.
 EMPTY_NAMES = frozenset(
@@ -18,7 +24,7 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("folder", ["operator", "trainer", "crds"])
+@pytest.mark.parametrize("folder", ["charts", "crds", "operator", "trainer"])
 def test_plain_folders_are_no_packages(folder: str) -> None:
     """A package named operator would stand before the standard library's."""
     assert not (ROOT / folder / "__init__.py").exists()
