@@ -1,11 +1,15 @@
 """What /healthz and /readyz say, as tables on a clock of the tests' own."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+import gzip
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import aiohttp
 import pytest
 
-from rlhf_operator.health import PASS_SECONDS, WATCH_LAG_SECONDS, Health
+from rlhf_operator.health import PASS_SECONDS, WATCH_LAG_SECONDS, Health, served
+from rlhf_operator.metrics import QUEUE_AGE
 from rlhf_operator.work_queue import WorkQueue
 
 RESYNC = 300.0
@@ -196,3 +200,46 @@ def test_healthz(steps: Sequence[Step], complaint: str) -> None:
 )
 def test_readyz(steps: Sequence[Step], complaint: str) -> None:
     assert after(steps).unready() == complaint
+
+
+def page(
+    looks: Sequence[Callable[[], None]] = (), **headers: str
+) -> tuple[Mapping[str, str], bytes]:
+    """Headers and body of /metrics, as they come over the wire."""
+
+    async def run() -> tuple[Mapping[str, str], bytes]:
+        health = Health(WorkQueue(), RESYNC)
+        health.looks += looks
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with (
+            served(health, 0) as port,
+            aiohttp.ClientSession(auto_decompress=False) as session,
+            session.get(f"http://127.0.0.1:{port}/metrics", headers=given) as answer,
+        ):
+            assert answer.status == 200
+            return answer.headers, await answer.read()
+
+    return asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_metrics_are_served_plain_and_compressed() -> None:
+    headers, plain = page(Accept_Encoding="identity")
+    assert "Content-Encoding" not in headers
+    assert headers["Content-Type"].startswith("text/plain; version=")
+    assert b"\nrlhf_operator_build_info{version=" in plain
+    headers, body = page(Accept_Encoding="gzip, deflate")
+    assert headers["Content-Encoding"] == "gzip"
+    assert b"\nrlhf_operator_queue_age_seconds 0.0\n" in gzip.decompress(body)
+
+
+def test_metrics_are_served_in_the_format_that_is_asked_for() -> None:
+    headers, body = page(
+        Accept="application/openmetrics-text; version=1.0.0", Accept_Encoding="identity"
+    )
+    assert headers["Content-Type"].startswith("application/openmetrics-text")
+    assert b"\n# EOF\n" in body
+
+
+def test_what_is_worked_out_on_request_is_set_before_it_is_told() -> None:
+    _, body = page([lambda: QUEUE_AGE.set(17.5)], Accept_Encoding="identity")
+    assert b"\nrlhf_operator_queue_age_seconds 17.5\n" in body

@@ -98,3 +98,23 @@ def test_a_step_is_kept_within_what_status_can_hold(told: str, step: int) -> Non
     text = f"rlhf_train_step {told}\nrlhf_train_last_checkpoint_step {told}\n"
     found = asked(web.Response(text=text))
     assert (found.step, found.last_checkpoint_step) == (step, step)
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "kept"),
+    [
+        ("step", "3e9", 2_147_483_647),
+        ("progress_ratio", "7", 1),
+        ("progress_ratio", "-1", 0),
+        ("nonfinite_total", "-1", None),
+        ("eta_seconds", "-5", None),
+        ("last_checkpoint_timestamp_seconds", "-5", None),
+        ("last_checkpoint_timestamp_seconds", "1.7e9", 1.7e9),
+        ("kl", "-0.5", -0.5),
+        ("loss", "+Inf", None),
+    ],
+)
+def test_a_metric_is_kept_within_what_it_can_be(name: str, told: str, kept: float | None) -> None:
+    found = asked(web.Response(text=f"rlhf_train_{name} {told}\n"))
+    assert found.metrics.get(name) == kept
+    assert found.eta_seconds is None

@@ -169,6 +169,41 @@ def test_what_cannot_be_asked_is_told_with_its_address() -> None:
     asyncio.run(run())
 
 
+def test_what_was_read_last_outlives_its_attempt_but_not_its_job() -> None:
+    def step(scraper: Scraper) -> tuple[int, float] | None:
+        found = scraper.readings("uid").get(StageName.SFT)
+        return None if found is None else (found.attempt, found.told.metrics["loss"])
+
+    async def run() -> None:
+        async with scraping(lambda _: None, interval=0.01) as (pods, scraper):
+            for number in (1, 2):
+                page = web.Response(text=f"rlhf_train_loss {number}\n")
+                pods.answers[f"127.0.1.{number}"] = page
+            scraper.keep(KEY, "uid", {SFT: "127.0.1.1"})
+            assert step(scraper) is None
+            await until(lambda: step(scraper) == (1, 1.0))
+            scraper.keep(KEY, "uid", {})
+            assert scraper.find("uid", SFT) is None
+            assert step(scraper) == (1, 1.0)
+            later = (StageName.SFT, 2)
+            # One that does not answer yet takes nothing away.
+            scraper.keep(KEY, "uid", {later: "127.0.1.3"})
+            pods.answers["127.0.1.3"] = web.Response(status=503)
+            scraper.keep(KEY, "uid", {later: "127.0.1.2"})
+            await until(lambda: step(scraper) == (2, 2.0))
+            # The old one may still be asked, and is no news.
+            scraper.keep(KEY, "uid", {SFT: "127.0.1.1"})
+            pods.asked.clear()
+            await until(lambda: pods.asked.count("127.0.1.1") >= 2)
+            assert step(scraper) == (2, 2.0)
+            scraper.forget("uid")
+            assert step(scraper) is None
+            await asyncio.sleep(0.1)
+            assert step(scraper) is None
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("failures", "intervals"),
     [(0, 1), (PATIENT_FAILURES, 1), (PATIENT_FAILURES + 1, 2), (PATIENT_FAILURES + 3, 8), (99, 32)],

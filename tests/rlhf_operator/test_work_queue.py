@@ -177,3 +177,47 @@ def test_passes_over_a_key_that_is_due_late_leave_nothing_behind() -> None:
         assert await queue.take() == A
 
     in_a_loop(test)
+
+
+def test_age_is_that_of_the_key_that_is_due_longest() -> None:
+    async def test(queue: WorkQueue) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        with patch.object(loop, "time", lambda: now):
+            assert queue.age() == 0
+            queue.add(A, 60)
+            queue.add(B, urgent=True)
+            assert queue.age() == 0
+            now += 5
+            # What comes before all others is not older for that.
+            assert queue.age() == 5
+            queue.add(B, urgent=True)
+            now += 60
+            assert queue.age() == 65
+            assert await queue.take() == B
+            assert queue.age() == 5
+            queue.add(B)
+            queue.add(A, urgent=True)
+            now += 10
+            assert queue.age() == 15
+            assert await queue.take() == A
+            assert queue.age() == 0
+            queue.done(B)
+            assert queue.age() == 10
+
+    in_a_loop(test)
+
+
+def test_a_held_key_does_not_age() -> None:
+    async def test(queue: WorkQueue) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        with patch.object(loop, "time", lambda: now):
+            queue.add(A)
+            queue.hold("ns")
+            now += 10
+            assert queue.age() == 0
+            queue.release("ns")
+            assert queue.age() == 10
+
+    in_a_loop(test)

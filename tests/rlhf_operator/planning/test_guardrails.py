@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_api.names import GuardrailAction, GuardrailRule, Reason
 from rlhf_api.v1alpha1 import Guardrail, HealthVerdict
-from rlhf_operator.planning.guardrails import guardrails_digest
+from rlhf_operator.planning.guardrails import evidence, guardrails_digest, read_evidence
 from rlhf_operator.planning.observed import ObservedVerdict, ProcessPhase
 from rlhf_operator.planning.pace import Change, change
 
@@ -380,3 +382,62 @@ def test_an_attempt_that_says_nothing_of_its_guardrails_is_not_accused(trial: Ma
     t.spec(guardrails=(Guardrail(rule=KL),))
     t.look()
     assert "guardrails" not in t.condition("Running").message
+
+
+# What is rounded up beyond the largest float is told as one that is not finite.
+NUMBER = st.none() | st.floats(-1e300, 1e300)
+
+
+@given(NUMBER, NUMBER, st.integers(0, 10**9))
+def test_evidence_is_read_as_it_was_meant(
+    value: float | None, threshold: float | None, step: int
+) -> None:
+    found = read_evidence(evidence(value, threshold, step))
+    assert (found.broken, found.step) == (True, step)
+    for wrote, read in ((value, found.value), (threshold, found.threshold)):
+        assert read == (None if wrote is None else pytest.approx(wrote, rel=1e-3))
+    if value is not None and threshold is not None:
+        assert found.value is not None
+        assert found.threshold is not None
+        assert (found.value > found.threshold) == (value > threshold)
+        assert (found.value < found.threshold) == (value < threshold)
+
+
+@pytest.mark.parametrize(
+    ("value", "threshold", "text"),
+    [
+        (12.5, 10.0, "12.5 against a threshold of 10 at update 7"),
+        (12.34567, 10.0, "12.35 against a threshold of 10 at update 7"),
+        (10.0001, 10.0, "10.0001 against a threshold of 10 at update 7"),
+        (10.0, 10.0, "10 against a threshold of 10 at update 7"),
+        (None, 0.0, "not finite against a threshold of 0 at update 7"),
+    ],
+)
+def test_evidence_has_as_many_digits_as_it_takes(
+    value: float | None, threshold: float, text: str
+) -> None:
+    assert evidence(value, threshold, 7) == text
+
+
+@pytest.mark.parametrize("text", ["", "far too high", "1 against a threshold of 2 at update x"])
+def test_what_another_release_wrote_is_a_verdict_without_numbers(text: str) -> None:
+    assert read_evidence(text) == ObservedVerdict(broken=True)
+
+
+def test_status_says_which_attempt_its_numbers_are_of(trial: MakeTrial) -> None:
+    t = trial(stages={"ppo": PPO})
+    t.look()
+    assert t.stage("ppo").reported_attempt is None
+    t.run("ppo", step=5, metrics={"kl": 0.5})
+    t.look(1)
+    assert t.stage("ppo").reported_attempt == 1
+    t.end("ppo", 1)
+    t.look()
+    t.look(5)
+    stage = t.stage("ppo")
+    assert (stage.attempt, stage.reported_attempt, stage.metrics) == (2, 1, {"kl": 0.5})
+    fires(t)
+    t.look()
+    stage = t.stage("ppo")
+    assert (stage.reported_attempt, stage.metrics) == (2, None)
+    assert stage.verdicts == {KL: NUMBERS}
