@@ -74,6 +74,10 @@ class OperatorProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample of /metrics; 0 where there is none."""
+        return self.find_metric(name, **labels) or 0.0
+
+    def find_metric(self, name: str, **labels: str) -> float | None:
+        """A sample of /metrics; None where there is none."""
         families = text_string_to_metric_families(self.get("/metrics")[1])
         found = [
             sample.value
@@ -81,7 +85,7 @@ class OperatorProcess:
             for sample in family.samples
             if sample.name == name and sample.labels == labels
         ]
-        return found[0] if found else 0.0
+        return found[0] if found else None
 
     def wait_until_leading(self) -> None:
         """Until it watches."""

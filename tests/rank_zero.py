@@ -14,18 +14,23 @@ _NUMBERS = itertools.count(1)
 class RankZero:
     """Answers on an address of its own of 127.77.0.0/16, on the port that pods serve.
 
+    Args:
+        step: how far it is, in twice as many steps.
+        last_checkpoint_step: of its newest checkpoint; none when None.
+        more: further lines of the page.
+
     Attributes:
         address: to be given to the pod.
     """
 
-    def __init__(self, step: int, last_checkpoint_step: int | None = None) -> None:
+    def __init__(self, step: int, last_checkpoint_step: int | None = None, more: str = "") -> None:
         number = next(_NUMBERS)
         self.address = f"127.77.{number >> 8}.{number & 255}"
         values = {Metric.STEP: step, Metric.TOTAL_STEPS: 2 * step}
         if last_checkpoint_step is not None:
             values[Metric.LAST_CHECKPOINT_STEP] = last_checkpoint_step
         lines = (f"{METRIC_PREFIX}{name} {value}\n" for name, value in values.items())
-        page = "".join(lines).encode()
+        page = ("".join(lines) + more).encode()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
