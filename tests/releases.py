@@ -79,9 +79,16 @@ class Release:
 
     def objects(self) -> dict[str, Raw]:
         """The objects that Helm made for the release, by identity, as its chart has them."""
-        selector = f"app.kubernetes.io/managed-by=Helm,{self.label}"
-        listed = self.access.kubectl("get", _kinds(self.access), "-A", "-l", selector, "-o", "json")
-        return {_identity(each): _as_made(each) for each in json.loads(listed.stdout)["items"]}
+        kinds = _kinds(self.access)
+        labels = ("-l", "app.kubernetes.io/managed-by=Helm")
+        listed = self.access.kubectl("get", kinds, "-A", *labels, "-o", "json").stdout
+        # A Service's endpoints have its labels, but not Helm's annotations.
+        owner = ("meta.helm.sh/release-name", self.namespace)
+        return {
+            _identity(each): _as_made(each)
+            for each in json.loads(listed)["items"]
+            if owner in each["metadata"].get("annotations", {}).items()
+        }
 
 
 def everything(access: Access, namespace: str = "", selector: str = "") -> set[str]:
