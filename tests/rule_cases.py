@@ -10,6 +10,7 @@ from rlhf_api.v1alpha1 import affinity, pod, rewards, sources, spec, stages, tem
 LLAMA = {"layers": 2, "hiddenSize": 64, "heads": 4, "tokenizer": "file://tokenizer"}
 STAGE = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
 PPO = STAGE | {"rewardModel": {"uri": "hf://org/reward"}}
+MODEL_STATS = STAGE | {"rewardModel": {"fromStage": "reward"}, "rewardScaling": "ModelStats"}
 VOLUME = {"name": "data", "emptyDir": {}}
 KEY = {"name": "n", "key": "k"}
 FUNCTION = {"name": "sum", "type": "Function", "function": {"name": "rewards:exact"}}
@@ -180,6 +181,10 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         ({"reward": STAGE}, set()),
         ({"ppo": PPO}, set()),
         ({}, {0}),
+        ({"reward": STAGE, "ppo": MODEL_STATS}, {1}),
+        ({"reward": STAGE | {"evalDataset": STAGE["dataset"]}, "ppo": MODEL_STATS}, set()),
+        ({"reward": STAGE, "ppo": MODEL_STATS | {"rewardModel": {"uri": "hf://a/b"}}}, set()),
+        ({"reward": STAGE, "ppo": MODEL_STATS | {"rewardScaling": "RunningStd"}}, set()),
     ],
     spec.Storage: [
         ({"uri": "pvc://claim"}, set()),

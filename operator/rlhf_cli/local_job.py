@@ -4,10 +4,12 @@ Called by `rlhf validate` and `rlhf run` before anything is written or started.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from rlhf_api.errors import InputError, UsageError
+from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import (
     CLAIM,
     ModelSource,
@@ -56,7 +58,7 @@ def localized(job: RLHFJob, folder: Path) -> RLHFJob:
 
 
 def check_inputs(job: RLHFJob, mounts: Mapping[str, str], *, all_claims: bool = True) -> None:
-    """See that every file:// and pvc:// input of a localized job is there.
+    """See that every file:// and pvc:// input of a localized job is there, and what it must hold.
 
     Args:
         job: localized.
@@ -78,6 +80,7 @@ def check_inputs(job: RLHFJob, mounts: Mapping[str, str], *, all_claims: bool = 
         path = _path_of(uri, mounts)
         if path is not None and not path.exists():
             mistakes.append(f"{field}: {uri}: {path} does not exist; make it or correct the uri")
+    mistakes += _missing_contents(job, mounts)
     if mistakes:
         raise InputError("\n".join(mistakes))
 
@@ -135,11 +138,63 @@ def _inputs(job: RLHFJob) -> Iterator[tuple[str, str]]:
             yield f"spec.stages.{name}.{path}", uri
 
 
+def _missing_contents(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[str]:
+    """What PPO would find missing in its inputs when the stages before it have trained."""
+    ppo = job.spec.stages.ppo
+    if ppo is None:
+        return
+    model = _there(ppo.reward_model.uri, mounts) if ppo.reward_model is not None else None
+    if ppo.reward_scaling == "ModelStats" and model is not None:
+        statistics = model / FileName.REWARD_STATISTICS
+        if not statistics.is_file():
+            yield (
+                f"spec.stages.ppo.rewardScaling: ModelStats: {statistics} does not exist; name a "
+                "rewardModel that stages.reward has trained with an evalDataset, or choose "
+                "RunningStdTotal"
+            )
+    for index, reward in enumerate(ppo.rewards):
+        function = reward.function
+        folder = _there(function.uri, mounts) if function is not None else None
+        if function is None or folder is None:
+            continue
+        field = f"spec.stages.ppo.rewards[{index}].function"
+        module = function.name.partition(":")[0]
+        if not folder.is_dir():
+            yield (
+                f"{field}.uri: {function.uri}: {folder} is no folder; name the folder that holds "
+                "the module"
+            )
+        elif not _holds_module(folder, module):
+            yield (
+                f"{field}.name: {function.name}: {folder} holds no module {module}; put it there, "
+                "or correct name or uri"
+            )
+
+
+def _there(uri: str | None, mounts: Mapping[str, str]) -> Path | None:
+    """The path of a local input that exists; of what is elsewhere or missing nothing is known."""
+    path = _path_of(uri, mounts) if uri is not None else None
+    return path if path is not None and path.exists() else None
+
+
+def _holds_module(folder: Path, name: str) -> bool:
+    """Whether Python would find the module in `folder`; nothing of it is run."""
+    PathFinder.invalidate_caches()
+    places = [str(folder)]
+    for part in name.split("."):
+        found = PathFinder.find_spec(part, places)
+        if found is None:
+            return False
+        places = list(found.submodule_search_locations or ())
+    return True
+
+
 def _path_of(uri: str, mounts: Mapping[str, str]) -> Path | None:
+    """Where a file:// or pvc:// input is; None for others, and for a claim without a folder."""
     if uri.startswith(FILE):
         return Path(uri.removeprefix(FILE))
     claim = claim_of(uri)
-    if claim is None:
+    if claim is None or claim not in mounts:
         return None
     return Path(mounts[claim]) / uri.removeprefix(f"{CLAIM}{claim}").lstrip("/")
 

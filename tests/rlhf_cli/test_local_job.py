@@ -119,6 +119,77 @@ def test_inputs_that_are_there(tmp_path: Path) -> None:
     assert unmounted_claims(job, {"data": str(tmp_path)}) == []
 
 
+def of_function(name: str, uri: str | None) -> dict[str, Any]:
+    function = {"name": name} | ({} if uri is None else {"uri": uri})
+    ppo = {key: value for key, value in PPO.items() if key not in ("rewardModel", "criticModel")}
+    reward = {"name": "mine", "type": "Function", "function": function}
+    return ppo | {"model": {"uri": "hf://org/base"}, "rewards": [reward]}
+
+
+@pytest.mark.parametrize(
+    ("name", "uri", "said"),
+    [
+        ("mine:f", "file://code", None),
+        ("package:f", "file://code", None),
+        ("package.inner:f", "file://code", None),
+        ("plain.inner:f", "pvc://data/code", None),
+        # What lies in the image, or in a claim without a folder here, is not known.
+        ("missing:f", None, None),
+        ("missing:f", "pvc://other/code", None),
+        ("missing:f", "file://code", "function.name: missing:f: {}/code holds no module missing; "),
+        (
+            "missing:f",
+            "pvc://data/code",
+            "function.name: missing:f: {}/code holds no module missing",
+        ),
+        ("package.outer:f", "file://code", "{}/code holds no module package.outer; put it there"),
+        ("mine.inner:f", "file://code", "{}/code holds no module mine.inner; put it there"),
+        # Of the standard library, and no module of that folder.
+        ("json:f", "file://code", "{}/code holds no module json; put it there, or correct name"),
+        ("mine:f", "file://code/mine.py", "function.uri: file://{}/code/mine.py: "),
+    ],
+)
+def test_the_module_of_a_reward_is_looked_for(
+    tmp_path: Path, name: str, uri: str | None, said: str | None
+) -> None:
+    for path in ("mine.py", "package/__init__.py", "package/inner.py", "plain/inner.py"):
+        file = tmp_path / "code" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("raise RuntimeError('was run')\n")
+    job = localized(make_job(stages={"ppo": of_function(name, uri)}), tmp_path)
+    mounts = {"data": str(tmp_path)}
+    if said is None:
+        check_inputs(job, mounts, all_claims=False)
+        return
+    with pytest.raises(InputError) as caught:
+        check_inputs(job, mounts, all_claims=False)
+    assert str(caught.value).startswith("spec.stages.ppo.rewards[0].function.")
+    assert said.format(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["file://judge", "pvc://data/judge"])
+def test_model_statistics_are_looked_for(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "judge").mkdir()
+    ppo = PPO | {"model": {"uri": "hf://org/base"}, "rewardModel": {"uri": uri}}
+    mounts = {"data": str(tmp_path)}
+
+    def job(**changes: Any) -> RLHFJob:
+        return localized(make_job(stages={"ppo": ppo | changes}), tmp_path)
+
+    check_inputs(job(), mounts)
+    wanted = job(rewardScaling="ModelStats")
+    with pytest.raises(InputError) as caught:
+        check_inputs(wanted, mounts)
+    assert str(caught.value) == (
+        f"spec.stages.ppo.rewardScaling: ModelStats: {tmp_path}/judge/reward_statistics.json does "
+        "not exist; name a rewardModel that stages.reward has trained with an evalDataset, or "
+        "choose RunningStdTotal"
+    )
+    (tmp_path / "judge" / "reward_statistics.json").write_text("{}")
+    check_inputs(wanted, mounts)
+    check_inputs(job(rewardScaling="ModelStats", rewardModel={"uri": "hf://a/b"}), mounts)
+
+
 def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()

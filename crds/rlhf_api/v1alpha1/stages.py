@@ -292,6 +292,14 @@ def _reads_reward_model(rewards: tuple[Reward, ...]) -> bool:
     return not rewards or any(reward.type == "RewardModel" for reward in rewards)
 
 
+def _lacks_statistics(stages: "Stages") -> bool:
+    ppo, reward = stages.ppo, stages.reward
+    if ppo is None or reward is None or ppo.reward_scaling != "ModelStats":
+        return False
+    reads = ppo.reward_model is not None and ppo.reward_model.from_stage is StageName.REWARD
+    return reads and reward.eval_dataset is None
+
+
 class Stages(Contract):
     """The stages of the job; each is optional, and their order follows from who reads whose
     artifact."""
@@ -301,6 +309,16 @@ class Stages(Contract):
             cel="has(self.sft) || has(self.reward) || has(self.ppo)",
             message="at least one of sft, reward and ppo must be there",
             holds=lambda m: bool(m.present()),
+        ),
+        Rule(
+            cel="!has(self.ppo) || !has(self.ppo.rewardScaling) "
+            "|| self.ppo.rewardScaling != 'ModelStats' || !has(self.ppo.rewardModel) "
+            "|| !has(self.ppo.rewardModel.fromStage) "
+            "|| self.ppo.rewardModel.fromStage != 'reward' "
+            "|| !has(self.reward) || has(self.reward.evalDataset)",
+            message="ppo.rewardScaling ModelStats reads what the reward stage measures on held-out "
+            "rows; add reward.evalDataset, or choose RunningStdTotal",
+            holds=lambda m: not _lacks_statistics(m),
         ),
     )
 
