@@ -10,6 +10,7 @@ from pathlib import Path
 from rlhf_api.generated import Outputs, write_or_check
 from rlhf_chart.chart_readme import readme_text
 from rlhf_chart.dashboard import dashboard_json
+from rlhf_chart.metrics_reference import metrics_reference
 from rlhf_chart.values_file import values_text
 from rlhf_chart.values_schema import schema_text
 
@@ -21,6 +22,7 @@ OUTPUTS: Outputs = {
     "values-schema": (schema_text, _CHART / "values.schema.json"),
     "chart-readme": (readme_text, _CHART / "README.md"),
     "dashboard": (dashboard_json, _CHART / "files" / "dashboard.json"),
+    "metrics-reference": (metrics_reference, _ROOT / "docs" / "metrics.md"),
 }
 
 
