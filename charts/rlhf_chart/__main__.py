@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_api.generated import Outputs, write_or_check
+from rlhf_chart.alerts import alerts_text
 from rlhf_chart.chart_readme import readme_text
 from rlhf_chart.dashboard import dashboard_json
 from rlhf_chart.metrics_reference import metrics_reference
@@ -23,6 +24,7 @@ OUTPUTS: Outputs = {
     "chart-readme": (readme_text, _CHART / "README.md"),
     "dashboard": (dashboard_json, _CHART / "files" / "dashboard.json"),
     "metrics-reference": (metrics_reference, _ROOT / "docs" / "metrics.md"),
+    "alerts": (alerts_text, _CHART / "files" / "alerts.yaml"),
 }
 
 

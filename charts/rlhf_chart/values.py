@@ -133,7 +133,7 @@ class PrometheusRule(Part):
     """Where it is made; the release's own namespace when empty."""
     additional_labels: Strings = {}
     """By which your Prometheus selects it."""
-    runbook_base_url: str = ""
+    runbook_base_url: str = "docs/runbook.md"
     """Page that holds docs/runbook.md; each alert links to its heading there."""
     alerts: dict[str, Alert] = {}
     """The alerts, one by one; docs/runbook.md says what each means."""

@@ -206,7 +206,9 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     LabelledMetric.REWARD_COMPONENT: "Mean of one reward of the last rollout, before its weight.",
     LabelledMetric.HEALTH_VALUE: "Quantity that a guardrail's rule compares with its threshold.",
     LabelledMetric.HEALTH_THRESHOLD: "Threshold of a guardrail's rule that is in force.",
-    LabelledMetric.HEALTH_VERDICT: "Whether a guardrail's rule is broken: 1 if it is, else 0.",
+    LabelledMetric.HEALTH_VERDICT: (
+        "Whether a guardrail's rule is broken: 1 if it is, else 0; absent during its warm-up."
+    ),
     LabelledMetric.HEALTH_START: "Median at the start of the metric that a rule of health judges.",
     LabelledMetric.HEALTH_BEST: "Best level so far of the metric that a rule of health judges.",
 }

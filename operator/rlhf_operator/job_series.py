@@ -230,11 +230,12 @@ def _status_values(stage: StageStatus) -> dict[str, float]:
 def _verdicts(
     stage: StageStatus, reading: Reading | None, *, live: bool
 ) -> Mapping[GuardrailRule, ObservedVerdict]:
-    """Of every rule, once any is judged; what the attempt said at its end is the last word."""
+    """Of the rules that are judged; what the attempt said at its end is the last word."""
     told = {} if reading is None else reading.told.verdicts
     runs = live and stage.state is StageState.RUNNING
     if told and (runs or stage.verdicts is None):
-        return {rule: told.get(rule, ObservedVerdict(broken=False)) for rule in GuardrailRule}
+        # Of a rule in its warm-up there is no verdict.
+        return told
     if stage.verdicts is None:
         return {}
     step = 0 if reading is None else reading.told.step

@@ -79,6 +79,28 @@ def test_a_rule_with_a_start_waits_for_it_whatever_its_warmup() -> None:
     assert verdict_at(rule, none, history=[HEALTHY] * 12) == [11, 12]
 
 
+@pytest.mark.parametrize(
+    ("rule", "warmup", "expected"),
+    [
+        (KL, None, 1),
+        (KL, 4, 5),
+        (GuardrailRule.ENTROPY_COLLAPSE, None, START_UPDATES + 1),
+        (GuardrailRule.ENTROPY_COLLAPSE, 0, START_UPDATES + 1),
+        (GuardrailRule.ENTROPY_COLLAPSE, 20, 21),
+    ],
+)
+def test_a_rule_is_judged_once_its_warmup_is_over(
+    rule: GuardrailRule, warmup: int | None, expected: int
+) -> None:
+    health = Health([Guardrail(rule=rule, warmup_updates=warmup)])
+    judged_at = [
+        step
+        for step, judgement in enumerate(judged(health, [HEALTHY] * 30), 1)
+        if any(reading.judged for reading in judgement.readings if reading.rule == rule)
+    ]
+    assert judged_at == list(range(expected, 31))
+
+
 def test_updates_without_a_rules_metrics_do_not_count_for_it() -> None:
     """While the critic warms up there is no entropy."""
     without: Update = {

@@ -28,6 +28,7 @@ class Reading:
         broken: the verdict, which stays until as many updates in a row speak against it as the
             rule asks for.
         changed: whether this update changed the verdict.
+        judged: whether there is a verdict: the rule's warm-up is over.
         evidence: the numbers behind it in a sentence; empty where there is no value.
         start: of the first metric whose start the quantity needs; None where there is none.
         best: best level of the metric whose level it needs; None where there is none.
@@ -39,6 +40,7 @@ class Reading:
     threshold: float
     broken: bool
     changed: bool
+    judged: bool
     evidence: str
     start: float | None = None
     best: float | None = None
@@ -280,6 +282,7 @@ class Health:
             threshold=rule.threshold,
             broken=window.verdict is not None,
             changed=broken != (window.verdict is not None),
+            judged=window.updates > _unjudged(rule),
             evidence=evidence,
             start=_finite(window.past.start),
             best=_finite(window.past.best),
@@ -294,10 +297,14 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _unjudged(rule: HealthRule) -> int:
+    """Updates with its metrics at the start that a rule does not judge."""
+    return rule.warmup if rule.start_of is None else max(rule.warmup, START_UPDATES)
+
+
 def _weigh(rule: HealthRule, window: _Window, step: int, metrics: Numbers, value: float) -> None:
     """Count what speaks against the verdict, and change it when that is enough."""
-    unjudged = max(rule.warmup, START_UPDATES) if rule.start_of else rule.warmup
-    if window.updates <= unjudged:
+    if window.updates <= _unjudged(rule):
         return
     disagrees = rule.breaks(value, metrics, window.past) == (window.verdict is None)
     window.against = window.against + 1 if disagrees else 0

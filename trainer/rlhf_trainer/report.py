@@ -364,7 +364,10 @@ def _health_series(readings: Sequence[Reading]) -> dict[LabelledMetric, dict[str
         LabelledMetric.HEALTH_START: where_any(lambda each: each.start),
         LabelledMetric.HEALTH_BEST: where_any(lambda each: each.best),
         LabelledMetric.HEALTH_THRESHOLD: {each.rule.value: each.threshold for each in readings},
-        LabelledMetric.HEALTH_VERDICT: {each.rule.value: float(each.broken) for each in readings},
+        # None during the warm-up, so that an alert knows which values count.
+        LabelledMetric.HEALTH_VERDICT: where_any(
+            lambda each: float(each.broken) if each.judged else None
+        ),
     }
 
 

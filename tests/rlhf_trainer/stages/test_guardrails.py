@@ -389,4 +389,7 @@ def test_every_update_serves_the_health(tmp_path: Path) -> None:
     assert f"rlhf_train_health_verdict{{{labels}}} 1.0" in served[-1]
     kl = stage_runs.steps(config)[-1][Metric.KL]
     assert f"rlhf_train_health_value{{{labels}}} {kl}" in served[-1]
-    assert served[-1].count("rlhf_train_health_verdict{") == len(GuardrailRule)
+    assert served[-1].count("rlhf_train_health_threshold{") == len(GuardrailRule)
+    # The others are in their warm-up.
+    judged = [rule for rule in HEALTH_RULES.values() if rule.warmup == 0]
+    assert served[-1].count("rlhf_train_health_verdict{") == len(judged)

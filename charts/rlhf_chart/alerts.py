@@ -1,0 +1,267 @@
+"""The alerts: one table, of which the chart makes Prometheus rules and Grafana-managed rules.
+
+Written to the chart by `python -m rlhf_chart alerts`. Templates put the chart's values in place of
+`$threshold` (a number), `$seconds` (the same as a duration) and `$namespace` (the release's).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_api.loading import dump_yaml
+from rlhf_api.metrics import LabelledMetric, Metric, MetricLabel, metric_name
+from rlhf_api.names import ConditionType, GuardrailRule
+from rlhf_chart.promql import (
+    CONDITION,
+    NAMESPACE,
+    PENDING_SINCE,
+    PROGRESS_AT,
+    QUEUE_AGE,
+    REASON,
+    RESTARTS,
+    STAGE_LABELS,
+    highest,
+    labelled,
+    mirror_name,
+    newest,
+    series_name,
+)
+from rlhf_operator import metrics
+
+HEADER = "# Made from charts/rlhf_chart/alerts.py by `make generate`; change that.\n"
+CRITICAL, WARNING = "critical", "warning"
+
+# Annotations are written without $, which Grafana's provisioning reads as an environment variable.
+_STAGE = (
+    f"{{{{ .Labels.{NAMESPACE} }}}}/{{{{ .Labels.{MetricLabel.JOB} }}}}, "
+    f"stage {{{{ .Labels.{MetricLabel.STAGE} }}}}"
+)
+_JOB = f"{{{{ .Labels.{NAMESPACE} }}}}/{{{{ .Labels.{MetricLabel.JOB} }}}}"
+_VALUE = "{{ .Value | humanize }}"
+_DURATION = "{{ .Value | humanizeDuration }}"
+CAUSE = "cause"
+"""Label of `OperatorLagging`: what its value is."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert.
+
+    Attributes:
+        name: its name, and that of its heading in docs/runbook.md.
+        expr: PromQL; it holds for every series that it returns, whatever the value.
+        summary: who is concerned, in one line.
+        description: the value, what it means.
+        severity: label by which alerts are routed.
+        wait: how long `expr` must hold, in the form of Prometheus; `for` in the values.
+        threshold: what stands for `$threshold`; None where the trainer's own holds, or there is
+            none.
+        threshold_expr: `expr` once a value sets a threshold; empty where `expr` is the same.
+    """
+
+    name: str
+    expr: str
+    summary: str
+    description: str
+    severity: str = WARNING
+    wait: str = "1m"
+    threshold: float | None = None
+    threshold_expr: str = ""
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether a value may set one."""
+        return "$threshold" in self.expr + self.threshold_expr
+
+    def values(self) -> dict[str, Any]:
+        """Its part of the chart's values."""
+        return {
+            "enabled": True,
+            "severity": self.severity,
+            "for": self.wait,
+            "threshold": self.threshold,
+            "runbookUrl": "",
+        }
+
+    def to_document(self) -> dict[str, Any]:
+        """What the templates read."""
+        return {
+            "name": self.name,
+            "expr": self.expr,
+            **({"thresholdExpr": self.threshold_expr} if self.threshold_expr else {}),
+            "hasThreshold": self.has_threshold,
+            "defaults": self.values(),
+            "annotations": {"summary": self.summary, "description": self.description},
+        }
+
+
+def _of_rule(
+    rule: GuardrailRule, description: str, severity: str, unless: str | None = None
+) -> Alert:
+    """The trainer's verdict on one of its rules.
+
+    A verdict counts updates in a row, which no `for` can: a time may hold one update or a hundred.
+    A threshold of the values is compared with the quantity that the trainer judged, and `for` takes
+    the place of the count. There is a verdict as soon as the warm-up is over.
+
+    Args:
+        rule: whose quantity breaks it above the threshold.
+        description: of the alert.
+        severity: of the alert.
+        unless: what speaks against it though the quantity is above the threshold.
+    """
+    verdict = newest(LabelledMetric.HEALTH_VERDICT, rule)
+    value = newest(LabelledMetric.HEALTH_VALUE, rule)
+    threshold = newest(LabelledMetric.HEALTH_THRESHOLD, rule)
+    beyond = f"{value} > $threshold and {verdict}"
+    return Alert(
+        name=rule.value,
+        # An update that is not finite has no value; the verdict stands all the same.
+        expr=f"({value} or {threshold}) and {verdict} == 1",
+        threshold_expr=beyond if unless is None else f"{beyond} unless {unless}",
+        summary=f"{_STAGE}: {rule.value}",
+        description=description,
+        severity=severity,
+    )
+
+
+def _critic() -> Alert:
+    loss, of_mean = newest(Metric.CRITIC_LOSS), newest(Metric.CRITIC_LOSS_OF_MEAN)
+    return _of_rule(
+        GuardrailRule.CRITIC_LOSS_DIVERGING,
+        f"{_STAGE}: the critic diverges: its loss is {_VALUE} times its start, and the mean return "
+        "as every value would do better.",
+        CRITICAL,
+        unless=f"{loss} <= {of_mean}",
+    )
+
+
+def _nonfinite() -> Alert:
+    verdict = newest(LabelledMetric.HEALTH_VERDICT, GuardrailRule.NON_FINITE)
+    return Alert(
+        name=GuardrailRule.NON_FINITE.value,
+        expr=f"{newest(Metric.NONFINITE)} > $threshold or {verdict} == 1",
+        threshold=0.0,
+        summary=f"{_STAGE}: losses or other metrics are NaN or infinite",
+        description=f"{_STAGE}: {_VALUE} or more metric values of this attempt were NaN or "
+        "infinite.",
+        severity=CRITICAL,
+    )
+
+
+def _checkpoint_stale() -> Alert:
+    trainer = highest(metric_name(Metric.LAST_CHECKPOINT_TIMESTAMP))
+    mirror = highest(mirror_name(Metric.LAST_CHECKPOINT_TIMESTAMP))
+    step = metric_name(Metric.STEP)
+    running = f"({highest(step)} or {highest(PROGRESS_AT)})"
+    then = f"({highest(f'{step} offset $seconds')} or {highest(f'{PROGRESS_AT} offset $seconds')})"
+    return Alert(
+        name="CheckpointStale",
+        # A job that was resumed has had no time yet to write one.
+        expr=f"time() - ({trainer} or {mirror}) > $threshold and {running} and {then}",
+        threshold=7200.0,
+        wait="5m",
+        summary=f"{_STAGE}: no new checkpoint",
+        description=f"{_STAGE}: the last complete checkpoint was written {_DURATION} ago; all "
+        "since then is lost if a pod dies.",
+    )
+
+
+def _operator_down() -> Alert:
+    leads = f'{series_name(metrics.LEADER)}{{{NAMESPACE}="$namespace"}} == 1'
+    return Alert(
+        name="OperatorDown",
+        expr=labelled(f"absent({leads})", NAMESPACE, "$namespace"),
+        wait="5m",
+        summary=f"No replica of the operator in {{{{ .Labels.{NAMESPACE} }}}} leads",
+        description="No replica of the operator is seen to lead. Pods train on, but no stage is "
+        "started, restarted or ended.",
+        severity=CRITICAL,
+    )
+
+
+def _operator_lagging() -> Alert:
+    here = f'{NAMESPACE}="$namespace"'
+    age = f"{highest(f'{QUEUE_AGE}{{{here}}}', (NAMESPACE,))} > $threshold"
+    # 409: someone else wrote to the job, and the pass is made again at once.
+    failed = f'{series_name(metrics.RECONCILE_ERRORS)}{{{here},{REASON}!="http-409"}}'
+    passes = f"{series_name(metrics.RECONCILE_SECONDS)}_count{{{here}}}"
+    share = (
+        f"sum by ({NAMESPACE}) (rate({failed}[10m])) / "
+        f"sum by ({NAMESPACE}) (rate({passes}[10m])) > 0.5"
+    )
+    return Alert(
+        name="OperatorLagging",
+        expr=f"{labelled(age, CAUSE, 'age of its queue in seconds')} or "
+        f"{labelled(share, CAUSE, 'share of passes that fail')}",
+        threshold=60.0,
+        wait="5m",
+        summary=f"The operator in {{{{ .Labels.{NAMESPACE} }}}} does not keep up",
+        description=f"The operator's {{{{ .Labels.{CAUSE} }}}} is {_VALUE}: jobs are started, "
+        "restarted and ended late.",
+    )
+
+
+def _restart_storm() -> Alert:
+    least = f"min by ({', '.join(STAGE_LABELS)}) (min_over_time({RESTARTS}[1h]))"
+    return Alert(
+        name="RestartStorm",
+        # Not increase(): the counter goes on in another series when another replica leads.
+        expr=f"{highest(RESTARTS)} - {least} >= $threshold",
+        threshold=3.0,
+        wait="0s",
+        summary=f"{_STAGE}: restarts again and again",
+        description=f"{_STAGE}: {_VALUE} restarts within an hour.",
+    )
+
+
+def _job_failed() -> Alert:
+    failed = f'{CONDITION}{{type="{ConditionType.FAILED.value}"}}'
+    return Alert(
+        name="RLHFJobFailed",
+        expr=f"{highest(failed, (NAMESPACE, MetricLabel.JOB, REASON))} == 1",
+        wait="0s",
+        summary=f"{_JOB} has failed",
+        description=f"{_JOB} has failed with reason {{{{ .Labels.{REASON} }}}}.",
+        severity=CRITICAL,
+    )
+
+
+ALERTS = (
+    _critic(),
+    _nonfinite(),
+    _of_rule(
+        GuardrailRule.KL_ABOVE_LIMIT,
+        f"{_STAGE}: the KL of actor against reference is {_VALUE} nats an answer; the actor leaves "
+        "what it was.",
+        WARNING,
+    ),
+    _of_rule(
+        GuardrailRule.REWARD_COLLAPSE,
+        f"{_STAGE}: the reward is {_VALUE} deviations below its best level.",
+        WARNING,
+    ),
+    _job_failed(),
+    Alert(
+        name="ProgressStalled",
+        expr=f"time() - {highest(PROGRESS_AT)} > $threshold",
+        threshold=1200.0,
+        summary=f"{_STAGE}: no further step",
+        description=f"{_STAGE}: the step has not grown for {_DURATION}.",
+    ),
+    _restart_storm(),
+    Alert(
+        name="PendingTooLong",
+        expr=f"time() - {highest(PENDING_SINCE)} > $threshold",
+        threshold=900.0,
+        summary=f"{_STAGE}: waits for its pods",
+        description=f"{_STAGE}: the pods of its newest attempt have not run for {_DURATION}.",
+    ),
+    _checkpoint_stale(),
+    _operator_down(),
+    _operator_lagging(),
+)
+
+
+def alerts_text() -> str:
+    """The text of the chart's `files/alerts.yaml`."""
+    return HEADER + dump_yaml({"alerts": [alert.to_document() for alert in ALERTS]})
