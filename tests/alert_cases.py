@@ -7,25 +7,22 @@ a series. Where an alert waits, it fires that much later than its condition hold
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from alert_rules import Alerted, Series
+from alert_rules import Alerted, Series, selector
 
 A, B = Alerted(), Alerted(job="b")
-
-
-def labels(of: Alerted, **more: str) -> str:
-    found = {"namespace": of.namespace, "rlhfjob": of.job, "stage": of.stage, **more}
-    return "{" + ", ".join(f'{name}="{value}"' for name, value in found.items()) + "}"
+JOB_A, JOB_B = Alerted(stage=""), Alerted(job="b", stage="")
 
 
 def train(name: str, values: str, of: Alerted = A, attempt: int = 1, **more: str) -> Series:
     """A series of a trainer, as a PodMonitor labels it."""
     more |= {"attempt": str(attempt), "pod": f"{of.job}-{attempt}", "job": "team/pods"}
-    return {f"rlhf_train_{name}{labels(of, **more)}": values}
+    return {f"rlhf_train_{name}{selector(of.labels | more)}": values}
 
 
 def mirror(name: str, values: str, of: Alerted = A, **more: str) -> Series:
     """A series of the operator about a job, as a ServiceMonitor labels it."""
-    return {f"rlhf_job_{name}{labels(of, **more, pod='operator-0', job='operator')}": values}
+    more |= {"pod": "operator-0", "job": "operator"}
+    return {f"rlhf_job_{name}{selector(of.labels | more)}": values}
 
 
 def merged(*parts: Series) -> Series:
@@ -157,20 +154,16 @@ NONFINITE = [
 ]
 
 
-def failed(values: str, reason: str, of: Alerted = A) -> Series:
-    more = {"type": "Failed", "reason": reason}
-    return {
-        f"rlhf_job_condition{labels(Alerted(of.namespace, of.job, ''), **more)}": values,
-    }
+def failed(values: str, reason: str, of: Alerted = JOB_A) -> Series:
+    return mirror("condition", values, of, type="Failed", reason=reason)
 
 
-JOB_A, JOB_B = Alerted(stage=""), Alerted(job="b", stage="")
 FAILED = [
     Case("a running job", failed("0x20", "Running")),
     Case("fails", failed("_x3 1x15 stale", "Guardrail"), {JOB_A: set(range(3, 19))}),
     Case(
         "two jobs at once",
-        merged(failed("1x20", "MaxRestarts"), failed("0x20", "Running", B)),
+        merged(failed("1x20", "MaxRestarts"), failed("0x20", "Running", JOB_B)),
         {JOB_A: set(range(21))},
     ),
     Case("another condition", mirror("condition", "1x20", type="Suspended", reason="Guardrail")),
@@ -332,27 +325,29 @@ CHECKPOINT = [
 OPS = Alerted("ops", "", "")
 
 
-def leader(values: str, pod: str = "operator-0", namespace: str = "ops") -> Series:
-    return {f'rlhf_operator_leader{{namespace="{namespace}", pod="{pod}"}}': values}
+def operator(name: str, values: str, **more: str) -> Series:
+    """A series of the operator about itself."""
+    return {
+        f"rlhf_operator_{name}{selector({'namespace': 'ops', 'pod': 'operator-0'} | more)}": values
+    }
+
+
+def leader(values: str, **more: str) -> Series:
+    return operator("leader", values, **more)
 
 
 DOWN = [
     Case("leads", leader("1x20")),
-    Case("one of two leads", merged(leader("1x20"), leader("0x20", "operator-1"))),
+    Case("one of two leads", merged(leader("1x20"), leader("0x20", pod="operator-1"))),
     Case(
         "another takes over in time",
-        merged(leader("1x5 stale"), leader("0x9 1x11", "operator-1")),
+        merged(leader("1x5 stale"), leader("0x9 1x11", pod="operator-1")),
     ),
     Case("none leads", leader("1x5 0x15"), {OPS: set(range(11, 21))}),
     Case("gone", leader("1x5 stale"), {OPS: set(range(11, 21))}),
     Case("never there", {}, {OPS: set(range(5, 21))}),
     Case("one elsewhere leads", leader("1x20", namespace="other"), {OPS: set(range(5, 21))}),
 ]
-
-
-def operator(name: str, values: str, **more: str) -> Series:
-    text = "".join(f', {label}="{value}"' for label, value in more.items())
-    return {f'rlhf_operator_{name}{{namespace="ops", pod="operator-0"{text}}}': values}
 
 
 def passes(rate: int) -> Series:

@@ -23,14 +23,14 @@ Series = Mapping[str, str]
 """For each series with its labels what it is, minute by minute, as promtool reads it."""
 
 
-def rendered(template: str, *values: str, major: int = 4) -> Raw:
+def rendered(template: str, *values: str, major: int = 4, release: str = "demo") -> Raw:
     """The one object of a template of the chart.
 
     Raises:
         subprocess.CalledProcessError: Helm refuses the values; its `stderr` says why.
     """
     settings = [part for value in (*_REQUIRED, *values) for part in ("--set", value)]
-    command = [str(helm(major)), "template", "demo", str(CHART)]
+    command = [str(helm(major)), "template", release, str(CHART)]
     command += [f"--namespace={RELEASE_NAMESPACE}", f"--show-only=templates/{template}", *settings]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     found: Raw = yaml.safe_load(done.stdout)
@@ -59,10 +59,15 @@ class Alerted:
     stage: str = "ppo"
 
     @property
-    def labels(self) -> str:
-        """As promtool writes them."""
+    def labels(self) -> dict[str, str]:
+        """By name."""
         found = {"namespace": self.namespace, "rlhfjob": self.job, "stage": self.stage}
-        return "{" + ", ".join(f'{name}="{value}"' for name, value in found.items() if value) + "}"
+        return {name: value for name, value in found.items() if value}
+
+
+def selector(labels: Mapping[str, str]) -> str:
+    """Labels as Prometheus writes them."""
+    return "{" + ", ".join(f'{name}="{value}"' for name, value in labels.items()) + "}"
 
 
 def firing(alert: str, minute: int, expected: Iterable[Alerted]) -> Raw:
@@ -70,7 +75,7 @@ def firing(alert: str, minute: int, expected: Iterable[Alerted]) -> Raw:
     return {
         "expr": f'count by ({_BY}) (ALERTS{{alertname="{alert}", alertstate="firing"}})',
         "eval_time": f"{minute}m",
-        "exp_samples": [{"labels": each.labels, "value": 1} for each in expected],
+        "exp_samples": [{"labels": selector(each.labels), "value": 1} for each in expected],
     }
 
 

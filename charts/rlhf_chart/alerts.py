@@ -191,8 +191,8 @@ def _operator_lagging() -> Alert:
     )
     return Alert(
         name="OperatorLagging",
-        expr=f"{labelled(age, CAUSE, 'age of its queue in seconds')} or "
-        f"{labelled(share, CAUSE, 'share of passes that fail')}",
+        expr=f"{labelled(age, CAUSE, 'queue age in seconds')} or "
+        f"{labelled(share, CAUSE, 'share of failing passes')}",
         threshold=60.0,
         wait="5m",
         summary=f"The operator in {{{{ .Labels.{NAMESPACE} }}}} does not keep up",

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from alert_rules import Alerted, Raw, firing, rendered_rules, run_promtool, unit_test, write_rules
+from alert_rules import (
+    Alerted,
+    Raw,
+    firing,
+    rendered_rules,
+    run_promtool,
+    selector,
+    unit_test,
+    write_rules,
+)
 from health_histories import HEALTHY, Update, noisy
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -125,9 +134,7 @@ def scrape(reporter: Reporter) -> Served:
     served = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            labels = {"namespace": "team", **sample.labels}
-            inner = ",".join(f'{name}="{value}"' for name, value in labels.items())
-            served[f"{sample.name}{{{inner}}}"] = sample.value
+            served[sample.name + selector({"namespace": "team", **sample.labels})] = sample.value
     return served
 
 

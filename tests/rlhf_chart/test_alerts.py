@@ -10,6 +10,59 @@ from cluster.monitoring import promtool
 
 from rlhf_chart.alerts import ALERTS
 
+# What the first case that fires says in its first minute.
+SAID = {
+    "CriticLossDiverging": (
+        "team/a, stage ppo: CriticLossDiverging",
+        "team/a, stage ppo: the critic diverges: its loss is 9 times its start, and the mean "
+        "return as every value would do better.",
+    ),
+    "KLAboveLimit": (
+        "team/a, stage ppo: KLAboveLimit",
+        "team/a, stage ppo: the KL of actor against reference is 9 nats an answer; the actor "
+        "leaves what it was.",
+    ),
+    "RewardCollapse": (
+        "team/a, stage ppo: RewardCollapse",
+        "team/a, stage ppo: the reward is 9 deviations below its best level.",
+    ),
+    "NonFinite": (
+        "team/a, stage ppo: losses or other metrics are NaN or infinite",
+        "team/a, stage ppo: 2 or more metric values of this attempt were NaN or infinite.",
+    ),
+    "RLHFJobFailed": ("team/a has failed", "team/a has failed with reason Guardrail."),
+    "ProgressStalled": (
+        "team/a, stage ppo: no further step",
+        "team/a, stage ppo: the step has not grown for 22m 0s.",
+    ),
+    "RestartStorm": (
+        "team/a, stage ppo: restarts again and again",
+        "team/a, stage ppo: 3 restarts within an hour.",
+    ),
+    "PendingTooLong": (
+        "team/a, stage ppo: waits for its pods",
+        "team/a, stage ppo: the pods of its newest attempt have not run for 17m 0s.",
+    ),
+    "CheckpointStale": (
+        "team/a, stage ppo: no new checkpoint",
+        "team/a, stage ppo: the last complete checkpoint was written 2h 6m 0s ago; all since then "
+        "is lost if a pod dies.",
+    ),
+    "OperatorDown": (
+        "No replica of the operator in ops leads",
+        "No replica of the operator is seen to lead. Pods train on, but no stage is started, "
+        "restarted or ended.",
+    ),
+    "OperatorLagging": (
+        "The operator in ops does not keep up",
+        "The operator's queue age in seconds is 90: jobs are started, restarted and ended late.",
+    ),
+}
+MORE_LABELS = {
+    "RLHFJobFailed": {"reason": "Guardrail"},
+    "OperatorLagging": {"cause": "queue age in seconds"},
+}
+
 
 @pytest.fixture(scope="module")
 def rules() -> dict[str, Raw]:
@@ -48,3 +101,23 @@ def test_prometheus_takes_the_whole_file(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(ALERTS)} rules found" in done.stdout
+
+
+@pytest.mark.parametrize("alert", CASES)
+def test_it_says_whom_it_concerns_and_by_how_much(
+    rules: dict[str, Raw], alert: str, tmp_path: Path
+) -> None:
+    case = next(case for case in CASES[alert] if case.firing)
+    ((who, minutes),) = case.firing.items()
+    (summary, description), severity = SAID[alert], rules[alert]["labels"]["severity"]
+    expected = {
+        "exp_labels": {**who.labels, **MORE_LABELS.get(alert, {}), "severity": severity},
+        "exp_annotations": {
+            "summary": summary,
+            "description": description,
+            "runbook_url": f"docs/runbook.md#{alert.lower()}",
+        },
+    }
+    check = {"eval_time": f"{min(minutes)}m", "alertname": alert, "exp_alerts": [expected]}
+    test = unit_test(case.series, [], alert_rule_test=[check])
+    assert not run_promtool(write_rules(tmp_path, [rules[alert]]), test)
