@@ -297,7 +297,15 @@ CHECKPOINT = [
         {A: set(range(126, 200))},
         until=199,
     ),
-    Case("by the mirror, not running", mirror("last_checkpoint_timestamp_seconds", "0x300")),
+    Case(
+        "by the mirror, suspended at minute 131",
+        merged(
+            mirror("last_checkpoint_timestamp_seconds", "0x300"),
+            mirror("progress_timestamp_seconds", "0+60x130 stale"),
+        ),
+        {A: set(range(126, 131))},
+        until=199,
+    ),
     Case(
         "resumed after a day: it has had no time yet",
         checkpoints("_x199 0x100", step="_x199 5+1x100"),
