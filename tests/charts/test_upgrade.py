@@ -21,7 +21,12 @@ pytestmark = pytest.mark.timeout(600)
 TEAM = "team"
 REGISTRY = "registry.example.com/rlhf"
 VALUES = ("image.repository=" + REGISTRY + "/operator", f"trainerImage={REGISTRY}/trainer:0.1.0")
-NEWER = set_options("image.tag=0.2.0", f"trainerImage={REGISTRY}/trainer:0.2.0", "replicas=2")
+NEWER = set_options(
+    "image.tag=0.2.0",
+    f"trainerImage={REGISTRY}/trainer:0.2.0",
+    # Each with an object that the earlier chart has not.
+    *("replicas=2", "networkPolicy.enabled=true"),
+)
 CRD_NAME = "rlhfjobs.rlhf.dev"
 # The API server makes the second of the first.
 KEPT = {f"CustomResourceDefinition /{CRD_NAME}", "APIService /v1alpha1.rlhf.dev"}
@@ -148,6 +153,23 @@ def test_every_value_of_the_earlier_chart_is_still_one(
     install(release, majors[1], "--values", str(values))
     release.helm("upgrade", str(CHART), "--reset-then-reuse-values", *NEWER)
     assert charts_of(release) == {chart_version()}
+    release.helm("uninstall")
+
+
+def test_reuse_values_names_what_it_leaves_out_and_changes_nothing(
+    release: Release, majors: tuple[int, int]
+) -> None:
+    """Helm's option drops the defaults of the new chart; docs/install.md names the one to use."""
+    install(release, majors[1])
+    earlier = release.objects()
+    done = release.try_helm("upgrade", str(CHART), "--reuse-values", *NEWER)
+    assert done.returncode != 0
+    for missing in ("config", "metrics", "aggregatedRoles"):
+        assert missing in done.stderr
+    assert release.objects() == earlier
+    revisions = json.loads(release.helm("history", "-o", "json"))
+    assert [each["status"] for each in revisions] == ["deployed"]
+    release.helm("upgrade", str(CHART), "--reset-then-reuse-values", *NEWER)
     release.helm("uninstall")
 
 
