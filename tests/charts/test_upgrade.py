@@ -104,6 +104,15 @@ def chart_version() -> str:
     return f"{name['name']}-{name['version']}"
 
 
+def leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its path, for instance `image.tag`."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
 def only_these_are_left(access: Access, expected: set[str]) -> None:
     """Wait until the garbage collector has done its part."""
     eventually(
@@ -142,6 +151,13 @@ def test_upgraded_rolled_back_and_removed(
     release.helm("uninstall")
     only_these_are_left(bare, kept)
     assert jobs.get("survivor") == job
+
+
+def test_no_default_of_the_earlier_chart_has_changed() -> None:
+    """As docs/install.md says of an upgrade."""
+    now = dict(leaves(yaml.safe_load((CHART / "values.yaml").read_text())))
+    for path, value in leaves(yaml.safe_load(values_of(EARLIER))):
+        assert now[path] == value, path
 
 
 def test_every_value_of_the_earlier_chart_is_still_one(
