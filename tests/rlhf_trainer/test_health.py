@@ -247,6 +247,9 @@ def test_what_stands_is_told_before_the_next_update() -> None:
     assert (standing[KL].value, standing[KL].threshold, standing[KL].changed) == (51.0, 50.0, False)
     assert standing[GuardrailRule.ENTROPY_COLLAPSE].start == HEALTHY[Metric.ENTROPY]
     assert standing[GuardrailRule.ENTROPY_COLLAPSE].value is None
+    assert [rule for rule, reading in standing.items() if reading.judged] == [
+        rule for rule, row in HEALTH_RULES.items() if max(row.warmup, START_UPDATES) < 12
+    ]
 
 
 def test_a_window_in_the_form_of_another_release_starts_anew() -> None:

@@ -246,6 +246,31 @@ def test_health_is_served_at_every_update_and_told_where_a_verdict_changes(
     ]
 
 
+def test_verdicts_of_a_checkpoint_are_served_and_told_before_the_first_update(
+    reporter: Reporter, config: StageConfig
+) -> None:
+    health = Health()
+    for step in (1, 2, 3):
+        health.judge(step, {Metric.KL: 51.0})
+    reporter.start(10, 3)
+    reporter.resumed_health(3, health.standing, health.verdicts)
+
+    text = scraped(reporter)
+    broken, whole = (
+        f'{{attempt="1",rlhfjob="demo",rule="{rule}",stage="sft"}}'
+        for rule in ("KLAboveLimit", "NegativeKL")
+    )
+    assert f"rlhf_train_health_verdict{broken} 1.0" in text
+    assert f"rlhf_train_health_value{broken} 51.0" in text
+    assert f"rlhf_train_health_threshold{broken} 50.0" in text
+    assert f"rlhf_train_health_verdict{whole} 0.0" in text
+    assert f"rlhf_train_health_value{whole}" not in text
+    told = lines(config)[-1]
+    assert (told["type"], told["step"]) == ("verdicts", 3)
+    rule = {"rule": "KLAboveLimit", "action": "Observe", "step": 3}
+    assert told["verdicts"] == [rule | {"value": 51.0, "threshold": 50.0}]
+
+
 def test_single_rewards_are_told_and_served_by_name(
     reporter: Reporter, config: StageConfig
 ) -> None:

@@ -5,12 +5,12 @@ out; the same numbers give the same verdicts on every rank. The rules stand in `
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import fmean, median
 from typing import Any
 
-from rlhf_api.metrics import Metric
+from rlhf_api.metrics import LabelledMetric, Metric
 from rlhf_api.names import GuardrailAction, GuardrailRule
 from rlhf_api.v1alpha1 import Guardrail, HealthVerdict
 from rlhf_trainer.health_rules import HEALTH_RULES, START_UPDATES, HealthRule, Numbers, Past
@@ -230,20 +230,10 @@ class Health:
     @property
     def standing(self) -> tuple[Reading, ...]:
         """What the updates so far say of each rule, before the next one is judged."""
+        windows = [(rule, self._windows[rule.rule]) for rule in self._rules]
         return tuple(
-            Reading(
-                rule=rule.rule,
-                action=rule.action,
-                value=None if window.verdict is None else window.verdict["value"],
-                threshold=rule.threshold,
-                broken=window.verdict is not None,
-                changed=False,
-                evidence="",
-                start=_finite(window.past.start),
-                best=_finite(window.past.best),
-            )
-            for rule in self._rules
-            for window in (self._windows[rule.rule],)
+            _told(rule, window, window.verdict["value"] if window.verdict else None)
+            for rule, window in windows
         )
 
     def to_document(self) -> dict[str, Any]:
@@ -275,18 +265,49 @@ class Health:
                 evidence = _evidence(rule, metrics, window.past, value)
                 _weigh(rule, window, step, metrics, value)
             window.see_level(rule, metrics)
-        return Reading(
-            rule=rule.rule,
-            action=rule.action,
-            value=_finite(value),
-            threshold=rule.threshold,
-            broken=window.verdict is not None,
-            changed=broken != (window.verdict is not None),
-            judged=window.updates > _unjudged(rule),
-            evidence=evidence,
-            start=_finite(window.past.start),
-            best=_finite(window.past.best),
-        )
+        changed = broken != (window.verdict is not None)
+        return _told(rule, window, _finite(value), changed=changed, evidence=evidence)
+
+
+def _told(
+    rule: HealthRule,
+    window: _Window,
+    value: float | None,
+    *,
+    changed: bool = False,
+    evidence: str = "",
+) -> Reading:
+    return Reading(
+        rule=rule.rule,
+        action=rule.action,
+        value=value,
+        threshold=rule.threshold,
+        broken=window.verdict is not None,
+        changed=changed,
+        judged=window.updates > _unjudged(rule),
+        evidence=evidence,
+        start=_finite(window.past.start),
+        best=_finite(window.past.best),
+    )
+
+
+def series_of(readings: Sequence[Reading]) -> dict[LabelledMetric, dict[str, float]]:
+    """What Prometheus is served of them: each family by rule, where a reading has its number."""
+
+    def where_any(values: Callable[[Reading], float | None]) -> dict[str, float]:
+        found = {each.rule.value: values(each) for each in readings}
+        return {rule: value for rule, value in found.items() if value is not None}
+
+    return {
+        LabelledMetric.HEALTH_VALUE: where_any(lambda each: each.value),
+        LabelledMetric.HEALTH_START: where_any(lambda each: each.start),
+        LabelledMetric.HEALTH_BEST: where_any(lambda each: each.best),
+        LabelledMetric.HEALTH_THRESHOLD: {each.rule.value: each.threshold for each in readings},
+        # None during the warm-up, so that an alert knows which values count.
+        LabelledMetric.HEALTH_VERDICT: where_any(
+            lambda each: float(each.broken) if each.judged else None
+        ),
+    }
 
 
 def _verdict(rule: HealthRule, found: Mapping[str, Any]) -> HealthVerdict:

@@ -21,7 +21,7 @@ from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import HealthVerdict, StageConfig
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.files import storage_errors
-from rlhf_trainer.health import Reading
+from rlhf_trainer.health import Reading, series_of
 from rlhf_trainer.metrics_endpoint import MetricsEndpoint
 from rlhf_trainer.phases import PhaseClock
 
@@ -259,7 +259,7 @@ class Reporter:
 
     def _serve_health(self, readings: Sequence[Reading]) -> None:
         if self._endpoint is not None:
-            for metric, series in _health_series(readings).items():
+            for metric, series in series_of(readings).items():
                 self._endpoint.set_labelled(metric, series)
 
     def samples(self, step: int, rows: Sequence[Sample]) -> None:
@@ -352,23 +352,6 @@ class Reporter:
     def _log(self, text: str, *values: object) -> None:
         if self._events is not None:
             logger.info(text, *values)
-
-
-def _health_series(readings: Sequence[Reading]) -> dict[LabelledMetric, dict[str, float]]:
-    def where_any(values: Callable[[Reading], float | None]) -> dict[str, float]:
-        found = {each.rule.value: values(each) for each in readings}
-        return {rule: value for rule, value in found.items() if value is not None}
-
-    return {
-        LabelledMetric.HEALTH_VALUE: where_any(lambda each: each.value),
-        LabelledMetric.HEALTH_START: where_any(lambda each: each.start),
-        LabelledMetric.HEALTH_BEST: where_any(lambda each: each.best),
-        LabelledMetric.HEALTH_THRESHOLD: {each.rule.value: each.threshold for each in readings},
-        # None during the warm-up, so that an alert knows which values count.
-        LabelledMetric.HEALTH_VERDICT: where_any(
-            lambda each: float(each.broken) if each.judged else None
-        ),
-    }
 
 
 def _sample_document(step: int, row: Sample) -> dict[str, Any]:
