@@ -197,6 +197,15 @@ def test_an_end_by_a_guardrail_leaves_its_verdict(
     assert found["condition", "Healthy", DIVERGING] == 0
 
 
+def test_the_numbers_of_an_end_are_later_than_those_that_were_read(trial: MakeTrial) -> None:
+    read_at_10 = judged(KL_ABOVE_LIMIT=12.5)
+    t = running(trial, verdicts=read_at_10)
+    told = {"rule": KL, "value": 20.0, **SUSPENDS}
+    t.end("ppo", 42, said={"verdicts": (told,), "reason": Reason.GUARDRAIL})
+    t.look()
+    assert series(t, read(step=10, verdicts=read_at_10))["health_value", "ppo", "1", KL] == 20
+
+
 def test_an_end_by_numbers_that_are_not_finite_leaves_its_verdict(trial: MakeTrial) -> None:
     t = running(trial)
     told = {"rule": GuardrailRule.NON_FINITE, **SUSPENDS, "value": None, "threshold": 0.0}

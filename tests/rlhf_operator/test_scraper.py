@@ -192,9 +192,9 @@ def test_what_was_read_last_outlives_its_attempt_but_not_its_job() -> None:
             scraper.keep(KEY, "uid", {later: "127.0.1.2"})
             await until(lambda: step(scraper) == (2, 2.0))
             # The old one may still be asked, and is no news.
+            pods.answers["127.0.1.1"] = web.Response(text="rlhf_train_loss 1\n")
             scraper.keep(KEY, "uid", {SFT: "127.0.1.1"})
-            pods.asked.clear()
-            await until(lambda: pods.asked.count("127.0.1.1") >= 2)
+            await until(lambda: (found := scraper.find("uid", SFT)) is not None and found.fresh)
             assert step(scraper) == (2, 2.0)
             scraper.forget("uid")
             assert step(scraper) is None

@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import StageStatuses
+from rlhf_operator.planning.observed import ProcessPhase
 from rlhf_operator.planning.pace import Change, change, is_expired
 
 MakeTrial = Callable[..., Any]
@@ -20,6 +21,16 @@ def starting(trial: Any) -> Any:
 
 def running(trial: Any, step: int = 0) -> Any:
     starting(trial).run("sft", step=step)
+    trial.look()
+    return trial
+
+
+def restarted(trial: Any) -> Any:
+    """A second attempt that runs and has told nothing yet."""
+    running(trial, 1).end("sft", 1)
+    trial.look()
+    trial.look(5)
+    trial.put("sft", processes=(trial.process("sft", phase=ProcessPhase.RUNNING, ready=True),))
     trial.look()
     return trial
 
@@ -67,6 +78,12 @@ def test_a_job_without_ttl_stays(trial: MakeTrial) -> None:
             lambda t: t.run("sft", step=2, eta_seconds=5, metrics={"loss": 1.0}),
             Change.PROGRESS,
             id="a later step",
+        ),
+        pytest.param(
+            restarted,
+            lambda t: t.run("sft", step=1),
+            Change.PROGRESS,
+            id="the first word of a later attempt",
         ),
         pytest.param(lambda t: running(t, 1), unreachable, Change.PROGRESS, id="it is not read"),
         pytest.param(
