@@ -320,7 +320,7 @@ def _finite(number: float) -> float | None:
 
 def _unjudged(rule: HealthRule) -> int:
     """Updates with its metrics at the start that a rule does not judge."""
-    return rule.warmup if rule.start_of is None else max(rule.warmup, START_UPDATES)
+    return max(rule.warmup, START_UPDATES) if rule.start_of else rule.warmup
 
 
 def _weigh(rule: HealthRule, window: _Window, step: int, metrics: Numbers, value: float) -> None:
