@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from chart_renders import MONITORING
 from cluster.monitoring import promtool
 from cluster.tools import helm
 
@@ -30,7 +31,7 @@ def rendered(template: str, *values: str, major: int = 4, release: str = "demo")
         subprocess.CalledProcessError: Helm refuses the values; its `stderr` says why.
     """
     settings = [part for value in (*_REQUIRED, *values) for part in ("--set", value)]
-    command = [str(helm(major)), "template", release, str(CHART)]
+    command = [str(helm(major)), "template", release, str(CHART), MONITORING]
     command += [f"--namespace={RELEASE_NAMESPACE}", f"--show-only=templates/{template}", *settings]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     found: Raw = yaml.safe_load(done.stdout)

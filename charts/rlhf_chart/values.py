@@ -4,9 +4,10 @@ README are made from them by `values_schema`, `values_file` and `chart_readme`.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from rlhf_chart.alerts import ALERTS
 from rlhf_operator.settings import LogLevel, PullPolicy, Settings
 
 GIVEN_BY_THE_CHART = frozenset(
@@ -116,12 +117,12 @@ class Metrics(Part):
 class Alert(Part):
     enabled: bool = True
     """Whether there is such an alert."""
-    severity: str = ""
+    severity: str = "warning"
     """Label by which Alertmanager routes it."""
-    for_: Annotated[Duration | None, Field(alias="for")] = None
+    for_: Annotated[Duration, Field(alias="for")] = "1m"
     """How long its condition must hold."""
-    threshold: float | None = None
-    """Beyond which it fires; see docs/runbook.md for its unit."""
+    threshold: Annotated[int | float | None, WithJsonSchema({"type": ["number", "null"]})] = None
+    """Beyond which it fires, in the unit that docs/runbook.md names."""
     runbook_url: str = ""
     """Link in its annotations; made of runbookBaseUrl when empty."""
 
@@ -135,8 +136,12 @@ class PrometheusRule(Part):
     """By which your Prometheus selects it."""
     runbook_base_url: str = "docs/runbook.md"
     """Page that holds docs/runbook.md; each alert links to its heading there."""
-    alerts: dict[str, Alert] = {}
-    """The alerts, one by one; docs/runbook.md says what each means."""
+    alerts: dict[str, Alert] = Field(
+        default_factory=lambda: {each.name: Alert.model_validate(each.values()) for each in ALERTS}
+    )
+    """The alerts, one by one; docs/runbook.md says what each means. A threshold of null is that of
+    the trainer's guardrail, or there is none.
+    """
 
 
 class Dashboard(Part):

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
+from rlhf_api.loading import dump_yaml, parse_yaml
 from rlhf_chart.values import GIVEN_BY_THE_CHART, Values
 from rlhf_operator.settings import Settings
 
@@ -26,7 +27,9 @@ _OF_A_PARENT: Schema = {
 def values_schema() -> Schema:
     """The schema of all values, with their defaults; every reference is written out."""
     whole = Values.model_json_schema()
-    schema = _written_out(whole, whole.get("$defs", {}), Values().model_dump(by_alias=True))
+    # By way of YAML, which writes a whole number without a point.
+    (defaults,) = parse_yaml(dump_yaml(Values().model_dump(by_alias=True)), "values")
+    schema = _written_out(whole, whole["$defs"], defaults)
     _fill_config(schema["properties"]["config"])
     return {"$schema": _DIALECT, **schema}
 
@@ -69,13 +72,15 @@ def _written_out(schema: Schema, models: Schema, default: object) -> Schema:
 
 
 def _fill(found: Schema, models: Schema, fields: Schema) -> None:
-    """Write out the fields of an object; those that have a default are always there."""
+    """Write out the fields of an object; those that have a default are there, or may be null."""
     defaults = found.get("default", {})
     found["properties"] = {
         name: _written_out(field, models, defaults.get(name)) for name, field in fields.items()
     }
     if defaults:
-        found["required"] = [name for name in fields if defaults.get(name) is not None]
+        found["required"] = [
+            name for name, field in found["properties"].items() if "null" not in field["type"]
+        ]
 
 
 def _plain(schema: Schema, models: Schema | None = None) -> Schema:
@@ -83,9 +88,6 @@ def _plain(schema: Schema, models: Schema | None = None) -> Schema:
     found = dict(schema)
     if models and "$ref" in found:
         found = models[found.pop("$ref").rsplit("/", 1)[1]] | found
-    if "anyOf" in found:
-        first, _ = found.pop("anyOf")
-        found |= first | {"type": [first["type"], "null"]}
     if "description" in found:
         found["description"] = " ".join(found["description"].split())
     return {key: value for key, value in found.items() if key not in ("title", "$defs")}

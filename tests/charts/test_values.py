@@ -15,6 +15,8 @@ TYPOS = {
     "metrics.serviceMonitor.enable": "enable",
     "metrics.podMonitors.enabled": "podMonitors",
     "prometheusRule.alert.NonFinite.enabled": "alert",
+    "prometheusRule.alerts.NonFinit.enabled": "NonFinit",
+    "prometheusRule.alerts.NonFinite.treshold": "treshold",
     "grafana.dashboard.label": "label",
     "networkPolicy.apiServer.port": "port",
     "livenessProbe.period": "period",

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from pydantic.alias_generators import to_camel
 
+from rlhf_chart.alerts import ALERTS
 from rlhf_chart.chart_readme import readme_text
 from rlhf_chart.values import GIVEN_BY_THE_CHART, Values
 from rlhf_chart.values_file import values_text
@@ -25,11 +26,12 @@ def objects_in(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
 
 
 def leaves_of(values: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Paths of the values that the models name."""
+    """Paths of the values that hold no others."""
     for name, value in values.items():
-        yield f"{path}{name}"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from leaves_of(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
 
 
 def test_an_object_takes_the_keys_that_it_names_and_no_others() -> None:
@@ -37,7 +39,7 @@ def test_an_object_takes_the_keys_that_it_names_and_no_others() -> None:
         path
         for path, found in objects_in(values_schema())
         if found.get("additionalProperties") is not False
-    } - {"prometheusRule.alerts"}
+    }
     assert free == {
         "affinity",
         "extraEnv[]",
@@ -88,13 +90,24 @@ def test_config_is_what_the_operator_knows() -> None:
     assert config["properties"]["workers"]["default"] == Settings.model_fields["workers"].default
 
 
-def test_the_page_has_a_row_for_each_value() -> None:
-    rows = set(re.findall(r"^\| `([^`]+)` \|", readme_text(), re.MULTILINE))
-    paths = set(leaves_of(yaml.safe_load(values_text())))
-    assert rows <= paths
-    above = {path for path in paths if any(row.startswith(f"{path}.") for row in rows)}
-    inside_a_default = {path for path in paths if any(path.startswith(f"{r}.") for r in rows)}
-    assert paths - above - inside_a_default == rows
+def test_there_is_a_value_for_each_alert() -> None:
+    alerts = values_schema()["properties"]["prometheusRule"]["properties"]["alerts"]
+    assert list(alerts["properties"]) == [each.name for each in ALERTS]
+    for each in ALERTS:
+        fields = alerts["properties"][each.name]
+        assert set(fields["required"]) == set(each.values()) - {"threshold"}
+        assert fields["properties"]["for"]["default"] == each.wait
+
+
+def test_the_page_shows_each_value() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", readme_text(), re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    leaves = list(leaves_of(yaml.safe_load(values_text())))
+    # The default of a whole map or object shows what it holds.
+    assert [leaf for leaf in leaves if not any(f"{leaf}.".startswith(f"{r}.") for r in rows)] == []
+    assert [
+        row for row in rows if not any(f"{leaf}.".startswith(f"{row}.") for leaf in leaves)
+    ] == []
 
 
 def test_a_parent_chart_may_add_what_helm_adds() -> None:
