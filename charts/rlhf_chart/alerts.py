@@ -11,21 +11,17 @@ from rlhf_api.loading import dump_yaml
 from rlhf_api.metrics import LabelledMetric, Metric, MetricLabel, metric_name
 from rlhf_api.names import ConditionType, GuardrailRule
 from rlhf_chart.promql import (
-    CONDITION,
-    NAMESPACE,
-    PENDING_SINCE,
-    PROGRESS_AT,
-    QUEUE_AGE,
     REASON,
-    RESTARTS,
     STAGE_LABELS,
     highest,
+    judged,
     labelled,
     mirror_name,
     newest,
     series_name,
 )
 from rlhf_operator import metrics
+from rlhf_operator.job_series import CONDITION, NAMESPACE, PENDING_SINCE, PROGRESS_SINCE, RESTARTS
 
 HEADER = "# Made from charts/rlhf_chart/alerts.py by `make generate`; change that.\n"
 CRITICAL, WARNING = "critical", "warning"
@@ -101,7 +97,7 @@ def _of_rule(
 
     A verdict counts updates in a row, which no `for` can: a time may hold one update or a hundred.
     A threshold of the values is compared with the quantity that the trainer judged, and `for` takes
-    the place of the count. There is a verdict as soon as the warm-up is over.
+    the place of the count. The trainer has a verdict as soon as the warm-up is over.
 
     Args:
         rule: whose quantity breaks it above the threshold.
@@ -112,7 +108,7 @@ def _of_rule(
     verdict = newest(LabelledMetric.HEALTH_VERDICT, rule)
     value = newest(LabelledMetric.HEALTH_VALUE, rule)
     threshold = newest(LabelledMetric.HEALTH_THRESHOLD, rule)
-    beyond = f"{value} > $threshold and {verdict}"
+    beyond = f"{judged(rule)} > $threshold"
     return Alert(
         name=rule.value,
         # An update that is not finite has no value; the verdict stands all the same.
@@ -152,8 +148,8 @@ def _checkpoint_stale() -> Alert:
     trainer = highest(metric_name(Metric.LAST_CHECKPOINT_TIMESTAMP))
     mirror = highest(mirror_name(Metric.LAST_CHECKPOINT_TIMESTAMP))
     step = metric_name(Metric.STEP)
-    running = f"({highest(step)} or {highest(PROGRESS_AT)})"
-    then = f"({highest(f'{step} offset $seconds')} or {highest(f'{PROGRESS_AT} offset $seconds')})"
+    running = f"({highest(step)} or {highest(PROGRESS_SINCE.name)})"
+    then = f"({highest(f'{step} offset $seconds')} or {highest(f'{PROGRESS_SINCE.name} offset $seconds')})"
     return Alert(
         name="CheckpointStale",
         # A job that was resumed has had no time yet to write one.
@@ -181,7 +177,7 @@ def _operator_down() -> Alert:
 
 def _operator_lagging() -> Alert:
     here = f'{NAMESPACE}="$namespace"'
-    age = f"{highest(f'{QUEUE_AGE}{{{here}}}', (NAMESPACE,))} > $threshold"
+    age = f"{highest(f'{series_name(metrics.QUEUE_AGE)}{{{here}}}', (NAMESPACE,))} > $threshold"
     # 409: someone else wrote to the job, and the pass is made again at once.
     failed = f'{series_name(metrics.RECONCILE_ERRORS)}{{{here},{REASON}!="http-409"}}'
     passes = f"{series_name(metrics.RECONCILE_SECONDS)}_count{{{here}}}"
@@ -202,11 +198,11 @@ def _operator_lagging() -> Alert:
 
 
 def _restart_storm() -> Alert:
-    least = f"min by ({', '.join(STAGE_LABELS)}) (min_over_time({RESTARTS}[1h]))"
+    least = f"min by ({', '.join(STAGE_LABELS)}) (min_over_time({RESTARTS.name}[1h]))"
     return Alert(
         name="RestartStorm",
         # Not increase(): the counter goes on in another series when another replica leads.
-        expr=f"{highest(RESTARTS)} - {least} >= $threshold",
+        expr=f"{highest(RESTARTS.name)} - {least} >= $threshold",
         threshold=3.0,
         wait="0s",
         summary=f"{_STAGE}: restarts again and again",
@@ -215,7 +211,7 @@ def _restart_storm() -> Alert:
 
 
 def _job_failed() -> Alert:
-    failed = f'{CONDITION}{{type="{ConditionType.FAILED.value}"}}'
+    failed = f'{CONDITION.name}{{type="{ConditionType.FAILED.value}"}}'
     return Alert(
         name="RLHFJobFailed",
         expr=f"{highest(failed, (NAMESPACE, MetricLabel.JOB, REASON))} == 1",
@@ -243,7 +239,7 @@ ALERTS = (
     _job_failed(),
     Alert(
         name="ProgressStalled",
-        expr=f"time() - {highest(PROGRESS_AT)} > $threshold",
+        expr=f"time() - {highest(PROGRESS_SINCE.name)} > $threshold",
         threshold=1200.0,
         summary=f"{_STAGE}: no further step",
         description=f"{_STAGE}: the step has not grown for {_DURATION}.",
@@ -251,7 +247,7 @@ ALERTS = (
     _restart_storm(),
     Alert(
         name="PendingTooLong",
-        expr=f"time() - {highest(PENDING_SINCE)} > $threshold",
+        expr=f"time() - {highest(PENDING_SINCE.name)} > $threshold",
         threshold=900.0,
         summary=f"{_STAGE}: waits for its pods",
         description=f"{_STAGE}: the pods of its newest attempt have not run for {_DURATION}.",

@@ -9,19 +9,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from rlhf_api.metrics import LabelledMetric, Metric, MetricLabel, metric_name
 from rlhf_api.names import GuardrailRule
-from rlhf_operator import metrics
+from rlhf_operator.job_series import JOB_PREFIX, NAMESPACE
 
-JOB_PREFIX = "rlhf_job_"
-"""Of the operator's series about jobs, those of the trainer mirrored among them."""
-
-RESTARTS = f"{JOB_PREFIX}restarts_total"
-PENDING_SINCE = f"{JOB_PREFIX}pending_timestamp_seconds"
-PROGRESS_AT = f"{JOB_PREFIX}progress_timestamp_seconds"
-"""When a running stage's step last grew; absent when it does not run."""
-CONDITION = f"{JOB_PREFIX}condition"
-QUEUE_AGE = f"{metrics.PREFIX}queue_age_seconds"
-
-NAMESPACE = "namespace"
 REASON = "reason"
 STAGE_LABELS = (NAMESPACE, MetricLabel.JOB, MetricLabel.STAGE)
 
@@ -44,9 +33,23 @@ def highest(series: str, labels: tuple[str, ...] = STAGE_LABELS) -> str:
 
 def newest(metric: Metric | LabelledMetric, rule: GuardrailRule | None = None) -> str:
     """What the trainer tells of a stage, or else the operator."""
+    trainer, mirror = _sources(metric, rule)
+    return f"({trainer} or {mirror})"
+
+
+def judged(rule: GuardrailRule) -> str:
+    """The newest quantity of a rule, where the same source has a verdict on it."""
+    values, verdicts = (
+        _sources(metric, rule)
+        for metric in (LabelledMetric.HEALTH_VALUE, LabelledMetric.HEALTH_VERDICT)
+    )
+    found = (f"{value} and {verdict}" for value, verdict in zip(values, verdicts, strict=True))
+    return f"({' or '.join(found)})"
+
+
+def _sources(metric: Metric | LabelledMetric, rule: GuardrailRule | None) -> tuple[str, str]:
     matcher = "" if rule is None else f'{{{MetricLabel.RULE}="{rule.value}"}}'
-    trainer, mirror = metric_name(metric) + matcher, mirror_name(metric) + matcher
-    return f"({highest(trainer)} or {highest(mirror)})"
+    return highest(metric_name(metric) + matcher), highest(mirror_name(metric) + matcher)
 
 
 def labelled(expr: str, name: str, value: str) -> str:

@@ -1,14 +1,17 @@
 """Alerts and the trainer's verdicts are held together on the same histories.
 
-The trainer judges a history and serves what it serves; each scrape becomes a minute of promtool's.
+The trainer judges a history and serves it, and the operator reads that and tells of it in turn: each
+update becomes a minute of promtool's.
 """
 
+import asyncio
 import math
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import pytest
 import torch
 from alert_rules import (
@@ -25,16 +28,22 @@ from health_histories import HEALTHY, Update, noisy
 from prometheus_client.parser import text_string_to_metric_families
 
 from rlhf_api.metrics import METRIC_PREFIX, Metric
-from rlhf_api.names import GuardrailAction, GuardrailRule, StageName
+from rlhf_api.names import GuardrailAction, GuardrailRule, StageName, StageState
 from rlhf_api.v1alpha1 import (
     Dataset,
     Guardrail,
     JobReference,
     ModelSource,
     PPOStage,
+    RLHFJobStatus,
     StageConfig,
+    StageStatus,
+    StageStatuses,
 )
-from rlhf_chart.promql import JOB_PREFIX
+from rlhf_operator import scraper
+from rlhf_operator.job_series import JOB_PREFIX, job_series
+from rlhf_operator.planning.observed import ObservedProgress
+from rlhf_operator.scrape import scrape
 from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.health import Health, Reading
 from rlhf_trainer.health_rules import HEALTH_RULES, Past
@@ -42,11 +51,13 @@ from rlhf_trainer.report import Reporter
 
 CRITIC, KL = GuardrailRule.CRITIC_LOSS_DIVERGING, GuardrailRule.KL_ABOVE_LIMIT
 REWARD, NONFINITE = GuardrailRule.REWARD_COLLAPSE, GuardrailRule.NON_FINITE
-RULES = (CRITIC, KL, REWARD, NONFINITE)
+SOURCES = ("trainer", "mirror", "both")
 RANK_0 = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 
 READ = tuple(
-    METRIC_PREFIX + name for name in ("health_", Metric.CRITIC_LOSS.value, Metric.NONFINITE.value)
+    prefix + name
+    for prefix in (METRIC_PREFIX, JOB_PREFIX)
+    for name in ("health_", Metric.CRITIC_LOSS.value, Metric.NONFINITE.value)
 )
 """What series begin with that alerts on verdicts may read; promtool need not load the others."""
 
@@ -90,7 +101,8 @@ class Judged:
 
     update: Update
     readings: dict[GuardrailRule, Reading]
-    served: Served
+    trainer: Served
+    mirror: Served
 
     def beyond(self, rule: GuardrailRule) -> bool:
         """Whether it counts against the rule."""
@@ -123,19 +135,39 @@ def judge(history: Iterable[Update], folder: Path) -> list[Judged]:
             reporter.step(step, 0.0, update | judgement.metrics)
             reporter.health(step, judgement.readings)
             readings = {reading.rule: reading for reading in judgement.readings}
-            found.append(Judged(update, readings, scrape(reporter)))
+            found.append(Judged(update, readings, scraped(reporter), mirrored(reporter)))
     return found
 
 
-def scrape(reporter: Reporter) -> Served:
+def scraped(reporter: Reporter) -> Served:
+    """By Prometheus."""
     url = f"http://127.0.0.1:{reporter.metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=10) as response:
         text = response.read().decode()
-    served = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            served[sample.name + selector({"namespace": "team", **sample.labels})] = sample.value
-    return served
+    return {
+        sample.name + selector({"namespace": "team", **sample.labels}): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith(READ)
+    }
+
+
+def mirrored(reporter: Reporter) -> Served:
+    """By the operator, of a stage that runs."""
+
+    async def read() -> ObservedProgress:
+        assert reporter.metrics_port is not None
+        async with aiohttp.ClientSession() as session:
+            return await scrape(session, "127.0.0.1", reporter.metrics_port)
+
+    ppo = StageStatus(state=StageState.RUNNING, attempt=1)
+    status = RLHFJobStatus(stages=StageStatuses(ppo=ppo))
+    readings = {StageName.PPO: scraper.Reading(1, asyncio.run(read()))}
+    return {
+        metric.name + selector(dict(zip(metric.labels, labels, strict=True))): value
+        for metric, labels, value in job_series("team", "a", status, readings)
+        if metric.name.startswith(READ)
+    }
 
 
 def series(scrapes: list[Served]) -> dict[str, str]:
@@ -148,11 +180,6 @@ def minute(value: float | None) -> str:
     return "stale" if value is None else repr(value).replace("nan", "NaN")
 
 
-def as_mirror(scrapes: dict[str, str]) -> dict[str, str]:
-    """The same series as the operator tells them."""
-    return {name.replace(METRIC_PREFIX, JOB_PREFIX): told for name, told in scrapes.items()}
-
-
 @pytest.fixture(scope="module")
 def judgements(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Judged]]:
     folder = tmp_path_factory.mktemp("runs")
@@ -162,16 +189,17 @@ def judgements(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Judge
     }
 
 
-def alerts_where(
-    judged: list[Judged], rule: GuardrailRule, minutes: set[int], mirror: bool = False
-) -> Raw:
+def alerts_where(judged: list[Judged], rule: GuardrailRule, minutes: set[int], source: str) -> Raw:
     """A test that the alert of that rule fires in these minutes and in no other."""
-    told = series([each.served for each in judged])
-    told = {name: values for name, values in told.items() if name.startswith(READ)}
+    told: dict[str, str] = {}
+    if source != "mirror":
+        told |= series([each.trainer for each in judged])
+    if source != "trainer":
+        told |= series([each.mirror for each in judged])
     checks = [
         firing(rule.value, at, [Alerted()] if at in minutes else []) for at in range(len(judged))
     ]
-    return unit_test(as_mirror(told) if mirror else told, checks)
+    return unit_test(told, checks)
 
 
 def at_once(folder: Path, rule: GuardrailRule, *values: str) -> Path:
@@ -180,25 +208,25 @@ def at_once(folder: Path, rule: GuardrailRule, *values: str) -> Path:
     return write_rules(folder, [each for each in told if each["alert"] == rule])
 
 
-@pytest.mark.parametrize("mirror", [False, True], ids=["trainer", "mirror"])
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("rule", [CRITIC, KL, REWARD])
 def test_an_alert_fires_where_the_trainer_holds_its_rule_to_be_broken(
-    judgements: dict[str, list[Judged]], tmp_path: Path, rule: GuardrailRule, mirror: bool
+    judgements: dict[str, list[Judged]], tmp_path: Path, rule: GuardrailRule, source: str
 ) -> None:
     rules = at_once(tmp_path, rule)
     broken = {
         name: {at for at, each in enumerate(judged) if each.readings[rule].broken}
         for name, judged in judgements.items()
     }
-    tests = [alerts_where(judgements[name], rule, broken[name], mirror) for name in HISTORIES]
+    tests = [alerts_where(judgements[name], rule, broken[name], source) for name in HISTORIES]
     assert not run_promtool(rules, *tests)
     assert any(broken.values())
 
 
-@pytest.mark.parametrize("mirror", [False, True], ids=["trainer", "mirror"])
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("rule", [CRITIC, KL, REWARD])
 def test_a_threshold_of_the_values_is_the_same_inequality(
-    judgements: dict[str, list[Judged]], tmp_path: Path, rule: GuardrailRule, mirror: bool
+    judgements: dict[str, list[Judged]], tmp_path: Path, rule: GuardrailRule, source: str
 ) -> None:
     """With the trainer's threshold the expression holds for the updates that count against it."""
     threshold = f"prometheusRule.alerts.{rule}.threshold={HEALTH_RULES[rule].threshold:g}"
@@ -207,20 +235,21 @@ def test_a_threshold_of_the_values_is_the_same_inequality(
         name: {at for at, each in enumerate(judged) if each.beyond(rule)}
         for name, judged in judgements.items()
     }
-    tests = [alerts_where(judgements[name], rule, beyond[name], mirror) for name in HISTORIES]
+    tests = [alerts_where(judgements[name], rule, beyond[name], source) for name in HISTORIES]
     assert not run_promtool(rules, *tests)
     assert any(beyond.values())
 
 
+@pytest.mark.parametrize("source", SOURCES)
 def test_nonfinite_fires_from_the_first_such_update_to_the_end_of_the_attempt(
-    judgements: dict[str, list[Judged]], tmp_path: Path
+    judgements: dict[str, list[Judged]], tmp_path: Path, source: str
 ) -> None:
     rules = at_once(tmp_path, NONFINITE)
     tests = []
     for judged in judgements.values():
         first = [at for at, each in enumerate(judged) if each.readings[NONFINITE].broken][:1]
         minutes = {at for at in range(len(judged)) if first and at >= first[0]}
-        tests.append(alerts_where(judged, NONFINITE, minutes))
+        tests.append(alerts_where(judged, NONFINITE, minutes, source))
     assert not run_promtool(rules, *tests)
 
 
