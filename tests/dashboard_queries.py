@@ -5,11 +5,34 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from rlhf_api.metrics import METRIC_HELP, Metric, metric_name, stages_of
+from rlhf_api.names import StageName
 from rlhf_chart.dashboard import Asked, queries
 from rlhf_chart.panel_queries import filled, names_in
 from rlhf_chart.prometheus_api import at_once, names_of
+from rlhf_chart.series import operator_series
+from rlhf_operator import metrics as operator
+from rlhf_operator.job_series import PENDING_SINCE
 
 DASHBOARD = Path(__file__).parents[1] / "charts" / "rlhf-operator" / "files" / "dashboard.json"
+
+ABSENT_IN_PPO: dict[str, str] = {
+    **{
+        metric_name(metric): "another stage tells it"
+        for metric in METRIC_HELP
+        if StageName.PPO not in stages_of(metric)
+    },
+    metric_name(Metric.PTX_LOSS): "the job has no ptxDataset",
+    metric_name(Metric.VALUE_MEAN): "the critic does not learn under PopArt",
+    metric_name(Metric.VALUE_SCALE): "the critic does not learn under PopArt",
+    PENDING_SINCE.name: "no stage waits for its pods",
+    operator_series(operator.RECONCILE_ERRORS)[0]: "no pass failed",
+    operator_series(operator.STAGE_RESTARTS)[0]: "no stage was restarted",
+    operator_series(operator.STAGE_SECONDS)[0]: "no stage has ended",
+    "ALERTS": "no alert fires",
+    "Operator": "no alert of the operator fires",
+}
+"""What is not there while a PPO stage runs well, by a word of the queries that ask for it."""
 
 _WORD = re.compile(r"\w+")
 
@@ -40,7 +63,7 @@ def run(
         AssertionError: names all queries and series that are not there.
         PrometheusError: a query is refused.
     """
-    wanted = [each for each in asked() if not _words(each) & absent.keys()]
+    wanted = [each for each in asked() if not words(each) & absent.keys()]
     picked = {"namespace": namespace, "rlhfjob": rlhfjob, "rate_interval": rate_interval}
     missing = [
         f"{where}: {expr}" for where, expr in wanted if not at_once(url, filled(expr, **picked))
@@ -51,5 +74,6 @@ def run(
     assert not unknown, f"series that nobody exports: {', '.join(unknown)}"
 
 
-def _words(each: Asked) -> set[str]:
+def words(each: Asked) -> set[str]:
+    """What `absent` may name of a query."""
     return set(_WORD.findall(each.expr))

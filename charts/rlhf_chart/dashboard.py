@@ -16,7 +16,7 @@ from rlhf_api.metrics import Metric, MetricLabel, metric_name
 from rlhf_chart.dashboard_rows import all_rows
 from rlhf_chart.panel_queries import FIRING
 from rlhf_chart.panels import DATASOURCE, DATASOURCE_PICKER
-from rlhf_chart.to_come import CONDITION, JOB_PREFIX, NAMESPACE
+from rlhf_operator.job_series import CONDITION, JOB_PREFIX, NAMESPACE
 
 TITLE = "RLHF jobs"
 UID = "rlhf-operator"

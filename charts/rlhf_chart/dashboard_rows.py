@@ -1,11 +1,18 @@
 """What the dashboard shows, row by row: of the picked jobs first, of the operator last."""
 
-from rlhf_api.metrics import BUILD_INFO, BUILD_INFO_HELP, LabelledMetric, Metric, MetricLabel
-from rlhf_chart import to_come
+from rlhf_api.metrics import (
+    BUILD_INFO,
+    BUILD_INFO_HELP,
+    BUILD_PACKAGES,
+    LabelledMetric,
+    Metric,
+    MetricLabel,
+)
 from rlhf_chart.panel_queries import (
     ALERTS,
     OPERATOR_ALERTS,
     PICKED,
+    STAGE_LABELS,
     WHO,
     Query,
     either,
@@ -19,8 +26,8 @@ from rlhf_chart.panel_queries import (
     since,
 )
 from rlhf_chart.panels import AnyPanel, lines, numbers, rows, states
-from rlhf_chart.to_come import CONDITION, DISRUPTIONS, PENDING_SINCE, PROGRESS_SINCE, RESTARTS
 from rlhf_operator import metrics as operator
+from rlhf_operator.job_series import CONDITION, DISRUPTIONS, PENDING_SINCE, PROGRESS_SINCE, RESTARTS
 
 NOT_SHOWN: dict[str, str] = {
     r"rlhf_operator_\w+_created": "when a counter began, which rates have no use for",
@@ -184,7 +191,6 @@ def _time() -> list[AnyPanel]:
         lines(
             "Where the time goes",
             rate_of_stage(LabelledMetric.PHASE_SECONDS),
-            stacked=True,
             low=0,
             unit="percentunit",
         ),
@@ -245,7 +251,7 @@ def _operator() -> list[AnyPanel]:
         lines("Jobs that wait to be looked at", of_operator(operator.QUEUE_DEPTH), low=0, span=6),
         lines(
             "Age of the oldest of them",
-            of_operator(to_come.QUEUE_AGE, how="max"),
+            of_operator(operator.QUEUE_AGE, how="max"),
             unit="s",
             low=0,
             span=6,
@@ -278,23 +284,23 @@ def _operator() -> list[AnyPanel]:
 
 def _stages() -> list[AnyPanel]:
     return [
-        lines("Jobs by phase", of_operator(to_come.JOBS, "phase", how="max"), low=0, span=6),
+        lines("Jobs by phase", of_operator(operator.JOBS, "phase", how="max"), low=0, span=6),
         lines(
             "Median time of a stage",
-            quantile_of_operator(to_come.STAGE_SECONDS, 0.5, "stage", "outcome", recent=False),
+            quantile_of_operator(operator.STAGE_SECONDS, 0.5, "stage", "outcome", recent=False),
             unit="s",
             low=0,
             span=6,
         ),
         lines(
             "Restarts in an hour",
-            growth_of_operator(to_come.STAGE_RESTARTS, "stage", "reason"),
+            growth_of_operator(operator.STAGE_RESTARTS, "stage", "reason"),
             low=0,
             span=6,
         ),
         lines(
             "Disruptions in an hour",
-            growth_of_operator(to_come.STAGE_DISRUPTIONS, "stage"),
+            growth_of_operator(operator.STAGE_DISRUPTIONS, "stage"),
             low=0,
             span=6,
         ),
@@ -302,8 +308,7 @@ def _stages() -> list[AnyPanel]:
 
 
 def _versions() -> list[Query]:
-    own = of_operator(to_come.BUILD_INFO, "version", how="max")
-    return [
-        own._replace(name="operator"),
-        Query(f"{BUILD_INFO}{{{PICKED}}}", "trainer", WHO, BUILD_INFO_HELP),
-    ]
+    own = of_operator(operator.BUILD_INFO, "version", how="max")
+    by = ", ".join([*STAGE_LABELS, *BUILD_PACKAGES])
+    trainer = f"max by ({by}) ({BUILD_INFO}{{{PICKED}}})"
+    return [own._replace(name="operator"), Query(trainer, "trainer", WHO, BUILD_INFO_HELP)]

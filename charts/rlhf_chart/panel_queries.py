@@ -12,7 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from rlhf_api.metrics import LABEL_OF, METRIC_HELP, LabelledMetric, Metric, MetricLabel, metric_name
 from rlhf_chart.series import operator_series
-from rlhf_chart.to_come import JOB_METRICS, JOB_PREFIX, NAMESPACE, JobMetric
+from rlhf_operator.job_series import JOB_METRICS, JOB_PREFIX, NAMESPACE, JobMetric
 from rlhf_operator.metrics import PREFIX
 
 STAGE_LABELS = (NAMESPACE, MetricLabel.JOB, MetricLabel.STAGE)
@@ -22,9 +22,11 @@ PICKED = f'{NAMESPACE}=~"$namespace",{MetricLabel.JOB}=~"$rlhfjob"'
 WHO = f"{{{{{NAMESPACE}}}}}/{{{{{MetricLabel.JOB}}}}}"
 """What tells the series of two jobs apart, as Grafana's legends write it."""
 
-ALERTS = f"ALERTS{{{PICKED}}}"
-FIRING = f'ALERTS{{alertstate="firing",{PICKED}}}'
-OPERATOR_ALERTS = 'ALERTS{alertname=~"Operator.+"}'
+_OF_ALERTS = "alertname, alertstate, severity"
+ALERTS = f"max by ({', '.join(STAGE_LABELS)}, {_OF_ALERTS}) (ALERTS{{{PICKED}}})"
+OPERATOR_ALERTS = f'max by ({_OF_ALERTS}) (ALERTS{{alertname=~"Operator.+"}})'
+FIRING = f'max by ({", ".join(STAGE_LABELS)}, alertname) (ALERTS{{alertstate="firing",{PICKED}}})'
+"""Alerts of the picked jobs, of the operator, and those of the picked jobs that fire."""
 
 _WINDOW = "$__rate_interval"
 _MIRRORS = frozenset(metric.name for metric in JOB_METRICS)

@@ -12,7 +12,6 @@ from grafana_foundation_sdk.models.common import (
     LegendPlacement,
     ScaleDistribution,
     SortOrder,
-    StackingMode,
     TooltipDisplayMode,
     VisibilityMode,
 )
@@ -34,7 +33,6 @@ def lines(
     unit: str = "short",
     span: int = 8,
     log: bool = False,
-    stacked: bool = False,
     low: float | None = None,
     high: float | None = None,
 ) -> AnyPanel:
@@ -48,7 +46,7 @@ def lines(
         .span(span)
         .unit(unit)
         .line_width(1)
-        .fill_opacity(40 if stacked else 0)
+        .fill_opacity(0)
         .show_points(VisibilityMode.NEVER)
         .legend(_legend_below())
         .tooltip(
@@ -60,8 +58,6 @@ def lines(
         panel.scale_distribution(
             common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
         )
-    if stacked:
-        panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     if low is not None:
         panel.min(low)
     if high is not None:

@@ -18,13 +18,14 @@ class Course(NamedTuple):
     values: list[tuple[float, float]]
 
 
-def at_once(url: str, expr: str) -> list[Course]:
-    """What `expr` gives now, a value each.
+def at_once(url: str, expr: str, when: float | None = None) -> list[Course]:
+    """What `expr` gives at a Unix time, now unless told: a value each.
 
     Raises:
         PrometheusError: no answer, or the query is refused; names the query.
     """
-    found = _get(url, "query", expr, query=expr)["result"]
+    moment = {} if when is None else {"time": when}
+    found = _get(url, "query", expr, query=expr, **moment)["result"]
     return [_course(each["metric"], [each["value"]]) for each in found]
 
 

@@ -6,9 +6,8 @@ Read by what builds the dashboard; a name is written where it is exported, and n
 from prometheus_client.metrics import MetricWrapperBase
 
 from rlhf_api.metrics import BUILD_INFO, METRIC_HELP, metric_name
-from rlhf_chart import to_come
-from rlhf_chart.to_come import JOB_METRICS
 from rlhf_operator import metrics as operator_metrics
+from rlhf_operator.job_series import JOB_METRICS
 
 _SUFFIXES = {"counter": "_total", "histogram": "_bucket"}
 
@@ -24,12 +23,8 @@ def operator_series(collector: MetricWrapperBase) -> tuple[str, str]:
 
 def exported() -> frozenset[str]:
     """All series of both programs; a histogram by that of its buckets."""
-    collectors = [
-        each
-        for module in (operator_metrics, to_come)
-        for each in vars(module).values()
-        if isinstance(each, MetricWrapperBase)
-    ]
+    defined = vars(operator_metrics).values()
+    collectors = [each for each in defined if isinstance(each, MetricWrapperBase)]
     return frozenset(
         {
             BUILD_INFO,

@@ -13,13 +13,12 @@ from pathlib import Path
 from launching import stage_config
 from prometheus_client import REGISTRY, start_http_server
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from rlhf_api.metrics import LabelledMetric, Metric
-from rlhf_chart import to_come
+from rlhf_api.metrics import LabelledMetric, Metric, Phase
 from rlhf_operator import metrics as operator
+from rlhf_operator.job_series import JOB_METRICS
 from rlhf_trainer.metrics_endpoint import MetricsEndpoint
 
 NAMESPACE = "team"
@@ -31,7 +30,7 @@ class Jobs(Collector):
 
     def collect(self) -> Iterable[Family]:
         """A family each."""
-        for metric in to_come.JOB_METRICS:
+        for metric in JOB_METRICS:
             family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
             family.add_metric([_value(label) for label in metric.labels], NUMBER)
             yield family
@@ -39,9 +38,10 @@ class Jobs(Collector):
 
 def train(folder: Path) -> MetricsEndpoint:
     """The trainer's endpoint with a value for every metric."""
-    endpoint = MetricsEndpoint(stage_config(folder))
+    endpoint = MetricsEndpoint(stage_config(folder), lambda: dict.fromkeys(Phase, NUMBER))
     endpoint.set(dict.fromkeys(Metric, NUMBER))
-    for metric in LabelledMetric:
+    # Seconds by phase are asked for, the others told.
+    for metric in set(LabelledMetric) - {LabelledMetric.PHASE_SECONDS}:
         endpoint.set_labelled(metric, {"one": NUMBER})
     return endpoint
 
@@ -53,11 +53,9 @@ def operate() -> None:
     operator.RECONCILE_SECONDS.observe(NUMBER)
     operator.WATCH_STARTS.labels(NAMESPACE).inc()
     operator.NAMESPACE_MISSING.labels(NAMESPACE).set(0)
-    to_come.JOBS.labels("Running").set(1)
-    to_come.STAGE_SECONDS.labels("ppo", "Succeeded").observe(NUMBER)
-    to_come.STAGE_RESTARTS.labels("ppo", "Crash").inc()
-    to_come.STAGE_DISRUPTIONS.labels("ppo").inc()
-    to_come.BUILD_INFO.labels("0").set(1)
+    operator.JOBS.labels("Running").set(1)
+    operator.STAGE_SECONDS.labels("ppo", "Succeeded").observe(NUMBER)
+    operator.STAGE_RESTARTS.labels("ppo", "Crash").inc()
 
 
 def _value(label: str) -> str:
@@ -69,9 +67,6 @@ def main() -> None:
     """Serve until standard input ends."""
     operate()
     REGISTRY.register(Jobs())
-    for each in vars(to_come).values():
-        if isinstance(each, MetricWrapperBase):
-            REGISTRY.register(each)
     server, _ = start_http_server(0, addr="127.0.0.1")
     with tempfile.TemporaryDirectory() as folder:
         endpoint = train(Path(folder))

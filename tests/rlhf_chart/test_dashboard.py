@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster.monitoring import promtool
-from dashboard_queries import asked
+from dashboard_queries import ABSENT_IN_PPO, asked, words
 
 from rlhf_chart.dashboard import dashboard_json
 from rlhf_chart.dashboard_rows import NOT_SHOWN
@@ -47,6 +47,10 @@ def test_every_series_that_it_asks_for_is_exported() -> None:
 def test_nothing_is_shown_that_is_said_to_be_left_out() -> None:
     found = [name for name in shown() for left_out in NOT_SHOWN if re.fullmatch(left_out, name)]
     assert found == []
+
+
+def test_what_may_be_absent_is_asked_for() -> None:
+    assert set().union(*map(words, asked())) >= ABSENT_IN_PPO.keys()
 
 
 def test_prometheus_parses_every_query(tmp_path: Path) -> None:

@@ -1,14 +1,8 @@
 """The dashboard's queries against a real Prometheus that scrapes all series there are."""
 
-import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import dashboard_queries
-import prometheus_server
 import pytest
 from waiting import eventually
 
@@ -17,33 +11,7 @@ from rlhf_chart.panel_queries import names_in
 from rlhf_chart.prometheus_api import PrometheusError, at_once, names_of, over_time
 from rlhf_chart.series import exported
 
-PROGRAM = Path(__file__).with_name("played_exporter.py")
-NAMESPACE = "team"
 RATE_INTERVAL = "10s"
-RULES = [
-    {"alert": name, "expr": "vector(1)", "labels": labels}
-    for name, labels in {
-        "CriticLossDiverging": {"namespace": NAMESPACE, "rlhfjob": "demo", "stage": "sft"},
-        "OperatorDown": {},
-    }.items()
-]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with subprocess.Popen(
-        [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as exporter:
-        assert exporter.stdout is not None
-        assert exporter.stdin is not None
-        ports = json.loads(exporter.stdout.readline())
-        targets = {
-            f"127.0.0.1:{ports['trainer']}": {"namespace": NAMESPACE},
-            f"127.0.0.1:{ports['operator']}": {"namespace": "ops"},
-        }
-        with prometheus_server.running(tmp_path_factory.mktemp("data"), targets, RULES) as server:
-            yield server
-        exporter.stdin.close()
 
 
 def test_every_query_returns_series(url: str) -> None:
