@@ -12,7 +12,6 @@ from rlhf_chart.panel_queries import (
     ALERTS,
     OPERATOR_ALERTS,
     PICKED,
-    STAGE_LABELS,
     WHO,
     Query,
     either,
@@ -26,6 +25,7 @@ from rlhf_chart.panel_queries import (
     since,
 )
 from rlhf_chart.panels import AnyPanel, lines, numbers, rows, states
+from rlhf_chart.promql import STAGE_LABELS, highest
 from rlhf_operator import metrics as operator
 from rlhf_operator.job_series import CONDITION, DISRUPTIONS, PENDING_SINCE, PROGRESS_SINCE, RESTARTS
 
@@ -309,6 +309,5 @@ def _stages() -> list[AnyPanel]:
 
 def _versions() -> list[Query]:
     own = of_operator(operator.BUILD_INFO, "version", how="max")
-    by = ", ".join([*STAGE_LABELS, *BUILD_PACKAGES])
-    trainer = f"max by ({by}) ({BUILD_INFO}{{{PICKED}}})"
+    trainer = highest(f"{BUILD_INFO}{{{PICKED}}}", (*STAGE_LABELS, *BUILD_PACKAGES))
     return [own._replace(name="operator"), Query(trainer, "trainer", WHO, BUILD_INFO_HELP)]

@@ -11,21 +11,21 @@ from typing import NamedTuple
 from prometheus_client.metrics import MetricWrapperBase
 
 from rlhf_api.metrics import LABEL_OF, METRIC_HELP, LabelledMetric, Metric, MetricLabel, metric_name
+from rlhf_chart.promql import STAGE_LABELS, highest, mirror_name
 from rlhf_chart.series import operator_series
 from rlhf_operator.job_series import JOB_METRICS, JOB_PREFIX, NAMESPACE, JobMetric
 from rlhf_operator.metrics import PREFIX
 
-STAGE_LABELS = (NAMESPACE, MetricLabel.JOB, MetricLabel.STAGE)
 PICKED = f'{NAMESPACE}=~"$namespace",{MetricLabel.JOB}=~"$rlhfjob"'
 """Matchers of the jobs that are picked on the dashboard."""
 
 WHO = f"{{{{{NAMESPACE}}}}}/{{{{{MetricLabel.JOB}}}}}"
 """What tells the series of two jobs apart, as Grafana's legends write it."""
 
-_OF_ALERTS = "alertname, alertstate, severity"
-ALERTS = f"max by ({', '.join(STAGE_LABELS)}, {_OF_ALERTS}) (ALERTS{{{PICKED}}})"
-OPERATOR_ALERTS = f'max by ({_OF_ALERTS}) (ALERTS{{alertname=~"Operator.+"}})'
-FIRING = f'max by ({", ".join(STAGE_LABELS)}, alertname) (ALERTS{{alertstate="firing",{PICKED}}})'
+_OF_ALERTS = ("alertname", "alertstate", "severity")
+ALERTS = highest(f"ALERTS{{{PICKED}}}", (*STAGE_LABELS, *_OF_ALERTS))
+OPERATOR_ALERTS = highest('ALERTS{alertname=~"Operator.+"}', _OF_ALERTS)
+FIRING = highest(f'ALERTS{{alertstate="firing",{PICKED}}}', (*STAGE_LABELS, "alertname"))
 """Alerts of the picked jobs, of the operator, and those of the picked jobs that fire."""
 
 _WINDOW = "$__rate_interval"
@@ -59,10 +59,10 @@ def of_stage(metric: Metric | LabelledMetric, *more: str) -> Query:
 
 def either(metric: Metric | LabelledMetric, *more: str) -> str:
     """PromQL of a metric by stage and by the labels `more`: the trainer's, or else the mirror's."""
-    by = ", ".join([*STAGE_LABELS, *_own_label(metric), *more])
-    mirror = JOB_PREFIX + metric.value
+    by = (*STAGE_LABELS, *_own_label(metric), *more)
+    mirror = mirror_name(metric)
     names = [metric_name(metric), *([mirror] if mirror in _MIRRORS else [])]
-    return " or ".join(f"max by ({by}) ({name}{{{PICKED}}})" for name in names)
+    return " or ".join(highest(f"{name}{{{PICKED}}}", by) for name in names)
 
 
 def rate_of_stage(metric: LabelledMetric) -> Query:
@@ -75,7 +75,7 @@ def rate_of_stage(metric: LabelledMetric) -> Query:
 
 def of_job(metric: JobMetric) -> Query:
     """What the operator alone tells of the picked jobs."""
-    expr = f"max by ({', '.join(metric.labels)}) ({metric.name}{{{PICKED}}})"
+    expr = highest(f"{metric.name}{{{PICKED}}}", metric.labels)
     more = [label for label in metric.labels if label not in (NAMESPACE, MetricLabel.JOB)]
     name = metric.name.removeprefix(JOB_PREFIX)
     return Query(expr, name, _who(more), metric.help)

@@ -6,10 +6,9 @@ Read by what builds the dashboard; a name is written where it is exported, and n
 from prometheus_client.metrics import MetricWrapperBase
 
 from rlhf_api.metrics import BUILD_INFO, METRIC_HELP, metric_name
+from rlhf_chart.promql import series_name
 from rlhf_operator import metrics as operator_metrics
 from rlhf_operator.job_series import JOB_METRICS
-
-_SUFFIXES = {"counter": "_total", "histogram": "_bucket"}
 
 
 def operator_series(collector: MetricWrapperBase) -> tuple[str, str]:
@@ -18,7 +17,8 @@ def operator_series(collector: MetricWrapperBase) -> tuple[str, str]:
     Of a histogram that is the one of its buckets.
     """
     (family,) = collector.describe()
-    return family.name + _SUFFIXES.get(family.type, ""), family.documentation
+    suffix = "_bucket" if family.type == "histogram" else ""
+    return series_name(collector) + suffix, family.documentation
 
 
 def exported() -> frozenset[str]:
