@@ -1,5 +1,6 @@
 """Two operators at once: one leads, the other takes over, and no attempt is started twice."""
 
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -307,3 +308,19 @@ def test_a_missing_setting_is_named(control_plane: Access, tmp_path: Path) -> No
     )
     assert operator.end(0) == 78
     assert "RLHF_OPERATOR_TRAINER_IMAGE" in operator.log.read_text()
+
+
+def test_it_tells_the_settings_of_its_file_and_its_variables(
+    control_plane: Access, namespace: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("workers: 3\nresyncSeconds: 400\nlogLevel: WARNING\n")
+    settings = {"CONFIG": str(path), "LOG_LEVEL": "INFO"}
+    operator = OperatorProcess(control_plane, namespace, tmp_path, **settings)
+    try:
+        operator.wait_until_leading()
+    finally:
+        assert operator.end() == 0
+    (line,) = (each for each in operator.log.read_text().splitlines() if " settings: " in each)
+    told = json.loads(line.partition(" settings: ")[2])
+    assert (told["workers"], told["resync_seconds"], told["log_level"]) == (3, 400, "INFO")
