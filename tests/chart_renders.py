@@ -36,7 +36,8 @@ def template(major: int, *arguments: str, namespace: str = "ops") -> list[Raw]:
     place = ["--namespace", namespace, MONITORING]
     done = run_helm(major, "template", "demo", str(CHART), *place, *arguments)
     assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    # The CRD takes the loader in Python more than a second.
+    return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]
 
 
 def rendered(major: int, *values: str, given: Iterable[str] = REQUIRED) -> list[Raw]:
