@@ -116,7 +116,10 @@ _JOBS = """\
 ## `rlhf_job_*`: every job, by the operator that leads
 
 They stand in for the series of rank 0 where nobody scrapes pods, and for a pod that is gone before
-it was scraped.
+it was scraped: the verdicts of its last word are among them. A job has them until
+`config.jobMetricsSeconds` (15 minutes) after its end, or its deletion; a stage has one attempt at a
+time, the newest that told any. After a change of leader those that status does not keep come back
+with the next reading of the pod. Value and threshold are told of the rules that have an alert.
 """
 
 _OPERATOR = """\

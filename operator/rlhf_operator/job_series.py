@@ -239,8 +239,12 @@ def _verdicts(
     if stage.verdicts is None:
         return {}
     step = 0 if reading is None else reading.told.step
+    # Status does not know which rules were in their warm-up.
+    judged = told.keys() | stage.verdicts.keys() if told else set(GuardrailRule)
     return {
-        rule: _last_word(stage.verdicts.get(rule), told.get(rule), step) for rule in GuardrailRule
+        rule: _last_word(stage.verdicts.get(rule), told.get(rule), step)
+        for rule in GuardrailRule
+        if rule in judged
     }
 
 

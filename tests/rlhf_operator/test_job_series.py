@@ -130,6 +130,18 @@ def test_numbers_are_told_of_the_rules_that_alerts_compare(trial: MakeTrial) -> 
         assert {key[-1] for key in of(found, name)} == set(RULES_WITH_NUMBERS)
 
 
+def test_a_rule_in_its_warm_up_has_no_verdict(trial: MakeTrial) -> None:
+    told = {KL: judged()[KL]}
+    t = running(trial, verdicts=told)
+    readings = read(verdicts=told)
+    assert {key[-1] for key in of(series(t, readings), "health_verdict")} == {KL}
+    said = {"rule": DIVERGING, "value": 3.5, **SUSPENDS}
+    t.end("ppo", 42, said={"verdicts": (said,), "reason": Reason.GUARDRAIL})
+    t.look()
+    found = of(series(t, readings), "health_verdict", "ppo", "1")
+    assert {key[-1]: value for key, value in found.items()} == {KL: 0, DIVERGING: 1}
+
+
 def test_an_attempt_waits_for_its_pods(trial: MakeTrial) -> None:
     t = trial(stages={"ppo": PPO})
     t.look()
