@@ -57,7 +57,11 @@ def all_rows() -> dict[str, list[AnyPanel]]:
 
 
 def _progress() -> list[AnyPanel]:
-    age = since(of_stage(Metric.LAST_CHECKPOINT_TIMESTAMP, _LIVE), "checkpoint age")
+    age = since(
+        of_stage(Metric.LAST_CHECKPOINT_TIMESTAMP, _LIVE),
+        "checkpoint_age",
+        "Seconds since the newest complete checkpoint was written.",
+    )
     return [
         lines("Share of steps done", of_stage(Metric.PROGRESS), unit="percentunit", low=0, high=1),
         numbers("Time left", of_stage(Metric.ETA), unit="s"),
@@ -213,11 +217,24 @@ def _restarts() -> list[AnyPanel]:
         ),
         lines(
             "Since the last step",
-            since(of_job(PROGRESS_SINCE), "since the last step"),
+            since(
+                of_job(PROGRESS_SINCE),
+                "since_last_step",
+                "Seconds since a running stage's step last grew, or its newest attempt began.",
+            ),
             unit="s",
             low=0,
         ),
-        lines("Waiting for pods", since(of_job(PENDING_SINCE), "waiting"), unit="s", low=0),
+        lines(
+            "Waiting for pods",
+            since(
+                of_job(PENDING_SINCE),
+                "waiting",
+                "Seconds since when a stage's newest attempt waits for its pods.",
+            ),
+            unit="s",
+            low=0,
+        ),
         rows("Conditions", of_job(CONDITION), span=24),
     ]
 

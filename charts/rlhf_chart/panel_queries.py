@@ -81,9 +81,9 @@ def of_job(metric: JobMetric) -> Query:
     return Query(expr, name, _who(more), metric.help)
 
 
-def since(query: Query, name: str) -> Query:
-    """Seconds since the Unix time that `query` tells."""
-    return query._replace(expr=f"time() - ({query.expr})", name=name)
+def since(query: Query, name: str, text: str) -> Query:
+    """Seconds since the Unix time that `query` tells; `text` is their meaning."""
+    return query._replace(expr=f"time() - ({query.expr})", name=name, help=text)
 
 
 def of_operator(collector: MetricWrapperBase, *by: str, how: str = "sum") -> Query:

@@ -95,6 +95,7 @@ def rows(
     names = dict(zip(values, (query.name for query in queries), strict=True))
     panel = (
         table.Panel()
+        .show_header(True)
         .title(title)
         .description(_description(queries))
         .datasource(DATASOURCE)

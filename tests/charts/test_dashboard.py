@@ -1,32 +1,18 @@
 """The dashboard's ConfigMap as Helm 3 and Helm 4 render it."""
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from cluster.tools import helm
+from chart_renders import CHART, rendered
 
-CHART = Path(__file__).parents[2] / "charts" / "rlhf-operator"
 FILE = CHART / "files" / "dashboard.json"
-SET = ("image.repository=registry.test/operator", "trainerImage=registry.test/trainer:1")
 
 Raw = dict[str, Any]
 
 
 def config_maps(major: int, *values: str) -> list[Raw]:
-    settings = [part for value in (*SET, *values) for part in ("--set", value)]
-    done = subprocess.run(
-        [str(helm(major)), "template", "demo", str(CHART), "--namespace", "ops", *settings],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    objects = [each for each in yaml.safe_load_all(done.stdout) if each]
-    return [each for each in objects if (each["metadata"]["name"]).endswith("-dashboard")]
+    objects = rendered(major, *values)
+    return [each for each in objects if each["metadata"]["name"].endswith("-dashboard")]
 
 
 @pytest.mark.parametrize("major", [3, 4])

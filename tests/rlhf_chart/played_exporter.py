@@ -22,17 +22,19 @@ from rlhf_operator.job_series import JOB_METRICS
 from rlhf_trainer.metrics_endpoint import MetricsEndpoint
 
 NAMESPACE = "team"
+JOB, GONE = "demo", "gone"
 NUMBER = 3.0
 
 
 class Jobs(Collector):
-    """One sample of each metric of single jobs."""
+    """Each metric of single jobs: of one that trains, and of one whose pods are gone."""
 
     def collect(self) -> Iterable[Family]:
         """A family each."""
         for metric in JOB_METRICS:
             family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-            family.add_metric([_value(label) for label in metric.labels], NUMBER)
+            for job in (JOB, GONE):
+                family.add_metric([_value(label, job) for label in metric.labels], NUMBER)
             yield family
 
 
@@ -58,8 +60,8 @@ def operate() -> None:
     operator.STAGE_RESTARTS.labels("ppo", "Crash").inc()
 
 
-def _value(label: str) -> str:
-    values = {"namespace": NAMESPACE, "rlhfjob": "demo", "stage": "sft", "attempt": "2"}
+def _value(label: str, job: str) -> str:
+    values = {"namespace": NAMESPACE, "rlhfjob": job, "stage": "sft", "attempt": "2"}
     return values.get(label, "one")
 
 

@@ -92,6 +92,7 @@ def test_panels_have_a_name_an_explanation_and_a_number_of_their_own(dashboard: 
     assert len({each["title"] for each in panels}) == len(panels)
     assert all(each["description"] for each in panels if each["type"] != "row")
     for panel in panels:
+        assert panel["type"] == "row" or panel["options"]
         references = [target["refId"] for target in panel.get("targets", [])]
         assert len(set(references)) == len(references)
 

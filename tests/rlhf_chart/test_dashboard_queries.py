@@ -6,11 +6,14 @@ import dashboard_queries
 import pytest
 from waiting import eventually
 
+from rlhf_api.metrics import LabelledMetric
 from rlhf_chart.dashboard_rows import NOT_SHOWN
-from rlhf_chart.panel_queries import names_in
+from rlhf_chart.panel_queries import either, filled, names_in
 from rlhf_chart.prometheus_api import PrometheusError, at_once, names_of, over_time
 from rlhf_chart.series import exported
+from rlhf_operator.job_series import MIRRORED
 
+NAMESPACE = "team"
 RATE_INTERVAL = "10s"
 
 
@@ -31,6 +34,19 @@ def test_every_series_on_both_pages_is_shown_or_left_out_for_a_reason(url: str) 
     left_out = {name for name in rest if any(re.fullmatch(each, name) for each in NOT_SHOWN)}
     assert rest - left_out == set()
     assert all(any(re.fullmatch(each, name) for name in left_out) for each in NOT_SHOWN)
+
+
+@pytest.mark.parametrize("job", ["demo", "gone"])
+def test_the_operator_stands_in_for_a_trainer_that_is_gone(url: str, job: str) -> None:
+    asked = {
+        metric: filled(either(metric), namespace=NAMESPACE, rlhfjob=job, rate_interval="10s")
+        for metric in (*MIRRORED, LabelledMetric.HEALTH_VERDICT)
+    }
+
+    def one_each() -> bool:
+        return all(len(at_once(url, expr)) == 1 for expr in asked.values())
+
+    eventually(one_each, what="one series of each metric that is mirrored")
 
 
 def test_a_query_without_series_is_named(url: str) -> None:

@@ -45,8 +45,8 @@ def test_legends_tell_series_apart() -> None:
 
 
 def test_an_age_is_time_since() -> None:
-    found = since(of_stage(Metric.LAST_CHECKPOINT_TIMESTAMP), "age")
-    assert found.name == "age"
+    found = since(of_stage(Metric.LAST_CHECKPOINT_TIMESTAMP), "age", "Seconds.")
+    assert (found.name, found.help) == ("age", "Seconds.")
     assert found.expr == f"time() - ({either(Metric.LAST_CHECKPOINT_TIMESTAMP)})"
 
 

@@ -39,6 +39,9 @@ def test_every_panel_is_drawn_with_its_series(
     assert ">no data<" not in drawn
     assert ">team/demo sft<" in drawn
     assert ">team/demo sft critic_loss<" in drawn
+    assert ">3 s<" in drawn, "large digits"
+    assert ">checkpoint_age<" in drawn, "a column of a table"
+    assert "> team/demo sft one<" in drawn, "a bar of states"
 
 
 def test_rows_are_chosen_by_title(asked: list[str], tmp_path: Path) -> None:
