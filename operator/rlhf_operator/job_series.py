@@ -153,7 +153,8 @@ def job_series(
 def _conditions(labels: tuple[str, ...], status: RLHFJobStatus) -> Iterator[Series]:
     for each in status.conditions:
         if isinstance(each.type, ConditionType) and each.status != "Unknown":
-            yield CONDITION, (*labels, each.type.value, _word(each.reason)), each.status == "True"
+            holds = float(each.status == "True")
+            yield CONDITION, (*labels, each.type.value, _word(each.reason)), holds
 
 
 def _word(reason: Reason | str) -> str:
@@ -191,7 +192,7 @@ def _attempt(
             yield row, labels, values[metric]
     for rule, verdict in _verdicts(stage, reading, live=live).items():
         of_rule = (*labels, rule.value)
-        yield HEALTH_VERDICT, of_rule, verdict.broken
+        yield HEALTH_VERDICT, of_rule, float(verdict.broken)
         if rule in RULES_WITH_NUMBERS:
             if verdict.value is not None:
                 yield HEALTH_VALUE, of_rule, verdict.value

@@ -407,6 +407,7 @@ def test_every_series_is_in_the_table_and_every_label_in_the_vocabulary(
         named = dict(zip(metric.labels, labels, strict=True))
         assert all(text in VOCABULARY[label] for label, text in named.items()), named
         assert math.isfinite(value)
+        assert not isinstance(value, bool)
         if "attempt" in named:
             attempts.setdefault(named["stage"], set()).add(named["attempt"])
     assert all(len(numbers) == 1 for numbers in attempts.values())
