@@ -53,6 +53,7 @@ class Reconciler:
         self._absences = Absences(kube, store)
         self._keep_metrics = timedelta(seconds=settings.job_metrics_seconds)
         self._memory: dict[str, Memory] = {}
+        self._refused: dict[str, str] = {}
         self._uids: dict[Key, str] = {}
 
     async def reconcile(self, key: Key) -> float | None:
@@ -111,6 +112,7 @@ class Reconciler:
         if known is not None and known != uid:
             del self._uids[key]
             self._memory.pop(known, None)
+            self._refused.pop(known, None)
             self._scraper.forget(known)
         if uid is not None:
             self._uids[key] = uid
@@ -255,19 +257,21 @@ class Reconciler:
             "observedGeneration": raw["metadata"].get("generation", 1),
         }
         old = conditions.get(ConditionType.ACCEPTED) or {}
-        told = all(old.get(field) == condition[field] for field in ("status", "message"))
-        if told and old.get("observedGeneration") == condition["observedGeneration"]:
-            return
-        conditions[ConditionType.ACCEPTED] = condition | (
-            {"lastTransitionTime": old["lastTransitionTime"]} if told else {}
-        )
-        changes = {
-            "conditions": list(conditions.values()),
-            "observedGeneration": condition["observedGeneration"],
-        }
-        await self._write_status(raw, status | changes)
-        if not told:
+        stands = all(old.get(field) == condition[field] for field in ("status", "message"))
+        known = self._refused.setdefault(raw["metadata"]["uid"], remedy if stands else "")
+        if not stands or old.get("observedGeneration") != condition["observedGeneration"]:
+            conditions[ConditionType.ACCEPTED] = condition | (
+                {"lastTransitionTime": old["lastTransitionTime"]} if stands else {}
+            )
+            changes = {
+                "conditions": list(conditions.values()),
+                "observedGeneration": condition["observedGeneration"],
+            }
+            raw = await self._write_status(raw, status | changes)
+        # Not from what was read: it may have been written, and the answer lost.
+        if known != remedy:
             self._recorder.tell(raw, "Warning", Reason.INVALID_SPEC, remedy)
+            self._refused[raw["metadata"]["uid"]] = remedy
 
 
 def _ident(action: Action) -> ActionId:
