@@ -124,8 +124,8 @@ def _critic() -> Alert:
     loss, of_mean = newest(Metric.CRITIC_LOSS), newest(Metric.CRITIC_LOSS_OF_MEAN)
     return _of_rule(
         GuardrailRule.CRITIC_LOSS_DIVERGING,
-        f"{_STAGE}: the critic diverges: its loss is {_VALUE} times its start, and the mean return "
-        "as every value would do better.",
+        f"{_STAGE}: the critic diverges: its loss is {_VALUE} times the larger of its start and "
+        "half of what the mean return as every value would have.",
         CRITICAL,
         unless=f"{loss} <= {of_mean}",
     )
@@ -147,13 +147,13 @@ def _nonfinite() -> Alert:
 def _checkpoint_stale() -> Alert:
     trainer = highest(metric_name(Metric.LAST_CHECKPOINT_TIMESTAMP))
     mirror = highest(mirror_name(Metric.LAST_CHECKPOINT_TIMESTAMP))
-    step = metric_name(Metric.STEP)
-    running = f"({highest(step)} or {highest(PROGRESS_SINCE.name)})"
-    then = f"({highest(f'{step} offset $seconds')} or {highest(f'{PROGRESS_SINCE.name} offset $seconds')})"
+    alive = (metric_name(Metric.STEP), PROGRESS_SINCE.name)
+    running = " or ".join(highest(series) for series in alive)
+    then = " or ".join(highest(f"{series} offset $seconds") for series in alive)
     return Alert(
         name="CheckpointStale",
         # A job that was resumed has had no time yet to write one.
-        expr=f"time() - ({trainer} or {mirror}) > $threshold and {running} and {then}",
+        expr=f"time() - ({trainer} or {mirror}) > $threshold and ({running}) and ({then})",
         threshold=7200.0,
         wait="5m",
         summary=f"{_STAGE}: no new checkpoint",

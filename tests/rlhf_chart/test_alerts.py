@@ -14,8 +14,8 @@ from rlhf_chart.alerts import ALERTS
 SAID = {
     "CriticLossDiverging": (
         "team/a, stage ppo: CriticLossDiverging",
-        "team/a, stage ppo: the critic diverges: its loss is 9 times its start, and the mean "
-        "return as every value would do better.",
+        "team/a, stage ppo: the critic diverges: its loss is 9 times the larger of its start and "
+        "half of what the mean return as every value would have.",
     ),
     "KLAboveLimit": (
         "team/a, stage ppo: KLAboveLimit",
