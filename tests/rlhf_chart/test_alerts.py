@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from alert_cases import CASES, Case
+from alert_cases import CASES, Case, merged, mirror, train
 from alert_rules import Alerted, Raw, firing, rendered_rules, run_promtool, unit_test, write_rules
 from cluster.monitoring import promtool
 
@@ -121,3 +121,14 @@ def test_it_says_whom_it_concerns_and_by_how_much(
     check = {"eval_time": f"{min(minutes)}m", "alertname": alert, "exp_alerts": [expected]}
     test = unit_test(case.series, [], alert_rule_test=[check])
     assert not run_promtool(write_rules(tmp_path, [rules[alert]]), test)
+
+
+def test_what_the_operator_tells_of_the_attempt_before_ends_no_warmup(tmp_path: Path) -> None:
+    alert = "KLAboveLimit"
+    told = rendered_rules(f"prometheusRule.alerts.{alert}.threshold=3")
+    path = write_rules(tmp_path, [rule for rule in told if rule["alert"] == alert])
+    value = train("health_value", "9x20", attempt=2, rule=alert)
+    before = mirror("health_verdict", "0x20", attempt="1", rule=alert)
+    verdict = train("health_verdict", "_x10 0x10", attempt=2, rule=alert)
+    case = Case("", merged(value, before, verdict), {Alerted(): set(range(11, 21))})
+    assert not run_promtool(path, unit_test_of(alert, case))
