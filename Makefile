@@ -78,7 +78,7 @@ WITHOUT_NODES := --ignore=tests/end_to_end --ignore=tests/cluster/test_nodes.py
 NODE_TESTS := tests/cluster/test_nodes.py tests/end_to_end/test_quickstart.py \
 	tests/end_to_end/test_stages.py
 
-end-to-end: cluster-build ## Train on two nodes (root): whole runs, killed pods, lost and drained nodes
+end-to-end: cluster-build ## Train on two nodes (root): whole runs, killed pods, lost nodes, an alert that fires
 	$(CLUSTER) test -- tests/end_to_end $(ARGS)
 
 cluster-build: venv ## Build what the test cluster and the images need; the rest works offline

@@ -97,11 +97,11 @@ class ControlPlane:
     def stop(self) -> None:
         """End all processes."""
         for name in reversed(list(self.processes)):
-            self._end(name)
+            self.end(name)
 
     def run_controllers(self, controllers: str) -> None:
         """Start kube-controller-manager anew with these, as its flag `--controllers` names them."""
-        self._end("kube-controller-manager")
+        self.end("kube-controller-manager")
         self._start_controller_manager(controllers)
 
     def kubeconfig_for(self, user: str, groups: tuple[str, ...] = ()) -> Path:
@@ -144,7 +144,8 @@ class ControlPlane:
                 log = (self.folder / f"{name}.log").read_text(errors="replace")
                 raise RuntimeError(f"{name} ended with {process.returncode}: {log[-2000:]}")
 
-    def _end(self, name: str) -> None:
+    def end(self, name: str) -> None:
+        """End one process."""
         process = self.processes.pop(name)
         process.terminate()
         try:

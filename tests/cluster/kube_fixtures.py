@@ -157,8 +157,13 @@ def _installed(kubeconfig: Path, images: list[str], nodes: NodeCluster | None) -
     return found
 
 
-def install_operator(cluster: Cluster) -> None:
-    """Install the chart by Helm as a user would, in a namespace of the restricted standard."""
+def install_operator(cluster: Cluster, *more: str) -> None:
+    """Install the chart by Helm as a user would, in a namespace of the restricted standard.
+
+    Args:
+        cluster: whose values are set.
+        more: arguments of Helm.
+    """
     if cluster.kubectl("get", "namespace", SYSTEM, check=False).returncode:
         cluster.kubectl("create", "namespace", SYSTEM)
     cluster.kubectl("label", "--overwrite", "namespace", SYSTEM, RESTRICTED)
@@ -167,7 +172,7 @@ def install_operator(cluster: Cluster) -> None:
     settings = [part for value in cluster.chart_values for part in ("--set", value)]
     command = [str(helm()), f"--kubeconfig={cluster.kubeconfig}", "upgrade", "--install"]
     done = subprocess.run(
-        [*command, "rlhf-operator", str(cluster.chart), *place, *settings],
+        [*command, "rlhf-operator", str(cluster.chart), *place, *settings, *more],
         capture_output=True,
         text=True,
         check=False,

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.kube_fixtures import RESTRICTED, Cluster, new_namespace
+import yaml
+from alerting import SELECTED, Monitoring
+from cluster.kube_fixtures import RESTRICTED, Cluster, install_operator, new_namespace
+from critic_jobs import WatchedJobs
 from operating import Jobs, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +24,22 @@ ROWS = {
     "prompts.jsonl": 400,
     "prompts-heldout.jsonl": 40,
 }
+_OFTEN = {
+    "enabled": True,
+    "additionalLabels": SELECTED,
+    "interval": "2s",
+    "scrapeTimeout": "2s",
+}
+MONITORED = {
+    "metrics": {"serviceMonitor": _OFTEN, "podMonitor": _OFTEN},
+    "prometheusRule": {
+        "enabled": True,
+        "additionalLabels": SELECTED,
+        "alerts": {"CriticLossDiverging": {"for": "5s"}},
+    },
+    "grafana": {"dashboard": {"enabled": True}},
+}
+"""Values of the chart with which an alert comes within seconds."""
 UNPACK = """
 import tarfile
 with tarfile.open("/etc/data/data.tar.gz") as archive:
@@ -61,6 +80,32 @@ def jobs(cluster: Cluster, data: bytes) -> Iterator[Jobs]:
         _load(found, cluster.trainer_image, data)
         cluster.kubectl("label", "namespace", namespace, RESTRICTED)
         yield found
+
+
+@pytest.fixture(scope="session")
+def watched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedJobs]:
+    """Two jobs side by side, scraped by a Prometheus that the chart's monitors lead to them.
+
+    Until the end of the session its Prometheus answers; `moment` is a time when both trained.
+    """
+    if cluster.nodes is None:
+        pytest.skip("scrapes pods from here, which must be on nodes of this machine")
+    folder = tmp_path_factory.mktemp("watched")
+    values = folder / "values.yaml"
+    values.write_text(yaml.safe_dump(MONITORED))
+    monitoring = Monitoring(cluster, cluster.nodes)
+    try:
+        monitoring.start_operator()
+        install_operator(cluster, "--values", str(values))
+        monitoring.start_servers()
+        for namespace in new_namespace(cluster):
+            cluster.kubectl("label", "namespace", namespace, RESTRICTED)
+            found = WatchedJobs(monitoring, Jobs(cluster, namespace))
+            found.start(folder / "toy")
+            yield found
+    finally:
+        monitoring.stop()
+        install_operator(cluster)
 
 
 def _load(jobs: Jobs, image: str, data: bytes) -> None:
