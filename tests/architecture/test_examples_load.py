@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import pytest
+from example_files import EXAMPLES, MANIFESTS
 
 from rlhf_api.loading import read_yaml
 from rlhf_api.names import KIND
 from rlhf_api.v1alpha1 import RLHFJob, stage_order
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-FILES = sorted(path for form in ("*.yaml", "*.yml") for path in EXAMPLES.rglob(form))
-# A file without any RLHFJob is one that makes an example's data, or holds values for Helm.
-JOBS = [path for path in FILES if KIND in [each.get("kind") for each in read_yaml(path)]]
+# A file without any RLHFJob is one that makes an example's data.
+JOBS = [path for path in MANIFESTS if KIND in [each["kind"] for each in read_yaml(path)]]
 
 
 def test_there_are_examples() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cluster.kube_fixtures import Access
+from example_files import MANIFESTS
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from rule_cases import CASES, NAMES, STAGE, TRANSITIONS, batches, graphs
@@ -19,7 +20,6 @@ from rlhf_api.schema import structural
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_api.v1alpha1.spec import RLHFJobSpec
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 TEST_GROUP = "rules.rlhf.dev"
 
 Raw = dict[str, Any]
@@ -55,7 +55,7 @@ def test_every_field_is_explained_by_a_sentence(control_plane: Access) -> None:
     assert found["rlhfjob.spec.stages.ppo.klCoef"]["description"] in " ".join(told.split())
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_examples_are_applied_by_a_client(
     control_plane: Access, namespace: str, path: Path
 ) -> None:

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 from cluster.kube_fixtures import Access
+from example_files import EXAMPLES, MANIFESTS
 
 from rlhf_api.loading import read_yaml
 from rlhf_api.v1alpha1 import RLHFJob, claim_of, uris
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-# Values are for Helm; tests/charts render them.
-FILES = sorted(set(EXAMPLES.glob("*.yaml")) - set(EXAMPLES.glob("values-*.yaml")))
 CLUSTER_JOBS = ("gpu-1", "gpu-8", "gpu-4x8", "quickstart")
 UID = 10001
 
@@ -23,7 +21,7 @@ def quickstart_data() -> dict[str, Any]:
     return {each["kind"]: each for each in read_yaml(EXAMPLES / "quickstart-data.yaml")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_an_api_server_takes_it(path: Path, control_plane: Access, namespace: str) -> None:
     done = control_plane.kubectl(
         "apply", "--dry-run=server", "--validate=strict", "-n", namespace, "-f", str(path)
