@@ -4,7 +4,7 @@
 """
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import yaml
 from cluster.tools import helm
 from releases import CHART, set_options
 
-from rlhf_api.loading import dump_yaml, read_yaml
+from rlhf_api.loading import dump_yaml, parse_yaml, read_yaml
 
 GOLDEN = Path(__file__).parent / "charts" / "golden"
 SETS = sorted(path.stem for path in (GOLDEN / "values").glob("*.yaml"))
 REQUIRED = ("image.repository=registry.test/operator", "trainerImage=registry.test/trainer:1")
 MONITORING = "--api-versions=monitoring.coreos.com/v1"
 LONGEST_TEXT = 4000
-"""Of what a golden file holds; longer ones are generated, and lie in the chart's files."""
+"""Of what a golden file holds; longer ones are files of the chart as they are."""
 
 Raw = dict[str, Any]
 
@@ -56,10 +56,13 @@ def values_of(name: str) -> Path:
 
 
 def golden(major: int, name: str) -> list[Raw]:
-    """The objects of a set but for the CRD, without what is longer than a person reads."""
+    """The objects of a set but for the CRD, without what is longer than a person reads.
+
+    What a ConfigMap holds as YAML is taken apart, so that a review sees its fields.
+    """
     objects = template(major, "--values", str(values_of(name)))
     kept = [each for each in objects if each["kind"] != "CustomResourceDefinition"]
-    return sorted((_shortened(each) for each in kept), key=identity_of)
+    return sorted((_shortened(_taken_apart(each)) for each in kept), key=identity_of)
 
 
 def identity_of(found: Raw) -> tuple[str, str, str]:
@@ -73,13 +76,32 @@ def kept_golden(name: str) -> list[Raw]:
     return read_yaml(GOLDEN / f"{name}.yaml")
 
 
+def leaves(values: Raw, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its path, for instance `image.tag`."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _taken_apart(found: Raw) -> Raw:
+    if found["kind"] != "ConfigMap":
+        return found
+    data = {
+        name: parse_yaml(text, name)[0] if name.endswith(".yaml") else text
+        for name, text in found["data"].items()
+    }
+    return found | {"data": data}
+
+
 def _shortened(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _shortened(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_shortened(each) for each in value]
     too_long = isinstance(value, str) and len(value) > LONGEST_TEXT
-    return "(left out: made from the code)" if too_long else value
+    return "(left out: a file of the chart)" if too_long else value
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from chart_renders import (
     REQUIRED,
+    identity_of,
     of_kind,
     rendered,
     run_helm,
@@ -144,7 +145,7 @@ def test_the_operator_reads_what_the_values_say(
         monkeypatch.setenv(name, value)
     settings = read_settings()
     assert (settings.workers, settings.api_requests_per_second) == (8, 200.5)
-    assert settings.resync_seconds == 600
+    assert (settings.resync_seconds, settings.job_metrics_seconds) == (600, 3600)
     assert settings.trainer_image == "registry.test/trainer:1"
     assert settings.trainer_image_pull_policy == "Always"
     assert (settings.lease_name, settings.deployment) == ("demo-rlhf-operator",) * 2
@@ -244,6 +245,19 @@ def test_nothing_is_cluster_wide_where_namespaces_are_watched_and_the_crd_is_the
     assert [each["kind"] for each in objects if "namespace" not in each["metadata"]] == []
 
 
+def test_accounts_and_roles_of_ones_own_are_left_to_their_owner(major: int) -> None:
+    objects = template(major, "--values", str(values_of("own-accounts")))
+    assert pod_of(objects)["serviceAccountName"] == "trained"
+    assert not of_kind(objects, "ServiceAccount")
+    group = "rbac.authorization.k8s.io/"
+    assert [each["kind"] for each in objects if each["apiVersion"].startswith(group)] == []
+
+
+def test_no_role_is_added_to_those_of_users_when_not_wanted(major: int) -> None:
+    roles = of_kind(rendered(major, "rbac.aggregatedRoles=false"), "ClusterRole")
+    assert [each["metadata"]["name"] for each in roles] == ["demo-rlhf-operator"]
+
+
 def test_no_pod_but_the_operators_gets_a_token(major: int) -> None:
     objects = rendered(major)
     (account,) = of_kind(objects, "ServiceAccount")
@@ -259,6 +273,11 @@ def test_no_pod_but_the_operators_gets_a_token(major: int) -> None:
 
 def test_the_example_is_one_that_it_takes(major: int) -> None:
     example = Path(__file__).parents[2] / "examples" / "values-monitoring.yaml"
-    kinds = {each["kind"] for each in template(major, "--values", str(example))}
-    assert kinds >= {"Deployment", "ServiceMonitor", "PodMonitor"}
-    assert yaml.safe_load(example.read_text())["prometheusRule"]["enabled"] is True
+    made = {identity_of(each) for each in template(major, "--values", str(example))}
+    assert made >= {
+        ("Deployment", "ops", "demo-rlhf-operator"),
+        ("ServiceMonitor", "ops", "demo-rlhf-operator"),
+        ("PodMonitor", "ops", "demo-rlhf-operator-training"),
+        ("PrometheusRule", "ops", "demo-rlhf-operator"),
+        ("ConfigMap", "ops", "demo-rlhf-operator-dashboard"),
+    }

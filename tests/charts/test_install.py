@@ -95,15 +95,3 @@ def test_users_of_a_namespace_may_use_jobs(
     assert not may("create", "view")
     release.helm("uninstall")
     eventually(lambda: not may("list", "view") and not may("create", "edit"))
-
-
-def test_monitors_need_their_api(release: Release, control_plane: Access) -> None:
-    kinds = control_plane.kubectl(
-        "api-resources", "--api-group=monitoring.coreos.com", "-o", "name"
-    )
-    assert not kinds.stdout
-    control_plane.kubectl("create", "namespace", release.namespace)
-    options = set_options(*VALUES, "metrics.podMonitor.enabled=true")
-    done = release.try_helm("install", str(CHART), *options)
-    assert done.returncode != 0
-    assert "the cluster does not serve monitoring.coreos.com/v1; install the CRDs" in done.stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from chart_renders import leaves
 from cluster.bounded import client_by
 from cluster.control_plane import ControlPlane
 from cluster.kube_fixtures import CRD, Access
@@ -104,15 +105,6 @@ def chart_version() -> str:
     return f"{name['name']}-{name['version']}"
 
 
-def leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its path, for instance `image.tag`."""
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
 def only_these_are_left(access: Access, expected: set[str]) -> None:
     """Wait until the garbage collector has done its part."""
     eventually(
@@ -151,6 +143,16 @@ def test_upgraded_rolled_back_and_removed(
     release.helm("uninstall")
     only_these_are_left(bare, kept)
     assert jobs.get("survivor") == job
+
+
+def test_monitors_need_their_api(release: Release, majors: tuple[int, int]) -> None:
+    """This control plane never has it; others may have had the CRDs from another test."""
+    release.major = majors[1]
+    options = set_options(*VALUES, "metrics.podMonitor.enabled=true")
+    done = release.try_helm("install", str(CHART), *options)
+    assert done.returncode != 0
+    assert "the cluster does not serve monitoring.coreos.com/v1; install the CRDs" in done.stderr
+    assert release.objects() == {}
 
 
 def test_no_default_of_the_earlier_chart_has_changed() -> None:
