@@ -29,6 +29,10 @@ $ helm template rlhf-operator charts/rlhf-operator -f examples/values-monitoring
     --api-versions monitoring.coreos.com/v1
 ```
 
+Always on: the operator elects a leader by a Lease, a single replica too, and has a Service,
+`<release>-rlhf-operator-metrics`, whose `/metrics` the ServiceMonitor reads. The label `method` of
+`rlhf_operator_api_requests_total` is the HTTP method, as GET or PATCH, not the verb of Kubernetes.
+
 ## Values
 
 A key that is not in the table is refused, with its name.
