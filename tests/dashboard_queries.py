@@ -27,7 +27,6 @@ ABSENT_IN_PPO: dict[str, str] = {
     metric_name(Metric.VALUE_SCALE): "the critic does not learn under PopArt",
     PENDING_SINCE.name: "no stage waits for its pods",
     operator_series(operator.RECONCILE_ERRORS)[0]: "no pass failed",
-    operator_series(operator.STAGE_RESTARTS)[0]: "no stage was restarted",
     operator_series(operator.STAGE_SECONDS)[0]: "no stage has ended",
     "ALERTS": "no alert fires",
     "Operator": "no alert of the operator fires",

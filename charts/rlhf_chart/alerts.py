@@ -9,14 +9,13 @@ from typing import Any
 
 from rlhf_api.loading import dump_yaml
 from rlhf_api.metrics import LabelledMetric, Metric, MetricLabel, metric_name
-from rlhf_api.names import ConditionType, GuardrailRule
+from rlhf_api.names import OPERATOR_NAME, ConditionType, GuardrailRule
 from rlhf_chart.promql import (
     REASON,
     STAGE_LABELS,
     highest,
     judged,
     labelled,
-    mirror_name,
     newest,
     series_name,
 )
@@ -51,7 +50,7 @@ class Alert:
         wait: how long `expr` must hold, in the form of Prometheus; `for` in the values.
         threshold: what stands for `$threshold`; None where the trainer's own holds, or there is
             none.
-        threshold_expr: `expr` once a value sets a threshold; empty where `expr` is the same.
+        threshold_expr: `expr` once a value sets another threshold; empty where `expr` is the same.
     """
 
     name: str
@@ -111,8 +110,9 @@ def _of_rule(
     beyond = f"{judged(rule)} > $threshold"
     return Alert(
         name=rule.value,
-        # An update that is not finite has no value; the verdict stands all the same.
-        expr=f"({value} or {threshold}) and {verdict} == 1",
+        # An update that is not finite has no value, and what a new leader knows from status may
+        # have neither value nor threshold; the verdict stands all the same.
+        expr=f"({value} or {threshold} or 0 * {verdict}) and {verdict} == 1",
         threshold_expr=beyond if unless is None else f"{beyond} unless {unless}",
         summary=f"{_STAGE}: {rule.value}",
         description=description,
@@ -124,8 +124,8 @@ def _critic() -> Alert:
     loss, of_mean = newest(Metric.CRITIC_LOSS), newest(Metric.CRITIC_LOSS_OF_MEAN)
     return _of_rule(
         GuardrailRule.CRITIC_LOSS_DIVERGING,
-        f"{_STAGE}: the critic diverges: its loss is {_VALUE} times the larger of its start and "
-        "half of what the mean return as every value would have.",
+        f"{_STAGE}: the critic diverges: its loss is at least {_VALUE} times the larger of its "
+        "start and half the loss of the mean return.",
         CRITICAL,
         unless=f"{loss} <= {of_mean}",
     )
@@ -133,9 +133,12 @@ def _critic() -> Alert:
 
 def _nonfinite() -> Alert:
     verdict = newest(LabelledMetric.HEALTH_VERDICT, GuardrailRule.NON_FINITE)
+    beyond = f"{newest(Metric.NONFINITE)} > $threshold"
     return Alert(
         name=GuardrailRule.NON_FINITE.value,
-        expr=f"{newest(Metric.NONFINITE)} > $threshold or {verdict} == 1",
+        # The count of an attempt that such a number ends may not have been scraped any more.
+        expr=f"{beyond} or {verdict} == 1",
+        threshold_expr=beyond,
         threshold=0.0,
         summary=f"{_STAGE}: losses or other metrics are NaN or infinite",
         description=f"{_STAGE}: {_VALUE} or more metric values of this attempt were NaN or "
@@ -145,19 +148,20 @@ def _nonfinite() -> Alert:
 
 
 def _checkpoint_stale() -> Alert:
-    trainer = highest(metric_name(Metric.LAST_CHECKPOINT_TIMESTAMP))
-    mirror = highest(mirror_name(Metric.LAST_CHECKPOINT_TIMESTAMP))
+    written = newest(Metric.LAST_CHECKPOINT_TIMESTAMP)
     alive = (metric_name(Metric.STEP), PROGRESS_SINCE.name)
     running = " or ".join(highest(series) for series in alive)
     then = " or ".join(highest(f"{series} offset $seconds") for series in alive)
     return Alert(
         name="CheckpointStale",
-        # A job that was resumed has had no time yet to write one.
-        expr=f"time() - ({trainer} or {mirror}) > $threshold and ({running}) and ({then})",
+        # A job that was resumed has had no time yet to write one. Where none was ever written,
+        # the threshold is the least that one knows.
+        expr=f"(time() - {written} > $threshold or 0 * ({running}) + $threshold unless {written})"
+        f" and ({running}) and ({then})",
         threshold=7200.0,
         wait="5m",
         summary=f"{_STAGE}: no new checkpoint",
-        description=f"{_STAGE}: the last complete checkpoint was written {_DURATION} ago; all "
+        description=f"{_STAGE}: no complete checkpoint was written for at least {_DURATION}; all "
         "since then is lost if a pod dies.",
     )
 
@@ -170,7 +174,8 @@ def _operator_down() -> Alert:
         wait="5m",
         summary=f"No replica of the operator in {{{{ .Labels.{NAMESPACE} }}}} leads",
         description="No replica of the operator is seen to lead. Pods train on, but no stage is "
-        "started, restarted or ended.",
+        f"started, restarted or ended; `kubectl -n {{{{ .Labels.{NAMESPACE} }}}} get pods -l "
+        f"app.kubernetes.io/name={OPERATOR_NAME}` shows them.",
         severity=CRITICAL,
     )
 
@@ -181,10 +186,12 @@ def _operator_lagging() -> Alert:
     # 409: someone else wrote to the job, and the pass is made again at once.
     failed = f'{series_name(metrics.RECONCILE_ERRORS)}{{{here},{REASON}!="http-409"}}'
     passes = f"{series_name(metrics.RECONCILE_SECONDS)}_count{{{here}}}"
-    share = (
-        f"sum by ({NAMESPACE}) (rate({failed}[10m])) / "
-        f"sum by ({NAMESPACE}) (rate({passes}[10m])) > 0.5"
+    # As short as the alert waits, so that a minute with failures is over before it fires; and more
+    # than a few jobs fail by themselves, each tried again every five minutes at the latest.
+    failures, all_passes = (
+        f"sum by ({NAMESPACE}) (rate({counter}[5m]))" for counter in (failed, passes)
     )
+    share = f"{failures} / {all_passes} > 0.5 and {failures} > 0.02"
     return Alert(
         name="OperatorLagging",
         expr=f"{labelled(age, CAUSE, 'queue age in seconds')} or "
@@ -216,8 +223,11 @@ def _job_failed() -> Alert:
         name="RLHFJobFailed",
         expr=f"{highest(failed, (NAMESPACE, MetricLabel.JOB, REASON))} == 1",
         wait="0s",
-        summary=f"{_JOB} has failed",
-        description=f"{_JOB} has failed with reason {{{{ .Labels.{REASON} }}}}.",
+        summary=f"{_JOB} has failed: {{{{ .Labels.{REASON} }}}}",
+        # The condition is of the job, and has no stage.
+        description=f"{_JOB} has failed with reason {{{{ .Labels.{REASON} }}}}; "
+        f"`kubectl -n {{{{ .Labels.{NAMESPACE} }}}} describe rlhf "
+        f"{{{{ .Labels.{MetricLabel.JOB} }}}}` says which stage, and why.",
         severity=CRITICAL,
     )
 
@@ -227,13 +237,13 @@ ALERTS = (
     _nonfinite(),
     _of_rule(
         GuardrailRule.KL_ABOVE_LIMIT,
-        f"{_STAGE}: the KL of actor against reference is {_VALUE} nats an answer; the actor leaves "
-        "what it was.",
+        f"{_STAGE}: the KL of actor against reference is at least {_VALUE} nats an answer; the "
+        "actor leaves what it was.",
         WARNING,
     ),
     _of_rule(
         GuardrailRule.REWARD_COLLAPSE,
-        f"{_STAGE}: the reward is {_VALUE} deviations below its best level.",
+        f"{_STAGE}: the reward is at least {_VALUE} deviations below its best level.",
         WARNING,
     ),
     _job_failed(),

@@ -311,7 +311,7 @@ def _stages() -> list[AnyPanel]:
         ),
         lines(
             "Restarts in an hour",
-            growth_of_operator(operator.STAGE_RESTARTS, "stage", "reason"),
+            growth_of_operator(operator.STAGE_RESTARTS, "reason"),
             low=0,
             span=6,
         ),

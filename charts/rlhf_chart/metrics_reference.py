@@ -25,7 +25,7 @@ from rlhf_api.metrics import (
 )
 from rlhf_api.names import OPERATOR_NAME, Label, Port, StageName
 from rlhf_operator import metrics as operator_metrics
-from rlhf_operator.job_series import JOB_METRICS, JobMetric
+from rlhf_operator.job_series import JOB_METRICS, RULES_WITH_NUMBERS, JobMetric
 
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -69,8 +69,8 @@ _HEAD = f"""\
 # Metrics
 
 Made from the code by `make generate`. Rank 0 of a stage's attempt tells `rlhf_train_*` at
-`/metrics` on port {Port.METRICS}, the operator `rlhf_operator_*` on port 8080. In both pods the
-port has the name `{Port.METRICS_NAME}`.
+`/metrics` on port {Port.METRICS}, the operator `rlhf_operator_*` and `rlhf_job_*` on port 8080. In
+both pods the port has the name `{Port.METRICS_NAME}`.
 
 ## How Prometheus finds them
 
@@ -112,14 +112,16 @@ A series appears with its first value, so that those of an option that is off ar
 that are NaN or infinite are served as such, and counted.
 """
 
-_JOBS = """\
+_NUMBERED = ", ".join(f"`{rule}`" for rule in RULES_WITH_NUMBERS)
+_JOBS = f"""\
 ## `rlhf_job_*`: every job, by the operator that leads
 
 They stand in for the series of rank 0 where nobody scrapes pods, and for a pod that is gone before
 it was scraped: the verdicts of its last word are among them. A job has them until
 `config.jobMetricsSeconds` (15 minutes) after its end, or its deletion; a stage has one attempt at a
 time, the newest that told any. After a change of leader those that status does not keep come back
-with the next reading of the pod. Value and threshold are told of the rules that have an alert.
+with the next reading of the pod. Value and threshold are told of the rules
+{_NUMBERED} only, verdicts of all.
 """
 
 _OPERATOR = """\

@@ -7,7 +7,7 @@ import importlib.metadata
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from rlhf_api.names import OPERATOR_NAME, Phase, StageName
+from rlhf_api.names import OPERATOR_NAME, Phase, Reason, StageName
 
 PREFIX = "rlhf_operator_"
 
@@ -72,6 +72,19 @@ STAGE_DISRUPTIONS = Counter(
 )
 BUILD_INFO = Gauge(f"{PREFIX}build_info", "Version of the operator; always 1.", ["version"])
 
+RESTART_REASONS = (
+    Reason.ARTIFACT_INVALID,
+    Reason.CRASHED,
+    Reason.DISRUPTED,
+    Reason.IO_ERROR,
+    Reason.OUT_OF_MEMORY,
+    Reason.PEER_LOST,
+    Reason.PROGRESS_DEADLINE_EXCEEDED,
+    Reason.SERVICE_UNAVAILABLE,
+    Reason.STOPPED,
+)
+"""Why stages are restarted at a cost; every other reason ends them or costs nothing."""
+
 PHASES = (*(phase.value for phase in Phase), UNKNOWN)
 
 
@@ -86,3 +99,5 @@ BUILD_INFO.labels(_version()).set(1)
 for _stage in StageName:
     # From 0, so that the first one is an increase.
     STAGE_DISRUPTIONS.labels(_stage.value)
+    for _reason in RESTART_REASONS:
+        STAGE_RESTARTS.labels(_stage.value, _reason.value)

@@ -57,7 +57,7 @@ def operate() -> None:
     operator.NAMESPACE_MISSING.labels(NAMESPACE).set(0)
     operator.JOBS.labels("Running").set(1)
     operator.STAGE_SECONDS.labels("ppo", "Succeeded").observe(NUMBER)
-    operator.STAGE_RESTARTS.labels("ppo", "Crash").inc()
+    operator.STAGE_RESTARTS.labels("ppo", "Crashed").inc()
 
 
 def _value(label: str, job: str) -> str:

@@ -251,12 +251,14 @@ def test_nonfinite_fires_from_the_first_such_update_to_the_end_of_the_attempt(
     judgements: dict[str, list[Judged]], tmp_path: Path, source: str
 ) -> None:
     rules = at_once(tmp_path, NONFINITE)
-    tests = []
+    tests, broken = [], False
     for judged in judgements.values():
         first = [at for at, each in enumerate(judged) if each.readings[NONFINITE].broken][:1]
         minutes = {at for at in range(len(judged)) if first and at >= first[0]}
         tests.append(alerts_where(judged, NONFINITE, minutes, source))
+        broken |= bool(minutes)
     assert not run_promtool(rules, *tests)
+    assert broken
 
 
 def test_the_histories_tell_the_conditions_apart(judgements: dict[str, list[Judged]]) -> None:

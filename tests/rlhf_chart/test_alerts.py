@@ -4,7 +4,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from alert_cases import CASES, Case, merged, mirror, train
+from alert_cases import CASES
+from alert_histories import Case, merged, mirror, train
 from alert_rules import Alerted, Raw, firing, rendered_rules, run_promtool, unit_test, write_rules
 from cluster.monitoring import promtool
 
@@ -14,23 +15,27 @@ from rlhf_chart.alerts import ALERTS
 SAID = {
     "CriticLossDiverging": (
         "team/a, stage ppo: CriticLossDiverging",
-        "team/a, stage ppo: the critic diverges: its loss is 9 times the larger of its start and "
-        "half of what the mean return as every value would have.",
+        "team/a, stage ppo: the critic diverges: its loss is at least 9 times the larger of its "
+        "start and half the loss of the mean return.",
     ),
     "KLAboveLimit": (
         "team/a, stage ppo: KLAboveLimit",
-        "team/a, stage ppo: the KL of actor against reference is 9 nats an answer; the actor "
-        "leaves what it was.",
+        "team/a, stage ppo: the KL of actor against reference is at least 9 nats an answer; "
+        "the actor leaves what it was.",
     ),
     "RewardCollapse": (
         "team/a, stage ppo: RewardCollapse",
-        "team/a, stage ppo: the reward is 9 deviations below its best level.",
+        "team/a, stage ppo: the reward is at least 9 deviations below its best level.",
     ),
     "NonFinite": (
         "team/a, stage ppo: losses or other metrics are NaN or infinite",
         "team/a, stage ppo: 2 or more metric values of this attempt were NaN or infinite.",
     ),
-    "RLHFJobFailed": ("team/a has failed", "team/a has failed with reason Guardrail."),
+    "RLHFJobFailed": (
+        "team/a has failed: Guardrail",
+        "team/a has failed with reason Guardrail; `kubectl -n team describe rlhf a` says which "
+        "stage, and why.",
+    ),
     "ProgressStalled": (
         "team/a, stage ppo: no further step",
         "team/a, stage ppo: the step has not grown for 22m 0s.",
@@ -45,13 +50,14 @@ SAID = {
     ),
     "CheckpointStale": (
         "team/a, stage ppo: no new checkpoint",
-        "team/a, stage ppo: the last complete checkpoint was written 2h 6m 0s ago; all since then "
-        "is lost if a pod dies.",
+        "team/a, stage ppo: no complete checkpoint was written for at least 2h 6m 0s; all since "
+        "then is lost if a pod dies.",
     ),
     "OperatorDown": (
         "No replica of the operator in ops leads",
         "No replica of the operator is seen to lead. Pods train on, but no stage is started, "
-        "restarted or ended.",
+        "restarted or ended; `kubectl -n ops get pods -l app.kubernetes.io/name=rlhf-operator` "
+        "shows them.",
     ),
     "OperatorLagging": (
         "The operator in ops does not keep up",
@@ -121,6 +127,51 @@ def test_it_says_whom_it_concerns_and_by_how_much(
     check = {"eval_time": f"{min(minutes)}m", "alertname": alert, "exp_alerts": [expected]}
     test = unit_test(case.series, [], alert_rule_test=[check])
     assert not run_promtool(write_rules(tmp_path, [rules[alert]]), test)
+
+
+@pytest.mark.parametrize(
+    ("alert", "description"),
+    [
+        (
+            "CriticLossDiverging",
+            "team/a, stage ppo: the critic diverges: its loss is at least 0 times the larger of "
+            "its start and half the loss of the mean return.",
+        ),
+        (
+            "KLAboveLimit",
+            "team/a, stage ppo: the KL of actor against reference is at least 0 nats an answer; "
+            "the actor leaves what it was.",
+        ),
+        (
+            "RewardCollapse",
+            "team/a, stage ppo: the reward is at least 0 deviations below its best level.",
+        ),
+    ],
+)
+def test_a_verdict_alone_is_told_as_no_more_than_that(
+    rules: dict[str, Raw], alert: str, description: str, tmp_path: Path
+) -> None:
+    labels = {**Alerted().labels, "severity": rules[alert]["labels"]["severity"]}
+    said = {"summary": SAID[alert][0], "description": description}
+    said["runbook_url"] = f"docs/runbook.md#{alert.lower()}"
+    told = {"exp_labels": labels, "exp_annotations": said}
+    check = {"eval_time": "5m", "alertname": alert, "exp_alerts": [told]}
+    verdict = mirror("health_verdict", "1x20", attempt="1", rule=alert)
+    test = unit_test(verdict, [], alert_rule_test=[check])
+    assert not run_promtool(write_rules(tmp_path, [rules[alert]]), test)
+
+
+@pytest.mark.parametrize(("threshold", "first"), [("0", 1), ("1", 4), ("3", 11)])
+def test_a_threshold_of_nonfinite_is_of_the_count_alone(
+    tmp_path: Path, threshold: str, first: int
+) -> None:
+    alert = "NonFinite"
+    told = rendered_rules(f"prometheusRule.alerts.{alert}.threshold={threshold}")
+    path = write_rules(tmp_path, [rule for rule in told if rule["alert"] == alert])
+    verdict = train("health_verdict", "1x20", rule=alert)
+    count = train("nonfinite_total", "1x2 2x6 4x10")
+    case = Case("", merged(verdict, count), {Alerted(): set(range(first, 21))})
+    assert not run_promtool(path, unit_test_of(alert, case))
 
 
 def test_what_the_operator_tells_of_the_attempt_before_ends_no_warmup(tmp_path: Path) -> None:

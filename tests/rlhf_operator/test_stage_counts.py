@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from rlhf_api.names import (
+    REASON_OF_EXIT_CODE,
+    ExitCode,
+    FailureClass,
+    Reason,
+    StageName,
+    failure_class,
+)
 from rlhf_api.v1alpha1 import RLHFJobStatus
-from rlhf_operator.metrics import PREFIX
+from rlhf_operator.metrics import PREFIX, RESTART_REASONS
 from rlhf_operator.stage_counts import count_stages
 
 MakeTrial = Callable[..., Any]
@@ -105,6 +113,37 @@ def test_a_restart_is_counted_by_what_it_costs(
     passes(t, 5)
     assert t.stage("sft").attempt == 2
     assert counts.grown() == {key: 1}
+
+
+RESTARTED = [
+    code
+    for code in ExitCode
+    if code != ExitCode.DONE
+    and failure_class(code) not in (FailureClass.GUARDRAIL, FailureClass.USER_ERROR)
+]
+"""Exit codes after which a stage is restarted."""
+
+
+@pytest.mark.parametrize("code", RESTARTED)
+def test_the_first_restart_of_a_reason_is_an_increase(trial: MakeTrial, code: ExitCode) -> None:
+    t = started(trial)
+    t.end("sft", code, result=None)
+    passes(t)
+    reason = t.stage("sft").reason
+    assert t.stage("sft").restarts == 1
+    assert reason == REASON_OF_EXIT_CODE.get(code, Reason.CRASHED)
+    assert reason in RESTART_REASONS
+
+
+def test_restarts_are_told_from_0_by_each_stage_and_reason() -> None:
+    # Some may have grown in other tests.
+    told = {
+        (sample.labels["stage"], sample.labels["reason"])
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == f"{PREFIX}stage_restarts_total"
+    }
+    assert told >= {(stage.value, each.value) for stage in StageName for each in RESTART_REASONS}
 
 
 def test_a_new_leader_counts_nothing_again(trial: MakeTrial) -> None:

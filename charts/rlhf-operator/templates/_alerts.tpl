@@ -14,7 +14,7 @@
 {{- $threshold := $given.threshold }}
 {{- if kindIs "invalid" $threshold }}
 {{- $threshold = .defaults.threshold }}
-{{- else if .thresholdExpr }}
+{{- else if and .thresholdExpr (ne (toJson $threshold) (toJson .defaults.threshold)) }}
 {{- $expr = .thresholdExpr }}
 {{- end }}
 {{- $expr = $expr | replace "$namespace" $.Release.Namespace }}
