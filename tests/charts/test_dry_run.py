@@ -51,7 +51,7 @@ def test_an_api_server_takes_every_object(monitored: Access, major: int, name: s
 
 
 @pytest.mark.parametrize("major", [3, 4])
-def test_notes_tell_what_is_next_and_which_labels_lack(monitored: Access, major: int) -> None:
+def test_notes_tell_what_is_next_and_what_lacks(monitored: Access, major: int) -> None:
     def notes(*values: str) -> str:
         given = set_options(*REQUIRED, "crds.enabled=false", *values)
         place = [f"--kubeconfig={monitored.kubeconfig}", "--namespace=ops", "--dry-run=server"]
@@ -67,3 +67,8 @@ def test_notes_tell_what_is_next_and_which_labels_lack(monitored: Access, major:
     assert "helm test demo --namespace ops" in told
     assert "WARNING: no additionalLabels: metrics.podMonitor. " in told
     assert "WARNING" not in notes(both[0], labels)
+    alerts = ("prometheusRule.enabled=true", "prometheusRule.additionalLabels.release=prometheus")
+    assert "WARNING" not in notes(both[0], labels, *alerts)
+    lacking = "WARNING: alerts are on, and metrics.serviceMonitor.enabled is false. "
+    assert lacking in notes(*alerts)
+    assert lacking in notes("grafana.alerts.enabled=true")

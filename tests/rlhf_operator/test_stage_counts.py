@@ -16,6 +16,7 @@ from rlhf_api.names import (
 )
 from rlhf_api.v1alpha1 import RLHFJobStatus
 from rlhf_operator.metrics import PREFIX, RESTART_REASONS
+from rlhf_operator.planning.observed import ProcessPhase
 from rlhf_operator.stage_counts import count_stages
 
 MakeTrial = Callable[..., Any]
@@ -132,6 +133,43 @@ def test_the_first_restart_of_a_reason_is_an_increase(trial: MakeTrial, code: Ex
     reason = t.stage("sft").reason
     assert t.stage("sft").restarts == 1
     assert reason == REASON_OF_EXIT_CODE.get(code, Reason.CRASHED)
+    assert reason in RESTART_REASONS
+
+
+def deleted(t: Any) -> None:
+    t.attempts.clear()
+
+
+def out_of_memory(t: Any) -> None:
+    t.end("sft", ExitCode.KILLED, result=None, reason=Reason.OUT_OF_MEMORY)
+
+
+def hangs(t: Any) -> None:
+    passes(t, t.job.spec.run_policy.progress_deadline_seconds + 1)
+    t.attempts.clear()
+
+
+def ends_without_a_result(t: Any) -> None:
+    ended = t.process("sft", phase=ProcessPhase.SUCCEEDED, exit_code=0, finished_at=t.now)
+    t.put("sft", processes=(ended,), complete=True)
+
+
+@pytest.mark.parametrize(
+    ("happens", "reason"),
+    [
+        (deleted, Reason.DISRUPTED),
+        (out_of_memory, Reason.OUT_OF_MEMORY),
+        (hangs, Reason.PROGRESS_DEADLINE_EXCEEDED),
+        (ends_without_a_result, Reason.ARTIFACT_INVALID),
+    ],
+)
+def test_so_is_that_of_a_reason_which_is_no_exit_code(
+    trial: MakeTrial, happens: Callable[[Any], None], reason: Reason
+) -> None:
+    counts, t = Counts(), started(trial)
+    happens(t)
+    passes(t)
+    assert counts.grown() == {f"stage_restarts_total sft {reason}": 1}
     assert reason in RESTART_REASONS
 
 
