@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from rlhf_chart.alerts import ALERTS
-from rlhf_operator.settings import LogLevel, PullPolicy, Settings
+from rlhf_operator.settings import LogLevel, Namespace, PullPolicy, Settings
 
 GIVEN_BY_THE_CHART = frozenset(
     {
@@ -26,15 +26,87 @@ GIVEN_BY_THE_CHART = frozenset(
 """Settings that follow from the release, from its pod or from another value; `config` has the rest.
 """
 
-Duration = Annotated[str, Field(pattern=r"^([0-9]+(ms|[smhdwy]))+$")]
-"""As Prometheus writes it."""
-Namespace = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+_DIGITS = {"y": 2, "w": 3, "d": 4, "h": 5, "m": 5, "s": 6, "ms": 6}
+"""Units of a duration in the order that Prometheus asks for, and the most digits of each: all
+together stay below the 292 years that it can hold.
+"""
+Duration = Annotated[
+    str,
+    Field(
+        pattern="".join(["^", *(f"([0-9]{{1,{n}}}{unit})?" for unit, n in _DIGITS.items()), "$"]),
+        min_length=1,
+    ),
+]
+"""As Prometheus reads it: each unit once, the largest first."""
 OwnNamespace = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", max_length=63)]
 """Where an object is made; the release's own when empty."""
+LabelValue = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$", max_length=63)
+]
+Text = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+CIDR = Annotated[str, Field(pattern=r"^[0-9A-Fa-f.:]+/[0-9]{1,3}$")]
+"""Addresses with the length of their prefix, such as 192.0.2.1/32."""
 Strings = dict[str, str]
 Object = dict[str, Any]
 """An object of Kubernetes, which the API server checks."""
+
+
+def _field(kind: str, description: str) -> Object:
+    return {"type": kind, "description": description}
+
+
+_NAME = _field("string", "Its name.") | {"minLength": 1}
+
+EnvVar = Annotated[
+    Object,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"name": _NAME, "value": _field("string", "Quote a number.")},
+            "required": ["name"],
+        }
+    ),
+]
+Volume = Annotated[
+    Object, WithJsonSchema({"type": "object", "properties": {"name": _NAME}, "required": ["name"]})
+]
+VolumeMount = Annotated[
+    Object,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"name": _NAME, "mountPath": _field("string", "Where it is found.")},
+            "required": ["name", "mountPath"],
+        }
+    ),
+]
+Peer = Annotated[
+    Object,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "namespaceSelector": _field("object", "Namespaces by their labels."),
+                "podSelector": _field("object", "Pods by their labels."),
+                "ipBlock": _field("object", "Addresses outside of the cluster."),
+            },
+            "additionalProperties": False,
+            "minProperties": 1,
+        }
+    ),
+]
+"""One end of a connection, as a NetworkPolicy has it."""
+
+_SECONDS = {"exclusiveMinimum": 0, "maximum": 30 * 24 * 3600}
+THRESHOLDS: dict[str, Object] = {
+    "ProgressStalled": _SECONDS,
+    "PendingTooLong": _SECONDS,
+    # It is a duration as well, and those have no fractions.
+    "CheckpointStale": {"type": ["integer", "null"], **_SECONDS},
+    "RestartStorm": {"exclusiveMinimum": 0, "maximum": 1000},
+}
+"""What of its threshold's schema an alert has of its own."""
 
 
 class Part(BaseModel):
@@ -50,7 +122,7 @@ class Part(BaseModel):
 
 class Image(Part):
     repository: str = ""
-    """In your registry, for example registry.example.com/rlhf/operator. Required."""
+    """In your registry, without a tag, for example registry.example.com/rlhf/operator. Required."""
     tag: str = ""
     """The chart's appVersion when empty."""
     pull_policy: PullPolicy = "IfNotPresent"
@@ -63,8 +135,8 @@ class PullSecret(Part):
 
 
 class Watch(Part):
-    namespaces: list[Namespace] = []
-    """Namespaces in which RLHFJobs are run; all when empty."""
+    namespaces: Annotated[list[Namespace], Field(json_schema_extra={"uniqueItems": True})] = []
+    """Namespaces in which RLHFJobs are run, which must exist; all when empty."""
 
 
 class CRDs(Part):
@@ -102,9 +174,9 @@ class Monitor(Part):
     `release: <name of its release>`.
     """
     interval: Duration = "30s"
-    """How often Prometheus scrapes."""
+    """How often Prometheus scrapes, for example 30s or 1m30s; not 0."""
     scrape_timeout: Duration = "10s"
-    """After how long a scrape is given up; no longer than the interval."""
+    """After how long a scrape is given up; not 0, and no longer than the interval."""
 
 
 class Metrics(Part):
@@ -117,11 +189,13 @@ class Metrics(Part):
 class Alert(Part):
     enabled: bool = True
     """Whether there is such an alert."""
-    severity: str = "warning"
+    severity: LabelValue = "warning"
     """Label by which Alertmanager routes it."""
     for_: Annotated[Duration, Field(alias="for")] = "1m"
-    """How long its condition must hold."""
-    threshold: Annotated[int | float | None, WithJsonSchema({"type": ["number", "null"]})] = None
+    """How long its condition must hold, for example 5m or 1h30m."""
+    threshold: Annotated[
+        int | float | None, WithJsonSchema({"type": ["number", "null"], "minimum": 0})
+    ] = None
     """Beyond which it fires, in the unit that docs/runbook.md names."""
     runbook_url: str = ""
     """Link in its annotations; made of runbookBaseUrl when empty."""
@@ -134,8 +208,8 @@ class PrometheusRule(Part):
     """Where it is made; the release's own namespace when empty."""
     additional_labels: Strings = {}
     """By which your Prometheus selects it."""
-    runbook_base_url: str = "docs/runbook.md"
-    """Page that holds docs/runbook.md; each alert links to its heading there."""
+    runbook_base_url: Annotated[str, Field(pattern=r"^[^#\s]+$")] = "docs/runbook.md"
+    """URL at which your people read docs/runbook.md; each alert links to its heading there."""
     alerts: dict[str, Alert] = Field(
         default_factory=lambda: {each.name: Alert.model_validate(each.values()) for each in ALERTS}
     )
@@ -162,9 +236,9 @@ class GrafanaAlerts(Part):
     """Where it is made; the release's own namespace when empty."""
     labels: Strings = {"grafana_alert": "1"}
     """By which the sidecar finds it."""
-    datasource_uid: str = "prometheus"
-    """The Prometheus that Grafana asks."""
-    folder: str = "RLHF"
+    datasource_uid: Text = "prometheus"
+    """Uid of the data source by which Grafana asks Prometheus."""
+    folder: Text = "RLHF"
     """Grafana's folder for the rules."""
 
 
@@ -178,14 +252,16 @@ class Grafana(Part):
 class APIServerPeer(Part):
     ports: Annotated[list[Port], Field(min_length=1)] = [443, 6443]
     """Ports of the API server: of its Service, and behind it."""
-    cidrs: list[str] = []
-    """Its addresses; any when empty, since a policy cannot name it otherwise."""
+    cidrs: list[CIDR] = []
+    """Its addresses, for example 192.0.2.1/32; any when empty, since a policy cannot name it
+    otherwise.
+    """
 
 
 class NetworkPolicy(Part):
     enabled: bool = False
     """Whether the operator's traffic is limited to what it needs."""
-    ingress_from: list[Object] = []
+    ingress_from: list[Peer] = []
     """Peers that may read /metrics, as in a NetworkPolicy; all when empty."""
     api_server: APIServerPeer = APIServerPeer()
     """Where the operator finds the API server."""
@@ -237,7 +313,7 @@ class Values(Part):
     """For the operator's image. Training pods use those of their job or of their service account.
     """
     trainer_image: str = ""
-    """Image of training pods whose RLHFJob names none, with its tag. Required."""
+    """Image of training pods whose RLHFJob names none, with its tag or digest. Required."""
     trainer_image_pull_policy: PullPolicy = "IfNotPresent"
     """When a node pulls the trainer image."""
     replicas: Annotated[int, Field(ge=0)] = 1
@@ -287,9 +363,9 @@ class Values(Part):
     """How replicas are spread over nodes and zones."""
     priority_class_name: str = ""
     """Of the operator's pods; the cluster's default when empty."""
-    extra_env: list[Object] = []
+    extra_env: list[EnvVar] = []
     """More variables of the operator's container, for instance those of a proxy."""
-    extra_volumes: list[Object] = []
+    extra_volumes: list[Volume] = []
     """More volumes of the operator's pods."""
-    extra_volume_mounts: list[Object] = []
+    extra_volume_mounts: list[VolumeMount] = []
     """Where its container finds them."""

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from rlhf_api.loading import dump_yaml, parse_yaml
-from rlhf_chart.values import GIVEN_BY_THE_CHART, Values
+from rlhf_chart.values import GIVEN_BY_THE_CHART, THRESHOLDS, Values
 from rlhf_operator.settings import Settings
 
 Schema = dict[str, Any]
@@ -31,6 +31,7 @@ def values_schema() -> Schema:
     (defaults,) = parse_yaml(dump_yaml(Values().model_dump(by_alias=True)), "values")
     schema = _written_out(whole, whole["$defs"], defaults)
     _fill_config(schema["properties"]["config"])
+    _bound_thresholds(schema["properties"]["prometheusRule"]["properties"]["alerts"])
     return {"$schema": _DIALECT, **schema}
 
 
@@ -49,6 +50,15 @@ def _fill_config(schema: Schema) -> None:
     schema["required"] = list(names.values())
     schema["additionalProperties"] = False
     del schema["default"]
+
+
+def _bound_thresholds(alerts: Schema) -> None:
+    """What each alert's own threshold may be."""
+    for name, bounds in THRESHOLDS.items():
+        threshold = alerts["properties"][name]["properties"]["threshold"]
+        threshold |= bounds
+        if "exclusiveMinimum" in bounds:
+            del threshold["minimum"]
 
 
 def _written_out(schema: Schema, models: Schema, default: object) -> Schema:

@@ -25,6 +25,7 @@ CONFIG = f"{PREFIX}CONFIG"
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 PullPolicy = Literal["IfNotPresent", "Always", "Never"]
+Namespace = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 
 
 class Settings(BaseSettings):

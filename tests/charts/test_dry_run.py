@@ -50,25 +50,44 @@ def test_an_api_server_takes_every_object(monitored: Access, major: int, name: s
     assert "Warning" not in done.stderr
 
 
-@pytest.mark.parametrize("major", [3, 4])
-def test_notes_tell_what_is_next_and_what_lacks(monitored: Access, major: int) -> None:
-    def notes(*values: str) -> str:
-        given = set_options(*REQUIRED, "crds.enabled=false", *values)
-        place = [f"--kubeconfig={monitored.kubeconfig}", "--namespace=ops", "--dry-run=server"]
-        done = run_helm(major, "install", "demo", str(CHART), *place, *given)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.partition("NOTES:")[2]
+def notes(access: Access, major: int, *values: str) -> str:
+    """What Helm says after an installation."""
+    given = set_options(*REQUIRED, "crds.enabled=false", *values)
+    place = [f"--kubeconfig={access.kubeconfig}", "--namespace=ops", "--dry-run=server"]
+    done = run_helm(major, "install", "demo", str(CHART), *place, *given)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("NOTES:")[2]
 
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_notes_tell_what_is_next_and_which_labels_lack(monitored: Access, major: int) -> None:
     labels = "metrics.serviceMonitor.additionalLabels.release=prometheus"
     both = ("metrics.serviceMonitor.enabled=true", "metrics.podMonitor.enabled=true")
-    told = notes(*both, labels)
+    told = notes(monitored, major, *both, labels)
     commands = [line.split()[0] for line in told.splitlines() if line.startswith("  ")]
     assert commands == ["kubectl", "helm", "kubectl"]
     assert "helm test demo --namespace ops" in told
     assert "WARNING: no additionalLabels: metrics.podMonitor. " in told
-    assert "WARNING" not in notes(both[0], labels)
-    alerts = ("prometheusRule.enabled=true", "prometheusRule.additionalLabels.release=prometheus")
-    assert "WARNING" not in notes(both[0], labels, *alerts)
+    assert "WARNING" not in notes(monitored, major, both[0], labels)
+
+
+@pytest.mark.parametrize("major", [3, 4])
+@pytest.mark.parametrize("made", ["prometheusRule", "grafana.alerts"])
+def test_notes_tell_of_links_that_lead_nowhere(monitored: Access, major: int, made: str) -> None:
+    enabled = f"{made}.enabled=true"
+    told = notes(monitored, major, enabled)
+    assert "WARNING: prometheusRule.runbookBaseUrl is docs/runbook.md, no http(s) URL" in told
+    page = "prometheusRule.runbookBaseUrl=https://git.example.com/runbook.md"
+    assert "runbookBaseUrl" not in notes(monitored, major, enabled, page)
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_notes_tell_of_alerts_without_the_series_of_jobs(monitored: Access, major: int) -> None:
+    page = "prometheusRule.runbookBaseUrl=https://git.example.com/runbook.md"
+    label = "additionalLabels.release=prometheus"
+    alerts = ("prometheusRule.enabled=true", f"prometheusRule.{label}", page)
+    scraped = ("metrics.serviceMonitor.enabled=true", f"metrics.serviceMonitor.{label}")
+    assert "WARNING" not in notes(monitored, major, *scraped, *alerts)
     lacking = "WARNING: alerts are on, and metrics.serviceMonitor.enabled is false. "
-    assert lacking in notes(*alerts)
-    assert lacking in notes("grafana.alerts.enabled=true")
+    assert lacking in notes(monitored, major, *alerts)
+    assert lacking in notes(monitored, major, "grafana.alerts.enabled=true", page)

@@ -1,11 +1,12 @@
 """What Helm 3 and Helm 4 say of wrong values: the key, by its name."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_renders import REQUIRED, run_helm
+from chart_renders import REQUIRED, rendered, run_helm
 from releases import CHART, set_options
 
 TYPOS = {
@@ -33,6 +34,77 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
+REFUSED = {
+    "metrics.podMonitor.interval": ["1m1m", "30s1m", "1ms1s", "30", "1 m", "-1s", "9999999s", ""],
+    "metrics.serviceMonitor.scrapeTimeout": ["10", "5s1m"],
+    "prometheusRule.alerts.NonFinite.for": ["5min", "1s1s", ""],
+    "prometheusRule.alerts.NonFinite.threshold": [-1, "3"],
+    "prometheusRule.alerts.KLAboveLimit.threshold": [-0.5],
+    "prometheusRule.alerts.OperatorLagging.threshold": [-60],
+    "prometheusRule.alerts.ProgressStalled.threshold": [0, -5, 1e9],
+    "prometheusRule.alerts.PendingTooLong.threshold": [0, 1e9],
+    "prometheusRule.alerts.CheckpointStale.threshold": [0, 0.5, 1e9],
+    "prometheusRule.alerts.RestartStorm.threshold": [0, 1e9],
+    "prometheusRule.alerts.NonFinite.severity": ["", "very bad", "-", 1],
+    "prometheusRule.runbookBaseUrl": ["", "https://example.com/runbook.md#top", "a page"],
+    "watch.namespaces": [["team-a", "team-a"]],
+    "grafana.alerts.datasourceUid": [""],
+    "grafana.alerts.folder": [""],
+    "networkPolicy.apiServer.cidrs": [["192.0.2.1"], ["api.example.com/32"]],
+    "networkPolicy.ingressFrom": [["monitoring"], [{"namespace": "monitoring"}], [{}]],
+    "extraEnv": [["A=1"], [{"value": "1"}], [{"name": "PORT", "value": 3128}]],
+    "extraVolumes": [[{"emptyDir": {}}]],
+    "extraVolumeMounts": [[{"name": "tmp"}]],
+}
+"""Values that no installation can mean, by key."""
+
+TAKEN = {
+    "metrics.podMonitor.interval": ["1h", "1m30s", "1m0s", "90s", "1d12h", "100000ms"],
+    "prometheusRule.alerts.NonFinite.for": ["0s", "1w", "1y2w3d4h5m6s7ms"],
+    "prometheusRule.alerts.NonFinite.threshold": [0, 2],
+    "prometheusRule.alerts.KLAboveLimit.threshold": [0.5, None],
+    "prometheusRule.alerts.CheckpointStale.threshold": [1, 86400],
+    "prometheusRule.alerts.RestartStorm.threshold": [1],
+    "prometheusRule.alerts.NonFinite.severity": ["page", "sev-1", "P1"],
+    "networkPolicy.apiServer.cidrs": [["192.0.2.1/32", "2001:db8::/64"]],
+    "networkPolicy.ingressFrom": [
+        [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.1/32"]}}],
+        [{"podSelector": {}, "namespaceSelector": {}}],
+    ],
+    "extraEnv": [[{"name": "A"}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "a"}}}]],
+}
+
+SENTENCES = {
+    "image.repository=registry.test:5000/operator:1": (
+        "image.repository is registry.test:5000/operator:1, with a tag or digest: leave that away"
+    ),
+    "image.repository=registry.test/operator@sha256:0": "registry.test/operator@sha256:0, with a",
+    "trainerImage=registry.test:5000/trainer": (
+        "trainerImage is registry.test:5000/trainer, without a tag: name it with its tag or digest"
+    ),
+    "metrics.podMonitor.interval=0s": "metrics.podMonitor.interval is 0s: take a time above 0",
+    "metrics.podMonitor.scrapeTimeout=0m0s": "metrics.podMonitor.scrapeTimeout is 0m0s: take a",
+    "metrics.podMonitor.scrapeTimeout=1m": (
+        "metrics.podMonitor.scrapeTimeout is 1m, longer than metrics.podMonitor.interval, "
+        "which is 30s"
+    ),
+    "metrics.serviceMonitor.interval=9s999ms": (
+        "metrics.serviceMonitor.scrapeTimeout is 10s, longer than metrics.serviceMonitor.interval, "
+        "which is 9s999ms"
+    ),
+}
+"""What is told of values that a schema cannot judge, or says too little about."""
+
+FIT = [
+    "image.repository=registry.test:5000/operator",
+    "trainerImage=registry.test/trainer@sha256:0",
+    "metrics.podMonitor.scrapeTimeout=30s",
+    "metrics.podMonitor.scrapeTimeout=0m30000ms",
+    "metrics.podMonitor.interval=010s",
+    "metrics.podMonitor.interval=1w",
+]
+
+
 @pytest.fixture(params=[3, 4], ids=["helm3", "helm4"])
 def major(request: pytest.FixtureRequest) -> int:
     return int(request.param)
@@ -58,6 +130,50 @@ def test_a_wrong_value_is_refused_with_its_key(major: int, key: str, tmp_path: P
     assert done.returncode != 0
     assert "schema" in done.stderr
     assert named in done.stderr
+
+
+def nested(key: str, value: Any) -> Any:
+    """A value under its key with points."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def run_with(major: int, folder: Path, values: Any) -> subprocess.CompletedProcess[str]:
+    """Helm's answer to values of a file."""
+    path = folder / "values.json"
+    path.write_text(json.dumps(values))
+    given = [*set_options(*REQUIRED), "--values", str(path), "--show-only=templates/service.yaml"]
+    return run_helm(major, "template", "demo", str(CHART), *given)
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_no_installation_can_mean_is_refused(major: int, key: str, tmp_path: Path) -> None:
+    for value in REFUSED[key]:
+        done = run_with(major, tmp_path, nested(key, value))
+        assert done.returncode != 0, value
+        assert "schema" in done.stderr
+        # Helm 3: a.b.c; Helm 4: /a/b/c
+        assert key in done.stderr.replace("/", "."), value
+
+
+@pytest.mark.parametrize("key", TAKEN)
+def test_what_an_installation_can_mean_is_taken(major: int, key: str, tmp_path: Path) -> None:
+    for value in TAKEN[key]:
+        done = run_with(major, tmp_path, nested(key, value))
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("value", SENTENCES)
+def test_what_does_not_fit_is_told_in_a_sentence(major: int, value: str) -> None:
+    done = run_helm(major, "template", "demo", str(CHART), *set_options(*REQUIRED, value))
+    assert done.returncode != 0
+    assert SENTENCES[value] in done.stderr
+
+
+@pytest.mark.parametrize("value", FIT)
+def test_what_fits_is_taken(major: int, value: str) -> None:
+    assert rendered(major, value)
 
 
 def test_a_parent_chart_can_depend_on_it(major: int, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from rlhf_chart.alerts import ALERTS
 from rlhf_chart.chart_readme import readme_text
-from rlhf_chart.values import GIVEN_BY_THE_CHART, Values
+from rlhf_chart.values import GIVEN_BY_THE_CHART, THRESHOLDS, Values
 from rlhf_chart.values_file import values_text
 from rlhf_chart.values_schema import Schema, schema_text, values_schema
 from rlhf_operator.settings import Settings
@@ -51,7 +51,9 @@ def test_an_object_takes_the_keys_that_it_names_and_no_others() -> None:
         "metrics.podMonitor.additionalLabels",
         "metrics.serviceMonitor.additionalLabels",
         "networkPolicy.extraEgress[]",
-        "networkPolicy.ingressFrom[]",
+        "networkPolicy.ingressFrom[].ipBlock",
+        "networkPolicy.ingressFrom[].namespaceSelector",
+        "networkPolicy.ingressFrom[].podSelector",
         "nodeSelector",
         "podAnnotations",
         "podLabels",
@@ -88,6 +90,14 @@ def test_config_is_what_the_operator_knows() -> None:
     assert set(config["properties"]) == set(config["required"]) == expected
     assert config["properties"]["workers"]["maximum"] == 256
     assert config["properties"]["workers"]["default"] == Settings.model_fields["workers"].default
+
+
+def test_thresholds_are_bounded_for_alerts_that_have_one() -> None:
+    assert set(THRESHOLDS) <= {each.name for each in ALERTS if each.has_threshold}
+    alerts = values_schema()["properties"]["prometheusRule"]["properties"]["alerts"]["properties"]
+    least = {"minimum", "exclusiveMinimum"}
+    for name, alert in alerts.items():
+        assert len(least & set(alert["properties"]["threshold"])) == 1, name
 
 
 def test_there_is_a_value_for_each_alert() -> None:

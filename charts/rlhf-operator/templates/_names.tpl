@@ -51,13 +51,40 @@ app.kubernetes.io/name: {{ .Chart.Name }}-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{- /* What must be given, and what the cluster must have. */ -}}
+{{- /* A duration of Prometheus in milliseconds. */ -}}
+{{- define "rlhf-operator.milliseconds" -}}
+{{- $day := 86400000 }}
+{{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" $day "w" (mul 7 $day) "y" (mul 365 $day) }}
+{{- $sum := 0 }}
+{{- range regexFindAll "[0-9]+[a-z]+" . -1 }}
+{{- $sum = add $sum (mul (regexFind "[0-9]+" . | atoi) (get $units (regexFind "[a-z]+" .))) }}
+{{- end }}
+{{- $sum }}
+{{- end }}
+
+{{- /* What must be given, what goes together, and what the cluster must have. */ -}}
 {{- define "rlhf-operator.checks" -}}
 {{- if not .Values.image.repository }}
 {{- fail "image.repository is not set: no image of the operator is published; build one, push it and name it, for example --set image.repository=registry.example.com/rlhf/operator" }}
 {{- end }}
 {{- if not .Values.trainerImage }}
 {{- fail "trainerImage is not set: build the trainer image, push it and name it with its tag, for example --set trainerImage=registry.example.com/rlhf/trainer:0.1.0" }}
+{{- end }}
+{{- if contains ":" (base .Values.image.repository) }}
+{{- fail (printf "image.repository is %s, with a tag or digest: leave that away, and give the tag as image.tag" .Values.image.repository) }}
+{{- end }}
+{{- if not (contains ":" (base .Values.trainerImage)) }}
+{{- fail (printf "trainerImage is %s, without a tag: name it with its tag or digest, for example --set trainerImage=%s:0.1.0" .Values.trainerImage .Values.trainerImage) }}
+{{- end }}
+{{- range $name, $monitor := .Values.metrics }}
+{{- range $field := list "interval" "scrapeTimeout" }}
+{{- if not (include "rlhf-operator.milliseconds" (get $monitor $field) | int64) }}
+{{- fail (printf "metrics.%s.%s is %s: take a time above 0, for example 10s" $name $field (get $monitor $field)) }}
+{{- end }}
+{{- end }}
+{{- if gt (include "rlhf-operator.milliseconds" $monitor.scrapeTimeout | int64) (include "rlhf-operator.milliseconds" $monitor.interval | int64) }}
+{{- fail (printf "metrics.%s.scrapeTimeout is %s, longer than metrics.%s.interval, which is %s, and Prometheus takes no such target: shorten the first or lengthen the second" $name $monitor.scrapeTimeout $name $monitor.interval) }}
+{{- end }}
 {{- end }}
 {{- $on := list }}
 {{- if .Values.metrics.serviceMonitor.enabled }}{{ $on = append $on "metrics.serviceMonitor.enabled" }}{{ end }}
