@@ -15,7 +15,9 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
+from rlhf_api.errors import ConfigError
 from rlhf_operator.metrics import QUEUE_AGE
+from rlhf_operator.settings import PREFIX
 from rlhf_operator.work_queue import WorkQueue
 
 WATCH_LAG_SECONDS = 120.0
@@ -136,7 +138,11 @@ class Health:
 
 @asynccontextmanager
 async def served(health: Health, port: int) -> AsyncIterator[int]:
-    """Serve /healthz, /readyz and /metrics; gives the port."""
+    """Serve /healthz, /readyz and /metrics; gives the port.
+
+    Raises:
+        ConfigError: the port cannot be had.
+    """
 
     def answer(complaint: str) -> web.Response:
         return web.Response(text=complaint or "ok", status=500 if complaint else 200)
@@ -161,7 +167,13 @@ async def served(health: Health, port: int) -> AsyncIterator[int]:
     await runner.setup()
     try:
         site = web.TCPSite(runner, port=port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(
+                f"{PREFIX}PORT: is {port}, at which nothing can be served ({error.strerror}); "
+                "free it, or set another one"
+            ) from error
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()

@@ -5,9 +5,11 @@ Called by all that ask or write: `act`, `absences`, `reconcile`, `watches`, `rec
 """
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -17,7 +19,7 @@ from aiolimiter import AsyncLimiter
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
-from rlhf_api.errors import RLHFError
+from rlhf_api.errors import ConfigError, RLHFError
 from rlhf_api.names import API_VERSION, GROUP, OPERATOR_NAME, PLURAL, VERSION, Label
 from rlhf_operator.metrics import API_REQUESTS
 
@@ -79,9 +81,13 @@ class Kube:
     @classmethod
     @asynccontextmanager
     async def connect(cls, requests_per_second: float) -> AsyncIterator[Self]:
-        """A session by KUBECONFIG, or as the pod's service account."""
+        """A session by KUBECONFIG, or as the pod's service account.
+
+        Raises:
+            ConfigError: there is neither.
+        """
         configuration = Configuration()
-        await config.load_config(client_configuration=configuration)
+        await _find_server(configuration)
         # To look for proxies in the environment takes two turns of a thread, in every request.
         trusts = _is_behind_proxy(str(configuration.host))
         configuration.client_session_kwargs = {"trust_env": trusts}
@@ -221,6 +227,21 @@ class Kube:
         # A long row of Events must not keep progress waiting.
         async with self._events_limit:
             await self.request("POST", core_path(metadata["namespace"], "events"), event)
+
+
+async def _find_server(configuration: Configuration) -> None:
+    """Fill in the API server and who we are for it."""
+    places = config.KUBE_CONFIG_DEFAULT_LOCATION
+    if any(Path(each).expanduser().is_file() for each in places.split(os.pathsep)):
+        await config.load_kube_config(client_configuration=configuration)
+        return
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException as error:
+        raise ConfigError(
+            f"no API server is known: there is no kubeconfig {places!r}, and this is no pod with a "
+            "service account; set KUBECONFIG to a kubeconfig, or run the operator in a pod"
+        ) from error
 
 
 def _is_behind_proxy(server: str) -> bool:

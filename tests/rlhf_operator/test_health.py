@@ -2,12 +2,14 @@
 
 import asyncio
 import gzip
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
 import pytest
 
+from rlhf_api.errors import ConfigError
 from rlhf_operator.health import PASS_SECONDS, WATCH_LAG_SECONDS, Health, served
 from rlhf_operator.metrics import QUEUE_AGE
 from rlhf_operator.work_queue import WorkQueue
@@ -243,3 +245,15 @@ def test_metrics_are_served_in_the_format_that_is_asked_for() -> None:
 def test_what_is_worked_out_on_request_is_set_before_it_is_told() -> None:
     _, body = page([lambda: QUEUE_AGE.set(17.5)], Accept_Encoding="identity")
     assert b"\nrlhf_operator_queue_age_seconds 17.5\n" in body
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    async def run(port: int) -> None:
+        async with served(Health(WorkQueue(), RESYNC), port):
+            pass
+
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"RLHF_OPERATOR_PORT: is {port}, .* in use") as told:
+            asyncio.run(asyncio.wait_for(run(port), 30))
+    assert str(told.value).endswith("; free it, or set another one")
