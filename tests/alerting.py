@@ -17,7 +17,12 @@ from typing import Any
 
 import yaml
 from cluster.kube_fixtures import Access
-from cluster.monitoring import alertmanager, monitoring_crds, prometheus, prometheus_operator
+from cluster.monitoring import (
+    alertmanager,
+    cluster_prometheus,
+    monitoring_crds,
+    prometheus_operator,
+)
 from cluster.nodes import NodeCluster
 from waiting import eventually
 
@@ -32,6 +37,8 @@ START_SECONDS = 120
 ANSWER_SECONDS = 20
 
 _RULES_IN_POD = f"/etc/prometheus/rules/prometheus-{NAME}-rulefiles-0"
+_ENVIRONMENT = {"POD_NAME": f"prometheus-{NAME}-0", "SHARD": "0"}
+"""Of the pod; the container beside Prometheus puts it into the configuration."""
 _MONITORS = {"ServiceMonitor": "serviceMonitor", "PodMonitor": "podMonitor"}
 
 
@@ -100,7 +107,7 @@ class Monitoring:
         receiver = [*_installed(alertmanager()), "--cluster.listen-address="]
         receiver.append(f"--storage.path={self.folder}/alertmanager")
         self._run("alertmanager", receiver, self.alertmanager_url)
-        server = [str(prometheus()), f"--storage.tsdb.path={self.folder}/prometheus"]
+        server = [str(cluster_prometheus()), f"--storage.tsdb.path={self.folder}/prometheus"]
         self._run("prometheus", server, self.url)
 
     def stop(self) -> None:
@@ -154,8 +161,8 @@ class Monitoring:
         folder.mkdir(exist_ok=True)
         for name, text in rules.items():
             (folder / name).write_text(text)
-        # What the container beside Prometheus does: its configuration names the pod.
-        config = config.replace("$(POD_NAME)", f"prometheus-{NAME}-0")
+        for name, value in _ENVIRONMENT.items():
+            config = config.replace(f"$({name})", value)
         assert _RULES_IN_POD in config
         return config.replace(_RULES_IN_POD, str(folder))
 
@@ -197,7 +204,7 @@ class Monitoring:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
             _view("prometheus"),
             *_leading_to(self.nodes.address, 9093),
-            _custom("Prometheus", _version(prometheus()), _prometheus_spec(reading)),
+            _custom("Prometheus", _version(cluster_prometheus()), _prometheus_spec(reading)),
             _custom("Alertmanager", _version(alertmanager()), {}),
         ]
 

@@ -20,9 +20,11 @@ Raw = dict[str, Any]
 
 DIVERGING, HEALTHY = "diverging", "healthy"
 VARIANT = {DIVERGING: "none", HEALTHY: "default"}
-UPDATES = 100
+UPDATES = 50
+"""The rule is broken from update 16 or so on."""
 FOLDER = "/etc/toy"
 RULE = GuardrailRule.CRITIC_LOSS_DIVERGING
+SOURCES = ("rlhf_train_health_verdict", "rlhf_job_health_verdict")
 PATIENCE = 600
 ALERT_SECONDS = 120
 """From the verdict in status to the alert in Alertmanager: what the project promises."""
@@ -62,7 +64,13 @@ class WatchedJobs:
     def moment(self) -> float:
         """A Unix time at which both jobs train, one of them alerted: Prometheus has it all."""
         assert self.alert
+        eventually(lambda: all(self.told_by(source) for source in SOURCES))
         return time.time()
+
+    def told_by(self, source: str, at: float | None = None) -> list[Raw]:
+        """Series by which a source tells Prometheus that the rule is broken."""
+        broken = f'{source}{{rlhfjob="{DIVERGING}", rule="{RULE}"}} == 1'
+        return self.monitoring.query(broken, at)
 
     def _is_broken(self) -> bool:
         assert self.jobs.phase(DIVERGING) not in ("Succeeded", "Failed"), self._progress()
@@ -89,12 +97,15 @@ def spec(name: str) -> Raw:
     ppo = found["stages"]["ppo"]
     ppo["model"]["scratch"]["tokenizer"] = f"file://{FOLDER}"
     ppo["rewards"][0]["function"]["uri"] = f"file://{FOLDER}"
+    ppo["checkpoint"] = {"everySteps": 10}
     if name == HEALTHY:
         ppo |= {"nodes": 2, "microBatchSize": 16, "rolloutMicroBatchSize": 32}
     return found | {
         # Vowels alone, the best answer, are 53 nats away from letters at random.
         "guardrails": [{"rule": GuardrailRule.KL_ABOVE_LIMIT, "threshold": 100}],
         "template": {
+            # Three pods share the cores of one machine.
+            "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
             "volumes": [{"name": "toy", "configMap": {"name": "toy"}}],
             "volumeMounts": [{"name": "toy", "mountPath": FOLDER, "readOnly": True}],
         },

@@ -30,8 +30,8 @@ def build() -> None:
     for major in (3, 4):
         helm(major)
     link_helm()
-    monitoring.promtool()
-    monitoring.alertmanager()
+    for program in (monitoring.promtool, monitoring.prometheus, monitoring.alertmanager):
+        program()
     monitoring.monitoring_crds()
     if reason := packages.reason_against():
         sys.stderr.write(f"{reason}; tests on nodes are left out\n")

@@ -73,7 +73,7 @@ FAMILIES = {
         f"-X {_STAMP}.gitMajor={_MAJOR} -X {_STAMP}.gitMinor={_MINOR} "
         f"-X {_STAMP}.gitTreeState=clean",
     ),
-    # Debian's has no discovery of a cluster's pods.
+    # Debian's is built without the discovery of Kubernetes.
     "prometheus": Family(
         {"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"},
         link_flags=f"-s -w -X github.com/prometheus/common/version.Version={versions.PROMETHEUS}",

@@ -18,10 +18,12 @@ def promtool() -> Path:
 
 
 def prometheus() -> Path:
-    """The server that scrapes and evaluates rules, as its module has it.
+    """Debian's server that scrapes and evaluates rules; it cannot find what is in a cluster."""
+    return _program("prometheus", "prometheus")
 
-    Debian's is built without the discovery of Kubernetes.
-    """
+
+def cluster_prometheus() -> Path:
+    """The same as its module has it, with the discovery of Kubernetes."""
     return binaries("prometheus") / "prometheus"
 
 

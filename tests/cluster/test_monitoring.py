@@ -1,4 +1,4 @@
-"""Debian's Prometheus programs and the CRDs of prometheus-operator are there and work."""
+"""Debian's programs of Prometheus and the CRDs of prometheus-operator are there and work."""
 
 import subprocess
 from collections.abc import Callable

@@ -101,6 +101,7 @@ def watched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for namespace in new_namespace(cluster):
             cluster.kubectl("label", "namespace", namespace, RESTRICTED)
             found = WatchedJobs(monitoring, Jobs(cluster, namespace))
+            found.jobs.claim()
             found.start(folder / "toy")
             yield found
     finally:

@@ -4,50 +4,39 @@ The chart's monitors and rules, prometheus-operator, Prometheus and Alertmanager
 trainers are the real ones.
 """
 
-import subprocess
-import urllib.request
+import urllib.parse
 
+import dashboard_queries
 import pytest
 from cluster.kube_fixtures import SYSTEM
-from cluster.monitoring import promtool
-from critic_jobs import DIVERGING, HEALTHY, RULE, WatchedJobs
+from critic_jobs import DIVERGING, HEALTHY, RULE, SOURCES, WatchedJobs
+from dashboard_queries import ABSENT_IN_PPO
+from metrics_pages import faults, fetched
 from training import succeeded
 from waiting import eventually
 
 pytestmark = pytest.mark.timeout(1800)
 
-SECONDS = 60
-VERDICT = f'{{rlhfjob="{DIVERGING}", rule="{RULE}"}} == 1'
-
 
 def test_every_target_is_up_while_both_train(watched: WatchedJobs) -> None:
-    def all_up() -> list[str]:
-        found = watched.monitoring.targets()
-        up = [each["scrapePool"] for each in found if each["health"] == "up"]
-        return up if len(up) == len(found) else []
-
-    pools = sorted(eventually(all_up, what=lambda: str(watched.monitoring.targets())))
     # Of the healthy job's two pods the second has no metrics, and is no target.
-    kinds = [pool.split("/")[0] for pool in pools]
-    assert kinds == ["podMonitor", "podMonitor", "serviceMonitor"], pools
-    assert all(f"/{SYSTEM}/" in pool for pool in pools)
+    wanted = ["podMonitor", "podMonitor", "serviceMonitor"]
+
+    def all_up() -> bool:
+        found = watched.monitoring.targets()
+        kinds = sorted(each["scrapePool"].partition(f"/{SYSTEM}/")[0] for each in found)
+        return kinds == wanted and all(each["health"] == "up" for each in found)
+
+    eventually(all_up, what=lambda: f"{wanted} are up: {watched.monitoring.targets()}")
 
 
 def test_promtool_finds_nothing_on_any_page(watched: WatchedJobs) -> None:
     found = watched.monitoring.targets()
     assert found
     for each in found:
-        with urllib.request.urlopen(each["scrapeUrl"], timeout=SECONDS) as answer:
-            page = answer.read()
-        done = subprocess.run(
-            [promtool(), "check", "metrics"],
-            input=page,
-            capture_output=True,
-            check=False,
-            timeout=SECONDS,
-        )
-        told = (done.stdout + done.stderr).decode()
-        assert (done.returncode, told) == (0, ""), each["scrapePool"]
+        target = urllib.parse.urlsplit(each["scrapeUrl"])
+        page = fetched(target.port, str(target.hostname))
+        assert faults(page) == "", each["scrapePool"]
 
 
 def test_the_alert_reaches_alertmanager(watched: WatchedJobs) -> None:
@@ -56,8 +45,15 @@ def test_the_alert_reaches_alertmanager(watched: WatchedJobs) -> None:
     assert about.items() <= alert["labels"].items()
     assert alert["annotations"]["runbook_url"].endswith(f"#{str(RULE).lower()}")
     # One alert, though both tell.
-    for source in ("rlhf_train_health_verdict", "rlhf_job_health_verdict"):
-        assert len(watched.monitoring.query(source + VERDICT, watched.moment)) == 1, source
+    for source in SOURCES:
+        assert len(watched.told_by(source, watched.moment)) == 1, source
+
+
+def test_every_query_of_the_dashboard_returns_series(watched: WatchedJobs) -> None:
+    assert watched.moment
+    absent = {word: why for word, why in ABSENT_IN_PPO.items() if word != "ALERTS"}
+    url, namespace = watched.monitoring.url, watched.jobs.namespace
+    dashboard_queries.run(url, namespace=namespace, rate_interval="30s", absent=absent)
 
 
 def test_the_healthy_job_is_silent_to_its_end(watched: WatchedJobs) -> None:
