@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from rlhf_api.metrics import LABEL_OF, METRIC_HELP, LabelledMetric, Metric, MetricLabel, metric_name
+from rlhf_api.metrics import (
+    LABEL_OF,
+    METRIC_HELP,
+    METRIC_PREFIX,
+    LabelledMetric,
+    Metric,
+    MetricLabel,
+    metric_name,
+)
 from rlhf_chart.promql import STAGE_LABELS, highest, mirror_name
 from rlhf_chart.series import operator_series
 from rlhf_operator.job_series import JOB_METRICS, JOB_PREFIX, NAMESPACE, JobMetric
@@ -18,6 +26,9 @@ from rlhf_operator.metrics import PREFIX
 
 PICKED = f'{NAMESPACE}=~"$namespace",{MetricLabel.JOB}=~"$rlhfjob"'
 """Matchers of the jobs that are picked on the dashboard."""
+
+ANY_OF_A_JOB = f'count({{__name__=~"({METRIC_PREFIX}|{JOB_PREFIX}).+",{PICKED}}})'
+"""How many series there are of the picked jobs; none if there is none."""
 
 WHO = f"{{{{{NAMESPACE}}}}}/{{{{{MetricLabel.JOB}}}}}"
 """What tells the series of two jobs apart, as Grafana's legends write it."""

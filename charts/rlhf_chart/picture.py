@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_chart.panel_queries import filled
+from rlhf_chart.panel_queries import ANY_OF_A_JOB, filled
 from rlhf_chart.picture_panels import Drawn, Found, draw
 from rlhf_chart.prometheus_api import Course, PrometheusError, at_once, over_time
 
 DASHBOARD = Path(__file__).parents[1] / "rlhf-operator" / "files" / "dashboard.json"
 POINTS = 240
 EVERY = ".+"
+FORMATS = (".png", ".svg")
 
 Raw = dict[str, Any]
 
@@ -43,6 +44,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--rows", nargs="+", help="titles of the rows to draw (all)")
     parser.add_argument("--output", type=Path, required=True, help="the picture: .png or .svg")
     given = parser.parse_args(arguments)
+    if given.output.suffix not in FORMATS:
+        parser.error(f"--output {given.output}: ends in none of {', '.join(FORMATS)}; write one")
     given.end = time.time() if given.end is None else given.end
     return given
 
@@ -97,12 +100,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dashboard = json.loads(DASHBOARD.read_text())
         rows = rows_of(dashboard, given.rows)
         marks = firing_since(dashboard, given)
+        _check_the_job_is_there(given)
         drawn = {row.title: [ask(panel, given, marks) for panel in row.panels] for row in rows}
     except (PrometheusError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    draw(drawn, given.output)
+    try:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        draw(drawn, given.output)
+    except OSError as error:
+        sys.stderr.write(f"--output {given.output}: cannot be written ({error.strerror})\n")
+        return 1
     return 0
+
+
+def _check_the_job_is_there(given: argparse.Namespace) -> None:
+    """Refuse to draw a job that has no series.
+
+    Raises:
+        PrometheusError: it has none, or there is no answer.
+    """
+    asked_for_one = (given.job, given.namespace) != (EVERY, EVERY)
+    if asked_for_one and not _all(ANY_OF_A_JOB, given):
+        raise PrometheusError(
+            f"{given.prometheus}: has nothing of --job {given.job!r} in --namespace "
+            f"{given.namespace!r} in the {given.minutes:g} minutes up to {_when(given.end)}; "
+            "check these, --minutes and --end"
+        )
+
+
+def _when(end: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(end))
 
 
 def _now(expr: str, given: argparse.Namespace) -> list[Course]:

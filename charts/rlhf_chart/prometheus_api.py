@@ -49,17 +49,32 @@ def names_of(url: str) -> set[str]:
 
 
 def _get(url: str, path: str, about: str, **parameters: str | float) -> Any:
+    if not url.startswith(("http://", "https://")):
+        raise PrometheusError(f"{url}: is no URL; write it with http:// or https:// before it")
     address = f"{url.rstrip('/')}/api/v1/{path}"
     try:
         answer = requests.get(address, params=parameters, timeout=_ANSWER_SECONDS)
         document = answer.json()
     except requests.RequestException as error:
         raise PrometheusError(
-            f"{address} does not answer as a Prometheus ({error}): check the URL"
+            f"{address} does not answer as a Prometheus ({_reason(error)}): check the URL"
         ) from error
-    if document.get("status") != "success":
+    if not isinstance(document, dict) or "status" not in document:
+        raise PrometheusError(f"{address} does not answer as a Prometheus: check the URL")
+    if document["status"] != "success":
         raise PrometheusError(f"{address} refuses {about}: {document.get('error')}")
     return document["data"]
+
+
+def _reason(error: requests.RequestException) -> str:
+    """Why there is no answer; the error itself quotes the query as the URL has it."""
+    if isinstance(error, requests.Timeout):
+        return f"nothing within {_ANSWER_SECONDS} seconds"
+    if isinstance(error, requests.JSONDecodeError):
+        return "no JSON"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "no connection by TLS"
+    return "no connection" if isinstance(error, requests.ConnectionError) else "no valid answer"
 
 
 def _course(labels: dict[str, str], values: list[list[Any]]) -> Course:
