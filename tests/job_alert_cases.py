@@ -117,11 +117,9 @@ STORM = [
         until=80,
     ),
     Case(
-        "stage change: restarts of two stages are not added",
-        merged(
-            mirror("restarts_total", "0x9 2x60", SFT), mirror("restarts_total", "_x20 0x9 2x40")
-        ),
-        until=70,
+        "stage change: the second begins at 0, and the first's are told on",
+        merged(mirror("restarts_total", "4x90", SFT), mirror("restarts_total", "_x10 0x9 2x70")),
+        until=90,
     ),
     Case(
         "a job of the same name, made anew",
