@@ -31,6 +31,9 @@ _STAGE = (
     f"stage {{{{ .Labels.{MetricLabel.STAGE} }}}}"
 )
 _JOB = f"{{{{ .Labels.{NAMESPACE} }}}}/{{{{ .Labels.{MetricLabel.JOB} }}}}"
+_DESCRIBE = (
+    f"`kubectl -n {{{{ .Labels.{NAMESPACE} }}}} describe rlhf {{{{ .Labels.{MetricLabel.JOB} }}}}`"
+)
 _VALUE = "{{ .Value | humanize }}"
 _DURATION = "{{ .Value | humanizeDuration }}"
 CAUSE = "cause"
@@ -90,7 +93,7 @@ class Alert:
 
 
 def _of_rule(
-    rule: GuardrailRule, description: str, severity: str, unless: str | None = None
+    rule: GuardrailRule, summary: str, description: str, severity: str, unless: str | None = None
 ) -> Alert:
     """The trainer's verdict on one of its rules.
 
@@ -100,7 +103,8 @@ def _of_rule(
 
     Args:
         rule: whose quantity breaks it above the threshold.
-        description: of the alert.
+        summary: what goes wrong, in a few words.
+        description: the quantity.
         severity: of the alert.
         unless: what speaks against it though the quantity is above the threshold.
     """
@@ -114,8 +118,9 @@ def _of_rule(
         # have neither value nor threshold; the verdict stands all the same.
         expr=f"({value} or {threshold} or 0 * {verdict}) and {verdict} == 1",
         threshold_expr=beyond if unless is None else f"{beyond} unless {unless}",
-        summary=f"{_STAGE}: {rule.value}",
-        description=description,
+        summary=f"{_STAGE}: {summary}",
+        description=f"{_STAGE}: {description}; {_DESCRIBE} has the numbers, and the runbook what "
+        "to change.",
         severity=severity,
     )
 
@@ -124,8 +129,9 @@ def _critic() -> Alert:
     loss, of_mean = newest(Metric.CRITIC_LOSS), newest(Metric.CRITIC_LOSS_OF_MEAN)
     return _of_rule(
         GuardrailRule.CRITIC_LOSS_DIVERGING,
-        f"{_STAGE}: the critic diverges: its loss is at least {_VALUE} times the larger of its "
-        "start and half the loss of the mean return.",
+        "the critic diverges",
+        f"the critic's loss is at least {_VALUE} times the larger of its start and half the loss "
+        "of the mean return",
         CRITICAL,
         unless=f"{loss} <= {of_mean}",
     )
@@ -213,7 +219,7 @@ def _restart_storm() -> Alert:
         threshold=3.0,
         wait="0s",
         summary=f"{_STAGE}: restarts again and again",
-        description=f"{_STAGE}: {_VALUE} restarts within an hour.",
+        description=f"{_STAGE}: {_VALUE} restarts within an hour; {_DESCRIBE} says why.",
     )
 
 
@@ -226,8 +232,7 @@ def _job_failed() -> Alert:
         summary=f"{_JOB} has failed: {{{{ .Labels.{REASON} }}}}",
         # The condition is of the job, and has no stage.
         description=f"{_JOB} has failed with reason {{{{ .Labels.{REASON} }}}}; "
-        f"`kubectl -n {{{{ .Labels.{NAMESPACE} }}}} describe rlhf "
-        f"{{{{ .Labels.{MetricLabel.JOB} }}}}` says which stage, and why.",
+        f"{_DESCRIBE} says which stage, and why.",
         severity=CRITICAL,
     )
 
@@ -237,13 +242,14 @@ ALERTS = (
     _nonfinite(),
     _of_rule(
         GuardrailRule.KL_ABOVE_LIMIT,
-        f"{_STAGE}: the KL of actor against reference is at least {_VALUE} nats an answer; the "
-        "actor leaves what it was.",
+        "the actor leaves its reference",
+        f"the KL of actor against reference is at least {_VALUE} nats an answer",
         WARNING,
     ),
     _of_rule(
         GuardrailRule.REWARD_COLLAPSE,
-        f"{_STAGE}: the reward is at least {_VALUE} deviations below its best level.",
+        "the reward collapses",
+        f"the reward is at least {_VALUE} deviations below its best level",
         WARNING,
     ),
     _job_failed(),
@@ -252,7 +258,8 @@ ALERTS = (
         expr=f"time() - {highest(PROGRESS_SINCE.name)} > $threshold",
         threshold=1200.0,
         summary=f"{_STAGE}: no further step",
-        description=f"{_STAGE}: the step has not grown for {_DURATION}.",
+        description=f"{_STAGE}: the step has not grown for {_DURATION}; {_DESCRIBE} says what "
+        "is seen of its pods.",
     ),
     _restart_storm(),
     Alert(
@@ -260,7 +267,8 @@ ALERTS = (
         expr=f"time() - {highest(PENDING_SINCE.name)} > $threshold",
         threshold=900.0,
         summary=f"{_STAGE}: waits for its pods",
-        description=f"{_STAGE}: the pods of its newest attempt have not run for {_DURATION}.",
+        description=f"{_STAGE}: the pods of its newest attempt have not run for {_DURATION}; "
+        f"{_DESCRIBE} says what they wait for.",
     ),
     _checkpoint_stale(),
     _operator_down(),

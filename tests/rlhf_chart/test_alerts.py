@@ -11,21 +11,22 @@ from cluster.monitoring import promtool
 
 from rlhf_chart.alerts import ALERTS
 
+LOOK = "`kubectl -n team describe rlhf a` has the numbers, and the runbook what to change."
 # What the first case that fires says in its first minute.
 SAID = {
     "CriticLossDiverging": (
-        "team/a, stage ppo: CriticLossDiverging",
-        "team/a, stage ppo: the critic diverges: its loss is at least 9 times the larger of its "
-        "start and half the loss of the mean return.",
+        "team/a, stage ppo: the critic diverges",
+        "team/a, stage ppo: the critic's loss is at least 9 times the larger of its start and half "
+        f"the loss of the mean return; {LOOK}",
     ),
     "KLAboveLimit": (
-        "team/a, stage ppo: KLAboveLimit",
+        "team/a, stage ppo: the actor leaves its reference",
         "team/a, stage ppo: the KL of actor against reference is at least 9 nats an answer; "
-        "the actor leaves what it was.",
+        f"{LOOK}",
     ),
     "RewardCollapse": (
-        "team/a, stage ppo: RewardCollapse",
-        "team/a, stage ppo: the reward is at least 9 deviations below its best level.",
+        "team/a, stage ppo: the reward collapses",
+        f"team/a, stage ppo: the reward is at least 9 deviations below its best level; {LOOK}",
     ),
     "NonFinite": (
         "team/a, stage ppo: losses or other metrics are NaN or infinite",
@@ -38,15 +39,17 @@ SAID = {
     ),
     "ProgressStalled": (
         "team/a, stage ppo: no further step",
-        "team/a, stage ppo: the step has not grown for 22m 0s.",
+        "team/a, stage ppo: the step has not grown for 22m 0s; `kubectl -n team describe rlhf a` "
+        "says what is seen of its pods.",
     ),
     "RestartStorm": (
         "team/a, stage ppo: restarts again and again",
-        "team/a, stage ppo: 3 restarts within an hour.",
+        "team/a, stage ppo: 3 restarts within an hour; `kubectl -n team describe rlhf a` says why.",
     ),
     "PendingTooLong": (
         "team/a, stage ppo: waits for its pods",
-        "team/a, stage ppo: the pods of its newest attempt have not run for 17m 0s.",
+        "team/a, stage ppo: the pods of its newest attempt have not run for 17m 0s; "
+        "`kubectl -n team describe rlhf a` says what they wait for.",
     ),
     "CheckpointStale": (
         "team/a, stage ppo: no new checkpoint",
@@ -134,17 +137,17 @@ def test_it_says_whom_it_concerns_and_by_how_much(
     [
         (
             "CriticLossDiverging",
-            "team/a, stage ppo: the critic diverges: its loss is at least 0 times the larger of "
-            "its start and half the loss of the mean return.",
+            "team/a, stage ppo: the critic's loss is at least 0 times the larger of its start and "
+            f"half the loss of the mean return; {LOOK}",
         ),
         (
             "KLAboveLimit",
             "team/a, stage ppo: the KL of actor against reference is at least 0 nats an answer; "
-            "the actor leaves what it was.",
+            f"{LOOK}",
         ),
         (
             "RewardCollapse",
-            "team/a, stage ppo: the reward is at least 0 deviations below its best level.",
+            f"team/a, stage ppo: the reward is at least 0 deviations below its best level; {LOOK}",
         ),
     ],
 )
