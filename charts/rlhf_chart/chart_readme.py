@@ -25,8 +25,8 @@ Monitors and the PrometheusRule need the CRDs of prometheus-operator. `helm temp
 cluster, so it has to be told:
 
 ```console
-$ helm template rlhf-operator charts/rlhf-operator -f examples/values-monitoring.yaml \\
-    --api-versions monitoring.coreos.com/v1
+$ helm template rlhf-operator charts/rlhf-operator --namespace rlhf-system --skip-tests \\
+    -f examples/values-monitoring.yaml --api-versions monitoring.coreos.com/v1
 ```
 
 Always on: the operator elects a leader by a Lease, a single replica too, and has a Service,
@@ -36,6 +36,14 @@ Always on: the operator elects a leader by a Lease, a single replica too, and ha
 ## Values
 
 A key that is not in the table is refused, with its name.
+
+Each of `prometheusRule.alerts` has the fields `enabled`, `severity` (the label by which
+Alertmanager routes it), `for` (a duration of Prometheus, such as `90s` or `1h30m`), `threshold` and
+`runbookUrl` (empty: its heading at `prometheusRule.runbookBaseUrl`). The threshold of
+`ProgressStalled`, `PendingTooLong`, `CheckpointStale` and `OperatorLagging` is in seconds, that of
+`RestartStorm` in restarts within an hour, that of `NonFinite` in values; the others are in the unit
+of their rule of [`docs/guardrails.md`](../../docs/guardrails.md). `RLHFJobFailed` and
+`OperatorDown` have none.
 """
 
 
