@@ -6,6 +6,7 @@ with what the watch has shown, and a job that the watch is late with makes /heal
 
 import asyncio
 import gzip
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -166,17 +167,24 @@ async def served(health: Health, port: int) -> AsyncIterator[int]:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, port=port)
         try:
-            await site.start()
+            site = web.SockSite(runner, _listening(port))
         except OSError as error:
             raise ConfigError(
                 f"{PREFIX}PORT: is {port}, at which nothing can be served ({error.strerror}); "
                 "free it, or set another one"
             ) from error
+        await site.start()
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+def _listening(port: int) -> socket.socket:
+    """One socket for IPv4 and IPv6: of two, each would choose a free port of its own."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def _exposition(request: web.Request) -> web.Response:

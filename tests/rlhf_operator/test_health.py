@@ -257,3 +257,15 @@ def test_a_port_that_is_taken_is_named() -> None:
         with pytest.raises(ConfigError, match=rf"RLHF_OPERATOR_PORT: is {port}, .* in use") as told:
             asyncio.run(asyncio.wait_for(run(port), 30))
     assert str(told.value).endswith("; free it, or set another one")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_a_port_is_the_same_for_ipv4_and_ipv6() -> None:
+    async def run() -> None:
+        async with served(Health(WorkQueue(), RESYNC), 0) as port:
+            for host in ("127.0.0.1", "::1"):
+                _, writer = await asyncio.open_connection(host, port)
+                writer.close()
+                await writer.wait_closed()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
