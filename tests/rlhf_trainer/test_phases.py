@@ -3,25 +3,12 @@
 import threading
 from contextlib import suppress
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reporting import Clock
 
 from rlhf_api.metrics import Phase
 from rlhf_trainer.phases import PhaseClock
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def test_known_phases_begin_at_zero(clock: Clock) -> None:
@@ -72,7 +59,8 @@ def test_a_phase_that_fails_ends_all_the_same(clock: Clock) -> None:
     assert phases.seconds()[Phase.SCORING] == 1
 
 
-VISITS = st.recursive(
+Visits = list[tuple[Phase, int, "Visits"]]
+VISITS: st.SearchStrategy[Visits] = st.recursive(
     st.just([]),
     lambda inner: st.lists(st.tuples(st.sampled_from(Phase), st.integers(0, 9), inner), max_size=3),
     max_leaves=12,
@@ -80,11 +68,11 @@ VISITS = st.recursive(
 
 
 @given(VISITS)
-def test_phases_add_up_to_the_time_of_the_outermost_ones(visits: list) -> None:  # type: ignore[type-arg]
+def test_phases_add_up_to_the_time_of_the_outermost_ones(visits: Visits) -> None:
     clock = Clock()
     phases = PhaseClock(Phase, clock=clock)
 
-    def visit(found: list) -> None:  # type: ignore[type-arg]
+    def visit(found: Visits) -> None:
         for phase, seconds, inner in found:
             with phases.phase(phase):
                 clock.now += seconds

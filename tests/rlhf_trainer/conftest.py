@@ -1,0 +1,33 @@
+"""A reporter of rank 0, the stage that it tells of, and its clock."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from reporting import FIRST, Clock
+
+from rlhf_api.names import StageName
+from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
+from rlhf_trainer.report import Reporter
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StageConfig:
+    return StageConfig(
+        job=JobReference(name="demo", uid="12345678-aaaa"),
+        stage=StageName.SFT,
+        attempt=1,
+        storage=str(tmp_path),
+        sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
+    ).with_digest()
+
+
+@pytest.fixture
+def reporter(config: StageConfig, clock: Clock) -> Iterator[Reporter]:
+    with Reporter(config, FIRST, clock=clock) as reporter:
+        yield reporter
