@@ -29,10 +29,19 @@ def test_the_first_update_starts_from_the_reference(tmp_path: Path, temperature:
 
 @pytest.mark.parametrize(
     ("estimator", "scaling"),
-    [("K1", "None"), ("K2", "None"), ("K3", "None"), ("K1", "RunningStd")],
+    [
+        ("K1", "None"),
+        ("K2", "None"),
+        ("K3", "None"),
+        ("K1", "RunningStd"),
+        ("K1", "RunningStdTotal"),
+    ],
 )
 def test_rewards_are_score_less_kl(tmp_path: Path, estimator: str, scaling: str) -> None:
-    """With gamma 0 a token's return is its reward: their sum is scores less weighted KL."""
+    """With gamma 0 a token's return is its reward: their sum is scores less weighted KL.
+
+    RunningStd divides the scores alone, RunningStdTotal the KL as well, by the deviation of both.
+    """
     config = tiny.stage_config(
         "ppo",
         tmp_path,
@@ -54,13 +63,16 @@ def test_rewards_are_score_less_kl(tmp_path: Path, estimator: str, scaling: str)
             float(np.clip(row["score"], -0.5, 0.5)) - 0.25 * (row["stopReason"] == "length")
             for row in rows
         ]
-        shaped += scores
-        scale = np.std(shaped, ddof=1) if scaling == "RunningStd" else 1.0
+        total = scaling == "RunningStdTotal"
+        shaped += [
+            score - 0.5 * row["kl"] * total for score, row in zip(scores, rows, strict=True)
+        ]
+        scale = 1.0 if scaling == "None" else np.std(shaped, ddof=1)
         tokens = sum(row["length"] for row in rows)
         weighted = sum(scores) / scale - step["returns_mean"] * tokens
         kl = sum(row["kl"] for row in rows)
         if estimator == "K1":
-            assert weighted == pytest.approx(0.5 * kl, abs=1e-4)
+            assert weighted == pytest.approx(0.5 * kl / (scale if total else 1.0), abs=1e-4)
         elif at > 1:
             # Neither can be negative, and both are as far from 0 as the actor is.
             assert weighted > 1e-3
