@@ -9,7 +9,8 @@ as often. PPO sees the prompts alone, and its reward is `arithmetic_reward.exact
 The sums of the held-out prompts stand in no row of training. Tokens are characters.
 
 `judge` prints, and adds to the run's summary.json, the share of right answers to the held-out
-prompts, before and after PPO.
+prompts, before and after PPO. Exit code 1: SFT ended with more than half of them right, or PPO
+ended with less than 90 %.
 """
 
 import argparse
@@ -28,6 +29,8 @@ PUPILS = 8
 """Rows for SFT of each sum, each answered anew."""
 RIGHT = 0.4
 ERRORS = (-10, -2, -1, 1, 2, 10)
+MOST_AFTER_SFT = 0.5
+LEAST_AFTER_PPO = 0.9
 SEED = 20260101
 
 Sum = tuple[int, int]
@@ -46,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "prepare":
         prepare(options.output)
-    else:
-        judge(options.run)
-    return 0
+        return 0
+    missed = missed_goals(*judge(options.run))
+    sys.stderr.writelines(f"{options.run}: {sentence}\n" for sentence in missed)
+    return 1 if missed else 0
 
 
 def prepare(output: Path) -> None:
@@ -101,8 +105,8 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def judge(run: Path) -> None:
-    """Add `exactSft` and `exactPpo` to the run's summary.json and print both."""
+def judge(run: Path) -> tuple[float, float]:
+    """Add `exactSft` and `exactPpo` to the run's summary.json and print both; returns them."""
     from rlhf_api.errors import ConfigError
     from rlhf_api.loading import read_yaml
 
@@ -126,6 +130,26 @@ def judge(run: Path) -> None:
         f"right answers to {len(rows)} held-out sums: SFT {100 * summary['exactSft']:.1f} %, "
         f"PPO {100 * summary['exactPpo']:.1f} %\n"
     )
+    return summary["exactSft"], summary["exactPpo"]
+
+
+def missed_goals(sft: float, ppo: float) -> list[str]:
+    """What the run was to show and did not, each in a sentence, from the shares of right answers.
+
+    A policy that is good to begin with would show nothing of what PPO does.
+    """
+    sentences = []
+    if sft > MOST_AFTER_SFT:
+        sentences.append(
+            f"SFT ended with {100 * sft:.1f} % right answers, where {100 * MOST_AFTER_SFT:g} % is "
+            "the most: lower RIGHT, prepare anew in another folder and run again"
+        )
+    if ppo < LEAST_AFTER_PPO:
+        sentences.append(
+            f"PPO ended with {100 * ppo:.1f} % right answers, where {100 * LEAST_AFTER_PPO:g} % is "
+            "the least: look at reward and kl in the ppo stage's events.jsonl, and raise maxSteps"
+        )
+    return sentences
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import worlds
+import yaml
 from transformers import AutoTokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -87,6 +88,51 @@ def test_the_job_is_one(data: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Function" in text
     assert "rewardModel" not in text
+
+
+def finished_run(folder: Path, right: dict[str, int], rows: int) -> Path:
+    """What `judge` reads of a run, with so many right answers in each column."""
+    (folder / "artifact").mkdir(parents=True)
+    stages = {"ppo": {"artifact": {"uri": "artifact"}}}
+    (folder / "status.yaml").write_text(yaml.safe_dump({"status": {"stages": stages}}))
+    (folder / "summary.json").write_text(json.dumps({"job": "arithmetic"}))
+    samples = [
+        {"prompt": f"{at}+1="}
+        | {column: str(at + 1) if at < count else "" for column, count in right.items()}
+        for at in range(rows)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in samples)
+    (folder / "artifact" / "evaluation_samples.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentences"),
+    [
+        (10, 18, []),
+        (0, 20, []),
+        (11, 18, ["SFT ended with 55.0 % right answers, where 50 % is the most: "]),
+        (10, 17, ["PPO ended with 85.0 % right answers, where 90 % is the least: "]),
+        (11, 17, ["SFT ended with 55.0 %", "PPO ended with 85.0 %"]),
+    ],
+)
+def test_the_judge_fails_a_run_that_does_not_learn(
+    before: int, after: int, sentences: list[str], tmp_path: Path
+) -> None:
+    right = {"responseBefore": before, "responseAfter": after}
+    run = finished_run(tmp_path / "run", right, rows=20)
+    command = [sys.executable, SCRIPT, "judge", run]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == (1 if sentences else 0), done.stderr
+    assert f"SFT {5 * before:.1f} %, PPO {5 * after:.1f} %" in done.stdout
+    told = done.stderr.splitlines()
+    assert [line.startswith(f"{run}: ") for line in told] == [True] * len(sentences)
+    assert all(sentence in line for sentence, line in zip(sentences, told, strict=True))
+    assert json.loads((run / "summary.json").read_text()) == {
+        "job": "arithmetic",
+        "exactSft": before / 20,
+        "exactPpo": after / 20,
+    }
 
 
 def test_the_judge_asks_for_a_finished_run(tmp_path: Path) -> None:
