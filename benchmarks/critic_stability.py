@@ -17,12 +17,15 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 
 import yaml
-from critic.figures import GOAL_SEEDS, Course, Runs, figures, missed, rounded, table
+from critic.figures import BROKEN, GOAL_SEEDS, Course, Runs, figures, missed, rounded, table
 from critic.plots import draw
 from critic.toy import VARIANTS, job, write_data
+
+from rlhf_api.names import GuardrailRule
 
 METRICS = ("critic_loss", "explained_variance", "returns_abs_mean", "reward", "kl")
 RUN_SECONDS = 900
@@ -80,10 +83,22 @@ def run(name: str, variant: str, seed: int, updates: int, folder: Path) -> Cours
 
 
 def read_course(path: Path) -> Course:
-    """The metrics of each update that a run told."""
+    """The metrics of each update that a run told, and whether its critic was judged diverging."""
     events = [json.loads(line) for line in path.read_text().splitlines()]
-    steps = [event["metrics"] for event in events if event["type"] == "step"]
-    return {metric: [step[metric] for step in steps] for metric in METRICS}
+    steps = [event for event in events if event["type"] == "step"]
+    turned = {
+        event["step"]: float(event["broken"])
+        for event in events
+        if event["type"] == "verdict" and event["rule"] == GuardrailRule.CRITIC_LOSS_DIVERGING
+    }
+    # A verdict is told when it changes.
+    broken = accumulate(
+        (turned.get(event["step"]) for event in steps),
+        lambda before, now: before if now is None else now,
+        initial=0.0,
+    )
+    course = {metric: [event["metrics"][metric] for event in steps] for metric in METRICS}
+    return course | {BROKEN: list(broken)[1:]}
 
 
 def measure(given: argparse.Namespace, folder: Path) -> Runs:

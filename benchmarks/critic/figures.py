@@ -6,10 +6,16 @@ from statistics import fmean
 from typing import NamedTuple
 
 Course = Mapping[str, Sequence[float]]
-"""One run: by name of a metric, its value after each update."""
+"""One run: by name of a metric, or of BROKEN, its value after each update."""
 
 Runs = Mapping[str, Mapping[int, Course]]
 """All runs, by variant and seed."""
+
+Figures = Mapping[str, float | None]
+"""By flat names, such as `default.explained_variance_min`."""
+
+BROKEN = "critic_loss_diverging"
+"""1 after updates at which the guardrail CriticLossDiverging is broken, else 0."""
 
 SHARE = 0.1
 FIRST_UPDATES = 10
@@ -66,14 +72,20 @@ def return_scale_growth(course: Course) -> float:
     return last(scale) / first(scale)
 
 
-def figures(runs: Runs) -> dict[str, float]:
+def diverging_from(course: Course) -> int | None:
+    """The first update, from 1, at which CriticLossDiverging is broken; None where it never is."""
+    return next((update for update, broken in enumerate(course[BROKEN], 1) if broken), None)
+
+
+def figures(runs: Runs) -> dict[str, float | None]:
     """All figures by flat names, such as `default.explained_variance_min`.
 
-    `_min` and `_max` are over seeds, the others are means over seeds.
+    `_min` and `_max` are over seeds, the others are means over seeds;
+    `critic_loss_diverging_from_min` is over the seeds with a broken rule, None where it is none.
     """
     seeds = {seed for courses in runs.values() for seed in courses}
     best = {seed: max(last(courses[seed]["reward"]) for courses in runs.values()) for seed in seeds}
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for variant, courses in runs.items():
         shares = [last(course["reward"]) / best[seed] for seed, course in courses.items()]
         every = list(courses.values())
@@ -83,16 +95,19 @@ def figures(runs: Runs) -> dict[str, float]:
             f"{variant}.critic_loss_growth_max": max(map(critic_loss_growth, every)),
             f"{variant}.return_scale_growth": fmean(map(return_scale_growth, every)),
             f"{variant}.kl_end": fmean(last(course["kl"]) for course in every),
+            f"{variant}.{BROKEN}_from_min": min(
+                filter(None, map(diverging_from, every)), default=None
+            ),
         }
     return found
 
 
-def rounded(found: Mapping[str, float]) -> dict[str, float]:
+def rounded(found: Figures) -> dict[str, float | None]:
     """The figures as they are written down, to four decimals; goals are judged before that."""
-    return {name: round(value, 4) for name, value in found.items()}
+    return {name: None if value is None else round(value, 4) for name, value in found.items()}
 
 
-def table(found: Mapping[str, float], variants: Sequence[str]) -> str:
+def table(found: Figures, variants: Sequence[str]) -> str:
     """The figures as text, a line a variant."""
     columns = (
         "explained_variance_min",
@@ -100,22 +115,29 @@ def table(found: Mapping[str, float], variants: Sequence[str]) -> str:
         "critic_loss_growth_max",
         "return_scale_growth",
         "kl_end",
+        f"{BROKEN}_from_min",
     )
-    lines = [f"{'variant':<16}" + "".join(f"{name:>24}" for name in columns)]
+    lines = [f"{'variant':<16}" + "".join(f"{name:>{len(name) + 2}}" for name in columns)]
     lines += [
-        f"{variant:<16}" + "".join(f"{found[f'{variant}.{name}']:>24.4g}" for name in columns)
+        f"{variant:<16}"
+        + "".join(f"{_cell(found[f'{variant}.{name}']):>{len(name) + 2}}" for name in columns)
         for variant in variants
     ]
     return "\n".join(lines) + "\n"
 
 
-def missed(found: Mapping[str, float]) -> list[str]:
+def missed(found: Figures) -> list[str]:
     """The goals that are not reached, each in a sentence."""
+    judged = ((goal, found.get(goal.figure)) for goal in GOALS)
     return [
-        f"{goal.figure} is {found[goal.figure]}, the goal {goal.comparison} {goal.limit}"
-        for goal in GOALS
-        if goal.figure in found and not goal.holds(found[goal.figure])
+        f"{goal.figure} is {value}, the goal {goal.comparison} {goal.limit}"
+        for goal, value in judged
+        if value is not None and not goal.holds(value)
     ]
+
+
+def _cell(value: float | None) -> str:
+    return "never" if value is None else f"{value:.4g}"
 
 
 def _tenth(values: Sequence[float]) -> int:

@@ -14,6 +14,7 @@ PANELS = {
     "explained_variance": ("explained variance", "linear"),
     "returns_abs_mean": ("mean |return|", "log"),
     "reward": ("score", "linear"),
+    "kl": ("KL in nats an answer", "linear"),
 }
 LOWEST_EXPLAINED_VARIANCE = -0.5
 
@@ -22,8 +23,9 @@ def draw(runs: Runs, path: Path) -> None:
     """The median over seeds, with the range of all seeds shaded; the path says in which format."""
     # The same runs give the same file.
     with mpl.rc_context({"svg.hashsalt": "critic", "svg.fonttype": "none", "font.size": 8}):
-        figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
-        for axis, (metric, (title, scale)) in zip(axes.flat, PANELS.items(), strict=True):
+        figure, axes = plt.subplots(2, 3, figsize=(13, 6), layout="constrained")
+        axes.flat[-1].set_axis_off()  # Five panels leave the sixth place empty.
+        for axis, (metric, (title, scale)) in zip(axes.flat[:-1], PANELS.items(), strict=True):
             for variant, courses in runs.items():
                 _line(axis, variant, [course[metric] for course in courses.values()])
             axis.set(title=title, yscale=scale, xlabel="update")
