@@ -254,7 +254,7 @@ class PPOStage(StageSpec):
     entropy_coef: float = Field(0.0, ge=0, le=100)
     """Weight of the entropy bonus."""
     score_clip: float = Field(10.0, gt=0, le=1e6)
-    """Scores are clipped to plus and minus this before anything else."""
+    """Scores are clipped to plus and minus this first, or after scaling with ModelStats."""
     missing_eos_penalty: float = Field(0.0, ge=0, le=1e6)
     """Subtracted from the score of a response that ends neither by EOS nor by a stop token."""
     advantage_normalization: AdvantageNormalization = "Batch"
