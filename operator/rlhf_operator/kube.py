@@ -28,7 +28,7 @@ Raw = dict[str, Any]
 REQUEST_SECONDS = 10
 PAGE = 500
 SPARE_REQUESTS_PER_SECOND = 50.0
-"""For what nobody waits for: progress and why something waits, and as much for Events."""
+"""For what nobody waits for, twice: for progress and why something waits, and for Events."""
 MANAGED = f"{Label.MANAGED_BY}={OPERATOR_NAME}"
 
 
@@ -107,7 +107,7 @@ class Kube:
         query: Mapping[str, str | int] | None = None,
         content_type: str = "application/json",
         timeout: float | None = None,
-        spare: bool = False,
+        limit: AsyncLimiter | None = None,
     ) -> Raw:
         """One request.
 
@@ -118,7 +118,7 @@ class Kube:
             query: parameters of the query.
             content_type: of the body.
             timeout: seconds to wait for the answer, once the request is sent.
-            spare: whether the request takes from the budget of those that nobody waits for.
+            limit: the budget that the request takes from; the workers' when None.
 
         Raises:
             ApiError: refused, or not answered in time.
@@ -128,7 +128,7 @@ class Kube:
         url = f"{self.client.configuration.host}{path}"
         if query:
             url += f"?{urlencode(query)}"
-        async with self._spare_limit if spare else self._limit:
+        async with limit or self._limit:
             try:
                 await self.client.update_params_for_auth(
                     headers, [], ["BearerToken"], path, method, body
@@ -169,6 +169,12 @@ class Kube:
     ) -> Listing:
         """All objects of a collection that match the label selector and the field selector.
 
+        Args:
+            path: of the collection.
+            selector: of labels; all when empty.
+            fields: selector of fields; all when empty.
+            spare: whether each page takes from the budget of requests that nobody waits for.
+
         Raises:
             ApiError: refused, not answered in time, or answered by something that is no list.
         """
@@ -177,9 +183,10 @@ class Kube:
             query["labelSelector"] = selector
         if fields:
             query["fieldSelector"] = fields
+        limit = self._spare_limit if spare else None
         found: list[Raw] = []
         while True:
-            page = await self.request("GET", path, query=query, spare=spare)
+            page = await self.request("GET", path, query=query, limit=limit)
             if not str(page.get("kind")).endswith("List"):
                 # Whatever stands in between answers for the API server; nothing is gone for that.
                 raise ApiError(path, 0, {"message": f"GET {path}: the answer is no list"})
@@ -202,7 +209,8 @@ class Kube:
         ]
         path = f"{job_path(metadata['namespace'], metadata['name'])}/status"
         content_type = "application/json-patch+json"
-        return await self.request("PATCH", path, patch, content_type=content_type, spare=spare)
+        limit = self._spare_limit if spare else None
+        return await self.request("PATCH", path, patch, content_type=content_type, limit=limit)
 
     async def tell(self, raw: Raw, kind: str, reason: str, message: str, now: str) -> None:
         """Make an Event about a job."""
@@ -224,9 +232,9 @@ class Kube:
             "lastTimestamp": now,
             "count": 1,
         }
-        # A long row of Events must not keep progress waiting.
-        async with self._events_limit:
-            await self.request("POST", core_path(metadata["namespace"], "events"), event)
+        # A long row of Events must keep neither a start nor progress waiting.
+        path = core_path(metadata["namespace"], "events")
+        await self.request("POST", path, event, limit=self._events_limit)
 
 
 async def _find_server(configuration: Configuration) -> None:

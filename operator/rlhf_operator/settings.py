@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     workers: int = Field(32, ge=1, le=256)
     """Jobs that are looked at at the same time."""
     api_requests_per_second: float = Field(1000, gt=0)
-    """Most requests of the workers to the API server, half as many at once; 50 for Events, progress
-    and why something waits come on top, and so do watches and the Lease."""
+    """Most requests of the workers to the API server, half as many at once; 50 for progress and why
+    something waits and 50 for Events come on top, and so do watches and the Lease."""
     job_metrics_seconds: float = Field(900, ge=0)
     """How long the metrics of a job stay after its end."""
     resync_seconds: float = Field(300, ge=1)

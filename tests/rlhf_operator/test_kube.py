@@ -1,6 +1,9 @@
-"""What becomes of answers that are not the API server's, read from a real server."""
+"""What becomes of answers that are not the API server's, read from a real server; who waits for
+whom where requests are few."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,25 +12,36 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from rlhf_operator.kube import ApiError, Kube
 
+SECONDS = 30
+Answer = Callable[[web.Request], Awaitable[web.Response]]
+RAW = {"kind": "RLHFJob", "metadata": {"name": "a", "namespace": "b", "uid": "c"}}
+
+
+@asynccontextmanager
+async def served(answer: Answer, requests_per_second: float) -> AsyncIterator[Kube]:
+    """A session with a server that answers every request so."""
+    app = web.Application()
+    app.add_routes([web.route("*", "/{path:.*}", answer)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        async with ApiClient(configuration) as client:
+            yield Kube(client, requests_per_second)
+    finally:
+        await runner.cleanup()
+
 
 def asked(status: int, text: str) -> dict[str, Any]:
     """What a request comes to that is answered by this."""
 
-    async def run() -> dict[str, Any]:
-        async def answer(_: web.Request) -> web.Response:
-            return web.Response(status=status, text=text)
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=text)
 
-        app = web.Application()
-        app.add_routes([web.get("/api", answer)])
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-        try:
-            async with ApiClient(configuration) as client:
-                return await Kube(client, 100).request("GET", "/api")
-        finally:
-            await runner.cleanup()
+    async def run() -> dict[str, Any]:
+        async with served(answer, 100) as kube:
+            return await kube.request("GET", "/api")
 
     return asyncio.run(run())
 
@@ -44,3 +58,25 @@ def test_an_answer_that_is_no_object_is_an_api_error(status: int, told: int, tex
 
 def test_an_object_is_given_as_it_is() -> None:
     assert asked(200, '{"kind": "APIVersions"}') == {"kind": "APIVersions"}
+
+
+def test_events_have_a_budget_of_their_own() -> None:
+    """Neither do they wait for the workers' requests, nor take from them."""
+    made: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        made.append(request.path)
+        return web.Response(text="{}")
+
+    async def run() -> None:
+        # One request, and then none for a quarter of an hour.
+        async with served(answer, 0.001) as kube, asyncio.timeout(SECONDS):
+            for number in range(3):
+                await kube.tell(RAW, "Normal", "Created", str(number), "2026-01-01T00:00:00Z")
+            await kube.request("GET", "/api")
+            await kube.tell(RAW, "Normal", "Created", "last", "2026-01-01T00:00:00Z")
+            assert kube.has_spare()
+
+    asyncio.run(run())
+    events = "/api/v1/namespaces/b/events"
+    assert made == [*[events] * 3, "/api", events]
