@@ -1,5 +1,6 @@
 """The operator on a real API server without nodes; the tests play the kubelet."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def requests(own_control_plane: ControlPlane, namespace: str) -> Callable[[], li
         ]
 
     return made
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Tells what was measured; shown though the test passes."""
+
+    def tell(line: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{line}\n")
+
+    return tell
 
 
 @pytest.fixture

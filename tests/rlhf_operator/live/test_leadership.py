@@ -137,7 +137,9 @@ def test_the_second_takes_over_at_once_and_starts_nothing_twice(
         second.end()
 
 
-def test_a_killed_leader_is_followed(control_plane: Access, jobs: Jobs, tmp_path: Path) -> None:
+def test_a_killed_leader_is_followed(
+    control_plane: Access, jobs: Jobs, tmp_path: Path, say: Callable[[str], None]
+) -> None:
     first = OperatorProcess(control_plane, jobs.namespace, tmp_path)
     first.wait_until_leading()
     second = OperatorProcess(control_plane, jobs.namespace, tmp_path)
@@ -149,7 +151,7 @@ def test_a_killed_leader_is_followed(control_plane: Access, jobs: Jobs, tmp_path
         killed = time.monotonic()
         jobs.finish("orphan")
         eventually(lambda: jobs.phase("orphan") == "Succeeded")
-        print(f"taken over after {time.monotonic() - killed:.1f} s")  # noqa: T201
+        say(f"taken over after {time.monotonic() - killed:.1f} s")
         assert jobs.stage("orphan")["attempt"] == 1
     finally:
         first.end(signal.SIGKILL)
@@ -157,7 +159,7 @@ def test_a_killed_leader_is_followed(control_plane: Access, jobs: Jobs, tmp_path
 
 
 def test_a_leader_whose_renewals_hang_stops_before_another_leads(
-    jobs: Jobs, tmp_path: Path, proxy: Proxy
+    jobs: Jobs, tmp_path: Path, proxy: Proxy, say: Callable[[str], None]
 ) -> None:
     with two(jobs.access, jobs.namespace, tmp_path, proxy) as (first, second):
         hung = datetime.now()
@@ -165,7 +167,7 @@ def test_a_leader_whose_renewals_hang_stops_before_another_leads(
         eventually(lambda: " leads" in second.log.read_text())
         took = said_at(second, " leads")
         told, stopped = (said_at(first, f"{holder(first)} {words}") for words in STOPPING)
-        print(  # noqa: T201
+        say(
             f"after the hang: told to stop {(told - hung).total_seconds():.1f} s, "
             f"stopped {(stopped - hung).total_seconds():.1f} s, "
             f"led by another {(took - hung).total_seconds():.1f} s"
@@ -212,12 +214,14 @@ def test_refused_connections_end_nobody(
                 each.end(signal.SIGKILL)
 
 
-def test_a_stopped_leader_is_followed_at_once(jobs: Jobs, tmp_path: Path, proxy: Proxy) -> None:
+def test_a_stopped_leader_is_followed_at_once(
+    jobs: Jobs, tmp_path: Path, proxy: Proxy, say: Callable[[str], None]
+) -> None:
     with two(jobs.access, jobs.namespace, tmp_path, proxy) as (first, second):
         assert first.end() == 0
         second.wait_until_leading()
         waited = said_at(second, " leads") - said_at(first, "has stopped leading")
-        print(f"followed after {waited.total_seconds():.1f} s")  # noqa: T201
+        say(f"followed after {waited.total_seconds():.1f} s")
         # Given back: nobody waits until it has run out.
         assert waited.total_seconds() < LEASE_SECONDS
         assert spec_of(jobs).lease_transitions == 1

@@ -18,6 +18,9 @@ from operating import Jobs, OperatorProcess, eventually, stage
 
 Requests = Callable[[], list[str]]
 
+RETRY_SECONDS = 15
+"""Before then nothing is tried again that a policy or a quota has refused."""
+
 PPO = stage(model={"fromStage": "sft"}, rewardModel={"fromStage": "reward"})
 REWARD = stage(model={"fromStage": "sft"})
 
@@ -46,6 +49,7 @@ def test_a_refusal_that_reads_otherwise_each_time_is_tried_and_told_seldom(
 ) -> None:
     webhook("jobs").answer(lambda _: f"not on Fridays (trace {uuid4()}, took {time.time_ns()} ns)")
     eventually(lambda: is_denied(jobs))
+    started = time.monotonic()
     jobs.create("denied")
     told = eventually(lambda: jobs.condition("denied", "ChildrenReady"))
     for number in range(100):
@@ -53,13 +57,15 @@ def test_a_refusal_that_reads_otherwise_each_time_is_tried_and_told_seldom(
         jobs.patch_status("denied", summary={"kl": str(number)})
         time.sleep(0.04)
     made = Counter(requests())
+    # None, unless the machine is slow: a hundred turns take four seconds.
+    retries = (time.monotonic() - started) // RETRY_SECONDS
     again = jobs.condition("denied", "ChildrenReady")
     assert (told["status"], told["reason"], again) == ("False", "Forbidden", told)
     assert "Job denied-sft-1: admission webhook" in told["message"]
     assert "not on Fridays (trace ..., took ... ns)" in told["message"]
     assert "change the policy" in told["message"]
-    assert made["create jobs"] == 1, made
-    assert made["patch rlhfjobs/denied/status"] <= 5, made
+    assert 1 <= made["create jobs"] <= 1 + retries, made
+    assert made["patch rlhfjobs/denied/status"] <= 5 + retries, made
     assert jobs.phase("denied") == "Pending"
 
 
@@ -152,29 +158,37 @@ def test_time_in_a_queue_and_under_a_quota_counts_for_no_deadline(
     jobs.core.create_namespaced_resource_quota(jobs.namespace, quota)
     read = jobs.core.read_namespaced_resource_quota
     eventually(lambda: (read("one", jobs.namespace).status.hard or {}).get("count/jobs.batch"))
-    jobs.create("held", queueName="team", runPolicy={"pendingDeadlineSeconds": 5})
+    jobs.create("held", queueName="team")
     eventually(lambda: jobs.stage("held").get("reason") == "Queued")
-    limits = {"stageDeadlineSeconds": 3, "activeDeadlineSeconds": 3}
-    jobs.create("crowded", runPolicy=limits)
+    jobs.create("crowded")
     eventually(lambda: jobs.stage("crowded").get("reason") == "QuotaExceeded")
+    jobs.patch("held", runPolicy={"pendingDeadlineSeconds": 5})
+    limits = {"stageDeadlineSeconds": 5, "activeDeadlineSeconds": 5}
+    jobs.patch("crowded", runPolicy=limits)
     time.sleep(8)
     assert jobs.stage("held")["state"] == "Starting"
     assert jobs.stage("crowded")["state"] == "Starting"
     assert jobs.condition("crowded", "Failed") == {}
+    # From here on time counts, and it may take some to run.
+    jobs.patch("held", runPolicy={"pendingDeadlineSeconds": 300})
     # As Kueue: it may run.
     jobs.batch.patch_namespaced_job("held-sft-1", jobs.namespace, {"spec": {"suspend": False}})
     jobs.run("held")
     found = jobs.reaches("held", "Running")
     assert found["idleSeconds"] >= 7
     assert jobs.get("held")["status"]["idleSeconds"] >= 7
-    assert datetime.fromisoformat(found["pendingSince"]) > datetime.fromisoformat(
-        found["attemptStartTime"]
+    made, counted = (
+        datetime.fromisoformat(found[key]) for key in ("attemptStartTime", "pendingSince")
     )
+    assert (counted - made).total_seconds() >= 7
     assert jobs.condition("held", "Admitted")["status"] == "True"
 
 
 def test_a_start_takes_a_few_times_what_the_api_server_takes(
-    operator: OperatorProcess, jobs: Jobs, record_property: Callable[[str, object], None]
+    operator: OperatorProcess,
+    jobs: Jobs,
+    record_property: Callable[[str, object], None],
+    say: Callable[[str], None],
 ) -> None:
     own, starts = [], []
     for number in range(7):
@@ -194,6 +208,6 @@ def test_a_start_takes_a_few_times_what_the_api_server_takes(
         starts.append(time.perf_counter() - started)
     # The quickest, since other processes of the machine can only add to a start.
     create, start = statistics.median(own), min(starts)
-    print(f"create {1000 * create:.0f} ms, start {1000 * start:.0f} ms, {start / create:.1f} x")  # noqa: T201
+    say(f"create {1000 * create:.0f} ms, start {1000 * start:.0f} ms, {start / create:.1f} x")
     record_property("start_over_create", round(start / create, 1))
     assert start / create < 15, (own, starts)

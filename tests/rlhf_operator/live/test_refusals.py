@@ -86,13 +86,14 @@ def test_a_job_without_storage_fails_with_a_sentence(operator: OperatorProcess, 
 
 
 def test_an_image_that_cannot_be_pulled_is_named(operator: OperatorProcess, jobs: Jobs) -> None:
-    jobs.create("image", runPolicy={"pendingDeadlineSeconds": 4})
+    jobs.create("image")
     jobs.wait_for_pods("image")
     jobs.wait(jobs.pods("image")[0], "ErrImagePull", "no such host")
     eventually(lambda: jobs.stage("image").get("reason") == "ImagePull")
     running = jobs.condition("image", "Running")
     assert (running["status"], running["reason"]) == ("False", "ImagePull")
     assert "registry.test/trainer:1 cannot be pulled" in running["message"]
+    jobs.patch("image", runPolicy={"pendingDeadlineSeconds": 4})
     eventually(lambda: jobs.condition("image", "Failed").get("status") == "True")
     assert jobs.condition("image", "Failed")["reason"] == "PendingDeadlineExceeded"
 

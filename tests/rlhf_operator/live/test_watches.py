@@ -317,7 +317,7 @@ def test_what_was_written_and_not_answered_is_told_once(
 
 
 def test_few_passes_for_three_stages_and_no_reads_at_rest(
-    jobs: Jobs, proxy: ApiProxy, start: Start
+    jobs: Jobs, proxy: ApiProxy, start: Start, say: Callable[[str], None]
 ) -> None:
     operator = ready(start())
     jobs.create("whole", stages={"sft": stage(), "reward": stage(), "ppo": PPO})
@@ -346,7 +346,7 @@ def test_few_passes_for_three_stages_and_no_reads_at_rest(
 
     eventually(rests, 120, what=lambda: f"20 s without a call; the last ones are {calls()[-5:]}")
     passes = operator.metric(PASSES)
-    print(f"{passes:.0f} passes")  # noqa: T201
+    say(f"{passes:.0f} passes")
     # Each stage: made; pods come, run and end; three or four writes of the Job controller.
     assert passes <= 4 * 10 + 1
 
