@@ -1,6 +1,8 @@
 """The self-checks pass sound models and name what a broken one breaks."""
 
+import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -222,9 +224,12 @@ def test_a_rank_that_fails_fails_all(tmp_path: Path) -> None:
     assert kept_there
 
 
-def test_one_short_prompt_is_enough(tmp_path: Path) -> None:
+def test_one_short_prompt_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rlhf_trainer.self_checks")
     subjects = cases.subjects(tmp_path)
     prompts = [Prompt(np.array([5], dtype=np.int32), "c")]
     run_self_checks(
         subjects, cases.sampler(subjects.actor.model), prompts, cases.spec(tmp_path), tiny.ALONE
     )
+    (line,) = (each for each in caplog.messages if each.startswith("self-checks"))
+    assert re.match(r"self-checks passed in \d+\.\d s: ratio \d\.\de[+-]\d\d, reference ", line)

@@ -8,6 +8,7 @@ equally many forward passes, which ZeRO 3 needs, and agree on the verdict.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -128,17 +129,22 @@ def run_self_checks(
 ) -> None:
     """Sample with `sampler` (see `short_sampling`) and check; all ranks call this together.
 
+    Logs each deviation and the seconds that all of it took.
+
     Raises:
         SelfCheckError: on every rank, naming each check that failed on any of them.
     """
-    before = rng_state()
+    begun, before = time.monotonic(), rng_state()
     try:
         rollout = sampler.sample([prompt.tokens.tolist() for prompt in spread(prompts)])
         found = deviations(subjects, rollout, spec)
     finally:
         restore_rng_state(before)
     worst = reduce_max(list(found.values()), ranks)
-    require_passed(dict(zip(found, worst, strict=True)), spec.precision)
+    agreed = dict(zip(found, worst, strict=True))
+    require_passed(agreed, spec.precision)
+    told = ", ".join(f"{check.name} {deviation:.1e}" for check, deviation in agreed.items())
+    logger.info("self-checks passed in %.1f s: %s", time.monotonic() - begun, told)
 
 
 def spread(prompts: Sequence[Prompt], count: int = ROWS) -> list[Prompt]:
@@ -203,8 +209,6 @@ def require_passed(found: Mapping[Check, float], precision: str) -> None:
     failed = [check for check in found if not found[check] <= check.bounds[precision]]
     if failed:
         raise SelfCheckError("; ".join(_message(each, found[each], precision) for each in failed))
-    told = ", ".join(f"{check.name} {deviation:.1e}" for check, deviation in found.items())
-    logger.info("self-checks passed: %s", told)
 
 
 def widened(rollout: Rollout, columns: int) -> Rollout:
