@@ -1,9 +1,11 @@
 """PPO with each way to scale rewards and values: what it tells, keeps, and refuses."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ppo_runs
 import pytest
 import stage_runs
 import tiny
@@ -11,6 +13,7 @@ import torch
 import worlds
 
 from rlhf_api.errors import InputError
+from rlhf_api.names import GuardrailRule
 from rlhf_api.v1alpha1 import CheckpointPolicy, ModelSource, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
 from rlhf_trainer.score_statistics import ScoreStatistics
@@ -143,6 +146,28 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     for one, two in zip(stage_runs.steps(alone), stage_runs.steps(both), strict=True):
         for name in names:
             assert two[name] == pytest.approx(one[name], rel=2e-3, abs=1e-4), name
+
+
+def test_popart_learns_from_one_answer_at_a_time(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, **POPART, batch_size=1, micro_batch_size=1, update_epochs=2, max_steps=6
+    )
+    outcome = stage_runs.run(config)
+    steps = stage_runs.steps(config)
+    assert len(steps) == 6
+    for at, step in enumerate(steps, 1):
+        strange = {
+            name: number
+            for name, number in step.items()
+            if number is None or not math.isfinite(number)
+        }
+        assert not strange, at
+    broken = {event["rule"] for event in stage_runs.events(config) if event["type"] == "verdict"}
+    assert GuardrailRule.NON_FINITE not in broken
+    assert GuardrailRule.NON_FINITE not in {verdict.rule for verdict in outcome.verdicts}
+    # What it learned is finite too.
+    actor = ppo_runs.causal(stage_runs.artifact(config, outcome))
+    assert all(bool(weight.isfinite().all()) for weight in actor.state_dict().values())
 
 
 @pytest.mark.parametrize("precision", ["FP32", "BF16"])
