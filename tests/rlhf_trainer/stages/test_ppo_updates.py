@@ -64,9 +64,7 @@ def test_rewards_are_score_less_kl(tmp_path: Path, estimator: str, scaling: str)
             for row in rows
         ]
         total = scaling == "RunningStdTotal"
-        shaped += [
-            score - 0.5 * row["kl"] * total for score, row in zip(scores, rows, strict=True)
-        ]
+        shaped += [score - 0.5 * row["kl"] * total for score, row in zip(scores, rows, strict=True)]
         scale = 1.0 if scaling == "None" else np.std(shaped, ddof=1)
         tokens = sum(row["length"] for row in rows)
         weighted = sum(scores) / scale - step["returns_mean"] * tokens
