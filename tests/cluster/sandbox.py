@@ -2,7 +2,8 @@
 
 A sandbox has its own network, mounts and processes. Links, iptables rules, sysctls, mounts and
 processes vanish with its init; only cgroups (v1) do not, and they are found by the name of the
-instance. `python -m cluster.sandbox -- PROGRAM ARGUMENT...` runs a program in a new one.
+instance, at its next start or another's. `python -m cluster.sandbox -- PROGRAM ARGUMENT...` runs a
+program in a new one.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any, Self
 import psutil
 from cluster import packages, sandbox_exec, sandbox_init, sandbox_link
 from cluster.binaries import cache_folder
-from cluster.cgroups import CgroupError, remove_cgroups
+from cluster.cgroups import CgroupError, find_cgroups, remove_cgroups
 from waiting import eventually
 
 START_SECONDS = 30
@@ -92,7 +93,7 @@ class Sandbox:
         return pid if written == _identity(pid) else None
 
     def start(self) -> None:
-        """Start it; what a killed one has left is removed first.
+        """Start it; what a killed one below the same root has left is removed first.
 
         Raises:
             SandboxError: it runs already, or it is not ready in time.
@@ -102,6 +103,7 @@ class Sandbox:
             raise SandboxError(f"sandbox {self.folder}: already running; stop it first")
         try:
             self._remove_traces()
+            self._remove_cgroups_of_killed()
             self._files.mkdir(parents=True)
             self._start_init()
             self.release()
@@ -292,12 +294,27 @@ class Sandbox:
 
     def _remove_traces(self) -> None:
         """What outlives the namespaces of an instance; its lock is held."""
+        self._remove_cgroups()
+        if self._files.exists():
+            shutil.rmtree(self._files)
+
+    def _remove_cgroups(self) -> None:
         try:
             remove_cgroups(self.cgroup_prefix)
         except CgroupError as error:
             raise SandboxError(f"sandbox {self.folder}: {error}") from error
-        if self._files.exists():
-            shutil.rmtree(self._files)
+
+    def _remove_cgroups_of_killed(self) -> None:
+        """Those of its siblings that do not run: nobody may ever start them again."""
+        for lock in self._root.glob("*.lock"):
+            sibling = Sandbox(lock.with_suffix(""))
+            if sibling.name == self.name or not find_cgroups(sibling.cgroup_prefix):
+                continue
+            if sibling.take_lock():
+                try:
+                    sibling._remove_cgroups()
+                finally:
+                    sibling.release()
 
 
 def named(root: Path, name: str, lasting: bool = False) -> Sandbox:

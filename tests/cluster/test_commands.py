@@ -12,25 +12,35 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import packages
+from cluster.binaries import cache_folder, locked
 from cluster.cgroups import find_cgroups
 from cluster.machine import run as told
+from cluster.sandbox import instance, named
 from cluster.tools import KUBECTL
 from waiting import eventually
 
 TESTS = Path(__file__).parents[1]
 SECONDS = 900
 PAUSE = "localhost/rlhf-pause:1"
+SANDBOXES = cache_folder() / "sandboxes"
+NAMES = ("tsta", "tstb")
+OWN = [named(SANDBOXES, name) for name in NAMES]
+INSTANCE_LINK = re.compile(r"\brlhf-\w+-[0-9a-f]{4}\b")
+"""Name of the link to an instance."""
 
 pytestmark = pytest.mark.timeout(2 * SECONDS)
 
 
-@pytest.fixture(autouse=True)
-def _root() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _alone() -> Iterator[None]:
+    """As root, and no other run of these tests has the clusters of these names."""
     if reason := packages.reason_against():
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
     packages.require()
+    with locked(SANDBOXES / "commands.lock", SECONDS):
+        yield
 
 
 def cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -76,21 +86,28 @@ def run_pod(kubeconfig: Path) -> str:
     return kubectl(kubeconfig, "get", "pod/one", "-o", "jsonpath={.status.podIP}")
 
 
+def lines(*command: str) -> list[str]:
+    """What a command says, but for the links of other instances, which come and go."""
+    own = {sandbox.link for sandbox in OWN}
+    return [line for line in told(*command).splitlines() if own >= set(INSTANCE_LINK.findall(line))]
+
+
 def trace() -> dict[str, object]:
     """What a cluster could leave on this machine, apart from its files."""
-    sysctls = told("sysctl", "-a", "--pattern", r"^(net\.|vm\.(overcommit|panic)|kernel\.panic)")
-    # Counters and lists that grow with the machine's own use.
-    steady = [line for line in sysctls.splitlines() if not re.search(r"count|stat|random", line)]
+    pattern = r"^(net\.|vm\.(overcommit|panic)|kernel\.panic)"
+    # Another's link may go in the meantime, and its keys with it.
+    sysctls = lines("sysctl", "--all", "--ignore", "--pattern", pattern)
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return {
-        "links": sorted(re.findall(r"^\d+: ([^:@]+)", told("ip", "-o", "link"), re.M)),
-        "addresses": sorted(re.findall(r"inet6? (\S+)", told("ip", "-o", "address"))),
-        "routes": told("ip", "route"),
+        "links": sorted(re.split(r"[:@]", line)[1] for line in lines("ip", "-o", "link")),
+        "addresses": sorted(" ".join(line.split()[1:4]) for line in lines("ip", "-o", "address")),
+        "routes": lines("ip", "route"),
         "namespaces": told("ip", "netns", "list"),
         "rules": re.findall(r"^[-:]\S.*?(?= \[|$)", told("iptables-save"), re.M),
         "mounts": sorted(line.split()[4] for line in mounts if "rlhf" in line),
-        "cgroups": [str(path) for path in find_cgroups("rlhf-tst")],
-        "sysctls": steady,
+        "cgroups": [path for sandbox in OWN for path in find_cgroups(sandbox.cgroup_prefix)],
+        # Counters and lists grow with the machine's own use.
+        "sysctls": [line for line in sysctls if not re.search(r"count|stat|random", line)],
         "processes": sorted(
             " ".join(process.info["cmdline"] or ())
             for process in psutil.process_iter(["cmdline"])
@@ -102,11 +119,10 @@ def trace() -> dict[str, object]:
 @pytest.fixture
 def clean() -> Iterator[None]:
     """No cluster of ours before and after."""
-    names = ("tsta", "tstb")
-    for name in names:
+    for name in NAMES:
         assert cluster("down", "--name", name).returncode == 0
     yield
-    for name in names:
+    for name in NAMES:
         cluster("down", "--name", name)
 
 
@@ -140,6 +156,17 @@ def test_two_at_once_do_not_see_each_other_and_leave_nothing(clean: None) -> Non
     assert "node-b" in kubectl(second, "get", "nodes", "-o", "name")
     assert cluster("down", "--name", "tstb").returncode == 0
     assert trace() == before
+
+
+def test_a_trace_leaves_out_the_links_of_others(tmp_path: Path) -> None:
+    before = trace()
+    with instance(tmp_path) as other:
+        other.connect()
+        assert other.link in told("ip", "-o", "address")
+        assert other.link in told("ip", "route")
+        assert trace() == before
+    for own in (OWN[0].link, "rlhf-nodes", "rlhf-tsta"):
+        assert lines("echo", f"7: {own}@if2: <UP>") == [f"7: {own}@if2: <UP>"]
 
 
 def test_up_ends_a_wedged_predecessor_with_pods(clean: None) -> None:
