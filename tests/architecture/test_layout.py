@@ -14,6 +14,9 @@ PACKAGES = (
     "trainer/rlhf_trainer",
 )
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FOLDERS = ("benchmarks", "charts", "crds", "examples", "operator", "tests", "trainer")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+MOST_LINES = 400
 # Words that fit any code at all.
 EMPTY_NAMES = frozenset(
     {"common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
@@ -46,6 +49,12 @@ def test_there_are_modules_to_look_at() -> None:
     assert {name_of(path).split("/")[1] for path in MODULES} == {
         package.split("/")[1] for package in PACKAGES
     }
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_can_be_read_in_one_go(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{name_of(path)}: has {lines} lines; split it at {MOST_LINES}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
