@@ -20,10 +20,10 @@ ARGS ?=
 # Ranks and threads would otherwise ask for more cores than there are; no test may use a network.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-test test-all test-trainer test-others test-chosen: export HF_HUB_OFFLINE := 1
+test test-all test-trainer test-live test-others test-chosen: export HF_HUB_OFFLINE := 1
 
 .PHONY: help venv check fmt lint types imports test generate verify demo arithmetic
-.PHONY: test-all test-trainer test-others test-chosen
+.PHONY: test-all test-trainer test-live test-others test-chosen
 .PHONY: end-to-end cluster-build cluster-up cluster-down
 
 help: ## List these commands
@@ -57,21 +57,26 @@ imports: venv ## Check who imports whom
 
 test: verify lint types imports cluster-build $(if $(ARGS),test-chosen,test-all) ## Everything, as CI does; as root also whole runs on two nodes (installs Debian packages)
 
-# Side by side, for training keeps the processors busy, and the others mostly wait.
+# Side by side, for training keeps the processors busy, and the tests of the live operator mostly wait.
 test-all: cluster-build
-	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target test-trainer test-others
+	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target \
+		test-trainer test-live test-others
 	$(CLUSTER) test -- $(NODE_TESTS)
 
 test-trainer: venv
 	$(BIN)/pytest $(TRAINER_TESTS)
 
+test-live: venv
+	$(BIN)/pytest $(LIVE_TESTS)
+
 test-others: venv
-	$(BIN)/pytest $(WITHOUT_NODES) $(addprefix --ignore=,$(TRAINER_TESTS))
+	$(BIN)/pytest $(WITHOUT_NODES) $(addprefix --ignore=,$(TRAINER_TESTS) $(LIVE_TESTS))
 
 test-chosen: cluster-build
 	$(BIN)/pytest $(WITHOUT_NODES) $(ARGS)
 
 TRAINER_TESTS := tests/rlhf_trainer
+LIVE_TESTS := tests/rlhf_operator/live
 WITHOUT_NODES := --ignore=tests/end_to_end --ignore=tests/cluster/test_nodes.py
 
 # What a clean checkout must show on nodes; the rest of end_to_end takes longer.
