@@ -19,7 +19,9 @@ from operating import Jobs, OperatorProcess, eventually, stage
 from rlhf_operator.lease import LEASE_SECONDS
 
 LEASE = "rlhf-operator"
-STOPPING = ("is stopping its work", "has stopped leading")
+STOPPING = "is stopping its work"
+STOPPED = ("has stopped leading", "the work has not ended in time")
+"""What a leader says when it does nothing more; after the second the process ends at once."""
 
 
 def looks(access: Access, namespace: str) -> int:
@@ -96,9 +98,10 @@ def make_deployment(jobs: Jobs) -> str:
     return str(made.metadata.uid)
 
 
-def said_at(operator: OperatorProcess, words: str) -> datetime:
-    """When the operator logged a line with these words for the first time."""
-    line = next(each for each in operator.log.read_text().splitlines() if words in each)
+def said_at(operator: OperatorProcess, *words: str) -> datetime:
+    """When the operator logged a line with any of these words for the first time."""
+    lines = operator.log.read_text().splitlines()
+    line = next(line for line in lines if any(each in line for each in words))
     return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f")
 
 
@@ -166,7 +169,7 @@ def test_a_leader_whose_renewals_hang_stops_before_another_leads(
         proxy.hang()
         eventually(lambda: " leads" in second.log.read_text())
         took = said_at(second, " leads")
-        told, stopped = (said_at(first, f"{holder(first)} {words}") for words in STOPPING)
+        told, stopped = said_at(first, STOPPING), said_at(first, *STOPPED)
         say(
             f"after the hang: told to stop {(told - hung).total_seconds():.1f} s, "
             f"stopped {(stopped - hung).total_seconds():.1f} s, "
