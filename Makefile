@@ -75,7 +75,7 @@ test-others: venv
 test-chosen: cluster-build
 	$(BIN)/pytest $(WITHOUT_NODES) $(ARGS)
 
-TRAINER_TESTS := tests/rlhf_trainer
+TRAINER_TESTS := tests/rlhf_trainer tests/rlhf_cli
 LIVE_TESTS := tests/rlhf_operator/live
 WITHOUT_NODES := --ignore=tests/end_to_end --ignore=tests/cluster/test_nodes.py
 
