@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from waiting import eventually
+
 from rlhf_api.metrics import METRIC_HELP, Metric, metric_name, stages_of
 from rlhf_api.names import StageName
 from rlhf_chart.dashboard import Asked, queries
@@ -71,6 +73,16 @@ def run(
     unknown = sorted(names_in(each.expr for each in wanted) - known)
     assert not missing, "queries without series:\n" + "\n".join(missing)
     assert not unknown, f"series that nobody exports: {', '.join(unknown)}"
+
+
+def all_answered(url: str, rate_interval: str) -> None:
+    """Wait until every query returns series: some need two scrapes, or a rule's evaluation."""
+
+    def complete() -> bool:
+        run(url, rate_interval=rate_interval, absent={})
+        return True
+
+    eventually(complete, not_yet=AssertionError, what="every query returns series")
 
 
 def words(each: Asked) -> set[str]:

@@ -9,12 +9,12 @@ import os
 import runpy
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from interpreters import import_path
 from waiting import eventually
 
 from rlhf_api.names import EnvVar, StageName
@@ -106,7 +106,7 @@ class Launchers:
             "READY_FOLDER": str(folder),
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(folder),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            **import_path(),
         }
         if node is not None:
             variables[EnvVar.COMPLETION_INDEX] = str(node)

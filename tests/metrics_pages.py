@@ -43,4 +43,6 @@ def faults(page: str) -> str:
         timeout=SECONDS,
     )
     assert done.returncode in (0, 3), done.stderr
-    return done.stdout + done.stderr
+    told = done.stdout + done.stderr
+    assert bool(told) == bool(done.returncode), (done.returncode, told)
+    return told

@@ -21,6 +21,7 @@ from unittest.mock import patch
 import tiny
 import torch
 import worlds
+from interpreters import import_path
 from waiting import eventually
 
 from rlhf_api.metrics import Metric
@@ -246,7 +247,7 @@ def launched(config: StageConfig, folder: Path, **environment: str) -> Iterator[
         EnvVar.TERMINATION_MESSAGE: str(folder / "message"),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        **import_path(),
     }
     # A world of one in this process has left its rank there.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from interpreters import import_path
+
 RANK = Path(__file__).parent / "rlhf_trainer" / "programs_engine" / "rank.py"
 CALL_SECONDS = 240.0
 END_SECONDS = 60.0
@@ -120,7 +122,7 @@ class World:
                         "LOCAL_WORLD_SIZE": str(self.size),
                         "OMP_NUM_THREADS": "1",
                         "TOKENIZERS_PARALLELISM": "false",
-                        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                        **import_path(),
                     }
                     | self._environment,
                 )

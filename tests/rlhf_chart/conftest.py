@@ -9,6 +9,7 @@ from pathlib import Path
 
 import prometheus_server
 import pytest
+from interpreters import import_path
 
 PROGRAM = Path(__file__).with_name("played_exporter.py")
 NAMESPACE = "team"
@@ -28,7 +29,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env=os.environ | import_path(),
     ) as exporter:
         assert exporter.stdout is not None
         assert exporter.stdin is not None

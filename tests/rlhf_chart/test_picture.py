@@ -7,15 +7,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import dashboard_queries
 import pytest
 from dashboard_queries import DASHBOARD
 from matplotlib.image import imread
-from waiting import eventually
 
 from rlhf_chart.picture import main, name_of, rows_of
-from rlhf_chart.prometheus_api import at_once
 
 Raw = dict[str, Any]
+
+RATE_INTERVAL = "10s"
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def dashboard() -> Raw:
 
 @pytest.fixture
 def asked(url: str) -> list[str]:
-    eventually(lambda: at_once(url, "rate(rlhf_train_tokens_total[10s])"), what="rates are there")
-    return ["--prometheus", url, "--minutes", "1", "--rate-interval", "10s"]
+    dashboard_queries.all_answered(url, RATE_INTERVAL)
+    return ["--prometheus", url, "--minutes", "1", "--rate-interval", RATE_INTERVAL]
 
 
 def test_every_panel_is_drawn_with_its_series(

@@ -6,13 +6,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_api.metrics import STATUS_METRICS
-from rlhf_api.names import Reason, StageName
+from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import (
     Artifact,
-    Dataset,
-    JobReference,
-    ModelSource,
-    SFTStage,
     StageConfig,
     StageResult,
 )
@@ -32,14 +28,8 @@ from rlhf_trainer.outcome import (
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> StageConfig:
-    return StageConfig(
-        job=JobReference(name="demo", uid="12345678-aaaa"),
-        stage=StageName.SFT,
-        attempt=3,
-        storage=str(tmp_path),
-        sft=SFTStage(model=ModelSource(uri="hf://a/b"), dataset=Dataset(uri="hf://a/c")),
-    ).with_digest()
+def config(config: StageConfig) -> StageConfig:
+    return config.model_copy(update={"attempt": 3})
 
 
 def said(config: StageConfig, rank: int, code: int, time: float) -> RankEnd:
