@@ -14,8 +14,8 @@ from rlhf_api.v1alpha1 import (
     SFTStage,
     StageConfig,
 )
-from rlhf_trainer.checkpoint import CheckpointStore
-from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.run.checkpoint import CheckpointStore
+from rlhf_trainer.run.distributed import Ranks
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from rlhf_api.metrics import Metric
 from rlhf_api.names import GuardrailRule
 from rlhf_api.v1alpha1 import Guardrail
-from rlhf_trainer.health import Health, Judgement
+from rlhf_trainer.ppo.health import Health, Judgement
 
 Update = dict[Metric, float]
 

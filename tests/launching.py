@@ -24,7 +24,7 @@ PROGRAMS = Path(__file__).parent / "rlhf_trainer" / "programs"
 WAIT_SECONDS = 60.0
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["rlhf_trainer.gang", "rlhf_trainer.launch"])
+FORKSERVER.set_forkserver_preload(["rlhf_trainer.process.gang", "rlhf_trainer.launch"])
 
 
 def stage_config(folder: Path, nodes: int = 1, processes: int = 1, port: int = 0) -> StageConfig:

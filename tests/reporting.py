@@ -8,8 +8,8 @@ import metrics_pages
 import torch
 
 from rlhf_api.v1alpha1 import StageConfig
-from rlhf_trainer.distributed import Ranks
-from rlhf_trainer.report import Reporter
+from rlhf_trainer.run.distributed import Ranks
+from rlhf_trainer.run.report import Reporter
 
 CPU = torch.device("cpu")
 FIRST = Ranks(rank=0, local_rank=0, world_size=2, local_world_size=2, device=CPU)

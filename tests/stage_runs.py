@@ -28,14 +28,14 @@ from rlhf_api.metrics import Metric
 from rlhf_api.names import EnvVar, FileName
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.__main__ import stage_named
-from rlhf_trainer.checkpoint import STATE
 from rlhf_trainer.data.collate import pad_left, pad_right
-from rlhf_trainer.distributed import Ranks
-from rlhf_trainer.experience import Experience, collect
-from rlhf_trainer.outcome import StageOutcome
-from rlhf_trainer.rollout import Rollout, Sampling
+from rlhf_trainer.ppo.experience import Experience, collect
+from rlhf_trainer.ppo.rollout import Rollout, Sampling
+from rlhf_trainer.process.outcome import StageOutcome
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.run.checkpoint import STATE
+from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.stages import ppo
-from rlhf_trainer.stopping import StopFlag
 
 WAIT_SECONDS = 120.0
 SPEED = frozenset({Metric.STEP_SECONDS, Metric.SAMPLES_PER_SECOND, Metric.TOKENS_PER_SECOND})

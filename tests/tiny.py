@@ -35,9 +35,9 @@ from rlhf_api.v1alpha1 import (
     StageSpec,
 )
 from rlhf_api.v1alpha1.sources import SCRATCH_ARCHITECTURES
-from rlhf_trainer.artifact import ModelLocation
-from rlhf_trainer.distributed import Ranks
-from rlhf_trainer.models import ModelSettings, load_causal_model, load_reward_base, save_model
+from rlhf_trainer.models.load import ModelSettings, load_causal_model, load_reward_base, save_model
+from rlhf_trainer.run.artifact import ModelLocation
+from rlhf_trainer.run.distributed import Ranks
 
 # Threads of two processes that share a core wait for each other longer than such tensors take.
 torch.set_num_threads(1)

@@ -12,8 +12,8 @@ from health_histories import HEALTHY
 from rlhf_api.metrics import Metric
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_trainer.health import Health
-from rlhf_trainer.report import Reporter
+from rlhf_trainer.ppo.health import Health
+from rlhf_trainer.run.report import Reporter
 
 STEADY = {
     "reward": [1.0] * 10 + [8.0] * 10,

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from rlhf_api.metrics import LabelledMetric, Metric, Phase
 from rlhf_operator import metrics as operator
 from rlhf_operator.job_series import JOB_METRICS
-from rlhf_trainer.metrics_endpoint import MetricsEndpoint
+from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
 
 NAMESPACE = "team"
 JOB, GONE = "demo", "gone"

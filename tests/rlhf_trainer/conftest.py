@@ -8,7 +8,7 @@ from reporting import FIRST, Clock
 
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
-from rlhf_trainer.report import Reporter
+from rlhf_trainer.run.report import Reporter
 
 
 @pytest.fixture

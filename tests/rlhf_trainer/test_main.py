@@ -20,10 +20,10 @@ from rlhf_api.v1alpha1 import (
     StageResult,
 )
 from rlhf_trainer.__main__ import main
-from rlhf_trainer.distributed import Ranks, stop_ranks
 from rlhf_trainer.errors import StopRequested
-from rlhf_trainer.outcome import OUTCOME_FOLDER, StageOutcome, read_outcome
-from rlhf_trainer.stopping import StopFlag
+from rlhf_trainer.process.outcome import OUTCOME_FOLDER, StageOutcome, read_outcome
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.run.distributed import Ranks, any_rank, stop_ranks
 
 pytestmark = pytest.mark.own_process_group
 
@@ -115,7 +115,7 @@ def test_what_nobody_foresaw_is_a_crash_with_a_traceback(
 def test_a_signal_reaches_the_stage(tmp_path: Path, stage_file: str) -> None:
     def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.agreed(ranks)
+        assert any_rank(ranks, stop.is_set)
         raise StopRequested(3, 3)
 
     assert main([stage_file], run) == 75

@@ -8,8 +8,8 @@ from reporting import lines, scraped
 from rlhf_api.metrics import Metric
 from rlhf_api.names import GuardrailRule
 from rlhf_api.v1alpha1 import Guardrail, StageConfig
-from rlhf_trainer.health import Health
-from rlhf_trainer.report import Reporter
+from rlhf_trainer.ppo.health import Health
+from rlhf_trainer.run.report import Reporter
 
 
 def test_what_a_rule_compares_with_is_served_where_it_has_one(reporter: Reporter) -> None:

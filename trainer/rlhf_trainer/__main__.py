@@ -15,12 +15,12 @@ import transformers
 from rlhf_api.errors import RLHFError
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import StageConfig, StageResult
-from rlhf_trainer.distributed import Ranks, start_ranks, stop_ranks
 from rlhf_trainer.errors import Failure, failure_of
-from rlhf_trainer.outcome import StageOutcome, failed, leave_outcome, success
-from rlhf_trainer.process import leave_process, set_up_logging
-from rlhf_trainer.stage_file import read_stage_config, stage_file
-from rlhf_trainer.stopping import StopFlag
+from rlhf_trainer.process.edge import leave_process, set_up_logging
+from rlhf_trainer.process.outcome import StageOutcome, failed, leave_outcome, success
+from rlhf_trainer.process.stage_file import read_stage_config, stage_file
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.run.distributed import Ranks, start_ranks, stop_ranks
 
 logger = logging.getLogger("rlhf_trainer.rank")
 

@@ -24,9 +24,10 @@ from rlhf_api.names import (
     Reason,
 )
 from rlhf_api.v1alpha1 import StageConfig, StageResult
-from rlhf_trainer.cgroup import memory_kills, processors
 from rlhf_trainer.errors import MEMORY_REMEDY, Failure, failure_of
-from rlhf_trainer.outcome import (
+from rlhf_trainer.process.cgroup import memory_kills, processors
+from rlhf_trainer.process.edge import StopRequest, leave_process, set_up_logging
+from rlhf_trainer.process.outcome import (
     OUTCOME_FOLDER,
     RankEnd,
     StageOutcome,
@@ -35,9 +36,8 @@ from rlhf_trainer.outcome import (
     success,
     with_progress,
 )
-from rlhf_trainer.place import Place, place_of, stop_patience
-from rlhf_trainer.process import StopRequest, leave_process, set_up_logging
-from rlhf_trainer.stage_file import read_stage_config, stage_file
+from rlhf_trainer.process.place import Place, place_of, stop_patience
+from rlhf_trainer.process.stage_file import read_stage_config, stage_file
 
 logger = logging.getLogger("rlhf_trainer.launch")
 
@@ -86,7 +86,7 @@ def run(
 ) -> StageResult:
     """Run `command` in every rank of this node; the node's result."""
     # Here, when signals are heard and the configuration is good: this imports torch.
-    from rlhf_trainer.gang import Gang
+    from rlhf_trainer.process.gang import Gang
 
     threads = str(max(1, processors() // place.processes))
     # Ranks that each take all processors slow each other down.

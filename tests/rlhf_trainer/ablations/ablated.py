@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from rlhf_api.errors import RLHFError
 from rlhf_api.v1alpha1 import StageConfig
-from rlhf_trainer import experience, ppo_models, rollout
-from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.errors import failure_of
-from rlhf_trainer.experience import normalized
+from rlhf_trainer.ppo import experience, rollout
+from rlhf_trainer.ppo import models as ppo_models
+from rlhf_trainer.ppo.experience import normalized
+from rlhf_trainer.ppo.rollout import Rollout
+from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import kl, masked_moments
-from rlhf_trainer.rollout import Rollout
+from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.stages import ppo
-from rlhf_trainer.stopping import StopFlag
 
 right_lengths = rollout.response_lengths
 right_rewards = experience.token_rewards

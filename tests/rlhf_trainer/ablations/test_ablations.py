@@ -16,8 +16,8 @@ import worlds
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import StopRequested
-from rlhf_trainer.experience import lesson
-from rlhf_trainer.rollout import Rollout
+from rlhf_trainer.ppo.experience import lesson
+from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.stages import ppo
 
 PROGRAM = Path(__file__).parent / "ablated.py"

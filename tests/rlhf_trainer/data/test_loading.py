@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.loading import load_preferences, load_prompts, load_sft
-from rlhf_trainer.data.tokenized import Counts
+from rlhf_trainer.data.tokenize.tokenized import Counts
 
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 COMMON: dict[str, Any] = {"max_length": 8, "claims": {}, "field": "spec.stages.sft.dataset"}

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from rlhf_trainer.data.packing import block_causal_mask, collate_packed, pack, supports_packing
-from rlhf_trainer.data.tokenized import SFTExample
+from rlhf_trainer.data.tokenize.tokenized import SFTExample
 
 VOCABULARY = 61
 ENDS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

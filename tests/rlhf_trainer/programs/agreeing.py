@@ -17,9 +17,12 @@ import torch.distributed as dist
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import StageConfig
-from rlhf_trainer.distributed import (
+from rlhf_trainer.errors import StorageError, failure_of
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.run.distributed import (
     Ranks,
     agree_on_failure,
+    any_rank,
     barrier,
     gather_objects,
     on_first_rank_of_node,
@@ -28,8 +31,6 @@ from rlhf_trainer.distributed import (
     start_ranks,
     stop_ranks,
 )
-from rlhf_trainer.errors import StorageError, failure_of
-from rlhf_trainer.stopping import StopFlag
 
 
 class OddError(StorageError):
@@ -78,12 +79,12 @@ def together(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "both failed": fail(ranks, DataError("first"), StorageError("second")),
         "a foreign error": fail(ranks, None, ZeroDivisionError("x")),
         "cannot travel": fail(ranks, None, OddError("disk", size=3)),
-        "stop before": stop.agreed(ranks),
+        "stop before": any_rank(ranks, stop.is_set),
     }
     if ranks.rank == 1:
         stop.ask()
     seen["stop, own"] = stop.is_set
-    seen["stop, agreed"] = stop.agreed(ranks)
+    seen["stop, agreed"] = any_rank(ranks, stop.is_set)
     if ranks.rank == 0:
         time.sleep(0.3)
     # The clock is that of the machine, and so the same on both ranks.

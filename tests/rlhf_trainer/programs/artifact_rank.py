@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from rlhf_api.v1alpha1 import StageConfig
-from rlhf_trainer.artifact import write_artifact
-from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.run.artifact import write_artifact
+from rlhf_trainer.run.distributed import Ranks
 
 RANK = int(sys.argv[1])
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from rlhf_api.v1alpha1 import StageConfig
-from rlhf_trainer.checkpoint import CheckpointStore
-from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.run.checkpoint import CheckpointStore
+from rlhf_trainer.run.distributed import Ranks
 
 
 def quick(folder: Path) -> None:

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from rlhf_api.v1alpha1 import StageConfig
-from rlhf_trainer.checkpoint import CheckpointStore
-from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.errors import StorageError
+from rlhf_trainer.run.checkpoint import CheckpointStore
+from rlhf_trainer.run.distributed import Ranks
 
 RANK = int(sys.argv[1])
 

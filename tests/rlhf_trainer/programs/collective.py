@@ -9,11 +9,11 @@ from pathlib import Path
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.__main__ import Stage, main
-from rlhf_trainer.distributed import Ranks, barrier, reduce_sum
 from rlhf_trainer.errors import StopRequested
-from rlhf_trainer.outcome import StageOutcome
-from rlhf_trainer.process import leave_process
-from rlhf_trainer.stopping import StopFlag
+from rlhf_trainer.process.edge import leave_process
+from rlhf_trainer.process.outcome import StageOutcome
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.run.distributed import Ranks, any_rank, barrier, reduce_sum
 
 
 def meet(ranks: Ranks) -> None:
@@ -48,7 +48,7 @@ def steps(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     """Steps without end; when one rank is asked to stop, all do, after the same step."""
     folder = Path(os.environ["READY_FOLDER"])
     for step in range(10_000):
-        if stop.agreed(ranks):
+        if any_rank(ranks, stop.is_set):
             (folder / f"step-of-rank-{ranks.rank}").write_text(str(step))
             raise StopRequested(step, step)
         if step == 3:

@@ -57,7 +57,7 @@ def leave_process_behind(note: Path, seconds: float) -> None:
 
 def wait_for_outcomes(count: int) -> None:
     """Wait until as many ranks have left a word."""
-    from rlhf_trainer.outcome import OUTCOME_FOLDER
+    from rlhf_trainer.process.outcome import OUTCOME_FOLDER
 
     outcomes = Path(os.environ[OUTCOME_FOLDER])
     eventually(lambda: len(list(outcomes.glob("outcome-*"))) >= count, WAIT_SECONDS, 0.005)
@@ -83,8 +83,8 @@ def error_named(name: str) -> BaseException:
 def speak(verb: str, word: str) -> int:
     """End with a word as `__main__` does; returns the exit code."""
     from rlhf_trainer.errors import StopRequested, failure_of
-    from rlhf_trainer.outcome import StageOutcome, failed, leave_outcome, success
-    from rlhf_trainer.stage_file import read_stage_config
+    from rlhf_trainer.process.outcome import StageOutcome, failed, leave_outcome, success
+    from rlhf_trainer.process.stage_file import read_stage_config
 
     config = read_stage_config(Path(sys.argv[2]))
     result = success(config, StageOutcome(None, 3, 4, 2, {"loss": 0.5}))

@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 from rlhf_trainer.launch import main
-from rlhf_trainer.process import leave_process
+from rlhf_trainer.process.edge import leave_process
 
 CASE: dict[str, Any] = globals()["CASE"]
 

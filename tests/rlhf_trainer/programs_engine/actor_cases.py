@@ -10,12 +10,14 @@ from torch import Tensor
 
 from rlhf_api.v1alpha1 import SFTStage
 from rlhf_trainer.data.cursor import Cursor
-from rlhf_trainer.data.tokenized import SFTExample
-from rlhf_trainer.distributed import Ranks, barrier
-from rlhf_trainer.ema import MovingAverage
-from rlhf_trainer.engine import DTYPES, TrainedModel, train, whole_parameters
-from rlhf_trainer.models import Actor
-from rlhf_trainer.ptx import PTX
+from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.models.ema import MovingAverage
+from rlhf_trainer.models.engine import DTYPES, TrainedModel, train, whole_parameters
+from rlhf_trainer.models.heads import (
+    Actor,
+)
+from rlhf_trainer.ppo.ptx import PTX
+from rlhf_trainer.run.distributed import Ranks, barrier
 
 cases: Any = worlds.load(Path(__file__).with_name("engine_cases.py"))
 

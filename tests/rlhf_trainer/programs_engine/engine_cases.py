@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from rlhf_api.v1alpha1 import SFTStage
-from rlhf_trainer.checkpoint import CheckpointStore
 from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import rank_slice
-from rlhf_trainer.distributed import Ranks, barrier, reduce_sum
-from rlhf_trainer.engine import TrainedModel, freeze, micro_batches, train, whole_parameters
-from rlhf_trainer.files import as_storage_error
-from rlhf_trainer.models import Actor, ScalarModel
+from rlhf_trainer.models.engine import TrainedModel, freeze, micro_batches, train, whole_parameters
+from rlhf_trainer.models.heads import (
+    Actor,
+    ScalarModel,
+)
 from rlhf_trainer.rl import sft_loss
+from rlhf_trainer.run.checkpoint import CheckpointStore
+from rlhf_trainer.run.distributed import Ranks, barrier, reduce_sum
+from rlhf_trainer.run.files import as_storage_error
 
 ROWS = 8
 PROMPT = 2

@@ -10,13 +10,13 @@ import torch
 from waiting import eventually
 
 from rlhf_api.v1alpha1 import StageConfig
-from rlhf_trainer import distributed
-from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.errors import is_peer_loss
-from rlhf_trainer.experience import Experience
-from rlhf_trainer.rewards import Rewards
-from rlhf_trainer.rewards.answers import Texts
-from rlhf_trainer.rollout import Sampling
+from rlhf_trainer.ppo.experience import Experience
+from rlhf_trainer.ppo.rewards import Rewards
+from rlhf_trainer.ppo.rewards.answers import Texts
+from rlhf_trainer.ppo.rollout import Sampling
+from rlhf_trainer.run import distributed
+from rlhf_trainer.run.distributed import Ranks
 
 
 def experience() -> Experience:

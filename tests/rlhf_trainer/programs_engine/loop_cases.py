@@ -1,4 +1,4 @@
-"""What each rank does in `test_loop` and `test_preparation`."""
+"""What each rank does in `test_loop` and `test_source`."""
 
 import random
 import time
@@ -12,13 +12,13 @@ import torch
 
 from rlhf_api.errors import RLHFError
 from rlhf_api.v1alpha1 import ModelSource, StageConfig
-from rlhf_trainer import preparation
 from rlhf_trainer.data.cursor import Cursor
-from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.errors import StopRequested
-from rlhf_trainer.loop import TrainingLoop
-from rlhf_trainer.report import Reporter
-from rlhf_trainer.stopping import StopFlag
+from rlhf_trainer.models import source as source_module
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.run.distributed import Ranks
+from rlhf_trainer.run.loop import TrainingLoop
+from rlhf_trainer.run.report import Reporter
 
 ROWS = 10
 
@@ -99,7 +99,7 @@ def stop_of_one(ranks: Ranks, config: StageConfig) -> Any:
 def opened(ranks: Ranks, config: StageConfig, source: ModelSource, nodes: int, pause: float) -> Any:
     """A base that is opened while every download is recorded: by which rank, and until when."""
     downloads: list[float] = []
-    download = preparation.snapshot_download
+    download = source_module.snapshot_download
 
     def slow(*arguments: Any, **settings: Any) -> Any:
         time.sleep(pause)
@@ -109,9 +109,9 @@ def opened(ranks: Ranks, config: StageConfig, source: ModelSource, nodes: int, p
 
     on_node = 2 // nodes
     there = replace(ranks, local_rank=ranks.rank % on_node, local_world_size=on_node)
-    preparation.snapshot_download = slow  # type: ignore[assignment]
+    source_module.snapshot_download = slow  # type: ignore[assignment]
     try:
-        base = preparation.open_base(source, config, there, "spec.stages.sft.model")
+        base = source_module.open_base(source, config, there, "spec.stages.sft.model")
         found: Any = (
             len(base.tokenizer),
             base.pad_id,
@@ -121,5 +121,5 @@ def opened(ranks: Ranks, config: StageConfig, source: ModelSource, nodes: int, p
     except RLHFError as error:
         found = type(error).__name__, str(error)
     finally:
-        preparation.snapshot_download = download
+        source_module.snapshot_download = download
     return downloads, time.monotonic(), found

@@ -8,13 +8,16 @@ import torch
 from engine_cases import rows, spec
 from torch import Tensor
 
-from rlhf_trainer.critic import Critic
 from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import rank_slice
-from rlhf_trainer.distributed import Ranks, barrier
-from rlhf_trainer.engine import DTYPES, TrainedModel, train
-from rlhf_trainer.models import score_head, switch_off_dropout
-from rlhf_trainer.popart import ReturnScale, follow, rescale
+from rlhf_trainer.models.engine import DTYPES, TrainedModel, train
+from rlhf_trainer.models.heads import (
+    Critic,
+    score_head,
+    switch_off_dropout,
+)
+from rlhf_trainer.ppo.popart import ReturnScale, follow, rescale
+from rlhf_trainer.run.distributed import Ranks, barrier
 
 OLD, NEW = ReturnScale(1.0, 2.0, 4.0), ReturnScale(1.0, -30.0, 100.0)
 RATE, LAST_RATE = 0.05, 0.5

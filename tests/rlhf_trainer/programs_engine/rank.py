@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import worlds
 
-from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.run.distributed import Ranks
 
 
 def main() -> None:

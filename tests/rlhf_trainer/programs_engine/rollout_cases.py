@@ -9,12 +9,14 @@ import tiny
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_trainer.checkpoint import rng_state
-from rlhf_trainer.data.tokenized import Prompt
-from rlhf_trainer.distributed import Ranks
-from rlhf_trainer.engine import train
-from rlhf_trainer.evaluation import answer_all
-from rlhf_trainer.experience import (
+from rlhf_trainer.data.tokenize.tokenized import Prompt
+from rlhf_trainer.models.engine import train
+from rlhf_trainer.models.heads import (
+    Actor,
+    ScalarModel,
+)
+from rlhf_trainer.ppo.evaluation import answer_all
+from rlhf_trainer.ppo.experience import (
     Experience,
     Lesson,
     collect,
@@ -24,9 +26,10 @@ from rlhf_trainer.experience import (
     selected,
     shaped_scores,
 )
-from rlhf_trainer.models import Actor, ScalarModel
+from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampling
 from rlhf_trainer.rl import Moments
-from rlhf_trainer.rollout import GenerateSampler, Rollout, Sampling
+from rlhf_trainer.run.checkpoint import rng_state
+from rlhf_trainer.run.distributed import Ranks
 
 EOS = 1
 

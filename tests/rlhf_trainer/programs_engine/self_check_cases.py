@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_api.v1alpha1 import PPOStage
-from rlhf_trainer.checkpoint import rng_state
-from rlhf_trainer.data.tokenized import Prompt
-from rlhf_trainer.distributed import Ranks
+from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.errors import failure_of
-from rlhf_trainer.models import Actor, ScalarModel
-from rlhf_trainer.rollout import GenerateSampler, Rollout, Sampling
-from rlhf_trainer.self_checks import Subjects, run_self_checks, short_sampling, spread
+from rlhf_trainer.models.heads import (
+    Actor,
+    ScalarModel,
+)
+from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampling
+from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling, spread
+from rlhf_trainer.run.checkpoint import rng_state
+from rlhf_trainer.run.distributed import Ranks
 
 SAMPLING = Sampling(max_response_length=24, temperature=0.8, stop_ids=(1,), pad_id=0, wave=4)
 PROMPTS = [

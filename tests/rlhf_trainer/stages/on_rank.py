@@ -9,9 +9,9 @@ import stage_runs
 from rlhf_api.errors import RLHFError
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.__main__ import stage_named
-from rlhf_trainer.distributed import Ranks
 from rlhf_trainer.errors import failure_of
-from rlhf_trainer.stopping import StopFlag
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.run.distributed import Ranks
 
 
 def run(ranks: Ranks, config: StageConfig, looks: int | None) -> dict[str, Any]:

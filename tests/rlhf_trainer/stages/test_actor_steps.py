@@ -13,7 +13,7 @@ import worlds
 from rlhf_api.errors import DataError
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import CheckpointPolicy, Dataset, StageConfig
-from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.process.outcome import StageOutcome
 
 DECAY = 0.75
 Weights = dict[str, torch.Tensor]

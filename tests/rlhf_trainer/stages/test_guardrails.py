@@ -17,13 +17,13 @@ from transformers import AutoModelForSequenceClassification
 from rlhf_api.metrics import Metric
 from rlhf_api.names import ExitCode, GuardrailAction, GuardrailRule, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, Guardrail, ModelSource, StageConfig
-from rlhf_trainer import guardrails
 from rlhf_trainer.errors import GuardrailFired, StopRequested, failure_of
-from rlhf_trainer.health import Judgement
-from rlhf_trainer.health_rules import HEALTH_RULES
-from rlhf_trainer.loop import TrainingLoop
+from rlhf_trainer.ppo import guardrails
+from rlhf_trainer.ppo.health import Judgement
+from rlhf_trainer.ppo.health_rules import HEALTH_RULES
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.run.loop import TrainingLoop
 from rlhf_trainer.stages import ppo
-from rlhf_trainer.stopping import StopFlag
 
 NEVER = CheckpointPolicy(every_steps=1000)
 STEPS = 4

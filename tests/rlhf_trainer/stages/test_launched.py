@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rlhf_api.metrics import METRIC_PREFIX, Metric, metric_name
 from rlhf_api.names import ExitCode, FileName, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, Dataset, StageConfig, StageResult
-from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.process.outcome import StageOutcome
 
 STEPS = 30
 # Steps of many small passes, so that a signal finds a stage at work.

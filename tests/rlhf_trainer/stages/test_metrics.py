@@ -26,9 +26,9 @@ from rlhf_api.metrics import (
 )
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Reward, StageConfig
-from rlhf_trainer import report
 from rlhf_trainer.errors import StopRequested
-from rlhf_trainer.metrics_endpoint import MetricsEndpoint
+from rlhf_trainer.run import report
+from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
 
 STEPS = 12
 # The first level of a reward that a rule of health knows comes after ten updates.

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from rlhf_api.names import FileName, StageName
 from rlhf_api.v1alpha1 import Dataset, ModelSource, StageConfig
-from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.process.outcome import StageOutcome
 
 LIKED = "a"
 MAX_RESPONSE = 8

@@ -22,8 +22,8 @@ from rlhf_api.errors import RLHFError
 from rlhf_api.names import ExitCode, FileName
 from rlhf_api.v1alpha1 import EndpointReward, FunctionReward, Reward, StageConfig
 from rlhf_trainer.errors import Failure, StopRequested, failure_of
+from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.stages import ppo
-from rlhf_trainer.stopping import StopFlag
 
 MODULE = """
 import os

@@ -14,7 +14,7 @@ import torch
 from rlhf_api.names import ExitCode, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
-from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.process.outcome import StageOutcome
 
 NEVER = 10**9
 

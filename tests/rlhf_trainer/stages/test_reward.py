@@ -22,8 +22,8 @@ from transformers import (
 
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import Columns, Dataset, StageConfig
-from rlhf_trainer.models import ModelSettings, load_reward_base
-from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.models.load import ModelSettings, load_reward_base
+from rlhf_trainer.process.outcome import StageOutcome
 
 SEED = 3
 HEADER = "***** Evaluating reward, Epoch 1/1 *****"

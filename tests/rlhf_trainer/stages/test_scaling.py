@@ -16,7 +16,7 @@ from rlhf_api.errors import InputError
 from rlhf_api.names import GuardrailRule
 from rlhf_api.v1alpha1 import CheckpointPolicy, ModelSource, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
-from rlhf_trainer.score_statistics import ScoreStatistics
+from rlhf_trainer.models.score_statistics import ScoreStatistics
 
 POPART = {"value_normalization": "PopArt", "reward_scaling": "RunningStdTotal"}
 UPDATES, ROWS = 4, 8

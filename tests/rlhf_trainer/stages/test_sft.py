@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import Dataset, StageConfig
 from rlhf_trainer.data.packing import pack
-from rlhf_trainer.models import ModelSettings, load_causal_model
-from rlhf_trainer.outcome import StageOutcome
+from rlhf_trainer.models.load import ModelSettings, load_causal_model
+from rlhf_trainer.process.outcome import StageOutcome
 
 ROWS = tiny.sft_rows(16, seed=1)
 HELD_OUT = tiny.sft_rows(16, seed=2)

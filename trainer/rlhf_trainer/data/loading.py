@@ -10,9 +10,10 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.v1alpha1 import Dataset
-from rlhf_trainer.data import formats, tokenized
-from rlhf_trainer.data.rows import read_rows
-from rlhf_trainer.data.tokenized import Counts, PreferencePair, Prompt, SFTExample
+from rlhf_trainer.data.parse import formats
+from rlhf_trainer.data.read.rows import read_rows
+from rlhf_trainer.data.tokenize import tokenized
+from rlhf_trainer.data.tokenize.tokenized import Counts, PreferencePair, Prompt, SFTExample
 
 logger = logging.getLogger(__name__)
 

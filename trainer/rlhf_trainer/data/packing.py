@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rlhf_trainer.data.tokenized import SFTExample
+from rlhf_trainer.data.tokenize.tokenized import SFTExample
 
 WINDOW = 512
 

@@ -21,14 +21,18 @@ from typing import Any
 from rlhf_api.errors import ConfigError
 from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import Dataset, PPOStage, StageConfig
-from rlhf_trainer.actor_steps import ActorSteps
-from rlhf_trainer.artifact import write_artifact
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_prompts
-from rlhf_trainer.data.tokenized import Prompt
-from rlhf_trainer.distributed import Ranks
-from rlhf_trainer.engine import whole_parameters
-from rlhf_trainer.evaluation import (
+from rlhf_trainer.data.tokenize.tokenized import Prompt
+from rlhf_trainer.models.engine import whole_parameters
+from rlhf_trainer.models.load import save_model
+from rlhf_trainer.models.score_statistics import ScoreStatistics, model_statistics
+from rlhf_trainer.models.source import (
+    Base,
+)
+from rlhf_trainer.models.tokenizers import stop_token_ids
+from rlhf_trainer.ppo.actor_steps import ActorSteps
+from rlhf_trainer.ppo.evaluation import (
     Answer,
     answer_all,
     answers_of,
@@ -38,36 +42,41 @@ from rlhf_trainer.evaluation import (
     samples_of,
     write_samples,
 )
-from rlhf_trainer.experience import (
+from rlhf_trainer.ppo.experience import (
     Experience,
     collect,
     finite_on_all,
     lesson,
     shaped_scores,
 )
-from rlhf_trainer.guardrails import heed, obey
-from rlhf_trainer.health import Health
-from rlhf_trainer.loop import TrainingLoop, total_steps
-from rlhf_trainer.models import save_model
-from rlhf_trainer.outcome import StageOutcome
-from rlhf_trainer.popart import ReturnScale, follow
-from rlhf_trainer.ppo_learning import Learner
-from rlhf_trainer.ppo_models import FIELD, Bases, Models, load_models
-from rlhf_trainer.ppo_state import State
-from rlhf_trainer.preparation import Base, finished_outcome, read_data, write_figures
-from rlhf_trainer.ptx import PTX
-from rlhf_trainer.report import Reporter
-from rlhf_trainer.rewards import Rewards, mean_rewards
+from rlhf_trainer.ppo.guardrails import heed, obey
+from rlhf_trainer.ppo.health import Health
+from rlhf_trainer.ppo.learning import Learner
+from rlhf_trainer.ppo.metrics import refused_metrics, rollout_metrics
+from rlhf_trainer.ppo.models import FIELD, Bases, Models, load_models
+from rlhf_trainer.ppo.popart import ReturnScale, follow
+from rlhf_trainer.ppo.ptx import PTX
+from rlhf_trainer.ppo.rewards import Rewards, mean_rewards
+from rlhf_trainer.ppo.rollout import GenerateSampler, Sampler, Sampling
+from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling
+from rlhf_trainer.ppo.state import State
+from rlhf_trainer.process.outcome import StageOutcome
+from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import (
     Moments,
     adapted_kl_coef,
 )
-from rlhf_trainer.rollout import GenerateSampler, Sampler, Sampling
-from rlhf_trainer.score_statistics import ScoreStatistics, model_statistics
-from rlhf_trainer.self_checks import Subjects, run_self_checks, short_sampling
-from rlhf_trainer.stopping import StopFlag
-from rlhf_trainer.tokenizers import stop_token_ids
-from rlhf_trainer.update_metrics import refused_metrics, rollout_metrics
+from rlhf_trainer.run.artifact import (
+    finished_outcome,
+    write_artifact,
+    write_figures,
+)
+from rlhf_trainer.run.distributed import Ranks
+from rlhf_trainer.run.inputs import (
+    read_data,
+)
+from rlhf_trainer.run.loop import TrainingLoop, total_steps
+from rlhf_trainer.run.report import Reporter
 
 
 def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:

@@ -18,7 +18,6 @@ import torch
 from rlhf_api.errors import ConfigError
 from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import Dataset, SFTStage, StageConfig
-from rlhf_trainer.artifact import write_artifact
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_sft
 from rlhf_trainer.data.packing import (
@@ -28,23 +27,36 @@ from rlhf_trainer.data.packing import (
     pack,
     supports_packing,
 )
-from rlhf_trainer.data.tokenized import SFTExample
-from rlhf_trainer.distributed import Ranks, reduce_sum
-from rlhf_trainer.engine import TrainedModel, micro_batches, train, whole_parameters
-from rlhf_trainer.loop import TrainingLoop, total_steps
-from rlhf_trainer.memory import MicroBatch, allowance, check_memory
-from rlhf_trainer.models import (
+from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
+from rlhf_trainer.models.heads import (
     Actor,
+    switch_off_dropout,
+)
+from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
     save_model,
-    switch_off_dropout,
 )
-from rlhf_trainer.outcome import StageOutcome
-from rlhf_trainer.preparation import Base, finished_outcome, open_base, read_data, write_figures
-from rlhf_trainer.report import Reporter
+from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models.source import (
+    Base,
+    open_base,
+)
+from rlhf_trainer.process.outcome import StageOutcome
+from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import SFTLoss, sft_loss
-from rlhf_trainer.stopping import StopFlag
+from rlhf_trainer.run.artifact import (
+    finished_outcome,
+    write_artifact,
+    write_figures,
+)
+from rlhf_trainer.run.distributed import Ranks, reduce_sum
+from rlhf_trainer.run.inputs import (
+    read_data,
+)
+from rlhf_trainer.run.loop import TrainingLoop, total_steps
+from rlhf_trainer.run.report import Reporter
 
 FIELD = "spec.stages.sft"
 

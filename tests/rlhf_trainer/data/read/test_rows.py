@@ -1,0 +1,320 @@
+"""Files as people have them: every form that must work, and every one that must say why not."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rlhf_api.errors import DataError, InputError, RLHFError
+from rlhf_api.v1alpha1 import Dataset
+from rlhf_trainer.data.read.rows import Row, clipped, read_rows
+
+FIELD = "spec.stages.sft.dataset"
+
+
+def _read(path: Path, **spec: Any) -> list[Row]:
+    dataset = Dataset(uri=f"file://{path}", **spec)
+    return list(read_rows(dataset, claims={}, field=FIELD))
+
+
+def _write(folder: Path, raw: bytes, name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        pytest.param(b'{"a": 1}\n{"a": 2}\n', [(1, 1), (2, 2)], id="plain"),
+        pytest.param(b'{"a": 1}\n{"a": 2}', [(1, 1), (2, 2)], id="no last line feed"),
+        pytest.param(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n', [(1, 1), (2, 2)], id="BOM"),
+        pytest.param(b'{"a": 1}\r\n{"a": 2}\r\n', [(1, 1), (2, 2)], id="CRLF"),
+        pytest.param(b'{"a": 1}\n\n \t\r\n{"a": 2}\n\n', [(1, 1), (4, 2)], id="blank lines"),
+        pytest.param('{"a": "\u597d\u2028\x85"}\n'.encode(), [(1, "好\u2028\x85")], id="non-ASCII"),
+        pytest.param(b"\xef\xbb\xbf\n", [], id="nothing"),
+    ],
+)
+def test_lines_are_rows(tmp_path: Path, raw: bytes, expected: list[tuple[int, Any]]) -> None:
+    path = _write(tmp_path, raw)
+
+    rows = _read(path)
+
+    assert [(row.source.line, row.values["a"]) for row in rows] == expected
+    assert all(str(row.source) == f"{path}: line {row.source.line}" for row in rows)
+
+
+def test_a_row_of_a_megabyte_is_a_row(tmp_path: Path) -> None:
+    text = "好" * 400_000
+    path = _write(tmp_path, json.dumps({"a": text}, ensure_ascii=False).encode() + b"\n{}\n")
+
+    assert [row.values for row in _read(path)] == [{"a": text}, {}]
+
+
+@pytest.mark.parametrize(
+    ("raw", "line", "words"),
+    [
+        pytest.param(
+            b'{"a": 1}\n\n{"a": \xff}\n', 3, ["not UTF-8", "\\xff", "save"], id="not UTF-8"
+        ),
+        pytest.param('{"a": 1}\n'.encode("utf-16"), 1, ["not UTF-8", "save"], id="UTF-16"),
+        pytest.param(
+            b'{"a": 1}\n{"a": 1,}\n', 2, ["not JSON", '\\"a\\": 1,', "one object"], id="comma"
+        ),
+        pytest.param(
+            b'{"a": 1\n', 1, ["not JSON (Expecting", "at column 8", "one object a line"], id="cut"
+        ),
+        pytest.param(b"[" * 100_000, 1, ["not JSON", "[[[", "..."], id="deep"),
+        pytest.param(b'{"a": ' + b"9" * 5000 + b"}", 1, ["not JSON", "9999"], id="long number"),
+        pytest.param(
+            b"[1, 2]\n", 1, ["not a JSON object", "[1, 2]", "write one object"], id="list"
+        ),
+        pytest.param(b"{}\nnull\n", 2, ["not a JSON object", "null"], id="null"),
+        pytest.param(b'"\\ud800"\n', 1, ["not a JSON object", "ud800"], id="surrogate"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named(
+    tmp_path: Path, raw: bytes, line: int, words: list[str]
+) -> None:
+    path = _write(tmp_path, raw)
+
+    with pytest.raises(DataError) as caught:
+        _read(path)
+
+    for word in [f"{path}: line {line}: ", *words]:
+        assert word in str(caught.value)
+    assert len(str(caught.value)) < 600
+    str(caught.value).encode()
+
+
+def test_json_is_a_list_or_lines(tmp_path: Path) -> None:
+    as_list = _write(tmp_path, b'\xef\xbb\xbf\n[{"a": 1},\n{"a": 2}]', "list.json")
+    as_lines = _write(tmp_path, b'{"a": 1}\n{"a": 2}\n', "lines.json")
+
+    assert [row.values["a"] for row in _read(as_list)] == [1, 2]
+    assert [row.values["a"] for row in _read(as_lines)] == [1, 2]
+    assert str(_read(as_list)[1].source) == f"{as_list}: row 2"
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b'[{"a": 1},\n{"a": }]', ["line 2", "not JSON"]),
+        (b'[{"a": 1},\n{"a": "\xff"}]', ["line 2", "not UTF-8"]),
+        (b'[{"a": 1}, 3]', ["row 2", "not a JSON object: 3"]),
+    ],
+)
+def test_a_list_that_is_no_dataset_is_named(tmp_path: Path, raw: bytes, words: list[str]) -> None:
+    path = _write(tmp_path, raw, "rows.json")
+
+    with pytest.raises(DataError) as caught:
+        _read(path)
+
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "list": [{"text": "好"}]} for i in range(3000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+
+    found = _read(tmp_path / "x.parquet")
+
+    assert [row.values for row in found] == rows
+    assert str(found[2500].source) == f"{tmp_path / 'x.parquet'}: row 2501"
+
+
+def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
+    path = _write(tmp_path, b"PAR1 and nothing else", "x.parquet")
+
+    with pytest.raises(DataError, match=r"x\.parquet: cannot be read as Parquet .*write it anew"):
+        _read(path)
+
+
+def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    _write(tmp_path, b'{"a": 2}\n', "b.jsonl")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"a": 1}]), tmp_path / "a.parquet")
+    _write(tmp_path, b"not data", "README.md")
+    _write(tmp_path, b"not data", "._b.jsonl")
+    (tmp_path / "c.jsonl").mkdir()
+
+    assert [row.values["a"] for row in _read(tmp_path)] == [1, 2]
+
+
+def test_max_rows_are_the_first_ones_and_the_rest_is_not_read(tmp_path: Path) -> None:
+    path = _write(tmp_path, b'{"a": 1}\n{"a": 2}\nbroken\n')
+
+    assert [row.values["a"] for row in _read(path, max_rows=2)] == [1, 2]
+
+
+def test_a_claim_is_where_it_is_mounted(tmp_path: Path) -> None:
+    _write(tmp_path, b'{"a": 1}\n')
+    dataset = Dataset(uri="pvc://claim/rows.jsonl")
+
+    rows = list(read_rows(dataset, claims={"claim": str(tmp_path)}, field=FIELD))
+
+    assert [row.values for row in rows] == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent.jsonl", ["there is no file", "correct the path"]),
+        ("empty-folder", ["holds no file that ends by .jsonl, .json, .parquet", "put the data"]),
+        ("rows.csv", ["rows.csv does not end by one of", "convert"]),
+        ("saved", ["cannot be loaded", "save the dataset anew"]),
+    ],
+)
+def test_a_place_without_rows_is_named(tmp_path: Path, name: str, words: list[str]) -> None:
+    (tmp_path / "empty-folder").mkdir()
+    _write(tmp_path, b"a,b\n", "rows.csv")
+    (tmp_path / "saved").mkdir()
+    _write(tmp_path / "saved", b"{}", "dataset_dict.json")
+
+    with pytest.raises(InputError) as caught:
+        _read(tmp_path / name)
+
+    for word in [f"{FIELD}.uri: ", name, *words]:
+        assert word in str(caught.value)
+
+
+def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
+    rows = [{"prompt": "好", "response": str(i)} for i in range(3)]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "one"))
+
+    found = _read(tmp_path / "one", split="ignored")
+
+    assert [row.values for row in found] == rows
+    assert str(found[2].source) == f"{tmp_path / 'one'}: row 3"
+
+
+def test_the_split_of_saved_datasets_is_the_spec_s(tmp_path: Path) -> None:
+    parts = {name: datasets.Dataset.from_list([{"a": name}]) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "two"))
+
+    assert [row.values for row in _read(tmp_path / "two", split="test")] == [{"a": "test"}]
+    with pytest.raises(InputError) as caught:
+        _read(tmp_path / "two", split="dev")
+    for word in [f"{FIELD}.split: dev", "test, train", "name one of them"]:
+        assert word in str(caught.value)
+
+
+# HF_HOME and HF_HUB_OFFLINE are read when the libraries are imported, hence a process of its own.
+READ_HUB = textwrap.dedent("""
+    import json, sys
+    from rlhf_api.errors import RLHFError
+    from rlhf_api.v1alpha1 import Dataset
+    from rlhf_trainer.data.read.rows import read_rows
+    for spec in json.loads(sys.argv[1]):
+        try:
+            rows = read_rows(Dataset(**spec), claims={}, field="spec.stages.sft.dataset")
+            print("ROWS", json.dumps([[str(row.source), row.values] for row in rows]))
+        except RLHFError as error:
+            print(type(error).__name__, error)
+""")
+
+
+def _read_offline(home: Path, *specs: dict[str, str]) -> list[str]:
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", READ_HUB, json.dumps(specs)],
+        env=environment,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return done.stdout.splitlines()
+
+
+COMMIT = "a" * 40
+
+
+def test_a_downloaded_repository_is_read_offline(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "datasets--acme--reviews"
+    files = repository / "snapshots" / COMMIT
+    files.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (files / "train.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    (files / "test.jsonl").write_text('{"a": 3}\n')
+    uri = "hf://acme/reviews"
+
+    lines = _read_offline(
+        tmp_path,
+        {"uri": uri},
+        {"uri": f"{uri}@{COMMIT}", "split": "test"},
+        {"uri": f"{uri}@v9"},
+        {"uri": uri, "split": "dev"},
+        {"uri": uri, "subset": "zh"},
+        {"uri": "hf://acme/other"},
+    )
+
+    assert lines[0] == f'ROWS [["{uri}: row 1", {{"a": 1}}], ["{uri}: row 2", {{"a": 2}}]]'
+    assert lines[1] == f'ROWS [["{uri}@{COMMIT}: row 1", {{"a": 3}}]]'
+    for line, words in zip(
+        lines[2:],
+        [["reviews@v9"], ["split dev", "'train'"], ["subset zh"], ["acme/other"]],
+        strict=True,
+    ):
+        assert line.startswith(f"InputError {FIELD}.uri: hf://acme/")
+        for word in [*words, "fill the cache"]:
+            assert word in line
+
+
+def test_tables_in_the_cache_are_read_offline_of_their_revision_only(tmp_path: Path) -> None:
+    source = tmp_path / "source" / "reviews" / "train.jsonl"
+    source.parent.mkdir(parents=True)
+    source.write_text('{"a": 1}\n')
+    tables = tmp_path / "datasets"
+    datasets.load_dataset(str(source.parent), cache_dir=str(tables))
+    (made,) = tables.glob("reviews/default/0.0.0/*/")
+    kept = tables / "acme___reviews" / "default" / "0.0.0"
+    kept.mkdir(parents=True)
+    made.rename(kept / COMMIT)
+    uri = "hf://acme/reviews"
+
+    plain, same, other = _read_offline(
+        tmp_path, {"uri": uri}, {"uri": f"{uri}@{COMMIT}"}, {"uri": f"{uri}@{'b' * 40}"}
+    )
+
+    assert plain == f'ROWS [["{uri}: row 1", {{"a": 1}}]]'
+    assert same.startswith("ROWS ")
+    assert other.startswith(f"InputError {FIELD}.uri: {uri}@bbbb")
+    assert f"newest tables are of revision {COMMIT}" in other
+
+
+def test_a_broken_file_of_a_repository_is_a_data_error(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "datasets--acme--broken"
+    files = repository / "snapshots" / COMMIT
+    files.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (files / "train.jsonl").write_text("not json\n")
+
+    (line,) = _read_offline(tmp_path, {"uri": "hf://acme/broken"})
+
+    assert line.startswith("DataError hf://acme/broken: a file of it cannot be read")
+
+
+def test_a_value_in_a_message_is_short_and_printable() -> None:
+    assert clipped("好") == '"好"'
+    assert len(clipped("x" * 1_000_000)) == 120
+    assert clipped("x" * 1_000_000).endswith("...")
+    clipped("\ud800").encode()
+
+
+def test_every_error_is_one_that_the_launcher_translates() -> None:
+    assert issubclass(DataError, RLHFError)
+    assert (DataError.exit_code, InputError.exit_code) == (65, 66)

@@ -1,0 +1,199 @@
+"""Training steps are the same for any number of ranks, micro-batch size and ZeRO stage.
+
+The measure is plain PyTorch: one process, one batch, AdamW and `clip_grad_norm_`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import worlds
+from torch import nn
+
+from rlhf_trainer.models.engine import DTYPES, TrainedModel, freeze, micro_batches, train
+
+PROGRAM = Path(__file__).parents[1] / "programs_engine" / "engine_cases.py"
+cases: Any = worlds.load(PROGRAM)
+
+ZERO_STAGES = [0, 1, 2, 3]
+
+
+def on(world_size: int, function: str, **arguments: Any) -> list[Any]:
+    """Results by rank, of one rank in this process or of two in their own."""
+    if world_size == 1:
+        return [getattr(cases, function)(tiny.ranks(), **arguments)]
+    return worlds.pair()(PROGRAM, function, **arguments)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_ranks_and_micro_batches_do_not_change_training(tmp_path: Path, world_size: int) -> None:
+    expected, expected_weights = cases.by_hand(tmp_path)
+    assert all(norm > 1.2 for _, norm in expected), "clipping at 1 has to matter"
+
+    for found in on(
+        world_size, "steps", folder=tmp_path, zero_stages=ZERO_STAGES, micro_batch_sizes=[2, 8]
+    ):
+        assert len(found) == 8
+        for case, (told, weights) in found.items():
+            for step, by_hand in zip(told, expected, strict=True):
+                assert step == pytest.approx(by_hand, rel=1e-5), case
+            assert weights.keys() == expected_weights.keys()
+            for name, weight in weights.items():
+                # Adam divides by gradients, some of which are as small as their rounding errors.
+                torch.testing.assert_close(
+                    weight,
+                    expected_weights[name],
+                    rtol=0,
+                    atol=3e-5,
+                    msg=lambda text, case=case, name=name: f"{case} {name}: {text}",
+                )
+
+
+def test_the_measure_knows_clipping_and_decay(tmp_path: Path) -> None:
+    """Without either, plain PyTorch ends elsewhere by more than the tolerance above."""
+    _, weights = cases.by_hand(tmp_path)
+    for changed in ({"clip": 1e9}, {"decay": 0.0}):
+        _, others = cases.by_hand(tmp_path, **changed)
+        assert max(float((weights[n] - others[n]).abs().max()) for n in weights) > 2e-4, changed
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_bf16_trains(tmp_path: Path, world_size: int) -> None:
+    (_, first_norm), *_ = cases.by_hand(tmp_path)[0]
+    for found in on(world_size, "bf16", folder=tmp_path, zero_stages=ZERO_STAGES):
+        for zero_stage, (told, dtypes) in found.items():
+            losses = [loss for loss, _ in told]
+            assert losses[-1] < losses[0] - 1, (zero_stage, losses)
+            assert told[0][1] == pytest.approx(first_norm, rel=0.05), zero_stage
+            assert dtypes == {"torch.bfloat16"}
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_bf16_keeps_what_a_step_is_too_small_to_change(tmp_path: Path, zero_stage: int) -> None:
+    """Near 1 bf16 numbers lie 1/256 apart: 80 steps of 1e-4 move the weights only if fp32 copies
+    of them are kept."""
+    model = line(tmp_path, zero_stage, 0.0, precision="BF16")
+    for _ in range(80):
+        model.accumulate(model(torch.ones(8, dtype=torch.bfloat16)), last=True)
+        model.step(1e-4)
+    assert moved(model).float().tolist() == pytest.approx([-0.008] * 18, abs=1 / 256)
+
+
+@pytest.mark.parametrize(("world_size", "precision"), [(1, "FP32"), (2, "FP32"), (2, "BF16")])
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, world_size: int, precision: str
+) -> None:
+    for found in on(
+        world_size, "resume", folder=tmp_path, zero_stages=ZERO_STAGES, precision=precision
+    ):
+        assert list(found) == ZERO_STAGES
+        for zero_stage, (uninterrupted, resumed, same) in found.items():
+            assert resumed == uninterrupted, zero_stage
+            assert same, zero_stage
+
+
+def test_partitioned_models_are_whole_where_they_are_read(tmp_path: Path) -> None:
+    plain = cases.actor(tmp_path)
+    shapes = {name: tuple(value.shape) for name, value in plain.model.state_dict().items()}
+    alone = on(1, "steps", folder=tmp_path, zero_stages=[0], micro_batch_sizes=[2])
+
+    for found in worlds.pair()(PROGRAM, "partitioned", folder=tmp_path):
+        assert found["outside"] == 0, "parameters that are not sharded prove nothing"
+        assert found["after"] == 0
+        assert found["whole"]
+        assert found["shapes"] == shapes
+        # Reading leaves the model fit for training.
+        assert found["step"] == pytest.approx(alone[0][0, 2][0][0], rel=1e-5)
+        for name in ("logprobs", "scores"):
+            expected, frozen = found[name]
+            torch.testing.assert_close(frozen, expected, rtol=0, atol=1e-6)
+        assert not found["learns"]
+
+
+def test_a_frozen_model_is_itself_where_nothing_is_sharded(tmp_path: Path) -> None:
+    for zero_stage in (2, 3):
+        model = cases.actor(tmp_path)
+        model.train()
+        frozen = freeze(model, cases.spec(tmp_path, zero_stage=zero_stage), tiny.ranks())
+        assert frozen is model
+        assert not frozen.training
+        assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+class Line(nn.Module):
+    """y = w · x + b."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 8))
+        self.bias = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.weight @ x + self.bias).sum()
+
+
+def line(folder: Path, zero_stage: int, clip: float, **settings: Any) -> TrainedModel:
+    found = tiny.stage_spec(
+        "sft", folder, zero_stage=zero_stage, gradient_clipping=clip, **settings
+    )
+    module = Line().to(DTYPES[found.precision])
+    return train(module, found, tiny.ranks(), learning_rate=0.5)
+
+
+def moved(model: TrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        found: Any = model.module
+        return torch.cat([(found.weight - 1).flatten(), found.bias - 1])
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_clipping_bounds_the_step_and_not_the_norm_that_is_told(
+    tmp_path: Path, zero_stage: int
+) -> None:
+    # With eps 1 the first step of Adam is at most learning rate · gradient: clipping shows in it.
+    x = torch.full((8,), 3.0)
+    gradient_norm = (2 * 8 * 9.0 + 2) ** 0.5
+    steps = {}
+    for clip in (0.0, 0.01):
+        model = line(tmp_path, zero_stage, clip, adam_eps=1.0)
+        model.accumulate(model(x), last=True)
+        assert model.step(0.1) == pytest.approx(gradient_norm, rel=1e-5)
+        steps[clip] = float(moved(model).norm())
+    assert 0 < steps[0.01] <= 0.1 * 0.01 * 1.001
+    assert steps[0.0] > 0.1
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_decay_takes_from_matrices_only_at_the_rate_of_the_step(
+    tmp_path: Path, zero_stage: int
+) -> None:
+    model = line(tmp_path, zero_stage, 1.0, weight_decay=0.5)
+    for rate in (0.1, 0.2, 0.0):
+        model.accumulate(0.0 * model(torch.ones(8)), last=True)
+        assert model.step(rate) == 0
+    weight, bias = moved(model)[:16] + 1, moved(model)[16:] + 1
+    torch.testing.assert_close(weight, torch.full((16,), (1 - 0.05) * (1 - 0.1)))
+    assert bias.tolist() == [1.0, 1.0]
+
+
+def test_a_full_disk_on_one_rank_is_a_storage_error_and_keeps_nobody_waiting(
+    tmp_path: Path,
+) -> None:
+    found = worlds.pair()(PROGRAM, "full_disk", folder=tmp_path, zero_stages=ZERO_STAGES)
+    for rank, told in enumerate(found):
+        for zero_stage, (direct, stored) in told.items():
+            # Under ZeRO 0 rank 0 alone writes.
+            fails = rank == 1 and zero_stage > 0
+            assert (direct == "StorageError") == fails, (rank, zero_stage, direct)
+            assert (direct == "nothing") != fails, (rank, zero_stage, direct)
+            # Through the store all ranks hear of it, and the good checkpoint stays.
+            expected = ("StorageError", 1) if zero_stage > 0 else ("nothing", 2)
+            assert stored == expected, (rank, zero_stage)
+
+
+def test_micro_batches_are_consecutive_and_complete() -> None:
+    assert micro_batches(range(5), 2) == [[0, 1], [2, 3], [4]]
+    assert micro_batches("ab", 8) == [["a", "b"]]
+    assert micro_batches([], 8) == []

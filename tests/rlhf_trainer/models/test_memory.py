@@ -1,0 +1,317 @@
+"""The estimate by hand numbers, the limits of a container, and the refusal."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
+
+from rlhf_api.names import ExitCode, StageName
+from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
+from rlhf_api.v1alpha1.stages import Precision
+from rlhf_trainer.errors import MemoryEstimateError
+from rlhf_trainer.models.memory import (
+    GIB,
+    Footprint,
+    MicroBatch,
+    ModelSize,
+    activation_bytes,
+    allowance,
+    available_bytes,
+    cgroup_free_bytes,
+    check_memory,
+    count_parameters,
+    footprint,
+)
+from rlhf_trainer.run.distributed import Ranks
+
+ALONE = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "expected"),
+    [
+        # 1000 parameters on 4 ranks; BF16: 2 weights, 2 gradients, 4 master + 8 moments.
+        ("BF16", 0, Footprint(2000, 2000, 12000)),
+        ("BF16", 1, Footprint(2000, 2000, 3000)),
+        ("BF16", 2, Footprint(2000, 500, 3000)),
+        ("BF16", 3, Footprint(500, 500, 3000)),
+        # FP32: 4 weights, 4 gradients, 8 moments, and a master copy once ZeRO cuts it out.
+        ("FP32", 0, Footprint(4000, 4000, 8000)),
+        ("FP32", 1, Footprint(4000, 4000, 3000)),
+        ("FP32", 2, Footprint(4000, 1000, 3000)),
+        ("FP32", 3, Footprint(1000, 1000, 3000)),
+    ],
+)
+def test_a_trained_model_by_hand(
+    precision: Precision, zero_stage: int, expected: Footprint
+) -> None:
+    model = ModelSize("actor", 1000, trained=True)
+
+    found = footprint(model, precision=precision, zero_stage=zero_stage, world_size=4)
+
+    assert found == expected
+    assert found.total == expected.weights + expected.gradients + expected.optimizer
+
+
+@pytest.mark.parametrize(("zero_stage", "average"), [(0, 4000), (1, 1000), (3, 1000)])
+@pytest.mark.parametrize("precision", ["BF16", "FP32"])
+def test_an_average_is_fp32_and_sharded_like_the_optimizer(
+    precision: Precision, zero_stage: int, average: int
+) -> None:
+    plain, averaged = (
+        footprint(
+            ModelSize("actor", 1000, trained=True, averaged=averaged),
+            precision=precision,
+            zero_stage=zero_stage,
+            world_size=4,
+        )
+        for averaged in (False, True)
+    )
+    assert (plain.average, averaged.average) == (0, average)
+    assert averaged.total == plain.total + average
+
+
+@pytest.mark.parametrize(("zero_stage", "weights"), [(0, 2000), (2, 2000), (3, 500)])
+def test_a_frozen_model_has_weights_alone(zero_stage: int, weights: int) -> None:
+    model = ModelSize("reference", 1000, trained=False)
+
+    found = footprint(model, precision="BF16", zero_stage=zero_stage, world_size=4)
+
+    assert found == Footprint(weights)
+
+
+def test_the_seven_billion_of_the_zero_paper() -> None:
+    # Table 1 of the paper: 7.5B parameters, 64 ranks: 120, 31.4, 16.6, 1.9 GB.
+    model = ModelSize("model", 7_500_000_000, trained=True)
+    gigabytes = [
+        footprint(model, precision="BF16", zero_stage=stage, world_size=64).total / 1e9
+        for stage in range(4)
+    ]
+
+    assert gigabytes == pytest.approx([120.0, 31.4, 16.6, 1.9], abs=0.05)
+
+
+def test_shares_round_up() -> None:
+    found = footprint(
+        ModelSize("m", 1001, trained=True), precision="BF16", zero_stage=3, world_size=4
+    )
+    assert found == Footprint(501, 501, 3003)
+
+
+def test_activations_by_hand() -> None:
+    sizes = {"layers": 2, "hidden": 8, "vocabulary": 50}
+    batch = MicroBatch(sequences=3, length=10)
+
+    # 34 * 30 tokens * 8 * 2, and the logits of one sequence 4 * 10 * 50.
+    assert activation_bytes(batch, precision="BF16", **sizes) == 16320 + 2000
+    assert activation_bytes(batch, precision="FP32", **sizes) == 2 * 16320 + 2000
+
+
+LLAMA = LlamaConfig(
+    vocab_size=100,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    intermediate_size=32,
+    tie_word_embeddings=True,
+)
+# Embeddings 1600; a layer: attention 4 * 256, feed-forward 3 * 512, norms 2 * 16; last norm 16.
+LLAMA_PARAMETERS = 1600 + 2 * (1024 + 1536 + 32) + 16
+
+
+def test_parameters_are_counted_without_taking_memory() -> None:
+    huge = LlamaConfig(hidden_size=8192, num_hidden_layers=80, num_attention_heads=64,
+                       num_key_value_heads=8, intermediate_size=28672, vocab_size=32000,
+                       tie_word_embeddings=False)  # fmt: skip
+
+    assert count_parameters(LLAMA) == LLAMA_PARAMETERS
+    assert count_parameters(huge) == 68_976_648_192
+
+
+def test_untied_embeddings_and_a_score_head_count() -> None:
+    untied = LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": False})
+    scored = LlamaConfig(**{**LLAMA.to_dict(), "num_labels": 1, "pad_token_id": 0})
+
+    assert count_parameters(untied) == LLAMA_PARAMETERS + 1600
+    found = count_parameters(scored, AutoModelForSequenceClassification)
+    assert found == LLAMA_PARAMETERS + 16
+
+
+@pytest.mark.parametrize(
+    "config", [LLAMA, GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)]
+)
+def test_the_allowance_reads_the_sizes_of_any_configuration(config: PretrainedConfig) -> None:
+    assert allowance(config, MicroBatch(1, 10), "BF16") == 34 * 10 * 16 * 2 + 4 * 10 * 100
+
+
+def stage(**settings: object) -> StageConfig:
+    nodes = {"processes_per_node": settings.pop("processes_per_node", 1)}
+    return StageConfig.model_validate(
+        {
+            "job": JobReference(name="demo", uid="12345678"),
+            "stage": StageName.SFT,
+            "attempt": 1,
+            "storage": "/nowhere",
+            "sft": SFTStage.model_validate(
+                {
+                    "model": ModelSource(uri="hf://a/b"),
+                    "dataset": Dataset(uri="hf://a/c"),
+                    **settings,
+                }
+            ),
+            **nodes,
+        }
+    )
+
+
+ACTOR = ModelSize("actor", GIB, trained=True)
+REFERENCE = ModelSize("reference", GIB, trained=False)
+
+
+def test_what_just_fits_is_accepted_and_a_byte_less_is_not() -> None:
+    needed = 16 * GIB + 2 * GIB + 1000
+
+    check_memory(stage(), ALONE, [ACTOR, REFERENCE], 1000, available=lambda _: (needed, "t"))
+    with pytest.raises(MemoryEstimateError):
+        check_memory(stage(), ALONE, [ACTOR, REFERENCE], 1000, available=lambda _: (needed - 1, ""))
+
+
+def test_a_refusal_names_numbers_fields_and_remedies() -> None:
+    config = stage(zero_stage=1, micro_batch_size=8, precision="FP32", processes_per_node=2)
+    ranks = Ranks(0, 0, 1, 2, torch.device("cpu"))
+
+    with pytest.raises(MemoryEstimateError) as caught:
+        check_memory(
+            config,
+            ranks,
+            [ACTOR, REFERENCE],
+            GIB // 2,
+            available=lambda _: (10 * GIB, "the container's memory limit over 2 processes"),
+        )
+
+    message = str(caught.value)
+    assert caught.value.exit_code == ExitCode.CONFIG
+    for part in (
+        "spec.stages.sft: not enough memory",
+        "at least 18.50 GiB, and 10.00 GiB are there (the container's memory limit",
+        "actor with 1,073,741,824 parameters 14.00 GiB",
+        "weights 4.00 GiB, gradients 4.00 GiB, optimizer 6.00 GiB",
+        "reference with 1,073,741,824 parameters 4.00 GiB",
+        "activations 0.50 GiB",
+        "precision to BF16",
+        "spec.stages.sft.zeroStage (1)",
+        "spec.stages.sft.microBatchSize (8)",
+        "smaller model",
+        "lower spec.stages.sft.processesPerNode (2)",
+    ):
+        assert part in message, part
+
+
+def test_a_refusal_counts_the_average() -> None:
+    averaged = ModelSize("actor", GIB, trained=True, averaged=True)
+    with pytest.raises(MemoryEstimateError) as caught:
+        check_memory(stage(), ALONE, [averaged], available=lambda _: (16 * GIB, "t"))
+    for part in ("moving average 4.00 GiB", "eave out spec.stages.sft.emaDecay"):
+        assert part in str(caught.value), part
+
+
+def test_zero_is_no_remedy_for_a_single_rank() -> None:
+    with pytest.raises(MemoryEstimateError) as caught:
+        check_memory(stage(zero_stage=0), ALONE, [ACTOR], available=lambda _: (1, "free on cuda:0"))
+
+    assert "zeroStage" not in str(caught.value)
+    assert "raise spec.stages.sft.processesPerNode (1)" in str(caught.value)
+
+
+def test_memory_is_shared_by_the_processes_of_a_node() -> None:
+    alone, _ = available_bytes(ALONE)
+    shared, origin = available_bytes(Ranks(0, 0, 4, 4, torch.device("cpu")))
+
+    assert 0 < shared < alone
+    assert shared == pytest.approx(alone / 4, rel=0.1)
+    assert "over 4 processes" in origin
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_tells_its_free_memory() -> None:
+    free, origin = available_bytes(Ranks(0, 0, 1, 1, torch.device("cuda", 0)))
+
+    assert 0 < free <= torch.cuda.get_device_properties(0).total_memory
+    assert origin == "free on cuda:0"
+
+
+def group(root: Path, folder: str, files: dict[str, str]) -> None:
+    path = root / folder
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (path / name).write_text(text)
+
+
+def test_cgroup_2_in_a_container(tmp_path: Path) -> None:
+    group(tmp_path, "proc/self", {"cgroup": "0::/\n"})
+    group(
+        tmp_path,
+        "sys/fs/cgroup",
+        {
+            "memory.max": "1000\n",
+            "memory.current": "600\n",
+            "memory.stat": "anon 500\ninactive_file 80\n",
+        },
+    )
+
+    assert cgroup_free_bytes(tmp_path) == 1000 - (600 - 80)
+
+
+def test_cgroup_2_takes_the_tightest_limit_on_the_way_up(tmp_path: Path) -> None:
+    group(tmp_path, "proc/self", {"cgroup": "0::/pods/pod1/trainer\n"})
+    base = tmp_path / "sys/fs/cgroup"
+    group(base, "pods/pod1/trainer", {"memory.max": "max\n", "memory.current": "100\n"})
+    group(base, "pods/pod1", {"memory.max": "500\n", "memory.current": "200\n"})
+    group(base, "pods", {"memory.max": "9000\n", "memory.current": "300\n"})
+
+    assert cgroup_free_bytes(tmp_path) == 300
+
+
+def test_cgroup_1_in_a_container_whose_path_is_the_hosts(tmp_path: Path) -> None:
+    text = "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n1:name=systemd:/docker/abc\n"
+    group(tmp_path, "proc/self", {"cgroup": text})
+    group(
+        tmp_path,
+        "sys/fs/cgroup/memory",
+        {
+            "memory.limit_in_bytes": "1000\n",
+            "memory.usage_in_bytes": "700\n",
+            "memory.stat": "cache 90\ninactive_file 10\ntotal_inactive_file 50\n",
+        },
+    )
+
+    assert cgroup_free_bytes(tmp_path) == 1000 - (700 - 50)
+
+
+@pytest.mark.parametrize("limit", ["max", "9223372036854771712"])
+def test_no_limit_is_none(tmp_path: Path, limit: str) -> None:
+    group(tmp_path, "proc/self", {"cgroup": "0::/\n4:memory:/\n"})
+    group(tmp_path, "sys/fs/cgroup", {"memory.max": limit, "memory.current": "1"})
+    files = {"memory.limit_in_bytes": limit, "memory.usage_in_bytes": "1"}
+    group(tmp_path, "sys/fs/cgroup/memory", files)
+
+    assert cgroup_free_bytes(tmp_path) is None
+
+
+def test_a_machine_without_cgroups_has_no_limit(tmp_path: Path) -> None:
+    assert cgroup_free_bytes(tmp_path) is None
+
+
+def test_this_machine_can_be_read() -> None:
+    free, origin = available_bytes(ALONE)
+    assert 0 < free <= psutil.virtual_memory().total
+    assert "memory" in origin

@@ -1,0 +1,271 @@
+"""Atomic writes, digests and what a refused write is called."""
+
+import errno
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rlhf_api.errors import InputError
+from rlhf_api.names import ExitCode
+from rlhf_trainer.errors import PermissionDenied, StorageError
+from rlhf_trainer.run.distributed import Ranks
+from rlhf_trainer.run.files import (
+    as_storage_error,
+    fsync_tree,
+    list_files,
+    publish_folder,
+    remove_folder,
+    remove_leftovers,
+    sha256_of,
+    storage_errors,
+    write_atomically,
+)
+
+ALONE = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+
+
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """A process-wide limit of file sizes, which refuses writes as a full disk does."""
+    old_limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old_limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limits)
+        signal.signal(signal.SIGXFSZ, old_handler)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, timeout=300).returncode != 0:
+        pytest.skip("mounting a tmpfs of 1 MiB is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=300)
+
+
+def test_an_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "latest"
+    write_atomically(path, "old")
+    write_atomically(path, "步骤 2\n")
+
+    assert path.read_text(encoding="utf-8") == "步骤 2\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_refused_write_keeps_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "latest"
+    write_atomically(path, b"old")
+
+    with files_limited_to(1000), pytest.raises(StorageError, match=str(path)):
+        write_atomically(path, b"x" * 2000)
+
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_full_disk_is_a_storage_error_with_path_and_remedy(small_disk: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        write_atomically(small_disk / "weights", b"x" * (2 << 20))
+
+    message = str(caught.value)
+    assert str(small_disk / "weights") in message
+    assert "No space left on device" in message
+    assert "free space" in message
+    assert "GiB free" in message
+    assert caught.value.exit_code == ExitCode.IO
+    assert list(small_disk.iterdir()) == []
+
+
+def test_dev_full_is_a_storage_error() -> None:
+    device = Path("/dev/full")
+    with (
+        pytest.raises(StorageError, match="No space left"),
+        storage_errors(device),
+        device.open("wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_running_out_of_space_is_a_storage_error(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "weights.pt"
+    with (
+        files_limited_to(10_000),
+        pytest.raises(StorageError, match=str(path)),
+        storage_errors(path),
+    ):
+        torch.save({"w": torch.zeros(10_000)}, path, _use_new_zipfile_serialization=zipped)
+
+
+def test_safetensors_running_out_of_space_is_a_storage_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with files_limited_to(10_000), pytest.raises(StorageError, match="File too large"):  # noqa: SIM117
+        with storage_errors(path):
+            save_file({"w": torch.zeros(10_000)}, path)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_closed_folder_is_no_permission(number: int, tmp_path: Path) -> None:
+    error = as_storage_error(OSError(number, os.strerror(number), "/data/x"), tmp_path)
+
+    assert isinstance(error, PermissionDenied)
+    assert error.exit_code == ExitCode.NO_PERMISSION
+    assert "/data/x" in str(error)
+    assert "fsGroup" in str(error)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG])
+def test_a_failing_disk_is_a_storage_error(number: int, tmp_path: Path) -> None:
+    error = as_storage_error(OSError(number, os.strerror(number)), tmp_path)
+
+    assert isinstance(error, StorageError)
+    assert str(tmp_path) in str(error)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), FileNotFoundError(errno.ENOENT, "no"), RuntimeError("shape")]
+)
+def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> None:
+    assert as_storage_error(error, tmp_path) is None
+    with pytest.raises(type(error)), storage_errors(tmp_path):
+        raise error
+
+
+def test_an_error_of_ours_is_not_renamed(tmp_path: Path) -> None:
+    error = InputError("artifact of stage sft: differs")
+    error.__cause__ = OSError(errno.EIO, "below")
+
+    with pytest.raises(InputError) as caught, storage_errors(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+def test_the_digest_is_sha256_of_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+
+    assert sha256_of(path) == "sha256:" + hashlib.sha256(b"abc").hexdigest()
+
+
+def test_files_are_listed_with_those_of_subfolders(tmp_path: Path) -> None:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    for name in ("z", "b/c/x", "b/a", ".hidden"):
+        (tmp_path / name).write_text("")
+
+    found = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path)]
+
+    assert found == [".hidden", "b/a", "b/c/x", "z"]
+    fsync_tree(tmp_path)
+
+
+def test_a_removed_folder_is_gone_with_what_an_earlier_removal_left(tmp_path: Path) -> None:
+    folder = tmp_path / "step-1"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / ".step-1.removed").mkdir()
+
+    remove_folder(folder)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_go_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".step-3.partial", ".step-1.removed", "step-2", ".snapshot"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".latest.partial").write_text("")
+
+    remove_leftovers(tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".snapshot", "step-2"]
+
+
+def test_a_published_folder_has_its_seal_and_replaces_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "artifact"
+    target.mkdir()
+    (target / "old").write_text("")
+    order: list[str] = []
+
+    def write(folder: Path) -> None:
+        order.append("write")
+        assert folder.parent == target.parent
+        (folder / "weights").write_text("w")
+
+    def seal(folder: Path) -> None:
+        order.append("seal")
+        assert (target / "old").exists()
+        (folder / "manifest.json").write_text("{}")
+
+    publish_folder(ALONE, target, write, seal)
+
+    assert order == ["write", "seal"]
+    assert sorted(path.name for path in target.iterdir()) == ["manifest.json", "weights"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("failing", ["write", "seal"])
+def test_a_folder_that_fails_leaves_nothing(tmp_path: Path, failing: str) -> None:
+    def write(folder: Path) -> None:
+        (folder / "weights").write_text("w")
+        if failing == "write":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "weights"))
+
+    def seal(folder: Path) -> None:
+        if failing == "seal":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "manifest.json"))
+
+    with pytest.raises(StorageError, match="free space"):
+        publish_folder(ALONE, tmp_path / "artifact", write, seal)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_programming_error_while_writing_is_raised_as_it_is(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        publish_folder(ALONE, tmp_path / "artifact", write, lambda folder: None)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_and_names_are_flushed_before_the_rename_and_the_new_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        calls.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+
+    def write(folder: Path) -> None:
+        (folder / "weights").write_text("w")
+
+    publish_folder(ALONE, tmp_path / "artifact", write, lambda folder: None)
+
+    before = calls[: calls.index("rename")]
+    partial = str(tmp_path / ".artifact.partial")
+    assert partial in before
+    assert f"{partial}/weights" in before
+    assert calls[-2:] == ["rename", str(tmp_path)]

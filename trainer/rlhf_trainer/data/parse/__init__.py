@@ -1,0 +1,1 @@
+"""What rows mean: supervised rows, preferences and prompts, validated."""

@@ -1,0 +1,134 @@
+"""Typed values out of a row's columns, and the sentence for a value that is none.
+
+Called by `formats` and `miracl`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rlhf_api.errors import DataError
+from rlhf_api.v1alpha1 import Columns
+from rlhf_trainer.data.read.rows import Row, clipped
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+Text = str | Conversation
+
+
+def mistake(row: Row, field: str, value: object, remedy: str) -> DataError:
+    """The error for one value of one row."""
+    return DataError(f"{row.source}: {field}: {clipped(value)}: {remedy}")
+
+
+def checked_text(row: Row, field: str, value: object) -> str:
+    """`value` if it is text that says something.
+
+    Raises:
+        DataError: of another type, empty or blank, or not encodable.
+    """
+    if not isinstance(value, str):
+        raise mistake(row, field, value, f"must be text, but is {_type_name(value)}; correct it")
+    if not value.strip():
+        raise mistake(row, field, value, "is empty; fill it in or remove the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise mistake(
+            row, field, value, f"holds half a character at {error.start}; correct its \\u escape"
+        ) from error
+    return value
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Values of a row by the names of the spec's fields; `prompt` may stand under `query`."""
+
+    columns: Columns
+    field: str
+    """The dataset's path in the spec, for messages."""
+    prompt_column: str
+    """Where the prompt stands in every row."""
+
+    @classmethod
+    def of(cls, columns: Columns, field: str, first: Row) -> Self:
+        """A reader for the rows that follow `first`, whose prompt decides for all."""
+        usual = "query" if "query" in first.values and "prompt" not in first.values else "prompt"
+        return cls(columns, field, columns.prompt or usual)
+
+    def is_mapped(self, name: str) -> bool:
+        """Whether the spec names a column for this field."""
+        return getattr(self.columns, name) is not None
+
+    def column(self, name: str) -> str:
+        """The column of a field: the spec's, or the field's own name."""
+        if name == "prompt":
+            return self.prompt_column
+        return getattr(self.columns, name) or name
+
+    def has(self, row: Row, name: str) -> bool:
+        """Whether the row has the field's column."""
+        return self.column(name) in row.values
+
+    def value(self, row: Row, name: str) -> Any:
+        """The value of a field that must be there."""
+        column = self.column(name)
+        if column in row.values:
+            return row.values[column]
+        named = f"{self.field}.columns.{_camel(name)}"
+        remedy = f"correct {named}" if self.is_mapped(name) else f"add it, or name it in {named}"
+        raise DataError(
+            f"{row.source}: {column}: is missing; the row has {_columns(row)}; {remedy}"
+        )
+
+    def text(self, row: Row, name: str) -> str:
+        """The text of a field."""
+        return checked_text(row, self.column(name), self.value(row, name))
+
+    def messages(self, row: Row, name: str) -> Conversation:
+        """The conversation of a field, at least one turn."""
+        return _messages(row, self.column(name), self.value(row, name))
+
+
+def _messages(row: Row, field: str, value: object) -> Conversation:
+    if not isinstance(value, list) or not value:
+        raise mistake(row, field, value, "must be a list of messages with role and content")
+    return tuple(_message(row, f"{field}[{index}]", item) for index, item in enumerate(value))
+
+
+def _message(row: Row, field: str, value: object) -> Message:
+    if not isinstance(value, dict):
+        raise mistake(row, field, value, "must be an object with role and content")
+    for key in ("role", "content"):
+        if key not in value:
+            raise mistake(row, f"{field}.{key}", value, "is missing; add it to the message")
+    if value["role"] not in ROLES:
+        raise mistake(row, f"{field}.role", value["role"], f"must be one of {', '.join(ROLES)}")
+    return Message(value["role"], checked_text(row, f"{field}.content", value["content"]))
+
+
+def _columns(row: Row) -> str:
+    names = [clipped(name) for name in list(row.values)[:12]]
+    return ", ".join(names) + (", ..." if len(row.values) > 12 else "") if names else "no columns"
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+def _type_name(value: object) -> str:
+    if value is None:
+        return "null"
+    return {bool: "a boolean", int: "a number", float: "a number", list: "a list"}.get(
+        type(value), "an object"
+    )

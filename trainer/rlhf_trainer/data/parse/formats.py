@@ -1,0 +1,212 @@
+"""What a row means: supervised rows, preferences and prompts, validated.
+
+Called by `loading`. The shape is found in the first row and then asked of all. Each mistake is a
+DataError that names file, line, field, value and remedy.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from rlhf_api.errors import DataError
+from rlhf_api.v1alpha1 import Dataset
+from rlhf_trainer.data.parse.columns import Conversation, Reader, Text, mistake
+from rlhf_trainer.data.parse.miracl import passage_pairs
+from rlhf_trainer.data.read.rows import Row, Source
+
+
+@dataclass(frozen=True)
+class SFTRow:
+    """A prompt and the response to learn; earlier assistant turns of the prompt are learned too."""
+
+    source: Source
+    prompt: Text
+    """Text, or the turns before the response."""
+    response: str
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """Two responses to one prompt."""
+
+    source: Source
+    prompt: Text
+    chosen: str
+    rejected: str
+    margin: float | None = None
+    """Least difference of scores that this row asks for; the stage's when None."""
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """What the policy answers."""
+
+    source: Source
+    prompt: Text
+
+
+def sft_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[SFTRow]:
+    """Rows {prompt, response} or {messages}.
+
+    The prompt may be called query, and may be a list of messages. Messages end with an assistant's
+    turn. Where the first row has both shapes, {prompt, response} is read, unless the spec names the
+    messages' column.
+
+    Args:
+        rows: from `read_rows`.
+        dataset: the spec.
+        field: the dataset's path in the spec, for messages.
+
+    Raises:
+        DataError: a row that cannot be used, or none at all.
+    """
+    first, all_rows = _first(rows, dataset, field)
+    read = Reader.of(dataset.columns, field, first)
+    pair = read.has(first, "prompt") and read.has(first, "response")
+    if read.is_mapped("messages") or (read.has(first, "messages") and not pair):
+        return [_dialogue(read, row) for row in all_rows]
+    return [
+        SFTRow(row.source, _question(read, row, "prompt"), read.text(row, "response"))
+        for row in all_rows
+    ]
+
+
+def preference_rows(
+    rows: Iterable[Row], dataset: Dataset, field: str, seed: int
+) -> tuple[list[PreferenceRow], int]:
+    """Rows {prompt or query, chosen, rejected}, or pairs sampled from MIRACL rows.
+
+    chosen and rejected may be lists of messages that end with the assistant's response; what
+    stands before it is then the prompt, the same in both.
+
+    Args: as `sft_rows`, and
+        seed: decides which pairs are sampled.
+
+    Returns:
+        The pairs, and how many MIRACL rows were dropped since one of their lists is empty.
+
+    Raises:
+        DataError: a row that cannot be used, or none at all.
+    """
+    first, all_rows = _first(rows, dataset, field)
+    read = Reader.of(dataset.columns, field, first)
+    passages = read.has(first, "positive_passages") or read.has(first, "negative_passages")
+    if passages and not read.has(first, "chosen"):
+        return _from_passages(read, all_rows, dataset, field, seed)
+    return [_preference(read, row) for row in all_rows], 0
+
+
+def prompt_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[PromptRow]:
+    """Rows {prompt or query}, or {messages}; a list of messages ends with a user's turn.
+
+    Args: as `sft_rows`.
+
+    Raises:
+        DataError: a row that cannot be used, or none at all.
+    """
+    first, all_rows = _first(rows, dataset, field)
+    read = Reader.of(dataset.columns, field, first)
+    messages = read.has(first, "messages") and not read.has(first, "prompt")
+    name = "messages" if messages or read.is_mapped("messages") else "prompt"
+    return [PromptRow(row.source, _question(read, row, name)) for row in all_rows]
+
+
+def _first(rows: Iterable[Row], dataset: Dataset, field: str) -> tuple[Row, Iterator[Row]]:
+    """The first row, and all rows."""
+    found = iter(rows)
+    first = next(found, None)
+    if first is None:
+        raise DataError(f"{field}.uri: {dataset.uri}: holds no rows; name a dataset that has some")
+    return first, chain([first], found)
+
+
+def _question(read: Reader, row: Row, name: str) -> Text:
+    """A prompt; if it is a conversation, one that an assistant's turn may follow."""
+    if not isinstance(read.value(row, name), list):
+        return read.text(row, name)
+    messages = read.messages(row, name)
+    if messages[-1].role == "assistant":
+        raise _wrong_role(read, row, name, "a prompt ends before the answer; remove this turn")
+    return _opened(read, row, name, messages)
+
+
+def _dialogue(read: Reader, row: Row) -> SFTRow:
+    messages = _opened(read, row, "messages", _answered(read, row, "messages"))
+    return SFTRow(row.source, messages[:-1], messages[-1].content)
+
+
+def _opened(read: Reader, row: Row, name: str, turns: Conversation) -> Conversation:
+    """`turns`, unless they start with a response to nothing."""
+    if turns and turns[0].role == "assistant":
+        field = f"{read.column(name)}[0].role"
+        raise mistake(row, field, "assistant", "put a turn of user or system before it")
+    return turns
+
+
+def _answered(read: Reader, row: Row, name: str) -> Conversation:
+    messages = read.messages(row, name)
+    if messages[-1].role != "assistant":
+        raise _wrong_role(
+            read, row, name, "the last turn is the response; end with a turn of assistant"
+        )
+    return messages
+
+
+def _wrong_role(read: Reader, row: Row, name: str, remedy: str) -> DataError:
+    messages = read.messages(row, name)
+    last = f"{read.column(name)}[{len(messages) - 1}].role"
+    return mistake(row, last, messages[-1].role, remedy)
+
+
+def _preference(read: Reader, row: Row) -> PreferenceRow:
+    before_chosen, chosen = _response(read, row, "chosen")
+    before_rejected, rejected = _response(read, row, "rejected")
+    if before_chosen != before_rejected:
+        column = read.column("rejected")
+        raise mistake(
+            row,
+            column,
+            row.values[column],
+            f"the turns before the response differ from those of {read.column('chosen')}; make "
+            "both answer one prompt",
+        )
+    prompt = before_chosen or _question(read, row, "prompt")
+    return PreferenceRow(row.source, prompt, chosen, rejected, _margin(read, row))
+
+
+def _response(read: Reader, row: Row, name: str) -> tuple[Conversation, str]:
+    """The turns before a response, none where it is plain text, and the response."""
+    if not isinstance(read.value(row, name), list):
+        return (), read.text(row, name)
+    messages = _answered(read, row, name)
+    return _opened(read, row, name, messages[:-1]), messages[-1].content
+
+
+def _margin(read: Reader, row: Row) -> float | None:
+    if not read.is_mapped("margin"):
+        return None
+    value = read.value(row, "margin")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < 0:
+        raise mistake(row, read.column("margin"), value, "must be a number of at least 0")
+    return float(value)
+
+
+def _from_passages(
+    read: Reader, rows: Iterator[Row], dataset: Dataset, field: str, seed: int
+) -> tuple[list[PreferenceRow], int]:
+    pairs: list[PreferenceRow] = []
+    dropped = number = 0
+    for number, row in enumerate(rows, 1):
+        prompt = _question(read, row, "prompt")
+        found = passage_pairs(read, row, dataset, random_key=f"{seed}:{number}")
+        pairs += [PreferenceRow(row.source, prompt, good, bad) for good, bad in found]
+        dropped += not found
+    if not pairs:
+        lists = f"{read.column('positive_passages')} or {read.column('negative_passages')}"
+        raise DataError(
+            f"{field}.uri: {dataset.uri}: {lists} is empty in each of its {number} rows, "
+            "so that no pair can be made; name a dataset that has both in some row"
+        )
+    return pairs, dropped

@@ -1,0 +1,101 @@
+"""Rows that the `datasets` library reads: hub repositories and folders of `save_to_disk`.
+
+Called by `rows` only. With HF_HUB_OFFLINE=1 a dataset is taken from the cache: the repository's
+files, as `hf download --repo-type dataset` leaves them, or the tables that `datasets` made of them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets  # type: ignore[import-untyped]
+import huggingface_hub
+from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-untyped]
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from rlhf_api.errors import DataError, InputError
+from rlhf_trainer.data.read.uris import Hub
+from rlhf_trainer.errors import ServiceUnavailable
+
+
+def hub_rows(hub: Hub, subset: str | None, split: str, field: str) -> Iterator[dict[str, Any]]:
+    """Rows of one split of a hub dataset.
+
+    Raises:
+        InputError: not cached and offline, or no such dataset, revision, subset or split.
+        ServiceUnavailable: the hub does not answer.
+        DataError: one of its files is not what its name says.
+    """
+    try:
+        found = _cached_files(hub, subset, split) if huggingface_hub.is_offline_mode() else None
+        if found is None:
+            found = _loaded(hub, subset, split)
+    except (ConnectionError, TimeoutError) as error:
+        if huggingface_hub.is_offline_mode():
+            raise InputError(
+                f"{field}.uri: {hub} is not in the cache and HF_HUB_OFFLINE is set: "
+                f"{_one_line(error)}; fill the cache, or unset it"
+            ) from error
+        raise ServiceUnavailable(
+            f"{field}.uri: {hub} cannot be reached: {_one_line(error)}; try again later"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{field}.uri: {hub} (subset {subset or 'default'}, split {split}) cannot be loaded: "
+            f"{_one_line(error)}; correct the names, or fill the cache where there is no network"
+        ) from error
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise DataError(
+            f"{hub}: a file of it cannot be read: {_one_line(error.__cause__ or error)}; correct it"
+        ) from error
+    return iter(found)
+
+
+def saved_rows(folder: Path, split: str, field: str) -> Iterator[dict[str, Any]]:
+    """Rows of a folder that `save_to_disk` wrote, of one split if it holds several.
+
+    Raises:
+        InputError: the folder cannot be read or has no such split.
+    """
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{field}.uri: {folder}: cannot be loaded: {_one_line(error)}; save the dataset anew"
+        ) from error
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise InputError(
+                f"{field}.split: {split}: {folder} has the splits {', '.join(sorted(found))}; "
+                "name one of them"
+            )
+        found = found[split]
+    return iter(found)
+
+
+def _cached_files(hub: Hub, subset: str | None, split: str) -> Any:
+    """The split from the repository's cached files; None where they are not there."""
+    try:
+        folder = huggingface_hub.snapshot_download(
+            hub.name, repo_type="dataset", revision=hub.revision, local_files_only=True
+        )
+        return datasets.load_dataset(folder, name=subset, split=split)
+    except (LocalEntryNotFoundError, datasets.exceptions.DataFilesNotFoundError):
+        return None
+
+
+def _loaded(hub: Hub, subset: str | None, split: str) -> Any:
+    """The split from the hub, or from the tables in the cache.
+
+    Without a word the library takes whatever revision lies there when it does not reach the one
+    that it was asked for.
+    """
+    builder = datasets.load_dataset_builder(hub.name, name=subset, revision=hub.revision)
+    if isinstance(builder, Cache) and hub.revision not in (None, builder.hash):
+        raise FileNotFoundError(f"the cache's newest tables are of revision {builder.hash}")
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

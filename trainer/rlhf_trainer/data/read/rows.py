@@ -1,0 +1,185 @@
+"""Rows of JSONL, JSON and Parquet files, of saved `datasets` folders and of the hub, as they stand.
+
+Called by `loading`. Says where a row came from, and nothing about what it means. A file is read as
+UTF-8, with or without BOM; lines end by LF or CRLF; blank lines are skipped but counted in line
+numbers.
+"""
+
+import json
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
+
+from rlhf_api.errors import DataError, InputError
+from rlhf_api.v1alpha1 import Dataset
+from rlhf_trainer.data.read.hub import hub_rows, saved_rows
+from rlhf_trainer.data.read.uris import Hub, locate
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+CLIP = 120
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a row stands."""
+
+    file: str
+    """Path, or the hub's URI."""
+    line: int
+    """Line of a text file, number of the row elsewhere; from 1."""
+    unit: str = "line"
+    """What `line` counts: line or row."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.unit} {self.line}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One object of a dataset."""
+
+    source: Source
+    values: Mapping[str, Any]
+
+
+def read_rows(dataset: Dataset, *, claims: Mapping[str, str], field: str) -> Iterator[Row]:
+    """The first `maxRows` rows of a dataset, in the order of its files' names.
+
+    Args:
+        dataset: the spec.
+        claims: where each claim of a pvc:// URI is mounted.
+        field: the dataset's path in the spec, such as `spec.stages.sft.dataset`, for messages.
+
+    Raises:
+        InputError: there is nothing at the URI that can be read; names field, value and remedy.
+        DataError: a line that is no JSON object, or not UTF-8; names file, line, value and remedy.
+    """
+    return islice(_all_rows(dataset, claims, field), dataset.max_rows)
+
+
+def clipped(value: object) -> str:
+    """`value` as JSON in at most `CLIP` characters, for a message."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    # A lone surrogate, which JSON allows as an escape, could not be printed.
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= CLIP else text[: CLIP - 3] + "..."
+
+
+def _all_rows(dataset: Dataset, claims: Mapping[str, str], field: str) -> Iterator[Row]:
+    place = locate(dataset.uri, claims, f"{field}.uri")
+    if isinstance(place, Hub):
+        found = hub_rows(place, dataset.subset, dataset.split, field)
+        return _numbered(str(place), found)
+    if place.is_dir() and _is_saved(place):
+        return _numbered(str(place), saved_rows(place, dataset.split, field))
+    return (
+        row for path in _files(place, dataset.uri, field) for row in _READERS[path.suffix](path)
+    )
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def _numbered(file: str, rows: Iterator[dict[str, Any]]) -> Iterator[Row]:
+    return (Row(Source(file, number, "row"), row) for number, row in enumerate(rows, 1))
+
+
+def _files(place: Path, uri: str, field: str) -> list[Path]:
+    known = ", ".join(SUFFIXES)
+    if place.is_dir():
+        files = sorted(path for path in place.iterdir() if _is_data(path))
+        if not files:
+            raise InputError(
+                f"{field}.uri: {uri}: folder {place} holds no file that ends by {known}; put the "
+                "data there or name another folder"
+            )
+        return files
+    if not place.exists():
+        raise InputError(f"{field}.uri: {uri}: there is no file {place}; correct the path")
+    if place.suffix not in SUFFIXES:
+        raise InputError(
+            f"{field}.uri: {uri}: {place.name} does not end by one of {known}; convert or rename it"
+        )
+    return [place]
+
+
+def _is_data(path: Path) -> bool:
+    return path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        # Only LF ends a line: JSON strings may hold U+2028 and its like as they are.
+        for number, raw in enumerate(file, 1):
+            source = Source(str(path), number)
+            text = _decoded(raw.removeprefix(BOM_UTF8) if number == 1 else raw, source).strip()
+            if text:
+                yield _row(_parsed(text, source), source)
+
+
+def _json_document(path: Path) -> Iterator[Row]:
+    """A list of objects, or JSON Lines under the name .json."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(BOM_UTF8).lstrip()
+    if not start.startswith(b"["):
+        yield from _json_lines(path)
+        return
+    top = Source(str(path), 1)
+    values = _parsed(_decoded(path.read_bytes().removeprefix(BOM_UTF8), top), top)
+    for number, value in enumerate(values, 1):
+        source = Source(str(path), number, "row")
+        yield _row(value, source)
+
+
+def _decoded(raw: bytes, top: Source) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        source = replace(top, line=top.line + raw.count(b"\n", 0, error.start))
+        around = raw[max(0, error.start - 20) : error.start + 20]
+        raise DataError(f"{source}: not UTF-8: {around!r}; save the file as UTF-8") from error
+
+
+def _parsed(text: str, top: Source) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        source = replace(top, line=top.line + error.lineno - 1)
+        around = text[max(0, error.pos - CLIP // 2) : error.pos + CLIP // 2].strip()
+        reason = f"{error.msg} at column {error.colno}"
+    # A number of thousands of digits, or brackets nested too deeply.
+    except (ValueError, RecursionError) as error:
+        source, around, reason = top, text, str(error)
+    raise DataError(f"{source}: not JSON ({reason}): {clipped(around)}; write one object a line")
+
+
+def _row(value: Any, source: Source) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{source}: not a JSON object: {clipped(value)}; write one object with named columns"
+        )
+    return Row(source, value)
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(Source(str(path), number, "row"), values)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as Parquet after row {number}: {error}; write it anew"
+        ) from error
+
+
+_READERS = {".jsonl": _json_lines, ".json": _json_document, ".parquet": _parquet}

@@ -1,0 +1,199 @@
+"""Token sequences of validated rows.
+
+Called by `loading`.
+
+Too long for the limit, a row is left out, or the prompt loses its beginning (a BOS stays) and the
+response its end: each keeps at least half the limit if it needs it. A supervised response that was
+cut has no EOS, since it would teach to stop in mid-sentence; a scored sequence always ends with
+EOS, since that is where the score is read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_api.errors import DataError
+from rlhf_trainer.data.parse.formats import PreferenceRow, PromptRow, SFTRow
+from rlhf_trainer.data.tokenize.encoding import Encoder
+
+OverLong = Literal["Drop", "Truncate"]
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class SFTExample:
+    """One sequence and the tokens whose loss counts."""
+
+    tokens: Tokens
+    """Int32[time]."""
+    response_mask: NDArray[np.bool_]
+    """Bool[time], true at response tokens and the EOS after them; false at the first token."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreferencePair:
+    """Prompt and response in one sequence, twice; each ends with EOS."""
+
+    chosen: Tokens
+    rejected: Tokens
+    margin: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What the policy continues."""
+
+    tokens: Tokens
+    text: str
+    """What the tokens say, chat template included; for people to read."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of a dataset's rows."""
+
+    kept: int
+    """Examples, pairs or prompts that are used."""
+    dropped_over_long: int = 0
+    """Left out, since longer than the stage's limit."""
+    truncated: int = 0
+    """Used, but cut to the limit."""
+    dropped_empty_list: int = 0
+    """MIRACL rows left out, since without positive or without negative passages."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kept} kept ({self.truncated} of them cut), {self.dropped_over_long} too long, "
+            f"{self.dropped_empty_list} without positive or negative passages"
+        )
+
+
+def sft_examples(
+    rows: Sequence[SFTRow],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    over_long: OverLong,
+    limit_field: str = "maxLength",
+) -> tuple[list[SFTExample], Counts]:
+    """Prompt + response + EOS of each row.
+
+    Raises:
+        DataError: a text without tokens, or no row within `max_length`.
+    """
+    encoder = Encoder(tokenizer)
+    limit = _Limit(max_length, over_long, limit_field)
+    examples: list[SFTExample] = []
+    prompts = encoder.prompts((row.prompt, row.source) for row in rows)
+    responses = encoder.responses((row.response, row.source) for row in rows)
+    for prompt, response in zip(prompts, responses, strict=True):
+        response = [*response, encoder.eos]
+        if limit.skips(len(prompt.ids) + len(response)):
+            continue
+        kept_prompt, kept_response = limit.shares(len(prompt.ids), len(response))
+        prompt = prompt.tail(kept_prompt, encoder.bos)
+        response = response[:kept_response]
+        mask = np.array(prompt.learned + [True] * len(response), dtype=np.bool_)
+        mask[0] = False
+        examples.append(SFTExample(_tokens(prompt.ids + response), mask))
+    return examples, limit.counts(len(examples), rows)
+
+
+def preference_pairs(
+    rows: Sequence[PreferenceRow],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    over_long: OverLong,
+    limit_field: str = "maxLength",
+) -> tuple[list[PreferencePair], Counts]:
+    """Prompt + chosen + EOS and prompt + rejected + EOS of each row; the prompt is cut alike.
+
+    Raises:
+        DataError: a text without tokens, or no row within `max_length`.
+    """
+    encoder = Encoder(tokenizer)
+    limit = _Limit(max_length, over_long, limit_field)
+    pairs: list[PreferencePair] = []
+    prompts = encoder.prompts((row.prompt, row.source) for row in rows)
+    chosen = encoder.responses((row.chosen, row.source) for row in rows)
+    rejected = encoder.responses((row.rejected, row.source) for row in rows)
+    for row, prompt, good, bad in zip(rows, prompts, chosen, rejected, strict=True):
+        longest = max(len(good), len(bad)) + 1
+        if limit.skips(len(prompt.ids) + longest):
+            continue
+        kept_prompt, kept_response = limit.shares(len(prompt.ids), longest)
+        start = prompt.tail(kept_prompt, encoder.bos).ids
+        end = kept_response - 1
+        good_tokens = _tokens([*start, *good[:end], encoder.eos])
+        bad_tokens = _tokens([*start, *bad[:end], encoder.eos])
+        pairs.append(PreferencePair(good_tokens, bad_tokens, row.margin))
+    return pairs, limit.counts(len(pairs), rows)
+
+
+def prompts(
+    rows: Sequence[PromptRow],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    over_long: OverLong,
+    limit_field: str = "maxLength",
+) -> tuple[list[Prompt], Counts]:
+    """The prompt of each row, with the chat template's generation prompt where there is one.
+
+    Raises:
+        DataError: a text without tokens, or no row within `max_length`.
+    """
+    encoder = Encoder(tokenizer)
+    limit = _Limit(max_length, over_long, limit_field)
+    found: list[Prompt] = []
+    for prompt in encoder.prompts((row.prompt, row.source) for row in rows):
+        if limit.skips(len(prompt.ids)):
+            continue
+        kept = prompt.tail(max_length, encoder.bos)
+        text = prompt.text if kept is prompt else str(tokenizer.decode(kept.ids))
+        found.append(Prompt(_tokens(kept.ids), text))
+    return found, limit.counts(len(found), rows)
+
+
+class _Limit:
+    """What is done to rows that are too long, and how often it was."""
+
+    def __init__(self, max_length: int, over_long: OverLong, field: str) -> None:
+        self._max_length = max_length
+        self._field = field
+        self._drops = over_long == "Drop"
+        self._over_long = 0
+
+    def skips(self, length: int) -> bool:
+        """Whether a row of this length is left out; counts it if it is too long."""
+        too_long = length > self._max_length
+        self._over_long += too_long
+        return too_long and self._drops
+
+    def shares(self, prompt: int, response: int) -> tuple[int, int]:
+        """How many tokens of each are kept; all of them where they fit."""
+        kept = min(prompt, max(self._max_length // 2, self._max_length - response))
+        return kept, min(response, self._max_length - kept)
+
+    def counts(
+        self, kept: int, rows: Sequence[SFTRow] | Sequence[PreferenceRow] | Sequence[PromptRow]
+    ) -> Counts:
+        """What became of the rows; DataError if nothing is left of them."""
+        if not kept:
+            where = rows[0].source.file if rows else "dataset"
+            raise DataError(
+                f"{where}: none of {len(rows)} rows fits in {self._max_length} tokens; raise "
+                f"{self._field} or set overLong to Truncate"
+            )
+        if self._drops:
+            return Counts(kept, dropped_over_long=self._over_long)
+        return Counts(kept, truncated=self._over_long)
+
+
+def _tokens(ids: list[int]) -> Tokens:
+    return np.array(ids, dtype=np.int32)

@@ -1,0 +1,238 @@
+"""DeepSpeed as the stages use it: one engine for each trained model, losses as global sums.
+
+Called by the stages. DeepSpeed averages gradients over ranks and by default over accumulation
+steps; here a loss is already divided by a global count, so both averages are undone. That is what
+makes a step's gradient the same for 1 rank and 8, micro-batches of 2 and of 64. Learning rates are
+set from outside at every step: a resumed run needs its step number and no scheduler state.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+)
+from torch import Tensor, nn
+
+from rlhf_api.v1alpha1 import StageSpec
+from rlhf_trainer.run.distributed import Ranks
+
+# DeepSpeed logs its whole configuration at INFO and every step of a save.
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "FP32": torch.float32}
+
+
+@dataclass
+class TrainedModel:
+    """A model under training: DeepSpeed's engine and what it takes to drive it.
+
+    Attributes:
+        engine: calling it runs the module's forward pass.
+        zero_stage: how it is sharded.
+        world_size: number of ranks, by which DeepSpeed divides gradients.
+    """
+
+    engine: Any
+    zero_stage: int
+    world_size: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself, whose parameters are only whole inside of `whole_parameters`."""
+        module: nn.Module = self.engine.module
+        return module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine(*args, **kwargs)
+
+    def accumulate(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of one micro-batch; `loss` is its part of the step's global loss.
+
+        Every rank calls this equally often in a step, with `last` true in the last call.
+        """
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        if not last:
+            self.engine.step()
+
+    def step(self, learning_rate: float) -> float:
+        """Clip the accumulated gradient and apply it; returns its global norm before clipping."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._gradient_norm() if self.zero_stage == 0 else None
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() or 0.0) if norm is None else norm
+
+    def _gradient_norm(self) -> float | None:
+        """Norm of gradients that are whole on every rank; None where DeepSpeed keeps it itself."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if not gradients:
+            return None
+        return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients])))
+
+    @torch.no_grad()
+    def rewrite(self, parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace each element x of a parameter by change(x), in fp32; all ranks take part.
+
+        Written are the optimizer's fp32 copy, which the next step writes over the weight, and the
+        weight, which holds until then.
+
+        Args:
+            parameter: of the module, and trained.
+            change: of the element alone; it is given flat parts of the parameter, and padding.
+        """
+        whole = self._rewrite_copy(parameter, change)
+        gathered = deepspeed.zero.GatheredParameters(
+            [parameter], modifier_rank=0, enabled=self.zero_stage == 3
+        )
+        with gathered:
+            parameter.copy_(whole.view_as(parameter))
+
+    def _rewrite_copy(self, parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Change what the optimizer steps on; returns all of it."""
+        if self.zero_stage == 3:
+            # By partition: DeepSpeed can set a whole parameter only if the ranks divide its size.
+            safe_set_local_fp32_param(parameter, change(safe_get_local_fp32_param(parameter)))
+            found: Tensor = safe_get_full_fp32_param(parameter)
+            return found
+        if self.zero_stage > 0:
+            whole = change(safe_get_full_fp32_param(parameter))
+            safe_set_full_fp32_param(parameter, whole)
+            return whole
+        copy = self._whole_copy(parameter)
+        return copy.copy_(change(copy))
+
+    def _whole_copy(self, parameter: nn.Parameter) -> Tensor:
+        """Under ZeRO 0: the fp32 copy beside a bf16 weight; an fp32 weight has none but itself."""
+        optimizer = self.engine.optimizer
+        # DeepSpeed's functions for fp32 copies do not know those of this optimizer.
+        weights = getattr(optimizer, "fp16_groups", [])
+        copies = getattr(optimizer, "fp32_groups", [])
+        for group, group_copies in zip(weights, copies, strict=True):
+            for weight, copy in zip(group, group_copies, strict=True):
+                if weight is parameter:
+                    found: Tensor = copy
+                    return found
+        return parameter
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write weights and optimizer state below `folder`/`tag`; all ranks take part.
+
+        What goes wrong on this rank is raised after the last collective, so that no rank waits
+        for one that could not write.
+        """
+        writer = self.engine.checkpoint_engine
+        write, failures = writer.save, []
+
+        def save(*arguments: Any, **settings: Any) -> None:
+            try:
+                write(*arguments, **settings)
+            except Exception as error:  # noqa: BLE001 - raised below
+                failures.append(error)
+
+        writer.save = save
+        try:
+            self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        finally:
+            writer.save = write
+        if failures:
+            raise failures[0]
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Restore what `save` wrote."""
+        self.engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
+
+
+def train(
+    module: nn.Module,
+    spec: StageSpec,
+    ranks: Ranks,
+    *,
+    learning_rate: float,
+) -> TrainedModel:
+    """Put a module, already on its device and in its precision, under DeepSpeed with AdamW."""
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(module, spec.weight_decay),
+        lr=learning_rate,
+        betas=(spec.adam_betas[0], spec.adam_betas[1]),
+        eps=spec.adam_eps,
+        fused=ranks.device.type == "cuda",
+    )
+    engine = _initialize(
+        model=module, optimizer=optimizer, config=deepspeed_config(spec, spec.zero_stage)
+    )
+    return TrainedModel(engine, spec.zero_stage, ranks.world_size)
+
+
+def freeze(module: nn.Module, spec: StageSpec, ranks: Ranks) -> nn.Module:
+    """A module that is only evaluated: sharded over the ranks under ZeRO 3, else whole on each."""
+    module.requires_grad_(False).eval()
+    if spec.zero_stage < 3 or ranks.world_size == 1:
+        return module
+    engine = _initialize(model=module, config=deepspeed_config(spec, 3))
+    engine.eval()
+    frozen: nn.Module = engine
+    return frozen
+
+
+def _initialize(**arguments: Any) -> Any:
+    # On CPU DeepSpeed would compile a shared-memory collective first: a minute, a compiler that an
+    # image need not have, and nothing that training uses (it serves inference_all_reduce alone).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(**arguments)
+    return engine
+
+
+def deepspeed_config(spec: StageSpec, zero_stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration; accumulation is ours (see `TrainedModel.accumulate`)."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.gradient_clipping,
+        "bf16": {"enabled": spec.precision == "BF16"},
+        "zero_optimization": {
+            "stage": zero_stage,
+            # Overlap and buckets trade memory for speed on links that CPU tests do not have.
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def whole_parameters(model: TrainedModel) -> Iterator[None]:
+    """Inside, every parameter is whole on every rank; for reading, not for training."""
+    if model.zero_stage < 3:
+        yield
+        return
+    with deepspeed.zero.GatheredParameters(list(model.module.parameters()), modifier_rank=None):
+        yield
+
+
+def micro_batches(items: Iterable[Any], size: int) -> list[list[Any]]:
+    """Consecutive slices of at most `size` items."""
+    everything = list(items)
+    return [everything[start : start + size] for start in range(0, len(everything), size)]

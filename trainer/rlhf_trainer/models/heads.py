@@ -1,0 +1,116 @@
+"""What stages put on a model: token statistics of an actor, numbers of a scorer or a critic.
+
+Called by the stages. Every forward pass gives explicit position ids, which learned positions need
+with left padding; nothing here reads padding from token ids.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_api.v1alpha1.stages import ValueHeadInit
+from rlhf_trainer.rl import TokenStatistics, token_statistics
+
+
+def score_head(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer of one output, which decoders' sequence classifiers call `score`."""
+    head = model.score
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+class Actor(nn.Module):
+    """A causal model that gives the log-probability and entropy of each response token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        response_width: int,
+        temperature: float = 1.0,
+    ) -> TokenStatistics:
+        """Statistics of the last `response_width` columns.
+
+        Shapes: input_ids, attention_mask, position_ids Long[batch, time] -> 2 x Float[batch,
+        response_width]. `attention_mask` may be a block-diagonal Bool[batch, 1, time, time].
+        """
+        kept = {"logits_to_keep": response_width + 1} if self._keeps_logits else {}
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+            **kept,
+        )
+        logits = output.logits[:, -response_width - 1 : -1]
+        return token_statistics(logits, input_ids[:, -response_width:], temperature)
+
+
+class ScalarModel(nn.Module):
+    """A model with one number for each token: the score read at a sequence's end, or its values."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Shapes: Long[batch, time] each -> Float[batch, time] in fp32."""
+        output = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        )
+        numbers: Tensor = score_head(self.model)(output.last_hidden_state)
+        return numbers.squeeze(-1).float()
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Make training and evaluation mode compute the same.
+
+    With dropout the probability ratio of unchanged weights is far from 1: PPO would clip noise.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+class Critic(ScalarModel):
+    """A value model with a trainable shift b of all its values, which PopArt rewrites."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        # In the head's precision: DeepSpeed flattens the parameters of one precision together.
+        self.shift = nn.Parameter(score_head(model).weight.new_zeros(1))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """f + b. Shapes: Long[batch, time] each -> Float[batch, time] in fp32."""
+        numbers: Tensor = super().forward(input_ids, attention_mask, position_ids)
+        return numbers + self.shift.float()
+
+
+@torch.no_grad()
+def initialize_value_head(model: PreTrainedModel, init: ValueHeadInit, seed: int) -> None:
+    """Keep the score head as it was loaded, or make it anew.
+
+    Zero: every value starts at 0. Normal: N(0, 1/(d+1)) for hidden size d, drawn from `seed` alone
+    (Huang et al., "The N Implementation Details of RLHF with PPO", 2023).
+    """
+    head = score_head(model)
+    if init == "Zero":
+        head.weight.zero_()
+    elif init == "Normal":
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(head.weight.shape, generator=generator)
+        head.weight.copy_(drawn * (head.in_features + 1) ** -0.5)

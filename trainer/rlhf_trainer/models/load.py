@@ -1,0 +1,307 @@
+"""Weights: causal models and reward models, loaded, checked and saved.
+
+Called by the stages; what they compute with them stands in `heads`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_api.errors import ConfigError, InputError
+from rlhf_api.v1alpha1 import StageSpec
+from rlhf_trainer.models.engine import DTYPES
+from rlhf_trainer.models.heads import score_head
+from rlhf_trainer.models.scratch import scratch_config
+from rlhf_trainer.run.artifact import ModelLocation
+
+ATTENTION = {"SDPA": "sdpa", "Eager": "eager", "FlashAttention2": "flash_attention_2"}
+
+_HEAD = "score.weight"
+_USE = "use a model whose AutoModelForSequenceClassification has a score head, for example Llama"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How models of a stage are loaded.
+
+    Attributes:
+        dtype: of the weights; explicit, since transformers would take the checkpoint's.
+        attention: transformers' name of the attention implementation.
+        seed: of random weights.
+    """
+
+    dtype: torch.dtype
+    attention: str
+    seed: int
+
+    @classmethod
+    def of(cls, spec: StageSpec) -> "ModelSettings":
+        """Settings that the stage's specification asks for."""
+        return cls(DTYPES[spec.precision], ATTENTION[spec.attention_implementation], spec.seed)
+
+
+def model_config(
+    location: ModelLocation, tokenizer: PreTrainedTokenizerBase, field: str
+) -> PretrainedConfig:
+    """Configuration of the model at a location, before any weights are read.
+
+    Raises:
+        InputError: the folder's configuration cannot be read.
+    """
+    if location.scratch is not None:
+        return scratch_config(str(location.architecture), location.scratch, tokenizer)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            location.path, revision=location.revision
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{field}: no usable model configuration at {location.path}: {_one_line(error)}; name "
+            "a folder or repository that transformers' save_pretrained has written"
+        ) from error
+    return config
+
+
+def load_causal_model(
+    location: ModelLocation,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    field: str,
+) -> PreTrainedModel:
+    """A causal language model, in its precision, on the CPU.
+
+    Raises:
+        InputError: the weights are missing or of another kind of model.
+    """
+    config = model_config(location, tokenizer, field)
+    if location.scratch is not None:
+        torch.manual_seed(settings.seed)
+        model = _from_config(AutoModelForCausalLM, config, settings, field)
+    else:
+        _require_architecture(config, "ForSequenceClassification", field, wanted=False)
+        model, missing = _from_pretrained(AutoModelForCausalLM, location, config, settings, field)
+        _require_all_weights(missing, location, field)
+    _fit_tokenizer(model, tokenizer, field)
+    return model
+
+
+def load_reward_base(
+    location: ModelLocation,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    field: str,
+    *,
+    zero_head: bool = False,
+) -> PreTrainedModel:
+    """A model with one score, from any causal or reward model; a new head where it has none.
+
+    The new head is drawn from N(0, 1/(d+1)) for hidden size d (Huang et al., "The N Implementation
+    Details of RLHF with PPO", 2023), or zero, which makes a critic start at value 0.
+    """
+    config = model_config(location, tokenizer, field)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(f"{field}: transformers has no classifier of {config.model_type}; {_USE}")
+    if _names_architecture(config, "ForSequenceClassification"):
+        _require_one_label(config, location, field)
+    config.num_labels = 1
+    torch.manual_seed(settings.seed)
+    missing = {_HEAD}
+    if location.scratch is not None:
+        model = _from_config(AutoModelForSequenceClassification, config, settings, field)
+    else:
+        model, missing = _from_pretrained(
+            AutoModelForSequenceClassification, location, config, settings, field
+        )
+    _require_score_head(model, field)
+    _require_all_weights(missing - {_HEAD}, location, field)
+    if _HEAD in missing:
+        head = score_head(model)
+        with torch.no_grad():
+            if zero_head:
+                head.weight.zero_()
+            else:
+                head.weight.normal_(0.0, (head.in_features + 1) ** -0.5)
+    _fit_tokenizer(model, tokenizer, field)
+    return model
+
+
+def load_reward_model(
+    location: ModelLocation,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    field: str,
+) -> PreTrainedModel:
+    """A finished reward model.
+
+    Raises:
+        InputError: the model has no score head, or one with several labels.
+    """
+    config = model_config(location, tokenizer, field)
+    _require_architecture(config, "ForSequenceClassification", field, wanted=True)
+    _require_one_label(config, location, field)
+    model, missing = _from_pretrained(
+        AutoModelForSequenceClassification, location, config, settings, field
+    )
+    _require_score_head(model, field)
+    _require_all_weights(missing, location, field)
+    _fit_tokenizer(model, tokenizer, field)
+    return model
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, stop_ids: list[int]
+) -> None:
+    """Write weights as safetensors, configuration and tokenizer; for a causal model also the
+    generation configuration, with EOS and stop tokens."""
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            do_sample=True,
+            eos_token_id=stop_ids,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _from_config(
+    factory: Any, config: PretrainedConfig, settings: ModelSettings, field: str
+) -> PreTrainedModel:
+    """A model with random weights."""
+    with _attention_errors(field):
+        model: PreTrainedModel = factory.from_config(
+            config, dtype=settings.dtype, attn_implementation=settings.attention
+        )
+    return model
+
+
+def _from_pretrained(
+    factory: Any,
+    location: ModelLocation,
+    config: PretrainedConfig,
+    settings: ModelSettings,
+    field: str,
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model and the names of weights that its files lack and that are random now."""
+    try:
+        with _attention_errors(field), _quiet_about_new_weights():
+            model, loaded = factory.from_pretrained(
+                location.path,
+                revision=location.revision,
+                config=config,
+                dtype=settings.dtype,
+                attn_implementation=settings.attention,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"{field}: cannot load {location.path}: {_one_line(error)}; save the model anew, or "
+            "name another one"
+        ) from error
+    for name, found, wanted in sorted(loaded["mismatched_keys"]):
+        raise InputError(
+            f"{field}: cannot load {location.path}: {name} has shape {list(found)} in its files "
+            f"and {list(wanted)} by its config.json; use files that were saved together"
+        )
+    return model, set(loaded["missing_keys"])
+
+
+def _require_all_weights(missing: set[str], location: ModelLocation, field: str) -> None:
+    if missing:
+        named = ", ".join(sorted(missing)[:3])
+        raise InputError(
+            f"{field}: cannot load {location.path}: its files lack {len(missing)} weights that its "
+            f"config.json asks for, among them {named}; use files that were saved together"
+        )
+
+
+def _require_score_head(model: PreTrainedModel, field: str) -> None:
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise InputError(
+            f"{field}: {type(model).__name__} has no linear score head with one output; {_USE}"
+        )
+
+
+def _fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, field: str) -> None:
+    embeddings = int(model.config.get_text_config().vocab_size)
+    if len(tokenizer) > embeddings:
+        raise InputError(
+            f"{field}: the tokenizer has {len(tokenizer)} tokens but the model only {embeddings} "
+            "embeddings; use the tokenizer that the model was trained with"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    if model.can_generate():
+        # A checkpoint's own sampling defaults (a repetition penalty, say) would leak into rollouts.
+        model.generation_config = GenerationConfig()
+
+
+def _one_line(error: BaseException) -> str:
+    """A library's message without its line breaks: a reason is read in a last line."""
+    return " ".join(str(error).split())
+
+
+def _names_architecture(config: PretrainedConfig, ending: str) -> bool:
+    return any(name.endswith(ending) for name in config.architectures or ())
+
+
+def _require_architecture(
+    config: PretrainedConfig, ending: str, field: str, *, wanted: bool
+) -> None:
+    if config.architectures and _names_architecture(config, ending) != wanted:
+        names = ", ".join(config.architectures)
+        kind = "a reward model with a score head" if wanted else "a causal language model"
+        raise InputError(
+            f"{field}: the model is {names}, but {kind} is needed here; "
+            + ("train one with stages.reward" if wanted else "name the model it was trained from")
+        )
+
+
+def _require_one_label(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
+    if config.num_labels != 1:
+        raise InputError(
+            f"{field}: the model at {location.path} has {config.num_labels} labels; "
+            f"a reward model has one score (num_labels: 1): {_USE}"
+        )
+
+
+@contextmanager
+def _attention_errors(field: str) -> Iterator[None]:
+    """An attention implementation whose package is not there is a matter of the configuration."""
+    try:
+        yield
+    except ImportError as error:
+        stage = field.rpartition(".")[0]
+        raise ConfigError(
+            f"{stage}.attentionImplementation: {_one_line(error)}; choose SDPA"
+        ) from error
+
+
+@contextmanager
+def _quiet_about_new_weights() -> Iterator[None]:
+    """transformers warns of weights that the files lack: a new head, or what we raise ourselves."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)

@@ -1,0 +1,295 @@
+"""Whether a stage's models fit, estimated before any weights are read.
+
+Called by the stages, on all ranks together. The arithmetic is pure; what it leaves out (buffers of
+collectives, fragmentation, the framework itself) makes it a lower bound, so that a job that is
+refused would not have run.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from rlhf_api.v1alpha1 import StageConfig
+from rlhf_api.v1alpha1.stages import Precision
+from rlhf_trainer.errors import MemoryEstimateError
+from rlhf_trainer.run.distributed import Ranks, agree_on_failure
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+WEIGHT_BYTES: dict[Precision, int] = {"BF16": 2, "FP32": 4}
+_MOMENTS = 2 * 4
+_MASTER = 4
+_UNLIMITED = 1 << 60
+"""Cgroup v1 says "no limit" by a number near 2**63."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """One model that a stage holds.
+
+    Attributes:
+        name: what the message calls it, for example `actor`.
+        parameters: how many numbers it has.
+        trained: whether it has gradients and an optimizer; a frozen model has weights alone.
+        averaged: whether a moving average of its weights is kept.
+    """
+
+    name: str
+    parameters: int
+    trained: bool
+    averaged: bool = False
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one model takes on one rank."""
+
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+    average: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.average
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The largest piece of work that a rank holds activations of.
+
+    Attributes:
+        sequences: in one forward and backward pass; two a pair.
+        length: tokens of the longest sequence that the data really holds.
+    """
+
+    sequences: int
+    length: int
+
+
+def footprint(
+    model: ModelSize, *, precision: Precision, zero_stage: int, world_size: int
+) -> Footprint:
+    """Bytes on one rank under ZeRO (Rajbhandari et al., "ZeRO", 2020, section 5).
+
+    Weights and gradients have the precision's width; Adam's two moments are fp32, and so is the
+    master copy, which BF16 always has and FP32 only where ZeRO cuts it out of the weights. ZeRO 1
+    shards the optimizer over the ranks, 2 the gradients too, 3 the weights too. A moving average is
+    fp32 and sharded like the optimizer.
+    """
+    width = WEIGHT_BYTES[precision]
+    shards = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    weights = _share(model.parameters * width, shards[0])
+    if not model.trained:
+        return Footprint(weights)
+    master = _MASTER if precision == "BF16" or zero_stage >= 1 else 0
+    return Footprint(
+        weights,
+        _share(model.parameters * width, shards[1]),
+        _share(model.parameters * (master + _MOMENTS), shards[2]),
+        _share(model.parameters * _MASTER, shards[2]) if model.averaged else 0,
+    )
+
+
+def activation_bytes(
+    micro_batch: MicroBatch, *, layers: int, hidden: int, vocabulary: int, precision: Precision
+) -> int:
+    """Allowance for what a forward pass keeps for the backward pass, without checkpointing.
+
+    34 bytes a token, layer and hidden unit in BF16 (Korthikanti et al., "Reducing Activation
+    Recomputation in Large Transformer Models", 2022, equation 2 without the attention matrix, which
+    SDPA does not keep), twice that in FP32, and the logits of one sequence once in fp32.
+    """
+    tokens = micro_batch.sequences * micro_batch.length
+    kept = 34 * tokens * hidden * layers * WEIGHT_BYTES[precision] // 2
+    return kept + 4 * micro_batch.length * vocabulary
+
+
+def count_parameters(config: PretrainedConfig, factory: Any = AutoModelForCausalLM) -> int:
+    """Parameters of the model that `config` describes; shared ones once, no memory taken."""
+    with torch.device("meta"):
+        model = factory.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def allowance(config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision) -> int:
+    """`activation_bytes` with the sizes that `config` names."""
+    text = config.get_text_config()
+    return activation_bytes(
+        micro_batch,
+        layers=int(text.num_hidden_layers),
+        hidden=int(text.hidden_size),
+        vocabulary=int(text.vocab_size),
+        precision=precision,
+    )
+
+
+def available_bytes(ranks: Ranks) -> tuple[int, str]:
+    """Bytes that this rank may take, and what sets that limit."""
+    if ranks.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(ranks.device)
+        return free, f"free on {ranks.device}"
+    free, origin = psutil.virtual_memory().available, "the machine's free memory"
+    limit = cgroup_free_bytes()
+    if limit is not None and limit < free:
+        free, origin = limit, "the container's memory limit"
+    return free // ranks.local_world_size, f"{origin} over {ranks.local_world_size} processes"
+
+
+def check_memory(
+    config: StageConfig,
+    ranks: Ranks,
+    models: Sequence[ModelSize],
+    activations: int = 0,
+    *,
+    available: Callable[[Ranks], tuple[int, str]] = available_bytes,
+) -> None:
+    """Refuse a stage whose models do not fit, on every rank, before any of them loads.
+
+    Args:
+        config: the stage, for precision, ZeRO stage and ranks.
+        ranks: every rank must call.
+        models: all models held at the same time.
+        activations: bytes for the largest micro-batch, from `allowance`.
+        available: what a rank may take.
+
+    Raises:
+        MemoryEstimateError: on every rank, if any has too little.
+    """
+    needs = [(model, _need(model, config)) for model in models]
+    free, origin = available(ranks)
+    needed = sum(need.total for _, need in needs) + activations
+    logger.info(
+        "memory estimate: %s needed on rank %d, %s available (%s)",
+        _gib(needed),
+        ranks.rank,
+        _gib(free),
+        origin,
+    )
+    failure = None
+    if needed > free:
+        failure = MemoryEstimateError(_refusal(config, needs, activations, free, origin))
+    agree_on_failure(ranks, failure)
+
+
+def cgroup_free_bytes(root: Path = Path("/")) -> int | None:
+    """Memory left below the tightest limit of this process's cgroups; None where there is none.
+
+    File pages that the kernel can drop at once do not count as used.
+    """
+    groups = root / "proc/self/cgroup"
+    if not groups.is_file():
+        return None
+    found: list[int] = []
+    for line in groups.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            found += _free_on_path(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            found += _free_on_path(base, path, *names)
+    return min(found, default=None)
+
+
+def _free_on_path(base: Path, path: str, limit_name: str, usage_name: str) -> list[int]:
+    """What each group from `path` up to the root leaves; limits of all of them hold."""
+    own = base / path.lstrip("/")
+    # In a container the path is often the host's, while the mount shows only the group itself.
+    groups = [own, *own.parents] if own.is_dir() else [base]
+    found = []
+    for group in groups:
+        if not group.is_relative_to(base):
+            break
+        limit = _number(group / limit_name)
+        usage = _number(group / usage_name)
+        if limit is None or usage is None or limit >= _UNLIMITED:
+            continue
+        found.append(max(0, limit - max(0, usage - _droppable(group))))
+    return found
+
+
+def _droppable(group: Path) -> int:
+    statistics = group / "memory.stat"
+    if not statistics.is_file():
+        return 0
+    values = dict(line.split(" ", 1) for line in statistics.read_text().splitlines() if " " in line)
+    return int(values.get("total_inactive_file") or values.get("inactive_file") or 0)
+
+
+def _number(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    text = path.read_text().strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _share(number: int, shards: int) -> int:
+    return -(-number // shards)
+
+
+def _gib(number: int) -> str:
+    return f"{number / GIB:.2f} GiB"
+
+
+def _need(model: ModelSize, config: StageConfig) -> Footprint:
+    spec = config.spec
+    return footprint(
+        model,
+        precision=spec.precision,
+        zero_stage=spec.zero_stage,
+        world_size=config.world_size,
+    )
+
+
+def _refusal(
+    config: StageConfig,
+    needs: Sequence[tuple[ModelSize, Footprint]],
+    activations: int,
+    free: int,
+    origin: str,
+) -> str:
+    spec = config.spec
+    needed = sum(need.total for _, need in needs) + activations
+    parts = [
+        f"{model.name} with {model.parameters:,} parameters {_gib(need.total)} (weights "
+        f"{_gib(need.weights)}, gradients {_gib(need.gradients)}, optimizer {_gib(need.optimizer)}"
+        f"{f', moving average {_gib(need.average)}' if need.average else ''})"
+        for model, need in needs
+    ]
+    parts.append(f"activations {_gib(activations)}")
+    field = f"spec.stages.{config.stage}"
+    remedies = [f"lower {field}.microBatchSize ({spec.micro_batch_size})", "take a smaller model"]
+    if config.world_size > 1 and spec.zero_stage < 3:
+        remedies.insert(0, f"raise {field}.zeroStage ({spec.zero_stage})")
+    if any(need.average for _, need in needs):
+        remedies.insert(0, f"leave out {field}.emaDecay")
+    if spec.precision == "FP32":
+        remedies.insert(0, f"set {field}.precision to BF16")
+    remedies.append(_ranks_remedy(config, origin))
+    return (
+        f"{field}: not enough memory: one rank needs at least {_gib(needed)}, and {_gib(free)} are "
+        f"there ({origin}). Needed: {'; '.join(parts)}. {_sentence(remedies)}"
+    )
+
+
+def _ranks_remedy(config: StageConfig, origin: str) -> str:
+    field = f"spec.stages.{config.stage}.processesPerNode ({config.processes_per_node})"
+    if "processes" not in origin:
+        return f"raise {field} so that ZeRO shards over more GPUs"
+    if config.processes_per_node > 1:
+        return f"lower {field}, whose processes share the machine"
+    return "give the pod or the machine more memory"
+
+
+def _sentence(remedies: Sequence[str]) -> str:
+    text = ", ".join(remedies[:-1]) + f", or {remedies[-1]}."
+    return text[0].upper() + text[1:]

@@ -1,0 +1,92 @@
+"""Mean and deviation of a reward model's scores, which stand beside its weights.
+
+Written by the reward stage, read by PPO before any weights.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+
+from rlhf_api.errors import InputError
+from rlhf_api.names import FileName
+from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.models.source import Base
+from rlhf_trainer.run.files import write_atomically
+
+
+@dataclass(frozen=True)
+class ScoreStatistics:
+    """Of the scores of held-out rows.
+
+    Attributes:
+        mean: of the scores.
+        std: their deviation, to divide by.
+        count: of scores.
+    """
+
+    mean: float
+    std: float
+    count: int
+
+    def normalized(self, scores: Tensor) -> Tensor:
+        """(score − μ) / σ.
+
+        Shapes: scores Float[...] -> Float[...].
+        """
+        return (scores - self.mean) / self.std
+
+    def write(self, folder: Path) -> None:
+        """Leave them beside the model."""
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        write_atomically(folder / FileName.REWARD_STATISTICS, text)
+
+
+def model_statistics(spec: PPOStage, reward_model: Base | None) -> ScoreStatistics | None:
+    """Those of the reward model where `rewardScaling` asks for them, else None.
+
+    Raises:
+        InputError: the model has none, or they are not numbers to divide by.
+    """
+    if spec.reward_scaling != "ModelStats":
+        return None
+    assert reward_model is not None, "the specification asks for ModelStats without a reward model"
+    path = _file(reward_model)
+    remedy = (
+        "train the reward model with stages.reward and an evalDataset, which writes it, or choose "
+        "rewardScaling RunningStdTotal"
+    )
+    if path is None:
+        raise InputError(
+            f"{reward_model.field}: rewardScaling is ModelStats, but "
+            f"{reward_model.location.path} has no {FileName.REWARD_STATISTICS}; {remedy}"
+        )
+    try:
+        return _parsed(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{reward_model.field}: {path} must hold a finite mean, a std above 0 and a count "
+            f"({type(error).__name__}: {error}); {remedy}"
+        ) from error
+
+
+def _parsed(document: dict[str, float]) -> ScoreStatistics:
+    found = ScoreStatistics(float(document["mean"]), float(document["std"]), int(document["count"]))
+    if not (math.isfinite(found.mean) and math.isfinite(found.std) and found.std > 0):
+        raise ValueError(f"mean is {found.mean} and std {found.std}")
+    return found
+
+
+def _file(base: Base) -> Path | None:
+    location = base.location
+    if not location.on_hub:
+        path = Path(location.path) / FileName.REWARD_STATISTICS
+        return path if path.is_file() else None
+    # `open_base` has fetched all of the repository's JSON files.
+    cached = try_to_load_from_cache(
+        location.path, FileName.REWARD_STATISTICS, revision=location.revision
+    )
+    return Path(cached) if isinstance(cached, str) else None

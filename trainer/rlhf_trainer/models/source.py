@@ -1,0 +1,129 @@
+"""Opening what a stage reads, before any weights: models' folders, tokenizers, rows.
+
+Called by the stages on every rank. What lies on a hub is fetched by one rank of each node while the
+others wait; then all read the same local copy.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rlhf_api.errors import ConfigError, InputError
+from rlhf_api.v1alpha1 import ModelSource, StageConfig
+from rlhf_trainer.data.read.uris import Hub
+from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
+from rlhf_trainer.models.load import model_config
+from rlhf_trainer.models.memory import ModelSize, count_parameters
+from rlhf_trainer.models.tokenizers import load_tokenizer
+from rlhf_trainer.run.artifact import ModelLocation, model_folder
+from rlhf_trainer.run.distributed import Ranks, on_first_rank_of_node
+
+T = TypeVar("T")
+
+_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_OLD_WEIGHTS = ["*.bin"]
+"""Read only where there are no safetensors; many repositories hold both."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that a stage reads, without its weights.
+
+    Attributes:
+        field: path of the field that names it, for messages.
+        location: where its files are.
+        tokenizer: its tokenizer, with EOS and a pad token of its own.
+        config: its configuration.
+    """
+
+    field: str
+    location: ModelLocation
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills a batch."""
+        return int(self.tokenizer.pad_token_id)
+
+    def require_positions(self, tokens: int, lengths: str) -> None:
+        """Raise ConfigError if sequences of `tokens` tokens are longer than the model can take.
+
+        Args:
+            tokens: of the longest sequence that the stage will see.
+            lengths: the fields that bound it, for the message.
+        """
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and tokens > positions:
+            raise ConfigError(
+                f"{self.field}: the model takes {positions} tokens, but sequences of this stage "
+                f"reach {tokens}; lower {lengths}, or name a model that takes more"
+            )
+
+    def size(self, name: str, *, trained: bool) -> ModelSize:
+        """How large the model is, for the estimate of memory."""
+        return ModelSize(name, count_parameters(self.config), trained)
+
+
+def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str) -> Base:
+    """Find a model, fetch it if it lies on a hub, and load its tokenizer and configuration.
+
+    Raises:
+        InputError: it is not there, or an artifact is not the one that was promised.
+        ServiceUnavailable: the hub does not answer.
+        ConfigError: its tokenizer cannot be used as it is.
+    """
+    location = model_folder(source, config, field)
+    if location.on_hub:
+        on_first_rank_of_node(ranks, lambda: _fetch(location, field))
+    place = Hub(location.path, location.revision) if location.on_hub else Path(location.path)
+    tokenizer = load_tokenizer(
+        place, pad_token=source.pad_token, chat_template=source.chat_template, field=field
+    )
+    return Base(field, location, tokenizer, model_config(location, tokenizer, field))
+
+
+def require_same_tokenizer(one: Base, other: Base) -> None:
+    """Raise ConfigError unless both models read token ids alike."""
+    if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise ConfigError(
+            f"{other.field}: its tokenizer ({len(other.tokenizer)} tokens) differs from that of "
+            f"{one.field} ({len(one.tokenizer)} tokens); train both from models of one family"
+        )
+
+
+def _fetch(location: ModelLocation, field: str) -> None:
+    try:
+        folder = _snapshot(location, _MODEL_FILES)
+        if not any(folder.rglob("*.safetensors")):
+            _snapshot(location, _OLD_WEIGHTS)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN | CLOSED:
+            raise
+        reason = " ".join(str(error).split())
+        told = f"{field}: hf://{location.path} cannot be fetched: {reason}"
+        if _may_pass(error):
+            raise ServiceUnavailable(f"{told}; try again when the hub answers") from error
+        raise InputError(
+            f"{told}; check the name and the network, or fill the cache and set HF_HUB_OFFLINE=1"
+        ) from error
+
+
+def _snapshot(location: ModelLocation, patterns: list[str]) -> Path:
+    return Path(
+        snapshot_download(location.path, revision=location.revision, allow_patterns=patterns)
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the hub or the way to it failed, and not what was asked of it."""
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code >= 500 or cause.response.status_code == 429
+    if cause is None or isinstance(cause, OfflineModeIsEnabled):
+        return False
+    return cause is not error or isinstance(error, ConnectionError | TimeoutError)

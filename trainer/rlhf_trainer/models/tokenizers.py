@@ -1,0 +1,185 @@
+"""Tokenizers that training can rely on: with EOS, with a pad token that is not EOS.
+
+Called by the stages before any weights are loaded. A vocabulary never grows here, so that the
+model's embeddings fit.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rlhf_api.errors import ConfigError, InputError
+from rlhf_trainer.data.read.uris import Hub
+
+PAD_TOKENS = (
+    "<pad>",
+    "<|pad|>",
+    "[PAD]",
+    "<PAD>",
+    "<|padding|>",
+    "<｜▁pad▁｜>",
+    "<|finetune_right_pad_id|>",
+    "<|fim_pad|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+)
+"""Tokens that some family made for padding, in the order in which they are tried."""
+
+RESERVED = re.compile(r"[<\[]\|?_?(reserved|unused|extra|dummy|placeholder)[\w ]*?\d+\|?[>\]]")
+"""Added tokens without a meaning, such as <|reserved_special_token_0|>, <unused0>, <|extra_0|>."""
+
+PROBE = "probe 7"
+
+
+def load_tokenizer(
+    place: Path | Hub, *, pad_token: str | None, chat_template: str | None, field: str
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder or repository, ready for training.
+
+    Its own pad token is kept if it is not EOS. Otherwise a token made for padding serves, a
+    reserved one, or the unknown token where byte fallback keeps it out of every text.
+
+    Args:
+        place: from `data.uris.locate`.
+        pad_token: `padToken` of the spec; wins over the tokenizer's own.
+        chat_template: `chatTemplate` of the spec; replaces the tokenizer's own.
+        field: the model's path in the spec, such as `spec.stages.sft.model`, for messages.
+
+    Raises:
+        InputError: there is no tokenizer that can be loaded.
+        ConfigError: no EOS token, no token to pad with, or a template that cannot be rendered.
+    """
+    tokenizer = _loaded(place, field)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"{field}.uri: the tokenizer of {place} has no EOS token, so that no response could "
+            "end; set eos_token in its tokenizer_config.json"
+        )
+    tokenizer.pad_token = (
+        _reserved_token(tokenizer, place, field)
+        if pad_token is None
+        else _chosen_token(tokenizer, place, field, pad_token)
+    )
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+        _check_template(tokenizer, chat_template, field)
+    return tokenizer
+
+
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[str], field: str
+) -> tuple[int, ...]:
+    """The id of each stop token, without repetition; EOS is not added.
+
+    Args:
+        tokenizer: the policy's.
+        stop_tokens: `stopTokens` of the spec.
+        field: path of that field, such as `spec.stages.ppo.stopTokens`, for messages.
+
+    Raises:
+        ConfigError: one of them is not exactly one token of the vocabulary.
+    """
+    vocabulary = tokenizer.get_vocab()
+    found: list[int] = []
+    for index, token in enumerate(stop_tokens):
+        ids = [vocabulary[token]] if token in vocabulary else _ids_of(tokenizer, token)
+        if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and token != tokenizer.unk_token):
+            pieces = tokenizer.convert_ids_to_tokens(ids)
+            raise ConfigError(
+                f"{field}[{index}]: {token!r} is not one token of the vocabulary but {pieces}; "
+                "name a single token"
+            )
+        found += ids
+    return tuple(dict.fromkeys(found))
+
+
+def _loaded(place: Path | Hub, field: str) -> PreTrainedTokenizerBase:
+    if isinstance(place, Path) and not place.is_dir():
+        raise InputError(f"{field}.uri: there is no folder {place}; correct the path")
+    name, revision = (place.name, place.revision) if isinstance(place, Hub) else (place, None)
+    try:
+        found = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{field}.uri: {place}: no tokenizer can be loaded: {_first_line(error)}; put its "
+            "tokenizer.json and tokenizer_config.json there, or name another model"
+        ) from error
+    if not isinstance(found, PreTrainedTokenizerBase):
+        raise InputError(
+            f"{field}.uri: {place}: {type(found).__name__} is no tokenizer; "
+            "name a folder that a tokenizer's save_pretrained has written"
+        )
+    return found
+
+
+def _chosen_token(
+    tokenizer: PreTrainedTokenizerBase, place: Path | Hub, field: str, pad_token: str
+) -> str:
+    vocabulary = tokenizer.get_vocab()
+    if pad_token not in vocabulary:
+        raise ConfigError(
+            f"{field}.padToken: {pad_token!r} is not in the vocabulary of {place}; name one of its "
+            "tokens"
+        )
+    if vocabulary[pad_token] == tokenizer.eos_token_id:
+        raise ConfigError(
+            f"{field}.padToken: {pad_token!r} is EOS, so the end of a response would look like "
+            "padding; name another token"
+        )
+    return pad_token
+
+
+def _reserved_token(tokenizer: PreTrainedTokenizerBase, place: Path | Hub, field: str) -> str:
+    vocabulary = tokenizer.get_vocab()
+    own = tokenizer.pad_token
+    if own is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return str(own)
+    added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
+    candidates = [token for token in PAD_TOKENS if token in vocabulary]
+    candidates += [token for token, _ in added if RESERVED.fullmatch(token)]
+    if tokenizer.unk_token is not None and _has_byte_fallback(tokenizer):
+        candidates.append(str(tokenizer.unk_token))
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    for token in candidates:
+        if vocabulary[token] not in taken:
+            return token
+    state = "no pad token" if own is None else f"EOS ({own}) as its pad token"
+    raise ConfigError(
+        f"{field}.padToken: the tokenizer of {place} has {state} and no reserved one; set padToken "
+        "to a token of its vocabulary that no text contains and that is not EOS"
+    )
+
+
+def _has_byte_fallback(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether every text has tokens, so that the unknown one never occurs."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and bool(json.loads(backend.to_str())["model"].get("byte_fallback"))
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, template: str, field: str) -> None:
+    shown = json.dumps(template[:80], ensure_ascii=False)
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": PROBE}], tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError) as error:
+        raise ConfigError(
+            f"{field}.chatTemplate: {shown}: cannot be rendered: {error}; correct the template"
+        ) from error
+    if PROBE not in str(text):
+        raise ConfigError(
+            f"{field}.chatTemplate: {shown}: leaves out what the user says; render each message's "
+            "content"
+        )
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,1 @@
+"""The parts of PPO that the stage is composed of."""

@@ -1,0 +1,252 @@
+"""Experience: what one rollout taught, token by token, and what PPO derives from it.
+
+Called by the PPO stage. What must be global (moments, counts) is reduced over ranks here; the
+formulas are in `rl`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.models.score_statistics import ScoreStatistics
+from rlhf_trainer.ppo.rollout import Rollout
+from rlhf_trainer.rl import (
+    Moments,
+    clip_scores,
+    gae,
+    masked_moments,
+    penalise_missing_eos,
+    running_scale,
+    token_kl,
+    token_rewards,
+    whiten,
+)
+from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_max
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One rank's share of a rollout with everything that the update reads.
+
+    Shapes: old_logprobs, ref_logprobs, values Float[batch, response]; scores Float[batch], as the
+    reward model or the weighted sum of rewards gave them; rewards Float[batch] by name, before
+    their weights, empty where the stage names none. Columns after a response's end hold numbers
+    that mean nothing.
+    """
+
+    rollout: Rollout
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    scores: Tensor
+    rewards: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool[batch, response], true on every action."""
+        return self.rollout.response_mask
+
+    def kl(self, estimator: str = "K1") -> Tensor:
+        """Float[batch, response], actor against reference, 0 after a response's end."""
+        per_token = token_kl(self.old_logprobs, self.ref_logprobs, estimator)  # type: ignore[arg-type]
+        return torch.where(self.mask, per_token, 0.0)
+
+    def answer_kl(self) -> Tensor:
+        """Float[batch], K1 in nats an answer."""
+        return self.kl().sum(dim=1)
+
+    def read(self, estimator: str, kl_coef: float) -> tuple[Tensor, ...]:
+        """All numbers that are learned from, without those that mean nothing."""
+        logprobs = (self.old_logprobs, self.ref_logprobs, self.rollout.sampled_logprobs)
+        found = (each[self.mask] for each in (*logprobs, self.values))
+        # The penalty may overflow where the log-probabilities do not: K2 is a square.
+        return (*found, self.scores, kl_coef * self.kl(estimator).sum(dim=1))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the update learns from. Shapes: Float[batch, response] each, 0 outside of the mask."""
+
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@torch.no_grad()
+def collect(
+    rollout: Rollout,
+    *,
+    actor: Callable[..., Any],
+    reference: Callable[..., Any],
+    critic: Callable[..., Any],
+    reward_model: Callable[..., Any] | None,
+    temperature: float,
+    micro_batch_size: int,
+) -> Experience:
+    """Evaluate all models on a rollout; scores are 0 where there is no reward model.
+
+    Old log-probabilities are computed by the training engine and not taken from the sampler, so
+    that the probability ratio of unchanged weights is 1 whatever the sampler's numerics.
+    """
+    width = rollout.responses.shape[1]
+    parts: list[tuple[Tensor, ...]] = []
+    for start in range(0, len(rollout.responses), micro_batch_size):
+        rows = rollout.rows(start, start + micro_batch_size)
+        sequences = rows.sequences
+        parts.append(
+            (
+                actor(*sequences, width, temperature).logprobs,
+                reference(*sequences, width, temperature).logprobs,
+                response_values(critic, rows),
+                (
+                    torch.zeros(len(rows.responses), device=rows.responses.device)
+                    if reward_model is None
+                    else last_scores(reward_model, rows)
+                ),
+            )
+        )
+    old_logprobs, ref_logprobs, values, scores = (
+        torch.cat(column) for column in zip(*parts, strict=True)
+    )
+    return Experience(rollout, old_logprobs, ref_logprobs, values, scores)
+
+
+def response_values(critic: Callable[..., Any], rollout: Rollout) -> Tensor:
+    """Float[batch, response]: the value of the state before each action."""
+    width = rollout.responses.shape[1]
+    numbers: Tensor = critic(*rollout.sequences)
+    return numbers[:, -width - 1 : -1]
+
+
+def last_scores(reward_model: Callable[..., Any], rollout: Rollout) -> Tensor:
+    """Float[batch]: the score at each sequence's last real token."""
+    numbers: Tensor = reward_model(*rollout.sequences)
+    return numbers.gather(1, rollout.last_index.unsqueeze(1)).squeeze(1)
+
+
+class ShapedScores(NamedTuple):
+    """What token rewards are made from, in the units that rewards have.
+
+    Attributes:
+        scores: Float[batch], clipped, penalised and scaled.
+        kl_coef: weight of the KL penalty, scaled where the whole reward is.
+        moments: those that the next rollout goes on with.
+        scale: what was divided by; 1 without scaling.
+    """
+
+    scores: Tensor
+    kl_coef: float
+    moments: Moments
+    scale: float
+
+
+def shaped_scores(
+    experience: Experience,
+    spec: PPOStage,
+    kl_coef: float,
+    moments: Moments,
+    ranks: Ranks,
+    statistics: ScoreStatistics | None = None,
+) -> ShapedScores:
+    """Scale a rollout's rewards as `rewardScaling` says.
+
+    Moments take in this rollout, of all ranks, before they scale it: of the scores (RunningStd), or
+    of the sums of the token rewards of each response (RunningStdTotal). `statistics` are those of
+    the reward model, for ModelStats; the clip then acts in their units.
+    """
+    scores = experience.scores if statistics is None else statistics.normalized(experience.scores)
+    scores = clip_scores(scores, spec.score_clip)
+    scores = penalise_missing_eos(scores, experience.rollout.ended, spec.missing_eos_penalty)
+    total = spec.reward_scaling == "RunningStdTotal"
+    if total or spec.reward_scaling == "RunningStd":
+        seen = scores
+        if total:
+            seen = scores - kl_coef * experience.kl(spec.kl_estimator).sum(dim=1)
+        for found in gather_objects(ranks, Moments.from_values(seen)):
+            moments = moments.merge(found)
+        divisor = running_scale(moments)
+        # The KL part of a reward is linear in its weight.
+        kl_coef = kl_coef / divisor if total else kl_coef
+        return ShapedScores(scores / divisor, kl_coef, moments, moments.std)
+    return ShapedScores(scores, kl_coef, moments, 1.0 if statistics is None else statistics.std)
+
+
+def lesson(experience: Experience, scores: Tensor, spec: PPOStage, kl_coef: float) -> Lesson:
+    """Token rewards, advantages (not normalised) and returns."""
+    lengths = experience.rollout.response_lengths
+    rewards = token_rewards(scores, experience.kl(spec.kl_estimator), lengths, kl_coef)
+    advantages, returns = gae(
+        rewards, experience.values, experience.mask, spec.gamma, spec.gae_lambda
+    )
+    return Lesson(rewards, advantages, returns)
+
+
+def finite_on_all(ranks: Ranks, *tensors: Tensor) -> bool:
+    """Whether every number is finite on every rank; all ranks call this and get the same answer.
+
+    Asked before any moments: they refuse such numbers on the rank that has them, and the others
+    would wait for it.
+    """
+    spoilt = any(not bool(torch.isfinite(each).all()) for each in tensors)
+    return reduce_max([float(spoilt)], ranks)[0] == 0
+
+
+def global_moments(x: Tensor, mask: Tensor, ranks: Ranks) -> Moments:
+    """Moments over the real tokens of all ranks."""
+    merged = Moments()
+    for found in gather_objects(ranks, masked_moments(x, mask)):
+        merged = merged.merge(found)
+    return merged
+
+
+def normalized(advantages: Tensor, mask: Tensor, ranks: Ranks) -> Tensor:
+    """Advantages with mean 0 and variance 1 over the real tokens of all ranks."""
+    moments = global_moments(advantages, mask, ranks)
+    return whiten(advantages, mask, moments.mean, moments.variance)
+
+
+def minibatches(
+    experience: Experience, lesson: Lesson, size: int, generator: torch.Generator
+) -> Iterator[tuple[Experience, Lesson]]:
+    """This rank's rows in a new order, `size` at a time.
+
+    Ranks draw the same order of their own rows and never exchange them, so which rows share a
+    minibatch depends on the number of ranks; what a minibatch adds up to does not.
+    """
+    order = torch.randperm(len(experience.scores), generator=generator)
+    for start in range(0, len(order), size):
+        at = order[start : start + size].to(experience.scores.device)
+        yield selected(experience, lesson, at)
+
+
+def selected(experience: Experience, lesson: Lesson, at: Tensor) -> tuple[Experience, Lesson]:
+    """The rows at Long[n] indices."""
+    rollout = experience.rollout
+    rows = Rollout(
+        *(
+            getattr(rollout, name)[at]
+            for name in (
+                "prompts",
+                "prompt_lengths",
+                "responses",
+                "response_lengths",
+                "ended",
+                "sampled_logprobs",
+            )
+        )
+    )
+    return (
+        Experience(
+            rows,
+            experience.old_logprobs[at],
+            experience.ref_logprobs[at],
+            experience.values[at],
+            experience.scores[at],
+            {name: scores[at] for name, scores in experience.rewards.items()},
+        ),
+        Lesson(lesson.rewards[at], lesson.advantages[at], lesson.returns[at]),
+    )

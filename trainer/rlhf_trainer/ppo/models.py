@@ -1,0 +1,128 @@
+"""The models of PPO: found and checked before any weights, then loaded.
+
+Called by the PPO stage.
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from rlhf_api.v1alpha1 import PPOStage, StageConfig
+from rlhf_trainer.models.engine import TrainedModel, freeze, train
+from rlhf_trainer.models.heads import (
+    Actor,
+    Critic,
+    ScalarModel,
+    initialize_value_head,
+    switch_off_dropout,
+)
+from rlhf_trainer.models.load import (
+    ModelSettings,
+    load_causal_model,
+    load_reward_base,
+    load_reward_model,
+)
+from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models.source import Base, open_base, require_same_tokenizer
+from rlhf_trainer.run.distributed import Ranks
+
+FIELD = "spec.stages.ppo"
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What the stage reads, before any weights."""
+
+    actor: Base
+    reward_model: Base | None
+    critic: Base
+
+    @classmethod
+    def open(cls, spec: PPOStage, config: StageConfig, ranks: Ranks) -> "Bases":
+        """Find all models and check that they read the same tokens."""
+        actor = open_base(spec.model, config, ranks, f"{FIELD}.model")
+        reward_model = (
+            open_base(spec.reward_model, config, ranks, f"{FIELD}.rewardModel")
+            if spec.reward_model is not None
+            else None
+        )
+        critic = (
+            open_base(spec.critic_model, config, ranks, f"{FIELD}.criticModel")
+            if spec.critic_model is not None
+            else reward_model or actor
+        )
+        if reward_model is not None:
+            require_same_tokenizer(actor, reward_model)
+        require_same_tokenizer(actor, critic)
+        return cls(actor, reward_model, critic)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of PPO; no reward model where the stage's rewards are others."""
+
+    actor: TrainedModel
+    reference: nn.Module
+    critic: TrainedModel
+    reward_model: nn.Module | None
+
+
+def load_models(
+    bases: Bases, spec: PPOStage, config: StageConfig, ranks: Ranks, longest: int
+) -> Models:
+    """Load all models onto this rank's device and wrap those that learn.
+
+    Args:
+        bases: where they come from.
+        spec: the stage.
+        config: how much memory there is.
+        ranks: every rank must call.
+        longest: tokens of the longest sequence, prompt and response.
+
+    Raises:
+        ConfigError: a model cannot read so many tokens.
+        MemoryEstimateError: they will not fit; nothing is loaded then.
+    """
+    sizes = [
+        replace(bases.actor.size("actor", trained=True), averaged=spec.ema_decay is not None),
+        bases.critic.size("critic", trained=True),
+        bases.actor.size("reference", trained=False),
+    ]
+    if bases.reward_model is not None:
+        sizes.append(bases.reward_model.size("reward model", trained=False))
+    for base in filter(None, (bases.actor, bases.reward_model, bases.critic)):
+        base.require_positions(longest, f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength")
+    work = MicroBatch(spec.micro_batch_size, longest)
+    check_memory(config, ranks, sizes, allowance(bases.actor.config, work, spec.precision))
+    settings = ModelSettings.of(spec)
+    actor, reference = (
+        Actor(
+            load_causal_model(
+                bases.actor.location, bases.actor.tokenizer, settings, bases.actor.field
+            )
+        )
+        for _ in range(2)
+    )
+    reward_model = _reward_model(bases.reward_model, settings)
+    critic = _load_critic(bases.critic, spec, settings)
+    for model in filter(None, (actor, reference, reward_model, critic)):
+        switch_off_dropout(model)
+        model.to(ranks.device)
+    return Models(
+        train(actor, spec, ranks, learning_rate=spec.learning_rate),
+        freeze(reference, spec, ranks),
+        train(critic, spec, ranks, learning_rate=spec.critic_learning_rate),
+        freeze(reward_model, spec, ranks) if reward_model is not None else None,
+    )
+
+
+def _load_critic(base: Base, spec: PPOStage, settings: ModelSettings) -> ScalarModel:
+    model = load_reward_base(base.location, base.tokenizer, settings, base.field, zero_head=True)
+    initialize_value_head(model, spec.value_head_init, spec.seed)
+    return Critic(model) if spec.value_normalization == "PopArt" else ScalarModel(model)
+
+
+def _reward_model(base: Base | None, settings: ModelSettings) -> ScalarModel | None:
+    if base is None:
+        return None
+    return ScalarModel(load_reward_model(base.location, base.tokenizer, settings, base.field))

@@ -1,0 +1,121 @@
+"""PPO-ptx: the loss on other texts that PPO mixes into the actor's update, against forgetting them.
+
+Called by the PPO stage. Texts are read and checked like those of supervised fine-tuning, before any
+weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from rlhf_api.metrics import Metric
+from rlhf_api.v1alpha1 import PPOStage, StageConfig
+from rlhf_api.v1alpha1.stages import DEFAULT_PTX_COEF
+from rlhf_trainer.data.collate import pad_right
+from rlhf_trainer.data.cursor import Cursor, rank_slice
+from rlhf_trainer.data.loading import load_sft
+from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.models.engine import TrainedModel, micro_batches
+from rlhf_trainer.models.source import (
+    Base,
+)
+from rlhf_trainer.rl import SFTLoss, sft_loss
+from rlhf_trainer.run.distributed import Ranks, reduce_sum
+from rlhf_trainer.run.inputs import (
+    read_data,
+)
+
+
+@dataclass
+class PTX:
+    """The texts, how much they weigh and how far they were read.
+
+    L = coef * sum over response tokens of -log pi / their number, over the rows of one batch on all
+    ranks; a batch has as many rows as a minibatch. Ouyang et al., "Training language models to
+    follow instructions with human feedback", 2022, equation 2.
+    """
+
+    examples: Sequence[SFTExample]
+    pad_id: int
+    coef: float
+    micro_batch_size: int
+    cursor: Cursor
+    ranks: Ranks
+    _nll: float = field(init=False, default=0.0)
+    _tokens: int = field(init=False, default=0)
+
+    @classmethod
+    def read(
+        cls, spec: PPOStage, base: Base, config: StageConfig, ranks: Ranks, stage: str
+    ) -> "PTX | None":
+        """The rows of `spec.ptx_dataset`; None without one. `stage` is the stage's path."""
+        dataset = spec.ptx_dataset
+        if dataset is None:
+            return None
+        examples, _ = read_data(
+            dataset,
+            ranks,
+            lambda: load_sft(
+                dataset,
+                base.tokenizer,
+                max_length=spec.max_prompt_length + spec.max_response_length,
+                claims=config.claims,
+                field=f"{stage}.ptxDataset",
+                limits="maxPromptLength or maxResponseLength",
+            ),
+        )
+        coef = DEFAULT_PTX_COEF if spec.ptx_coef is None else spec.ptx_coef
+        rows = spec.minibatch_size or spec.batch_size
+        cursor = Cursor(len(examples), rows, spec.seed)
+        return cls(examples, base.pad_id, coef, spec.micro_batch_size, cursor, ranks)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(example.tokens) for example in self.examples)
+
+    def accumulate(self, actor: TrainedModel) -> None:
+        """Add the gradient of the next batch, as the last part of an optimizer step."""
+        batch = self.cursor.next_batch()
+        # Every rank knows the whole batch, so the global count needs no communication.
+        tokens = sum(int(self.examples[row].response_mask.sum()) for row in batch)
+        mine = rank_slice(batch, self.ranks.rank, self.ranks.world_size)
+        parts = micro_batches(mine, self.micro_batch_size)
+        for index, part in enumerate(parts):
+            loss = self._loss(actor, [self.examples[row] for row in part], tokens)
+            actor.accumulate(self.coef * loss.loss, last=index == len(parts) - 1)
+            self._nll += float(loss.nll_sum)
+        self._tokens += tokens
+
+    def metrics(self) -> dict[Metric, float]:
+        """The mean loss since the last call, over all ranks; nothing where nothing was learned."""
+        if not self._tokens:
+            return {}
+        (nll,) = reduce_sum([self._nll], self.ranks)
+        mean = nll / self._tokens
+        self._nll, self._tokens = 0.0, 0
+        return {Metric.PTX_LOSS: mean}
+
+    def to_document(self) -> dict[str, Any]:
+        """How far the rows were read, as JSON values for a checkpoint."""
+        return {"ptxCursor": self.cursor.state_dict()}
+
+    def load(self, document: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was written; an empty document says that there was none."""
+        if document:
+            self.cursor.load_state_dict(document["ptxCursor"])
+
+    def _loss(self, actor: TrainedModel, rows: Sequence[SFTExample], tokens: int) -> SFTLoss:
+        device = self.ranks.device
+        batch = pad_right([row.tokens for row in rows], self.pad_id)
+        mask = pad_sequence([torch.from_numpy(row.response_mask) for row in rows], batch_first=True)
+        statistics = actor(
+            batch.input_ids.to(device),
+            batch.attention_mask.to(device),
+            batch.position_ids.to(device),
+            batch.input_ids.shape[1] - 1,
+        )
+        return sft_loss(statistics.logprobs, mask[:, 1:].to(device), tokens)

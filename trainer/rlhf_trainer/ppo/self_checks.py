@@ -1,0 +1,272 @@
+"""Checks of our own arithmetic on this machine, before PPO learns anything by it.
+
+Called by the PPO stage once at each start. Eight answers to real prompts are sampled and evaluated
+in several ways that must agree: what makes them differ would be taken for learning. Weights and
+random states stay as they were, so that a run is the same with and without checks. All ranks run
+equally many forward passes, which ZeRO 3 needs, and agree on the verdict.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.data.tokenize.tokenized import Prompt
+from rlhf_trainer.errors import SelfCheckError
+from rlhf_trainer.models.engine import DTYPES
+from rlhf_trainer.ppo.experience import last_scores
+from rlhf_trainer.ppo.models import FIELD
+from rlhf_trainer.ppo.rollout import Rollout, Sampler, Sampling
+from rlhf_trainer.rl import masked_mean
+from rlhf_trainer.run.checkpoint import restore_rng_state, rng_state
+from rlhf_trainer.run.distributed import Ranks, reduce_max
+
+logger = logging.getLogger(__name__)
+
+ROWS = 8
+TOKENS = 32
+PADDING = 8
+
+LOG_RATIO_BOUND = {"FP32": 1e-5, "BF16": 0.02}
+"""Largest mean |log ratio| in nats a token, by precision."""
+SCORE_BOUND = {"FP32": 1e-4, "BF16": 0.05}
+"""Largest mean |change| of the scores in standard deviations of the scores, by precision."""
+ROUNDINGS = 2
+"""Rounding steps of the largest score that are allowed to scores which hardly differ."""
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """One check.
+
+    Attributes:
+        name: for messages.
+        field: what it is about.
+        quantity: what is measured, with its unit.
+        bounds: what it must not exceed, by precision.
+        remedy: what to do when it does.
+    """
+
+    name: str
+    field: str
+    quantity: str
+    bounds: Mapping[str, float]
+    remedy: str
+
+
+_PADDING_REMEDY = (
+    "the model reads padding or ignores position ids: try another attentionImplementation, or name "
+    "a model that transformers implements"
+)
+RATIO = Check(
+    "ratio",
+    f"{FIELD}.model",
+    "mean |log pi - log pi_old| of unchanged weights, in nats a token,",
+    LOG_RATIO_BOUND,
+    "the forward pass is not repeatable: name a model without randomness (a dropout of its own), "
+    "or try another attentionImplementation",
+)
+REFERENCE = Check(
+    "reference",
+    f"{FIELD}.model",
+    "mean |log pi - log pi_ref| before the first step, in nats a token,",
+    LOG_RATIO_BOUND,
+    "actor and reference were loaded from the same files and must agree: try another zeroStage, "
+    "and report it",
+)
+PADDING_OF_LOGPROBS = Check(
+    "logprob padding",
+    f"{FIELD}.model",
+    "mean |change of log pi| by padding, in nats a token,",
+    LOG_RATIO_BOUND,
+    _PADDING_REMEDY,
+)
+PADDING_OF_SCORES = Check(
+    "score padding",
+    f"{FIELD}.rewardModel",
+    "mean |change of the score| by padding, in standard deviations,",
+    SCORE_BOUND,
+    _PADDING_REMEDY,
+)
+ORDER_OF_SCORES = Check(
+    "score order",
+    f"{FIELD}.rewardModel",
+    "mean |change of the score| by the order of rows, in standard deviations,",
+    SCORE_BOUND,
+    "rows of a batch influence each other: name a reward model that scores each row for itself",
+)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is checked; called with a rollout's sequences, as in training.
+
+    Attributes:
+        actor: gives TokenStatistics; so does `reference`.
+        reference: None where it is not to be compared, since the actor has learned.
+        reward_model: gives numbers, Float[batch, time]; None where the stage has none.
+    """
+
+    actor: Callable[..., Any]
+    reference: Callable[..., Any] | None
+    reward_model: Callable[..., Any] | None
+
+
+def short_sampling(sampling: Sampling) -> Sampling:
+    """As the stage samples, but few tokens: more padding still fits the stage's longest row."""
+    most = sampling.max_response_length
+    return replace(sampling, max_response_length=min(TOKENS, most - _more_padding(most)))
+
+
+def run_self_checks(
+    subjects: Subjects, sampler: Sampler, prompts: Sequence[Prompt], spec: PPOStage, ranks: Ranks
+) -> None:
+    """Sample with `sampler` (see `short_sampling`) and check; all ranks call this together.
+
+    Logs each deviation and the seconds that all of it took.
+
+    Raises:
+        SelfCheckError: on every rank, naming each check that failed on any of them.
+    """
+    begun, before = time.monotonic(), rng_state()
+    try:
+        rollout = sampler.sample([prompt.tokens.tolist() for prompt in spread(prompts)])
+        found = deviations(subjects, rollout, spec)
+    finally:
+        restore_rng_state(before)
+    worst = reduce_max(list(found.values()), ranks)
+    agreed = dict(zip(found, worst, strict=True))
+    require_passed(agreed, spec.precision)
+    told = ", ".join(f"{check.name} {deviation:.1e}" for check, deviation in agreed.items())
+    logger.info("self-checks passed in %.1f s: %s", time.monotonic() - begun, told)
+
+
+def spread(prompts: Sequence[Prompt], count: int = ROWS) -> list[Prompt]:
+    """`count` prompts from the shortest to the longest, so that a batch of them needs padding."""
+    by_length = sorted(prompts, key=lambda prompt: len(prompt.tokens))
+    return [by_length[at * (len(prompts) - 1) // (count - 1)] for at in range(count)]
+
+
+@torch.no_grad()
+def deviations(subjects: Subjects, rollout: Rollout, spec: PPOStage) -> dict[Check, float]:
+    """How far this rank is from what each check asks for; infinity where a number is not finite."""
+    mask, size = rollout.response_mask, spec.rollout_micro_batch_size
+    more = widened(rollout, _more_padding(spec.max_response_length))
+
+    def logprobs(model: Callable[..., Any], rows: Rollout, at_a_time: int) -> Tensor:
+        width = rows.responses.shape[1]
+        return _evaluated(
+            lambda part: model(*part.sequences, width, spec.temperature).logprobs, rows, at_a_time
+        )
+
+    old = logprobs(subjects.actor, rollout, size)
+    with torch.enable_grad():
+        # As the update evaluates it: its micro-batches, and a graph to learn from.
+        new = logprobs(subjects.actor, rollout, spec.micro_batch_size).detach()
+    found = {RATIO: _mean_change(new, old, mask)}
+    if subjects.reference is not None:
+        reference = logprobs(subjects.reference, rollout, size)
+        found[REFERENCE] = _mean_change(old, reference, mask)
+    padded = logprobs(subjects.actor, more, size)
+    alone = torch.zeros_like(old)
+    for at, row in enumerate(alone_rows(rollout)):
+        alone[at, : row.responses.shape[1]] = logprobs(subjects.actor, row, 1)[0]
+    found[PADDING_OF_LOGPROBS] = max(
+        _mean_change(padded, old, mask), _mean_change(alone, old, mask)
+    )
+    if subjects.reward_model is not None:
+        found |= _score_deviations(subjects.reward_model, rollout, more, spec)
+    return found
+
+
+def _score_deviations(
+    model: Callable[..., Any], rollout: Rollout, more: Rollout, spec: PPOStage
+) -> dict[Check, float]:
+    def scores(rows: Rollout, at_a_time: int = spec.rollout_micro_batch_size) -> Tensor:
+        return _evaluated(lambda part: last_scores(model, part), rows, at_a_time)
+
+    expected = scores(rollout)
+    alone = torch.cat([scores(row, 1) for row in alone_rows(rollout)])
+    turned = scores(turned_rows(rollout)).roll(-1, 0)
+    scale = _score_scale(expected, spec.precision)
+    return {
+        PADDING_OF_SCORES: max(
+            _score_change(scores(more), expected, scale),
+            _score_change(alone, expected, scale),
+        ),
+        ORDER_OF_SCORES: _score_change(turned, expected, scale),
+    }
+
+
+def require_passed(found: Mapping[Check, float], precision: str) -> None:
+    """Raise SelfCheckError, naming every check whose deviation is not within its bound."""
+    failed = [check for check in found if not found[check] <= check.bounds[precision]]
+    if failed:
+        raise SelfCheckError("; ".join(_message(each, found[each], precision) for each in failed))
+
+
+def widened(rollout: Rollout, columns: int) -> Rollout:
+    """The same rows with more columns of padding on the left; what fills them is never read."""
+    return replace(rollout, prompts=torch.nn.functional.pad(rollout.prompts, (columns, 0)))
+
+
+def turned_rows(rollout: Rollout) -> Rollout:
+    """The last row before the others: each stands elsewhere, and mostly beside other rows."""
+    return Rollout(
+        **{each.name: getattr(rollout, each.name).roll(1, 0) for each in fields(rollout)}
+    )
+
+
+def alone_rows(rollout: Rollout) -> Iterable[Rollout]:
+    """Each row by itself, without any padding."""
+    for at in range(len(rollout.responses)):
+        row = rollout.rows(at, at + 1)
+        length = int(row.response_lengths)
+        yield replace(
+            row,
+            prompts=row.prompts[:, row.prompts.shape[1] - int(row.prompt_lengths) :],
+            responses=row.responses[:, :length],
+            sampled_logprobs=row.sampled_logprobs[:, :length],
+        )
+
+
+def _more_padding(max_response_length: int) -> int:
+    return min(PADDING, max_response_length // 2)
+
+
+def _evaluated(evaluate: Callable[[Rollout], Tensor], rows: Rollout, at_a_time: int) -> Tensor:
+    starts = range(0, len(rows.responses), at_a_time)
+    return torch.cat([evaluate(rows.rows(start, start + at_a_time)) for start in starts])
+
+
+def _mean_change(found: Tensor, expected: Tensor, mask: Tensor) -> float:
+    return _finite(float(masked_mean((found - expected).abs(), mask)))
+
+
+def _score_change(found: Tensor, expected: Tensor, scale: float) -> float:
+    return _finite(float((found - expected).abs().mean()) / scale)
+
+
+def _score_scale(scores: Tensor, precision: str) -> float:
+    """Standard deviation of Float[batch], or what keeps rounding within the bound if it is more."""
+    eps = torch.finfo(DTYPES[precision]).eps
+    rounding = ROUNDINGS * eps * float(scores.abs().max()) / SCORE_BOUND[precision]
+    return max(float(scores.std()), rounding, torch.finfo(torch.float32).tiny)
+
+
+def _finite(number: float) -> float:
+    # A maximum over ranks would pass over NaN.
+    return number if math.isfinite(number) else math.inf
+
+
+def _message(check: Check, deviation: float, precision: str) -> str:
+    return (
+        f"{check.field}: self-check {check.name}: {check.quantity} is {deviation:.3g}, more than "
+        f"{check.bounds[precision]:g} in {precision}; {check.remedy}"
+    )

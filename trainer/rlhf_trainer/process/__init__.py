@@ -1,0 +1,1 @@
+"""The processes of a stage: how they start, hear, end, and what they leave behind."""

@@ -1,0 +1,229 @@
+"""What every stage's loop needs beside its story: resume, stop on request, save, tell.
+
+Called by the stages. A step is whole or was not: a request to stop is heard between steps (and by
+PPO inside of a rollout and its rewards, which are then thrown away), and what is saved is the state
+after a step.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlhf_api.metrics import Metric, Phase
+from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig
+from rlhf_trainer.data.cursor import Cursor
+from rlhf_trainer.data.cursor import total_steps as steps_of_epochs
+from rlhf_trainer.errors import StopRequested
+from rlhf_trainer.process.outcome import StageOutcome
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.rl import learning_rate_factor, warmup_steps
+from rlhf_trainer.run.checkpoint import Checkpoint, CheckpointStore, restore_rng_state, rng_state
+from rlhf_trainer.run.distributed import Ranks, any_rank, seed_everything
+from rlhf_trainer.run.report import Reporter
+
+
+class Kept(Protocol):
+    """What a checkpoint holds below a folder of its own; all ranks call together."""
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write below `folder`/`tag`."""
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Restore what `save` wrote."""
+
+
+@dataclass
+class TrainingLoop:
+    """Counts steps and keeps them.
+
+    Attributes:
+        models: the engines under training and what goes with their weights, by the name of their
+            folder in a checkpoint.
+        cursor: position in the data.
+        own_state: JSON values that the stage wants back after a resume.
+        step: steps done.
+        verdicts: rules of health that are broken now.
+        resumed_attempt: the attempt whose checkpoint this one goes on from; None if from none.
+    """
+
+    config: StageConfig
+    ranks: Ranks
+    stop: StopFlag
+    reporter: Reporter
+    models: Mapping[str, Kept]
+    cursor: Cursor
+    total_steps: int
+    own_state: Callable[[], Mapping[str, Any]] = dict
+    verdicts: Callable[[], tuple[HealthVerdict, ...]] = tuple
+    step: int = 0
+    last_checkpoint_step: int | None = None
+    resumed_attempt: int | None = None
+    _store: CheckpointStore = field(init=False)
+    _may_save: bool = field(init=False, default=True)
+    _before_step: dict[str, Any] = field(init=False, default_factory=dict)
+    _began: float = field(init=False, default_factory=time.monotonic)
+    _metrics: dict[str, float] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._store = CheckpointStore(self.config, self.ranks)
+
+    def resume(self) -> Mapping[str, Any]:
+        """Go back to the newest good checkpoint of this stage; gives the stage's own state."""
+        # Loading models left every rank with the same stream, and equal prompts would get equal
+        # answers.
+        seed_everything(self.config.spec.seed, self.ranks.rank)
+        with self.reporter.phase(Phase.CHECKPOINT):
+            checkpoint = self._store.newest()
+            own: Mapping[str, Any] = {} if checkpoint is None else self._restore(checkpoint)
+        self.reporter.start(
+            self.total_steps, self.step, None if checkpoint is None else checkpoint.time
+        )
+        return own
+
+    def _restore(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        for name, model in self.models.items():
+            model.load(checkpoint.folder, name)
+        self.step = checkpoint.step
+        self.cursor.load_state_dict(checkpoint.state["cursor"])
+        # A run that was stopped after its last step has no step of its own to tell of.
+        self._metrics = dict(checkpoint.state["metrics"])
+        restore_rng_state(self._store.load_rank_state(checkpoint))
+        self.last_checkpoint_step = checkpoint.step
+        self.resumed_attempt = checkpoint.attempt
+        own: Mapping[str, Any] = checkpoint.state["own"]
+        return own
+
+    def learning_rate(self, peak: float) -> float:
+        """The rate of the step that comes next, for a peak from the specification."""
+        spec = self.config.spec
+        warmup = warmup_steps(self.total_steps, spec.warmup_ratio)
+        return peak * learning_rate_factor(self.step, self.total_steps, warmup, spec.schedule)
+
+    def next_batch(self) -> list[int]:
+        """The global batch of the next step; hears a request to stop before it takes them.
+
+        Raises:
+            StopRequested: on all ranks, after a checkpoint was written if the state may be kept.
+        """
+        self.stop_if_asked()
+        # A step that is cut short must leave no trace: a rollout draws random numbers.
+        self._before_step = {"cursor": self.cursor.state_dict(), "rng": rng_state()}
+        self._began = time.monotonic()
+        with self.reporter.phase(Phase.DATA):
+            return self.cursor.next_batch()
+
+    def stop_if_asked(self, *, inside_step: bool = False) -> None:
+        """Save and leave if any rank was asked to stop.
+
+        Where the state may not be kept, the newest checkpoint stays what the next attempt has.
+
+        With `inside_step` the state before the step is what is saved; models must not have
+        changed since.
+        """
+        if not any_rank(self.ranks, self.stop.is_set):
+            return
+        if inside_step:
+            self.cursor.load_state_dict(self._before_step["cursor"])
+            restore_rng_state(self._before_step["rng"])
+        self.save_unless_saved()
+        raise StopRequested(self.step, self.last_checkpoint_step, self.verdicts())
+
+    def finish_step(
+        self,
+        metrics: Mapping[Metric, float],
+        tokens: int,
+        rewards: Mapping[str, float] | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        """Count the step, tell its metrics and speed, and save if it is time.
+
+        Args:
+            metrics: of the step.
+            tokens: real tokens that all ranks trained on.
+            rewards: the mean of each reward that the stage names.
+            keep: whether the state after the step may be saved; until the next step nothing else
+                saves it either.
+        """
+        self.step += 1
+        self._may_save = keep
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        speed = {
+            Metric.STEP_SECONDS: seconds,
+            Metric.SAMPLES_PER_SECOND: self.config.spec.batch_size / seconds,
+            Metric.TOKENS_PER_SECOND: tokens / seconds,
+        }
+        self.reporter.trained_on(tokens, self.config.spec.batch_size)
+        self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed}, rewards)
+        if keep and self.step % self.config.spec.checkpoint.every_steps == 0:
+            self.save()
+
+    def save_unless_saved(self) -> None:
+        """Write the full state as of this step where no checkpoint has it and it may be kept."""
+        if self._may_save and self.last_checkpoint_step != self.step:
+            self.save()
+
+    def save(self) -> None:
+        """Write the full state as of this step."""
+
+        def write(folder: Path) -> None:
+            for name, model in self.models.items():
+                model.save(folder, name)
+
+        with self.reporter.phase(Phase.CHECKPOINT):
+            self._store.save(
+                self.step,
+                write,
+                state={
+                    "cursor": self.cursor.state_dict(),
+                    "own": dict(self.own_state()),
+                    "metrics": self._last_metrics,
+                },
+                rank_state=rng_state(),
+            )
+        self.last_checkpoint_step = self.step
+        self.reporter.checkpoint(self.step)
+
+    def evaluation_due(self) -> bool:
+        """Whether the step just done is one after which the specification wants an evaluation."""
+        every = self.config.spec.eval_every_steps
+        return every is not None and self.step % every == 0 and self.step < self.total_steps
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Number of the current pass over the data, from 1, and the number of all.
+
+        A last batch that is filled up with rows of the next pass does not begin another one.
+        """
+        spec = self.config.spec
+        passes = spec.epochs or 1
+        if spec.max_steps is not None:
+            passes = math.ceil(spec.max_steps * self.cursor.batch_size / self.cursor.n_rows)
+        return min(max(1, math.ceil(self.cursor.epoch)), passes), passes
+
+    @property
+    def _last_metrics(self) -> dict[str, float]:
+        return self._metrics | self.reporter.last_metrics
+
+    def outcome(self, artifact: Artifact) -> StageOutcome:
+        """What the stage has reached."""
+        self.reporter.end(self.step)
+        return StageOutcome(
+            artifact=artifact,
+            step=self.step,
+            total_steps=self.total_steps,
+            last_checkpoint_step=self.last_checkpoint_step,
+            metrics=self._last_metrics,
+            verdicts=self.verdicts(),
+        )
+
+
+def total_steps(config: StageConfig, rows: int) -> int:
+    """Steps of the stage: maxSteps, or as many as the epochs need, the last one rounded up."""
+    spec = config.spec
+    if spec.max_steps is not None:
+        return spec.max_steps
+    return steps_of_epochs(rows, spec.batch_size, spec.epochs or 1)

@@ -1,0 +1,390 @@
+"""What a stage tells while it runs: `events.jsonl` is the truth, everything else follows it.
+
+Every rank makes a `Reporter` and calls it alike; only rank 0 writes, serves and logs, and no call
+waits for another rank.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from rlhf_api.metrics import LabelledMetric, Metric, Phase, phases_of
+from rlhf_api.names import FileName
+from rlhf_api.v1alpha1 import HealthVerdict, StageConfig
+from rlhf_trainer.run.distributed import Ranks
+from rlhf_trainer.run.files import storage_errors
+from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
+from rlhf_trainer.run.phases import PhaseClock
+from rlhf_trainer.run.readings import (
+    Reading,
+    series_of,
+)
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_SECONDS = 5.0
+SAMPLES_IN_LOG = 3
+_SHOWN_CHARACTERS = 200
+
+EventType = Literal["start", "step", "checkpoint", "evaluation", "verdict", "verdicts", "end"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response, as people read it."""
+
+    prompt: str
+    response: str
+    score: float
+    kl: float
+    length: int
+    stop_reason: str
+    rewards: Mapping[str, float] = field(default_factory=dict)
+
+
+class JsonLines:
+    """A file of one JSON object a line, each written whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+            self._drop_torn_line()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append the rows.
+
+        Raises:
+            StorageError: the disk is full; the file ends with the last complete line.
+        """
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+        data = "".join(lines).encode(errors="backslashreplace")
+        size = os.fstat(self._file.fileno()).st_size
+        with storage_errors(self._path):
+            try:
+                written = self._file.write(data)
+                while written < len(data):
+                    written += self._file.write(data[written:])
+            except OSError:
+                self._file.truncate(size)
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _drop_torn_line(self) -> None:
+        """Cut off what a killed writer left after the last line break."""
+        content = self._path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            self._file.truncate(content.rfind(b"\n") + 1)
+
+
+class StepClock:
+    """Smoothed seconds a step, from the times at which steps end."""
+
+    SMOOTHING = 0.1
+
+    def __init__(self, now: float) -> None:
+        self._last = now
+        self._mean: float | None = None
+        self._ticks = 0
+
+    def tick(self, now: float, steps: int) -> None:
+        """`steps` more steps are done."""
+        if steps < 1:
+            return
+        seconds = (now - self._last) / steps
+        self._last = now
+        self._ticks += 1
+        if self._mean is None:
+            self._mean = seconds
+            return
+        # The first step carries compilation and cold caches: the second one replaces it, and from
+        # then on each has an equal share until that falls below SMOOTHING.
+        weight = max(self.SMOOTHING, 1 / (self._ticks - 1))
+        self._mean += weight * (seconds - self._mean)
+
+    def eta(self, remaining: int) -> float | None:
+        """Seconds until `remaining` more steps are done; None before the first."""
+        return None if self._mean is None else self._mean * remaining
+
+
+class Reporter:
+    """Tells what a stage does.
+
+    Attributes:
+        metrics_port: port of the Prometheus endpoint; None where there is none.
+    """
+
+    def __init__(
+        self,
+        config: StageConfig,
+        ranks: Ranks,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._folder = Path(config.attempt_folder)
+        self._total_steps = 0
+        self._last_step = 0
+        self._epoch = 0.0
+        self._step_clock = StepClock(clock())
+        self._phases = PhaseClock(phases_of(config.stage), clock=clock)
+        self._logged_at = -math.inf
+        self._last_metrics: dict[Metric, float] = {}
+        self._events: JsonLines | None = None
+        self._samples: JsonLines | None = None
+        self._endpoint: MetricsEndpoint | None = None
+        if ranks.rank == 0:
+            self._events = JsonLines(self._folder / FileName.EVENTS)
+            self._samples = JsonLines(self._folder / FileName.SAMPLES)
+            self._endpoint = MetricsEndpoint(config, self._phases.seconds)
+        self.metrics_port = self._endpoint.port if self._endpoint else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def last_metrics(self) -> dict[str, float]:
+        """The newest finite metrics."""
+        return {metric.value: value for metric, value in self._last_metrics.items()}
+
+    def phase(self, phase: Phase) -> AbstractContextManager[None]:
+        """The time until the context is left is served as that of `phase`."""
+        return self._phases.phase(phase)
+
+    def start(
+        self, total_steps: int, first_step: int = 0, checkpoint_time: float | None = None
+    ) -> None:
+        """Training begins.
+
+        Args:
+            total_steps: of the stage.
+            first_step: steps that earlier attempts did.
+            checkpoint_time: Unix time of the checkpoint of `first_step`; None where there is none.
+        """
+        self._total_steps, self._last_step = total_steps, first_step
+        if checkpoint_time is not None:
+            self._serve_checkpoint(first_step, checkpoint_time)
+        self._step_clock = StepClock(self._clock())
+        extra = {} if self.metrics_port is None else {"metricsPort": self.metrics_port}
+        self._tell("start", first_step, {}, **extra)
+        self._log("training from step %d to %d", first_step, total_steps)
+
+    def step(
+        self,
+        step: int,
+        epoch: float,
+        metrics: Mapping[Metric, float],
+        rewards: Mapping[str, float] | None = None,
+    ) -> None:
+        """Step number `step` is done, `epoch` passes over the data in all.
+
+        `rewards` holds the mean of each reward that the stage names; nothing where it names none.
+        """
+        now = self._clock()
+        self._step_clock.tick(now, step - self._last_step)
+        self._last_step, self._epoch = step, epoch
+        self._tell("step", step, metrics, **self._rewards(rewards))
+        if now - self._logged_at >= LOG_EVERY_SECONDS or step == self._total_steps:
+            self._logged_at = now
+            self._log("%s", self._line(step, metrics))
+
+    def trained_on(self, tokens: int, samples: int) -> None:
+        """All ranks together learned from as many real tokens and sequences, pairs or prompts."""
+        if self._endpoint is not None:
+            self._endpoint.count({Metric.TOKENS: tokens, Metric.SAMPLES: samples})
+
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint of `step` is complete."""
+        self._tell("checkpoint", step, {})
+        self._serve_checkpoint(step, time.time())
+        self._log("checkpoint of step %d is complete", step)
+
+    def evaluation(
+        self,
+        step: int,
+        metrics: Mapping[Metric, float],
+        rewards: Mapping[str, float] | None = None,
+    ) -> None:
+        """The held-out rows were evaluated after `step` steps; `rewards` as in `step`."""
+        self._tell("evaluation", step, metrics, **self._rewards(rewards))
+        self._log("evaluation at step %d: %s", step, _metrics_text(metrics))
+
+    def health(self, step: int, readings: Sequence[Reading]) -> None:
+        """The rules of health were judged after `step` steps; changed verdicts become events."""
+        self._serve_health(readings)
+        for reading in readings:
+            if not reading.changed:
+                continue
+            self._tell(
+                "verdict",
+                step,
+                {},
+                rule=reading.rule.value,
+                broken=reading.broken,
+                action=reading.action.value,
+                value=reading.value,
+                threshold=reading.threshold,
+                evidence=reading.evidence,
+            )
+            if self._events is not None:
+                word = "is broken" if reading.broken else "holds again"
+                logger.warning("%s %s at step %d: %s", reading.rule, word, step, reading.evidence)
+
+    def resumed_health(
+        self, step: int, standing: Sequence[Reading], verdicts: Sequence[HealthVerdict]
+    ) -> None:
+        """What a checkpoint of `step` steps knows of the rules, all that is broken in one event.
+
+        An attempt that was killed may have told of verdicts that its checkpoint does not know.
+        """
+        self._serve_health(standing)
+        self._tell("verdicts", step, {}, verdicts=[each.to_document() for each in verdicts])
+
+    def _serve_health(self, readings: Sequence[Reading]) -> None:
+        if self._endpoint is not None:
+            for metric, series in series_of(readings).items():
+                self._endpoint.set_labelled(metric, series)
+
+    def samples(self, step: int, rows: Sequence[Sample]) -> None:
+        """Responses of `step`, for people to read."""
+        if self._samples is None:
+            return
+        self._samples.write([_sample_document(step, row) for row in rows])
+        for row in rows[:SAMPLES_IN_LOG]:
+            logger.info(
+                "sample at step %d: score %.4g, kl %.4g, %d tokens, ended by %s\n  > %s\n  < %s",
+                step,
+                row.score,
+                row.kl,
+                row.length,
+                row.stop_reason,
+                _shown(row.prompt),
+                _shown(row.response),
+            )
+
+    def end(self, step: int) -> None:
+        """The stage's work is done after `step` steps."""
+        self._last_step = step
+        self._tell("end", step, {})
+        self._log("done after %d steps", step)
+
+    def close(self) -> None:
+        """Close the files and the endpoint; a second call does nothing."""
+        for part in (self._events, self._samples, self._endpoint):
+            if part is not None:
+                part.close()
+        self._events = self._samples = self._endpoint = None
+
+    def _tell(
+        self, kind: EventType, step: int, metrics: Mapping[Metric, float], **extra: object
+    ) -> None:
+        numbers = {metric: float(value) for metric, value in metrics.items()}
+        finite = {metric: value for metric, value in numbers.items() if math.isfinite(value)}
+        for metric in numbers:
+            self._last_metrics.pop(metric, None)
+        self._last_metrics.update(finite)
+        if self._events is None or self._endpoint is None:
+            return
+        eta = self._step_clock.eta(max(0, self._total_steps - self._last_step))
+        document: dict[str, Any] = {
+            "time": time.time(),
+            "type": kind,
+            "step": step,
+            "totalSteps": self._total_steps,
+            "epoch": self._epoch,
+            "metrics": {metric.value: finite.get(metric) for metric in numbers},
+            "etaSeconds": eta,
+            **extra,
+        }
+        self._events.write([document])
+        self._endpoint.count({Metric.NONFINITE: len(numbers) - len(finite)})
+        self._endpoint.set(numbers | self._progress(eta))
+
+    def _serve_checkpoint(self, step: int, when: float) -> None:
+        if self._endpoint is not None:
+            self._endpoint.set(
+                {Metric.LAST_CHECKPOINT_STEP: step, Metric.LAST_CHECKPOINT_TIMESTAMP: when}
+            )
+
+    def _rewards(self, rewards: Mapping[str, float] | None) -> dict[str, object]:
+        """Serve the means of single rewards; what an event tells of them."""
+        if not rewards:
+            return {}
+        if self._endpoint is not None:
+            self._endpoint.set_labelled(LabelledMetric.REWARD_COMPONENT, rewards)
+        return {"rewards": _finite_or_null(rewards)}
+
+    def _progress(self, eta: float | None) -> dict[Metric, float]:
+        found = {
+            Metric.STEP: float(self._last_step),
+            Metric.TOTAL_STEPS: float(self._total_steps),
+            Metric.EPOCH: self._epoch,
+        }
+        if self._total_steps:
+            found[Metric.PROGRESS] = min(1.0, self._last_step / self._total_steps)
+        if eta is not None:
+            found[Metric.ETA] = eta
+        return found
+
+    def _line(self, step: int, metrics: Mapping[Metric, float]) -> str:
+        eta = self._step_clock.eta(max(0, self._total_steps - step))
+        left = "" if eta is None else f", {_duration(eta)} left"
+        share = f" ({100 * step // self._total_steps} %)" if self._total_steps else ""
+        return f"step {step}/{self._total_steps}{share}{left}: {_metrics_text(metrics)}"
+
+    def _log(self, text: str, *values: object) -> None:
+        if self._events is not None:
+            logger.info(text, *values)
+
+
+def _sample_document(step: int, row: Sample) -> dict[str, Any]:
+    return {
+        "step": step,
+        "prompt": row.prompt,
+        "response": row.response,
+        "score": row.score if math.isfinite(row.score) else None,
+        "kl": row.kl if math.isfinite(row.kl) else None,
+        "length": row.length,
+        "stopReason": row.stop_reason,
+    } | ({"rewards": _finite_or_null(row.rewards)} if row.rewards else {})
+
+
+def _finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _metrics_text(metrics: Mapping[Metric, float]) -> str:
+    return ", ".join(f"{metric.value} {value:.4g}" for metric, value in metrics.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _shown(text: str) -> str:
+    line = text.replace("\r", "").replace("\n", "⏎")
+    return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"
