@@ -44,14 +44,10 @@ from rlhf_operator import scraper
 from rlhf_operator.job_series import JOB_PREFIX, job_series
 from rlhf_operator.planning.observed import ObservedProgress
 from rlhf_operator.scrape import scrape
-from rlhf_trainer.ppo.health import (
-    Health,
-)
+from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.health_rules import HEALTH_RULES, Past
 from rlhf_trainer.run.distributed import Ranks
-from rlhf_trainer.run.readings import (
-    Reading,
-)
+from rlhf_trainer.run.readings import Reading
 from rlhf_trainer.run.report import Reporter
 
 CRITIC, KL = GuardrailRule.CRITIC_LOSS_DIVERGING, GuardrailRule.KL_ABOVE_LIMIT

@@ -16,7 +16,7 @@ import worlds
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import StopRequested
-from rlhf_trainer.ppo.experience import lesson
+from rlhf_trainer.ppo.experience import targets_of
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.stages import ppo
 
@@ -102,7 +102,7 @@ def scores_alone(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Rewards without their KL penalty, and what they ought to be. Float[batch, response]."""
     found = cases.experience(rows=12)
     spec: Any = tiny.stage_spec("ppo", folder)
-    rewards = lesson(found, found.scores, spec, KL_COEF).rewards
+    rewards = targets_of(found, found.scores, spec, KL_COEF).rewards
     k1 = torch.where(found.mask, found.old_logprobs - found.ref_logprobs, 0.0)
     lengths = found.rollout.response_lengths
     last = torch.arange(found.mask.shape[1]) == (lengths - 1).unsqueeze(1)

@@ -18,12 +18,7 @@ from transformers import (
 from rlhf_trainer.data.collate import Padded, pad_left, pad_right
 from rlhf_trainer.data.packing import block_causal_mask
 from rlhf_trainer.models.engine import train
-from rlhf_trainer.models.heads import (
-    Actor,
-    ScalarModel,
-    score_head,
-    switch_off_dropout,
-)
+from rlhf_trainer.models.heads import Actor, ScalarModel, score_head, switch_off_dropout
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,

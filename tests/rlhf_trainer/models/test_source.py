@@ -20,18 +20,9 @@ from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import Dataset, ModelSource
 from rlhf_trainer.errors import ServiceUnavailable
 from rlhf_trainer.models import source as source_module
-from rlhf_trainer.models.source import (
-    Base,
-    open_base,
-    require_same_tokenizer,
-)
-from rlhf_trainer.run.artifact import (
-    finished_outcome,
-    write_artifact,
-)
-from rlhf_trainer.run.inputs import (
-    read_data,
-)
+from rlhf_trainer.models.source import Base, open_base, require_same_tokenizer
+from rlhf_trainer.run.artifact import finished_outcome, write_artifact
+from rlhf_trainer.run.inputs import read_data
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loop_cases.py"
 PAUSE = 0.5

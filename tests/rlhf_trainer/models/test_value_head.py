@@ -9,15 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_trainer.data.collate import pad_right
-from rlhf_trainer.models.heads import (
-    Critic,
-    ScalarModel,
-    initialize_value_head,
-    score_head,
-)
-from rlhf_trainer.models.load import (
-    ModelSettings,
-)
+from rlhf_trainer.models.heads import Critic, ScalarModel, initialize_value_head, score_head
+from rlhf_trainer.models.load import ModelSettings
 
 
 def model(folder: Path, settings: ModelSettings = tiny.FP32, **sizes: Any) -> PreTrainedModel:

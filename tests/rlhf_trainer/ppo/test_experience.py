@@ -11,20 +11,16 @@ import torch
 import worlds
 from torch import Tensor
 
-from rlhf_trainer.models.heads import (
-    Actor,
-    ScalarModel,
-)
+from rlhf_trainer.models.heads import Actor, ScalarModel
 from rlhf_trainer.ppo.experience import (
     Experience,
-    Lesson,
+    Targets,
     collect,
     last_scores,
-    lesson,
     minibatches,
     normalized,
     response_values,
-    selected,
+    targets_of,
 )
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.rl import entropy_bonus, policy_loss, value_loss
@@ -174,7 +170,7 @@ def test_rewards_without_the_score_are_the_kl_penalty_at_every_token(
 ) -> None:
     found = cases.experience()
     spec = ppo_spec(folder, kl_estimator=estimator)
-    rewards = lesson(found, found.scores, spec, kl_coef=0.3).rewards
+    rewards = targets_of(found, found.scores, spec, kl_coef=0.3).rewards
     for row, length in enumerate(found.rollout.response_lengths.tolist()):
         for t in range(found.mask.shape[1]):
             k1 = float(found.old_logprobs[row, t] - found.ref_logprobs[row, t])
@@ -196,29 +192,29 @@ def test_kl_of_an_answer_is_in_nats() -> None:
 def test_advantages_and_returns_by_a_slow_loop(folder: Path) -> None:
     found = cases.experience()
     spec = ppo_spec(folder, gamma=0.9, gae_lambda=0.8)
-    taught = lesson(found, found.scores, spec, kl_coef=0.1)
+    targets = targets_of(found, found.scores, spec, kl_coef=0.1)
     for row, length in enumerate(found.rollout.response_lengths.tolist()):
-        rewards, values = taught.rewards[row].tolist(), found.values[row].tolist()
+        rewards, values = targets.rewards[row].tolist(), found.values[row].tolist()
         for t in range(found.mask.shape[1]):
             if t >= length:
-                assert float(taught.advantages[row, t]) == float(taught.returns[row, t]) == 0
+                assert float(targets.advantages[row, t]) == float(targets.returns[row, t]) == 0
                 continue
             deltas = [
                 rewards[s] + (0.9 * values[s + 1] if s + 1 < length else 0.0) - values[s]
                 for s in range(t, length)
             ]
             advantage = sum(0.72**k * delta for k, delta in enumerate(deltas))
-            assert float(taught.advantages[row, t]) == pytest.approx(advantage, abs=1e-4)
-            assert float(taught.returns[row, t]) == pytest.approx(advantage + values[t], abs=1e-4)
+            assert float(targets.advantages[row, t]) == pytest.approx(advantage, abs=1e-4)
+            assert float(targets.returns[row, t]) == pytest.approx(advantage + values[t], abs=1e-4)
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30, -1.0])
 def test_what_stands_after_the_end_changes_nothing(folder: Path, garbage: float) -> None:
     def numbers(found: Experience) -> list[Tensor]:
         spec = ppo_spec(folder, gamma=0.9)
-        taught = lesson(found, found.scores, spec, kl_coef=0.3)
+        targets = targets_of(found, found.scores, spec, kl_coef=0.3)
         mask = found.mask
-        advantages = normalized(taught.advantages, mask, tiny.ALONE)
+        advantages = normalized(targets.advantages, mask, tiny.ALONE)
         learned = {
             name: torch.where(mask, (0.9 * getattr(found, name)), garbage).requires_grad_()
             for name in ("old_logprobs", "values", "ref_logprobs")
@@ -226,11 +222,11 @@ def test_what_stands_after_the_end_changes_nothing(folder: Path, garbage: float)
         policy = policy_loss(
             learned["old_logprobs"], found.old_logprobs, advantages, mask, 0.2, 7.0
         )
-        value = value_loss(learned["values"], found.values, taught.returns, mask, 0.3, 7.0)
+        value = value_loss(learned["values"], found.values, targets.returns, mask, 0.3, 7.0)
         entropy = entropy_bonus(learned["ref_logprobs"], mask, 0.01, 7.0)
         loss = policy.loss + value.loss + entropy.loss
         gradients = torch.autograd.grad(loss, list(learned.values()))
-        return [loss, *vars(taught).values(), advantages, found.answer_kl(), *gradients]
+        return [loss, *vars(targets).values(), advantages, found.answer_kl(), *gradients]
 
     expected = numbers(cases.experience(garbage=0.0))
     for one, other in zip(numbers(cases.experience(garbage=garbage)), expected, strict=True):
@@ -263,19 +259,19 @@ def test_what_is_global_does_not_depend_on_the_number_of_ranks(folder: Path, sca
 
 def test_normalised_advantages_have_mean_0_and_variance_1_over_real_tokens(folder: Path) -> None:
     found = cases.experience(rows=12)
-    taught = lesson(found, found.scores, ppo_spec(folder), kl_coef=0.1)
-    advantages = normalized(taught.advantages, found.mask, tiny.ALONE)
+    targets = targets_of(found, found.scores, ppo_spec(folder), kl_coef=0.1)
+    advantages = normalized(targets.advantages, found.mask, tiny.ALONE)
     assert float(advantages[found.mask].mean()) == pytest.approx(0, abs=1e-5)
     assert float(advantages[found.mask].std()) == pytest.approx(1, rel=1e-4)
     assert not advantages[~found.mask].any()
-    order = taught.advantages[found.mask].argsort()
+    order = targets.advantages[found.mask].argsort()
     assert torch.equal(advantages[found.mask].argsort(), order)
 
 
 # Minibatches
 
 
-def numbered(rows: int) -> tuple[Experience, Lesson]:
+def numbered(rows: int) -> tuple[Experience, Targets]:
     """Every field of row n holds n."""
 
     def of(make: Callable[[int], Tensor]) -> Tensor:
@@ -291,20 +287,21 @@ def numbered(rows: int) -> tuple[Experience, Lesson]:
         wide,
     )
     scores = torch.arange(float(rows))
-    return Experience(rollout, wide, wide, wide, scores, {"mine": scores}), Lesson(wide, wide, wide)
+    experience = Experience(rollout, wide, wide, wide, scores, {"mine": scores})
+    return experience, Targets(wide, wide, wide)
 
 
 def test_minibatches_are_a_permutation_and_keep_rows_together() -> None:
-    experience, taught = numbered(10)
+    experience, targets = numbered(10)
     orders = []
     for seed in (1, 2, 1):
         generator = torch.Generator().manual_seed(seed)
-        parts = list(minibatches(experience, taught, 4, generator))
+        parts = list(minibatches(experience, targets, 4, generator))
         assert [len(part.scores) for part, _ in parts] == [4, 4, 2]
         order = [int(score) for part, _ in parts for score in part.scores]
         assert sorted(order) == list(range(10))
         orders.append(order)
-        for part, part_taught in parts:
+        for part, part_targets in parts:
             rows = part.scores
             of_rows = vars(part.rollout) | vars(part) | part.rewards
             for name in of_rows.keys() - {"rollout", "rewards"}:
@@ -315,15 +312,17 @@ def test_minibatches_are_a_permutation_and_keep_rows_together() -> None:
                     else rows.to(value.dtype).reshape(-1, *[1] * (value.dim() - 1))
                 )
                 assert torch.equal(value, expected.expand_as(value)), name
-            for value in vars(part_taught).values():
+            for value in vars(part_targets).values():
                 assert torch.equal(value, rows.unsqueeze(1).expand_as(value))
     assert orders[0] == orders[2] != orders[1]
     assert orders[0] != sorted(orders[0])
 
 
-def test_selected_rows_come_in_the_order_asked_for() -> None:
-    part, taught = selected(*numbered(5), torch.tensor([3, 0]))
+def test_rows_come_in_the_order_asked_for() -> None:
+    rows = torch.tensor([3, 0])
+    experience, targets = numbered(5)
+    part, targets = experience[rows], targets[rows]
     assert part.scores.tolist() == [3, 0]
     assert part.rewards["mine"].tolist() == [3, 0]
     assert part.rollout.responses[:, 0].tolist() == [3, 0]
-    assert taught.returns[:, 0].tolist() == [3, 0]
+    assert targets.returns[:, 0].tolist() == [3, 0]

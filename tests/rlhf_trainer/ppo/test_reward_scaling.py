@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_trainer.models.score_statistics import ScoreStatistics
-from rlhf_trainer.ppo.experience import Experience, lesson, shaped_scores
+from rlhf_trainer.ppo.experience import Experience, shaped_scores, targets_of
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.rl import Moments
 
@@ -114,7 +114,7 @@ def test_whole_rewards_are_scaled_by_hand(folder: Path) -> None:
     # G: 1, -1, 0, 2: mean 0.5, squares 0.25 + 2.25 + 0.25 + 2.25, variance 5 / 3.
     std = (5 / 3) ** 0.5
     assert second.scale == pytest.approx(std)
-    rewards = lesson(alone, second.scores, spec, second.kl_coef).rewards
+    rewards = targets_of(alone, second.scores, spec, second.kl_coef).rewards
     assert rewards[0].tolist() == pytest.approx([0.0, 2 / std])
 
 
@@ -138,8 +138,8 @@ def test_scaling_the_whole_keeps_the_weight_of_the_kl(
 
     def rewards(spec: Any) -> tuple[Tensor, float]:
         shaped = shaped_scores(found, spec, kl_coef, Moments(), tiny.ALONE)
-        taught = lesson(found, shaped.scores, spec, shaped.kl_coef)
-        return taught.rewards.double(), shaped.scale
+        targets = targets_of(found, shaped.scores, spec, shaped.kl_coef)
+        return targets.rewards.double(), shaped.scale
 
     whole, _ = rewards(plain)
     found_rewards, scale = rewards(scaled)

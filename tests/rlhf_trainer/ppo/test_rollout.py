@@ -10,13 +10,9 @@ import worlds
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from rlhf_trainer.models.heads import (
-    Actor,
-)
-from rlhf_trainer.models.load import (
-    load_causal_model,
-)
-from rlhf_trainer.ppo.rollout import Rollout, joined, response_lengths
+from rlhf_trainer.models.heads import Actor
+from rlhf_trainer.models.load import load_causal_model
+from rlhf_trainer.ppo.rollout import Rollout, response_lengths
 from rlhf_trainer.run.artifact import ModelLocation
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "rollout_cases.py"
@@ -243,14 +239,14 @@ def test_joined_rollouts_by_hand() -> None:
             torch.tensor([logprobs]),
         )
 
-    found = joined([rollout([5], [6, 1, 2], 2), rollout([7, 8], [9], 1)], pad_id=2)
+    found = Rollout.cat([rollout([5], [6, 1, 2], 2), rollout([7, 8], [9], 1)], pad_id=2)
     assert found.prompts.tolist() == [[2, 5], [7, 8]]
     assert found.responses.tolist() == [[6, 1, 2], [9, 2, 2]]
     assert found.response_mask.tolist() == [[True, True, False], [True, False, False]]
     assert found.sampled_logprobs.tolist() == [[-1, -1, 0], [-1, 0, 0]]
     assert found.sequences[1].tolist() == [[0, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
-    assert found.rows(1, 2).prompts.tolist() == [[7, 8]]
-    assert found.rows(1, 2).ended.tolist() == [False]
+    assert found[1:2].prompts.tolist() == [[7, 8]]
+    assert found[1:2].ended.tolist() == [False]
 
 
 # Interrupted

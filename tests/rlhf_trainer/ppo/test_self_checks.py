@@ -17,9 +17,7 @@ import worlds
 from rlhf_api.names import Reason
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.errors import SelfCheckError
-from rlhf_trainer.models.heads import (
-    Actor,
-)
+from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.ppo.self_checks import (
     ORDER_OF_SCORES,
     PADDING_OF_LOGPROBS,
@@ -184,7 +182,7 @@ def test_padding_leaves_room_for_answers(most: int, short: int) -> None:
 
 def test_the_same_rows_are_laid_out_otherwise(tmp_path: Path) -> None:
     rollout = cases.rollout(cases.subjects(tmp_path))
-    rows = [(rollout.rows(at, at + 1)) for at in range(8)]
+    rows = [rollout[at : at + 1] for at in range(8)]
     wide = widened(rollout, 3)
     assert wide.prompts.shape[1] == rollout.prompts.shape[1] + 3
     for one, row in zip(alone_rows(rollout), rows, strict=True):

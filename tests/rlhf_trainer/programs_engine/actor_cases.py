@@ -13,9 +13,7 @@ from rlhf_trainer.data.cursor import Cursor
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.ema import MovingAverage
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, train, whole_parameters
-from rlhf_trainer.models.heads import (
-    Actor,
-)
+from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.run.distributed import Ranks, barrier
 

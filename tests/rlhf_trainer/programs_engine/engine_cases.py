@@ -16,10 +16,7 @@ from rlhf_api.v1alpha1 import SFTStage
 from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.models.engine import TrainedModel, freeze, micro_batches, train, whole_parameters
-from rlhf_trainer.models.heads import (
-    Actor,
-    ScalarModel,
-)
+from rlhf_trainer.models.heads import Actor, ScalarModel
 from rlhf_trainer.rl import sft_loss
 from rlhf_trainer.run.checkpoint import CheckpointStore
 from rlhf_trainer.run.distributed import Ranks, barrier, reduce_sum

@@ -11,11 +11,7 @@ from torch import Tensor
 from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, train
-from rlhf_trainer.models.heads import (
-    Critic,
-    score_head,
-    switch_off_dropout,
-)
+from rlhf_trainer.models.heads import Critic, score_head, switch_off_dropout
 from rlhf_trainer.ppo.popart import ReturnScale, follow, rescale
 from rlhf_trainer.run.distributed import Ranks, barrier
 

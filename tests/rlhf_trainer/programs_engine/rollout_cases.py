@@ -11,20 +11,15 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.models.engine import train
-from rlhf_trainer.models.heads import (
-    Actor,
-    ScalarModel,
-)
+from rlhf_trainer.models.heads import Actor, ScalarModel
 from rlhf_trainer.ppo.evaluation import answer_all
 from rlhf_trainer.ppo.experience import (
     Experience,
-    Lesson,
     collect,
     global_moments,
-    lesson,
     normalized,
-    selected,
     shaped_scores,
+    targets_of,
 )
 from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampling
 from rlhf_trainer.rl import Moments
@@ -127,8 +122,7 @@ def share(found: Experience, ranks: Ranks) -> Experience:
     cut = len(found.scores) // 2 + 1
     rows = torch.arange(len(found.scores))
     mine = rows[:cut] if ranks.rank == 0 else rows[cut:]
-    nothing = torch.zeros_like(found.values)
-    return selected(found, Lesson(nothing, nothing, nothing), mine)[0]
+    return found[mine]
 
 
 def global_numbers(ranks: Ranks, folder: Path, scaling: str) -> Any:
@@ -143,8 +137,8 @@ def global_numbers(ranks: Ranks, folder: Path, scaling: str) -> Any:
         shaped = shaped_scores(mine, spec, 0.1, moments, ranks)
         scores.append(shaped.scores)
         moments = shaped.moments
-    taught = lesson(mine, scores[-1], spec, shaped.kl_coef)
-    advantages = normalized(taught.advantages, mine.mask, ranks)
+    targets = targets_of(mine, scores[-1], spec, shaped.kl_coef)
+    advantages = normalized(targets.advantages, mine.mask, ranks)
     found = global_moments(mine.values, mine.mask, ranks)
     return advantages, scores, moments, found
 

@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.errors import failure_of
-from rlhf_trainer.models.heads import (
-    Actor,
-    ScalarModel,
-)
+from rlhf_trainer.models.heads import Actor, ScalarModel
 from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampling
 from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling, spread
 from rlhf_trainer.run.checkpoint import rng_state

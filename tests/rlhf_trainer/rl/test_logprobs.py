@@ -10,12 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_trainer.rl.logprobs import (
-    logprobs_from_hidden,
-    token_entropy,
-    token_logprobs,
-    token_statistics,
-)
+from rlhf_trainer.rl.logprobs import token_statistics
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
 
@@ -53,76 +48,42 @@ def test_by_hand() -> None:
 def test_temperature_by_hand() -> None:
     # At temperature 1/2 the weights 1, 2, 5 are squared: 25/30 for the last.
     logits = torch.tensor([[[1.0, 2.0, 5.0]]], dtype=torch.float64).log()
-    logprobs = token_logprobs(logits, torch.tensor([[2]]), 0.5)
+    logprobs, _ = token_statistics(logits, torch.tensor([[2]]), 0.5)
     assert logprobs.item() == pytest.approx(math.log(25 / 30), rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.5])
-def test_every_form_equals_the_loop(chunk: int, temperature: float) -> None:
+def test_both_equal_the_loop(chunk: int, temperature: float) -> None:
     logits, tokens = batch()
     logprobs, entropy = loop(logits, tokens, temperature)
-    assert_close(token_logprobs(logits, tokens, temperature, chunk=chunk), logprobs)
-    assert_close(token_entropy(logits, temperature, chunk=chunk), entropy)
     both = token_statistics(logits, tokens, temperature, chunk=chunk)
     assert_close(both.logprobs, logprobs)
     assert_close(both.entropy, entropy)
-    flat = logprobs_from_hidden(
-        logits.flatten(0, 1), lambda hidden: hidden, tokens.flatten(), temperature, chunk=chunk
-    )
-    assert_close(flat.logprobs, logprobs.flatten())
-    assert_close(flat.entropy, entropy.flatten())
 
 
 def test_probabilities_sum_to_one_and_a_shift_of_logits_changes_nothing() -> None:
     logits, _ = batch()
-    every = [token_logprobs(logits, torch.full((2, 7), token), 0.7).exp() for token in range(5)]
-    assert_close(torch.stack(every).sum(0), torch.ones(2, 7, dtype=torch.float64))
-    assert_close(token_entropy(logits + 50), token_entropy(logits))
+    every = [token_statistics(logits, torch.full((2, 7), token), 0.7) for token in range(5)]
+    total = sum((each.logprobs.exp() for each in every), torch.zeros(2, 7))
+    assert_close(total, torch.ones(2, 7, dtype=torch.float64))
+    shifted = token_statistics(logits + 50, torch.zeros(2, 7, dtype=torch.long), 0.7)
+    assert_close(shifted.logprobs, every[0].logprobs)
+    assert_close(shifted.entropy, every[0].entropy)
 
 
 def test_entropy_lies_between_a_certain_and_a_uniform_choice() -> None:
     uniform = torch.zeros(1, 1, 8, dtype=torch.float64)
     certain = torch.tensor([[[500.0, 0.0, 0.0]]], dtype=torch.float64)
-    assert token_entropy(uniform).item() == pytest.approx(math.log(8), rel=1e-12)
-    assert token_entropy(certain).item() == pytest.approx(0.0, abs=1e-12)
+    first = torch.tensor([[0]])
+    assert token_statistics(uniform, first).entropy.item() == pytest.approx(math.log(8), rel=1e-12)
+    assert token_statistics(certain, first).entropy.item() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_gradients_equal_finite_differences() -> None:
     logits, tokens = batch(rows=1, time=4, vocab=3)
     logits.requires_grad_()
-    for function in (
-        lambda z: token_logprobs(z, tokens, 0.7, chunk=3),
-        lambda z: token_entropy(z, 0.7, chunk=3),
-        lambda z: token_statistics(z, tokens, 0.7, chunk=3),
-    ):
-        assert torch.autograd.gradcheck(function, (logits,))
-
-
-def test_gradients_through_the_head_equal_finite_differences() -> None:
-    generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(5, 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    weight = torch.randn(4, 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    tokens = torch.tensor([0, 3, 1, 1, 2])
-
-    def function(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return logprobs_from_hidden(hidden, lambda x: x @ weight.T, tokens, 0.7, chunk=2)
-
-    assert torch.autograd.gradcheck(function, (hidden, weight))
-
-
-def test_hidden_form_gives_the_gradients_of_the_whole() -> None:
-    generator = torch.Generator().manual_seed(2)
-    hidden = torch.randn(9, 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    head = torch.nn.Linear(3, 6, dtype=torch.float64)
-    tokens = torch.randint(6, (9,), generator=generator)
-    inputs = (hidden, head.weight, head.bias)
-    logprobs, entropy = logprobs_from_hidden(hidden, head, tokens, 0.9, chunk=4)
-    chunked = torch.autograd.grad(logprobs.sum() + 0.3 * entropy.sum(), inputs)
-    whole = torch.log_softmax(head(hidden) / 0.9, dim=-1)
-    loss = whole.gather(1, tokens[:, None]).sum() - 0.3 * (whole.exp() * whole).sum()
-    for actual, expected in zip(chunked, torch.autograd.grad(loss, inputs), strict=True):
-        assert_close(actual, expected)
+    assert torch.autograd.gradcheck(lambda z: token_statistics(z, tokens, 0.7, chunk=3), (logits,))
 
 
 @pytest.mark.parametrize("gap", [200.0, float("inf")])
@@ -142,8 +103,8 @@ def test_impossible_words_leave_numbers_and_gradients_finite(gap: float) -> None
 def test_bf16_logits_are_lifted_before_the_softmax() -> None:
     logits, tokens = batch()
     half = logits.bfloat16()
-    logprobs = token_logprobs(half, tokens, 0.7)
-    assert logprobs.dtype == torch.float32
+    logprobs, entropy = token_statistics(half, tokens, 0.7)
+    assert logprobs.dtype == entropy.dtype == torch.float32
     exact, _ = loop(half.double(), tokens, 0.7)
     torch.testing.assert_close(logprobs, exact.float(), rtol=1e-6, atol=1e-6)
 
@@ -182,57 +143,20 @@ def test_no_fp32_copy_of_all_logits_exists_forward_or_backward() -> None:
     assert sum(kept) < rows * chunk * vocab
 
 
-def test_head_sees_no_more_than_a_chunk_at_once() -> None:
-    generator = torch.Generator().manual_seed(3)
-    hidden = torch.randn(10, 3, generator=generator, requires_grad=True)
-    head, seen = torch.nn.Linear(3, 50), []
-
-    def watched(x: Tensor) -> Tensor:
-        seen.append(x.shape[0])
-        return head(x)
-
-    with Largest() as largest:
-        logprobs, _ = logprobs_from_hidden(
-            hidden, watched, torch.zeros(10, dtype=torch.long), chunk=4
-        )
-        logprobs.sum().backward()
-    assert seen[:3] == [4, 4, 2]
-    assert len(seen) == 6  # three forward, and the same three again backward
-    # The weight and its gradient are 150 numbers, the logits of a chunk 200, of all 500.
-    assert largest.numel == 200
-
-
-def test_no_positions_give_no_numbers_and_a_gradient_of_zero() -> None:
-    head = torch.nn.Linear(3, 4)
-    logprobs, entropy = logprobs_from_hidden(
-        torch.zeros(0, 3), head, torch.zeros(0, dtype=torch.long)
-    )
-    assert logprobs.shape == entropy.shape == (0,)
-    (logprobs.sum() + entropy.sum()).backward()
-    assert head.weight.grad is not None
-    assert head.weight.grad.count_nonzero().item() == 0
-
-
 @torch.inference_mode()
 def test_works_in_inference_mode() -> None:
     logits, tokens = batch()
-    assert not token_logprobs(logits, tokens, chunk=2).requires_grad
+    assert not token_statistics(logits, tokens, chunk=2).logprobs.requires_grad
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_above_zero(temperature: float) -> None:
     logits, tokens = batch()
     with pytest.raises(ValueError, match="temperature is"):
-        token_logprobs(logits, tokens, temperature)
-    with pytest.raises(ValueError, match="temperature is"):
-        token_entropy(logits, temperature)
-    with pytest.raises(ValueError, match="temperature is"):
-        logprobs_from_hidden(logits[0], lambda x: x, tokens[0], temperature)
+        token_statistics(logits, tokens, temperature)
 
 
 def test_shapes_that_disagree_are_refused() -> None:
     logits, tokens = batch()
     with pytest.raises(ValueError, match=r"tokens \[2, 6\]"):
-        token_logprobs(logits, tokens[:, 1:])
-    with pytest.raises(ValueError, match=r"want \[n, d\], \[n\]"):
-        logprobs_from_hidden(logits, lambda x: x, tokens)
+        token_statistics(logits, tokens[:, 1:])

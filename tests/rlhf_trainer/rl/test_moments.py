@@ -10,12 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_trainer.rl.moments import (
-    Moments,
-    explained_variance,
-    masked_moments,
-    running_scale,
-)
+from rlhf_trainer.rl.moments import Moments, explained_variance, masked_moments, running_scale
 
 lists = st.lists(st.floats(-1e3, 1e3), max_size=12)
 

@@ -8,7 +8,8 @@ import pytest
 
 import rlhf_trainer.rl as rl
 
-SOURCES = sorted(Path(rl.__file__).parent.glob("*.py"))
+ROOM = Path(rl.__file__).parent
+SOURCES = sorted(ROOM.glob("*.py"))
 ALLOWED = {"collections", "dataclasses", "fractions", "functools", "math", "torch", "typing"}
 
 
@@ -49,3 +50,16 @@ def test_public_names_exist_and_explain_themselves() -> None:
         if inspect.isfunction(public) or inspect.isclass(public):
             assert inspect.getdoc(public), name
             assert public.__module__.startswith("rlhf_trainer.rl"), name
+
+
+@pytest.mark.parametrize("name", rl.__all__)
+def test_every_public_name_has_a_caller(name: str) -> None:
+    callers = [path for path in ROOM.parent.rglob("*.py") if path.parent != ROOM]
+    imports = (
+        alias.name
+        for path in callers
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlhf_trainer.rl")
+        for alias in node.names
+    )
+    assert name in imports

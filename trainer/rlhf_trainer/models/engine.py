@@ -33,27 +33,33 @@ DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "FP32": torch.float32}
 
 
 @dataclass
-class TrainedModel:
-    """A model under training: DeepSpeed's engine and what it takes to drive it.
+class PlacedModel:
+    """A model on the ranks' devices, whole on each or sharded over them; called like its module.
 
     Attributes:
-        engine: calling it runs the module's forward pass.
+        module: its parameters are only whole inside of `whole_parameters`.
+        engine: calling it runs the module's forward pass: DeepSpeed's, or the module itself where
+            it is frozen and whole.
         zero_stage: how it is sharded.
-        world_size: number of ranks, by which DeepSpeed divides gradients.
     """
 
+    module: nn.Module
     engine: Any
     zero_stage: int
-    world_size: int
-
-    @property
-    def module(self) -> nn.Module:
-        """The module itself, whose parameters are only whole inside of `whole_parameters`."""
-        module: nn.Module = self.engine.module
-        return module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.engine(*args, **kwargs)
+
+
+@dataclass
+class TrainedModel(PlacedModel):
+    """A model under training.
+
+    Attributes:
+        world_size: number of ranks, by which DeepSpeed divides gradients.
+    """
+
+    world_size: int
 
     def accumulate(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of one micro-batch; `loss` is its part of the step's global loss.
@@ -171,18 +177,17 @@ def train(
     engine = _initialize(
         model=module, optimizer=optimizer, config=deepspeed_config(spec, spec.zero_stage)
     )
-    return TrainedModel(engine, spec.zero_stage, ranks.world_size)
+    return TrainedModel(module, engine, spec.zero_stage, ranks.world_size)
 
 
-def freeze(module: nn.Module, spec: StageSpec, ranks: Ranks) -> nn.Module:
+def freeze(module: nn.Module, spec: StageSpec, ranks: Ranks) -> PlacedModel:
     """A module that is only evaluated: sharded over the ranks under ZeRO 3, else whole on each."""
     module.requires_grad_(False).eval()
     if spec.zero_stage < 3 or ranks.world_size == 1:
-        return module
+        return PlacedModel(module, module, zero_stage=0)
     engine = _initialize(model=module, config=deepspeed_config(spec, 3))
     engine.eval()
-    frozen: nn.Module = engine
-    return frozen
+    return PlacedModel(module, engine, zero_stage=3)
 
 
 def _initialize(**arguments: Any) -> Any:
@@ -223,7 +228,7 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 @contextmanager
-def whole_parameters(model: TrainedModel) -> Iterator[None]:
+def whole_parameters(model: PlacedModel) -> Iterator[None]:
     """Inside, every parameter is whole on every rank; for reading, not for training."""
     if model.zero_stage < 3:
         yield

@@ -1,4 +1,4 @@
-"""Experience: what one rollout taught, token by token, and what PPO derives from it.
+"""Experience: a rollout as all models see it, token by token, and the targets PPO makes of it.
 
 Called by the PPO stage. What must be global (moments, counts) is reduced over ranks here; the
 formulas are in `rl`.
@@ -50,6 +50,17 @@ class Experience:
         """Bool[batch, response], true on every action."""
         return self.rollout.response_mask
 
+    def __getitem__(self, rows: Tensor) -> "Experience":
+        """The rows at Long[n] indices."""
+        return Experience(
+            self.rollout[rows],
+            self.old_logprobs[rows],
+            self.ref_logprobs[rows],
+            self.values[rows],
+            self.scores[rows],
+            {name: scores[rows] for name, scores in self.rewards.items()},
+        )
+
     def kl(self, estimator: str = "K1") -> Tensor:
         """Float[batch, response], actor against reference, 0 after a response's end."""
         per_token = token_kl(self.old_logprobs, self.ref_logprobs, estimator)  # type: ignore[arg-type]
@@ -59,21 +70,25 @@ class Experience:
         """Float[batch], K1 in nats an answer."""
         return self.kl().sum(dim=1)
 
-    def read(self, estimator: str, kl_coef: float) -> tuple[Tensor, ...]:
+    def numbers(self, estimator: str, kl_coef: float) -> tuple[Tensor, ...]:
         """All numbers that are learned from, without those that mean nothing."""
         logprobs = (self.old_logprobs, self.ref_logprobs, self.rollout.sampled_logprobs)
-        found = (each[self.mask] for each in (*logprobs, self.values))
+        per_token = (each[self.mask] for each in (*logprobs, self.values))
         # The penalty may overflow where the log-probabilities do not: K2 is a square.
-        return (*found, self.scores, kl_coef * self.kl(estimator).sum(dim=1))
+        return (*per_token, self.scores, kl_coef * self.kl(estimator).sum(dim=1))
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Targets:
     """What the update learns from. Shapes: Float[batch, response] each, 0 outside of the mask."""
 
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Targets":
+        """The rows at Long[n] indices."""
+        return Targets(self.rewards[rows], self.advantages[rows], self.returns[rows])
 
 
 @torch.no_grad()
@@ -95,7 +110,7 @@ def collect(
     width = rollout.responses.shape[1]
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, len(rollout.responses), micro_batch_size):
-        rows = rollout.rows(start, start + micro_batch_size)
+        rows = rollout[start : start + micro_batch_size]
         sequences = rows.sequences
         parts.append(
             (
@@ -166,8 +181,8 @@ def shaped_scores(
         seen = scores
         if total:
             seen = scores - kl_coef * experience.kl(spec.kl_estimator).sum(dim=1)
-        for found in gather_objects(ranks, Moments.from_values(seen)):
-            moments = moments.merge(found)
+        for of_rank in gather_objects(ranks, Moments.from_values(seen)):
+            moments = moments.merge(of_rank)
         divisor = running_scale(moments)
         # The KL part of a reward is linear in its weight.
         kl_coef = kl_coef / divisor if total else kl_coef
@@ -175,14 +190,14 @@ def shaped_scores(
     return ShapedScores(scores, kl_coef, moments, 1.0 if statistics is None else statistics.std)
 
 
-def lesson(experience: Experience, scores: Tensor, spec: PPOStage, kl_coef: float) -> Lesson:
+def targets_of(experience: Experience, scores: Tensor, spec: PPOStage, kl_coef: float) -> Targets:
     """Token rewards, advantages (not normalised) and returns."""
     lengths = experience.rollout.response_lengths
     rewards = token_rewards(scores, experience.kl(spec.kl_estimator), lengths, kl_coef)
     advantages, returns = gae(
         rewards, experience.values, experience.mask, spec.gamma, spec.gae_lambda
     )
-    return Lesson(rewards, advantages, returns)
+    return Targets(rewards, advantages, returns)
 
 
 def finite_on_all(ranks: Ranks, *tensors: Tensor) -> bool:
@@ -198,8 +213,8 @@ def finite_on_all(ranks: Ranks, *tensors: Tensor) -> bool:
 def global_moments(x: Tensor, mask: Tensor, ranks: Ranks) -> Moments:
     """Moments over the real tokens of all ranks."""
     merged = Moments()
-    for found in gather_objects(ranks, masked_moments(x, mask)):
-        merged = merged.merge(found)
+    for of_rank in gather_objects(ranks, masked_moments(x, mask)):
+        merged = merged.merge(of_rank)
     return merged
 
 
@@ -210,8 +225,8 @@ def normalized(advantages: Tensor, mask: Tensor, ranks: Ranks) -> Tensor:
 
 
 def minibatches(
-    experience: Experience, lesson: Lesson, size: int, generator: torch.Generator
-) -> Iterator[tuple[Experience, Lesson]]:
+    experience: Experience, targets: Targets, size: int, generator: torch.Generator
+) -> Iterator[tuple[Experience, Targets]]:
     """This rank's rows in a new order, `size` at a time.
 
     Ranks draw the same order of their own rows and never exchange them, so which rows share a
@@ -220,33 +235,4 @@ def minibatches(
     order = torch.randperm(len(experience.scores), generator=generator)
     for start in range(0, len(order), size):
         at = order[start : start + size].to(experience.scores.device)
-        yield selected(experience, lesson, at)
-
-
-def selected(experience: Experience, lesson: Lesson, at: Tensor) -> tuple[Experience, Lesson]:
-    """The rows at Long[n] indices."""
-    rollout = experience.rollout
-    rows = Rollout(
-        *(
-            getattr(rollout, name)[at]
-            for name in (
-                "prompts",
-                "prompt_lengths",
-                "responses",
-                "response_lengths",
-                "ended",
-                "sampled_logprobs",
-            )
-        )
-    )
-    return (
-        Experience(
-            rows,
-            experience.old_logprobs[at],
-            experience.ref_logprobs[at],
-            experience.values[at],
-            experience.scores[at],
-            {name: scores[at] for name, scores in experience.rewards.items()},
-        ),
-        Lesson(lesson.rewards[at], lesson.advantages[at], lesson.returns[at]),
-    )
+        yield experience[at], targets[at]

@@ -15,11 +15,10 @@ from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.ppo.actor_steps import ActorSteps
 from rlhf_trainer.ppo.experience import (
     Experience,
-    Lesson,
+    Targets,
     minibatches,
     normalized,
     response_values,
-    selected,
 )
 from rlhf_trainer.ppo.metrics import UpdateSums
 from rlhf_trainer.ppo.state import State
@@ -39,20 +38,20 @@ class Learner:
     steps: ActorSteps
     state: State
 
-    def learn(self, experience: Experience, taught: Lesson) -> dict[Metric, float]:
+    def learn(self, experience: Experience, targets: Targets) -> dict[Metric, float]:
         """Pass over the experience; the means of what happened, over all ranks and minibatches."""
         spec, ranks = self.spec, self.ranks
         if spec.advantage_normalization == "Batch":
-            advantages = normalized(taught.advantages, experience.mask, ranks)
-            taught = replace(taught, advantages=advantages)
+            advantages = normalized(targets.advantages, experience.mask, ranks)
+            targets = replace(targets, advantages=advantages)
         size = (spec.minibatch_size or spec.batch_size) // ranks.world_size
         sums = UpdateSums()
         for epoch in range(spec.update_epochs):
             generator = torch.Generator().manual_seed(
                 int(np.random.SeedSequence([spec.seed, self.loop.step, epoch]).generate_state(1)[0])
             )
-            for part, part_taught in minibatches(experience, taught, size, generator):
-                self._learn_minibatch(part, part_taught, sums)
+            for part, part_targets in minibatches(experience, targets, size, generator):
+                self._learn_minibatch(part, part_targets, sums)
         return (
             sums.means(ranks)
             | self.steps.metrics()
@@ -62,28 +61,28 @@ class Learner:
             }
         )
 
-    def _learn_minibatch(self, part: Experience, taught: Lesson, sums: UpdateSums) -> None:
+    def _learn_minibatch(self, part: Experience, targets: Targets, sums: UpdateSums) -> None:
         spec, ranks = self.spec, self.ranks
         if spec.advantage_normalization == "Minibatch":
-            advantages = normalized(taught.advantages, part.mask, ranks)
-            taught = replace(taught, advantages=advantages)
+            advantages = normalized(targets.advantages, part.mask, ranks)
+            targets = replace(targets, advantages=advantages)
         (tokens,) = reduce_sum([float(part.mask.sum())], ranks)
         rows = torch.arange(len(part.scores), device=part.scores.device)
         splits = rows.split(spec.micro_batch_size)
         for index, at in enumerate(splits):
-            micro, micro_taught = selected(part, taught, at)
+            micro, micro_targets = part[at], targets[at]
             last = index == len(splits) - 1
             if self._actor_learns():
                 last_of_step = last and self.steps.ptx is None
-                self._accumulate_actor(micro, micro_taught, tokens, last_of_step, sums)
-            self._accumulate_critic(micro, micro_taught, tokens, last, sums)
+                self._accumulate_actor(micro, micro_targets, tokens, last_of_step, sums)
+            self._accumulate_critic(micro, micro_targets, tokens, last, sums)
         if self._actor_learns():
             sums.actor_norms.append(self.steps.step(self._learning_rate()))
         critic_rate = self.loop.learning_rate(spec.critic_learning_rate)
         sums.critic_norms.append(self.critic.step(critic_rate))
 
     def _accumulate_actor(
-        self, micro: Experience, taught: Lesson, tokens: float, last: bool, sums: UpdateSums
+        self, micro: Experience, targets: Targets, tokens: float, last: bool, sums: UpdateSums
     ) -> None:
         spec = self.spec
         width = micro.rollout.responses.shape[1]
@@ -91,40 +90,28 @@ class Learner:
         policy = policy_loss(
             statistics.logprobs,
             micro.old_logprobs,
-            taught.advantages,
+            targets.advantages,
             micro.mask,
             spec.clip_range,
             tokens,
         )
         entropy = entropy_bonus(statistics.entropy, micro.mask, spec.entropy_coef, tokens)
         self.steps.actor.accumulate(policy.loss + entropy.loss, last=last)
-        sums.actor += np.array(
-            [
-                float(x)
-                for x in (
-                    policy.tokens,
-                    policy.loss.detach() * tokens,
-                    policy.clipped,
-                    policy.approx_kl_sum,
-                    policy.ratio_sum,
-                    entropy.entropy_sum,
-                )
-            ]
-        )
+        sums.add_actor(policy, entropy, tokens)
 
     def _accumulate_critic(
-        self, micro: Experience, taught: Lesson, tokens: float, last: bool, sums: UpdateSums
+        self, micro: Experience, targets: Targets, tokens: float, last: bool, sums: UpdateSums
     ) -> None:
         value = value_loss(
             response_values(self.critic, micro.rollout),
             self.state.returns.normalized(micro.values),
-            self.state.returns.normalized(taught.returns),
+            self.state.returns.normalized(targets.returns),
             micro.mask,
             self.spec.value_clip_range,
             tokens,
         )
         self.critic.accumulate(self.spec.value_coef * value.loss, last=last)
-        sums.critic += np.array([float(value.tokens), float(value.loss.detach()) * tokens])
+        sums.add_critic(value, tokens)
 
     def _actor_learns(self) -> bool:
         return self.loop.step >= self.spec.critic_warmup_steps

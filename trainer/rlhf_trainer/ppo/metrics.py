@@ -4,54 +4,97 @@ Called by the PPO stage.
 """
 
 import math
+from dataclasses import astuple, dataclass, field
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from rlhf_api.metrics import Metric
-from rlhf_trainer.ppo.experience import Experience, Lesson, global_moments
-from rlhf_trainer.rl import distinct_n, explained_variance
+from rlhf_trainer.ppo.experience import Experience, Targets, global_moments
+from rlhf_trainer.rl import EntropyBonus, PolicyLoss, ValueLoss, distinct_n, explained_variance
 from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_sum
 
+Sums = TypeVar("Sums", "ActorSums", "CriticSums")
 
+
+@dataclass
+class ActorSums:
+    """Over the tokens of the micro-batches that the actor learned from, on one rank."""
+
+    tokens: float = 0.0
+    policy_loss: float = 0.0
+    clipped: float = 0.0
+    approx_kl: float = 0.0
+    ratio: float = 0.0
+    entropy: float = 0.0
+
+
+@dataclass
+class CriticSums:
+    """Over the tokens of the micro-batches that the critic learned from, on one rank."""
+
+    tokens: float = 0.0
+    value_loss: float = 0.0
+
+
+@dataclass
 class UpdateSums:
-    """Sums over the tokens of an update's micro-batches, on one rank."""
+    """What the minibatches of an update add up to, on one rank."""
 
-    def __init__(self) -> None:
-        self.actor = np.zeros(6)
-        self.critic = np.zeros(2)
-        self.actor_norms: list[float] = []
-        self.critic_norms: list[float] = []
+    actor: ActorSums = field(default_factory=ActorSums)
+    critic: CriticSums = field(default_factory=CriticSums)
+    actor_norms: list[float] = field(default_factory=list)
+    critic_norms: list[float] = field(default_factory=list)
+
+    def add_actor(self, policy: PolicyLoss, entropy: EntropyBonus, tokens: float) -> None:
+        """Take in a micro-batch whose losses were divided by `tokens`."""
+        sums = self.actor
+        sums.tokens += float(policy.tokens)
+        sums.policy_loss += float(policy.loss.detach()) * tokens
+        sums.clipped += float(policy.clipped)
+        sums.approx_kl += float(policy.approx_kl_sum)
+        sums.ratio += float(policy.ratio_sum)
+        sums.entropy += float(entropy.entropy_sum)
+
+    def add_critic(self, value: ValueLoss, tokens: float) -> None:
+        """Take in a micro-batch whose loss was divided by `tokens`."""
+        self.critic.tokens += float(value.tokens)
+        self.critic.value_loss += float(value.loss.detach()) * tokens
 
     def means(self, ranks: Ranks) -> dict[Metric, float]:
         """Means over all ranks; of the actor only where it learned."""
-        sums = reduce_sum([*self.actor, *self.critic], ranks)
-        tokens, policy, clipped, approx_kl, ratio, entropy, value_tokens, value = sums
-        found = {
-            Metric.CRITIC_LOSS: value / value_tokens,
+        actor, critic = _over_ranks(self.actor, ranks), _over_ranks(self.critic, ranks)
+        means = {
+            Metric.CRITIC_LOSS: critic.value_loss / critic.tokens,
             Metric.CRITIC_GRADIENT_NORM: float(np.mean(self.critic_norms)),
         }
-        if tokens:
-            found |= {
-                Metric.POLICY_LOSS: policy / tokens,
-                Metric.CLIP_SHARE: clipped / tokens,
-                Metric.APPROX_KL: approx_kl / tokens,
-                Metric.RATIO_MEAN: ratio / tokens,
-                Metric.ENTROPY: entropy / tokens,
+        if actor.tokens:
+            means |= {
+                Metric.POLICY_LOSS: actor.policy_loss / actor.tokens,
+                Metric.CLIP_SHARE: actor.clipped / actor.tokens,
+                Metric.APPROX_KL: actor.approx_kl / actor.tokens,
+                Metric.RATIO_MEAN: actor.ratio / actor.tokens,
+                Metric.ENTROPY: actor.entropy / actor.tokens,
                 Metric.GRADIENT_NORM: float(np.mean(self.actor_norms)),
             }
-        return found
+        return means
 
 
-def rollout_metrics(experience: Experience, taught: Lesson, ranks: Ranks) -> dict[Metric, float]:
+def _over_ranks(sums: Sums, ranks: Ranks) -> Sums:
+    totals = reduce_sum(list(astuple(sums)), ranks)
+    return type(sums)(*totals)
+
+
+def rollout_metrics(experience: Experience, targets: Targets, ranks: Ranks) -> dict[Metric, float]:
     """What the rollout was like, over all ranks."""
     rollout, mask = experience.rollout, experience.mask
     every = torch.ones_like(rollout.ended)
     scores = global_moments(experience.scores, every, ranks)
-    returns = global_moments(taught.returns, mask, ranks)
-    advantages = global_moments(taught.advantages, mask, ranks)
-    residuals = global_moments(taught.returns - experience.values, mask, ranks)
+    returns = global_moments(targets.returns, mask, ranks)
+    advantages = global_moments(targets.advantages, mask, ranks)
+    residuals = global_moments(targets.returns - experience.values, mask, ranks)
     drift = global_moments((rollout.sampled_logprobs - experience.old_logprobs).abs(), mask, ranks)
     return {
         Metric.REWARD: scores.mean,
@@ -59,7 +102,7 @@ def rollout_metrics(experience: Experience, taught: Lesson, ranks: Ranks) -> dic
         **_answer_metrics(experience, ranks),
         Metric.RETURNS_MEAN: returns.mean,
         Metric.RETURNS_STD: returns.variance**0.5,
-        Metric.RETURNS_ABS_MEAN: global_moments(taught.returns.abs(), mask, ranks).mean,
+        Metric.RETURNS_ABS_MEAN: global_moments(targets.returns.abs(), mask, ranks).mean,
         Metric.ADVANTAGES_STD: advantages.variance**0.5,
         # Returns that do not vary are no failure, which a NaN would be counted as.
         Metric.EXPLAINED_VARIANCE: (

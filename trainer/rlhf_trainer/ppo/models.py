@@ -5,10 +5,8 @@ Called by the PPO stage.
 
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
-from rlhf_trainer.models.engine import TrainedModel, freeze, train
+from rlhf_trainer.models.engine import PlacedModel, TrainedModel, freeze, train
 from rlhf_trainer.models.heads import (
     Actor,
     Critic,
@@ -62,9 +60,9 @@ class Models:
     """The models of PPO; no reward model where the stage's rewards are others."""
 
     actor: TrainedModel
-    reference: nn.Module
+    reference: PlacedModel
     critic: TrainedModel
-    reward_model: nn.Module | None
+    reward_model: PlacedModel | None
 
 
 def load_models(

@@ -14,10 +14,7 @@ from torch import Tensor
 
 from rlhf_api.metrics import Metric
 from rlhf_trainer.models.engine import TrainedModel
-from rlhf_trainer.models.heads import (
-    Critic,
-    score_head,
-)
+from rlhf_trainer.models.heads import Critic, score_head
 from rlhf_trainer.ppo.experience import global_moments
 from rlhf_trainer.rl import Moments
 from rlhf_trainer.rl.moments import SMALLEST_VARIANCE

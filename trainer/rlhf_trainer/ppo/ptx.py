@@ -19,14 +19,10 @@ from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_sft
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.engine import TrainedModel, micro_batches
-from rlhf_trainer.models.source import (
-    Base,
-)
+from rlhf_trainer.models.source import Base
 from rlhf_trainer.rl import SFTLoss, sft_loss
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
-from rlhf_trainer.run.inputs import (
-    read_data,
-)
+from rlhf_trainer.run.inputs import read_data
 
 
 @dataclass

@@ -6,7 +6,7 @@ to the maximum; its length is found from those ids, never from padding.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -59,16 +59,31 @@ class Rollout:
         """Long[batch], column of the last real token in `sequences`."""
         return self.prompts.shape[1] + self.response_lengths - 1
 
-    def rows(self, start: int, stop: int) -> "Rollout":
-        """The rows from `start` up to `stop`."""
-        return Rollout(
-            self.prompts[start:stop],
-            self.prompt_lengths[start:stop],
-            self.responses[start:stop],
-            self.response_lengths[start:stop],
-            self.ended[start:stop],
-            self.sampled_logprobs[start:stop],
-        )
+    def __getitem__(self, rows: slice | Tensor) -> "Rollout":
+        """Some of the rows, by a slice or by Long[n] indices."""
+        return Rollout(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
+
+    @classmethod
+    def cat(cls, parts: Sequence["Rollout"], pad_id: int) -> "Rollout":
+        """The rows of all parts one below the other, padded to their common width."""
+        prompt = max(part.prompts.shape[1] for part in parts)
+        response = max(part.responses.shape[1] for part in parts)
+
+        def widened(x: Tensor, width: int, value: float, *, left: bool) -> Tensor:
+            missing = width - x.shape[1]
+            return torch.nn.functional.pad(x, (missing, 0) if left else (0, missing), value=value)
+
+        wide = [
+            replace(
+                part,
+                prompts=widened(part.prompts, prompt, pad_id, left=True),
+                responses=widened(part.responses, response, pad_id, left=False),
+                sampled_logprobs=widened(part.sampled_logprobs, response, 0.0, left=False),
+            )
+            for part in parts
+        ]
+        columns = {each.name: [getattr(part, each.name) for part in wide] for each in fields(cls)}
+        return cls(**{name: torch.cat(column) for name, column in columns.items()})
 
 
 class Sampler(Protocol):
@@ -128,7 +143,7 @@ class GenerateSampler:
             self._sample_wave(prompts[start : start + wave])
             for start in range(0, len(prompts), wave)
         ]
-        return joined(parts, self._sampling.pad_id)
+        return Rollout.cat(parts, self._sampling.pad_id)
 
     def _sample_wave(self, prompts: Sequence[Sequence[int]]) -> Rollout:
         sampling = self._sampling
@@ -175,27 +190,6 @@ def response_lengths(responses: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor
     ended = stops.any(dim=1)
     first = stops.int().argmax(dim=1)
     return torch.where(ended, first + 1, responses.shape[1]), ended
-
-
-def joined(parts: Sequence[Rollout], pad_id: int) -> Rollout:
-    """Waves one below the other, padded to their common width."""
-    if len(parts) == 1:
-        return parts[0]
-    prompt = max(part.prompts.shape[1] for part in parts)
-    response = max(part.responses.shape[1] for part in parts)
-
-    def widened(x: Tensor, width: int, value: float, *, left: bool) -> Tensor:
-        missing = width - x.shape[1]
-        return torch.nn.functional.pad(x, (missing, 0) if left else (0, missing), value=value)
-
-    return Rollout(
-        torch.cat([widened(part.prompts, prompt, pad_id, left=True) for part in parts]),
-        torch.cat([part.prompt_lengths for part in parts]),
-        torch.cat([widened(part.responses, response, pad_id, left=False) for part in parts]),
-        torch.cat([part.response_lengths for part in parts]),
-        torch.cat([part.ended for part in parts]),
-        torch.cat([widened(part.sampled_logprobs, response, 0.0, left=False) for part in parts]),
-    )
 
 
 class _Recorder(LogitsProcessor):

@@ -226,7 +226,7 @@ def turned_rows(rollout: Rollout) -> Rollout:
 def alone_rows(rollout: Rollout) -> Iterable[Rollout]:
     """Each row by itself, without any padding."""
     for at in range(len(rollout.responses)):
-        row = rollout.rows(at, at + 1)
+        row = rollout[at : at + 1]
         length = int(row.response_lengths)
         yield replace(
             row,
@@ -242,7 +242,7 @@ def _more_padding(max_response_length: int) -> int:
 
 def _evaluated(evaluate: Callable[[Rollout], Tensor], rows: Rollout, at_a_time: int) -> Tensor:
     starts = range(0, len(rows.responses), at_a_time)
-    return torch.cat([evaluate(rows.rows(start, start + at_a_time)) for start in starts])
+    return torch.cat([evaluate(rows[start : start + at_a_time]) for start in starts])
 
 
 def _mean_change(found: Tensor, expected: Tensor, mask: Tensor) -> float:

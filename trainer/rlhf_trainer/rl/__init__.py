@@ -5,15 +5,9 @@ of ranks, models, files or devices: what must be global (a count, a mean, a vari
 argument. Shapes stand in the docstrings as Type[dimensions].
 """
 
-from rlhf_trainer.rl.advantages import Advantages, gae, whiten
-from rlhf_trainer.rl.kl import KLEstimator, adapted_kl_coef, token_kl
-from rlhf_trainer.rl.logprobs import (
-    TokenStatistics,
-    logprobs_from_hidden,
-    token_entropy,
-    token_logprobs,
-    token_statistics,
-)
+from rlhf_trainer.rl.advantages import gae, whiten
+from rlhf_trainer.rl.kl import adapted_kl_coef, token_kl
+from rlhf_trainer.rl.logprobs import TokenStatistics, token_statistics
 from rlhf_trainer.rl.losses import (
     EntropyBonus,
     PolicyLoss,
@@ -26,26 +20,18 @@ from rlhf_trainer.rl.losses import (
     sft_loss,
     value_loss,
 )
-from rlhf_trainer.rl.masking import masked, masked_mean, masked_sum, position_ids, response_mask
-from rlhf_trainer.rl.moments import (
-    Moments,
-    explained_variance,
-    masked_moments,
-    running_scale,
-)
+from rlhf_trainer.rl.masking import masked_mean, position_ids, response_mask
+from rlhf_trainer.rl.moments import Moments, explained_variance, masked_moments, running_scale
 from rlhf_trainer.rl.rewards import clip_scores, penalise_missing_eos, token_rewards
-from rlhf_trainer.rl.schedule import Schedule, learning_rate_factor, warmup_steps
+from rlhf_trainer.rl.schedule import learning_rate_factor, warmup_steps
 from rlhf_trainer.rl.text_statistics import distinct_n
 
 __all__ = [
-    "Advantages",
     "EntropyBonus",
-    "KLEstimator",
     "Moments",
     "PolicyLoss",
     "RewardLoss",
     "SFTLoss",
-    "Schedule",
     "TokenStatistics",
     "ValueLoss",
     "adapted_kl_coef",
@@ -55,11 +41,8 @@ __all__ = [
     "explained_variance",
     "gae",
     "learning_rate_factor",
-    "logprobs_from_hidden",
-    "masked",
     "masked_mean",
     "masked_moments",
-    "masked_sum",
     "penalise_missing_eos",
     "policy_loss",
     "position_ids",
@@ -67,9 +50,7 @@ __all__ = [
     "reward_loss",
     "running_scale",
     "sft_loss",
-    "token_entropy",
     "token_kl",
-    "token_logprobs",
     "token_rewards",
     "token_statistics",
     "value_loss",

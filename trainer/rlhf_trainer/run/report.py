@@ -23,10 +23,7 @@ from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.files import storage_errors
 from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
 from rlhf_trainer.run.phases import PhaseClock
-from rlhf_trainer.run.readings import (
-    Reading,
-    series_of,
-)
+from rlhf_trainer.run.readings import Reading, series_of
 
 logger = logging.getLogger(__name__)
 

@@ -26,33 +26,17 @@ from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_preferences
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair
 from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
-from rlhf_trainer.models.heads import (
-    ScalarModel,
-    switch_off_dropout,
-)
-from rlhf_trainer.models.load import (
-    ModelSettings,
-    load_reward_base,
-    save_model,
-)
+from rlhf_trainer.models.heads import ScalarModel, switch_off_dropout
+from rlhf_trainer.models.load import ModelSettings, load_reward_base, save_model
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
 from rlhf_trainer.models.score_statistics import ScoreStatistics
-from rlhf_trainer.models.source import (
-    Base,
-    open_base,
-)
+from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import Moments, RewardLoss, reward_loss
-from rlhf_trainer.run.artifact import (
-    finished_outcome,
-    write_artifact,
-    write_figures,
-)
+from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_sum
-from rlhf_trainer.run.inputs import (
-    read_data,
-)
+from rlhf_trainer.run.inputs import read_data
 from rlhf_trainer.run.loop import TrainingLoop, total_steps
 from rlhf_trainer.run.report import Reporter
 

@@ -29,32 +29,16 @@ from rlhf_trainer.data.packing import (
 )
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
-from rlhf_trainer.models.heads import (
-    Actor,
-    switch_off_dropout,
-)
-from rlhf_trainer.models.load import (
-    ModelSettings,
-    load_causal_model,
-    save_model,
-)
+from rlhf_trainer.models.heads import Actor, switch_off_dropout
+from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
-from rlhf_trainer.models.source import (
-    Base,
-    open_base,
-)
+from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import SFTLoss, sft_loss
-from rlhf_trainer.run.artifact import (
-    finished_outcome,
-    write_artifact,
-    write_figures,
-)
+from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
-from rlhf_trainer.run.inputs import (
-    read_data,
-)
+from rlhf_trainer.run.inputs import read_data
 from rlhf_trainer.run.loop import TrainingLoop, total_steps
 from rlhf_trainer.run.report import Reporter
 

@@ -1,0 +1,82 @@
+"""The first two steps of an update of PPO: roll out, and evaluate all models on the rollout.
+
+Called by the PPO stage, for training and for held-out prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from rlhf_api.metrics import Phase
+from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.models.engine import PlacedModel
+from rlhf_trainer.models.heads import Actor
+from rlhf_trainer.ppo.experience import Experience, collect, finite_on_all
+from rlhf_trainer.ppo.models import Models
+from rlhf_trainer.ppo.rewards import Rewards
+from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampler, Sampling
+from rlhf_trainer.ppo.state import State
+from rlhf_trainer.run.distributed import Ranks
+from rlhf_trainer.run.loop import TrainingLoop
+
+
+@dataclass(frozen=True)
+class Collector:
+    """The models, the rewards and how answers are sampled."""
+
+    spec: PPOStage
+    ranks: Ranks
+    loop: TrainingLoop
+    models: Models
+    state: State
+    rewards: Rewards
+    sampling: Sampling
+
+    def collect(self, prompts: Sequence[Sequence[int]]) -> tuple[Experience, bool]:
+        """One rank's experience of an update, and whether it is finite on all ranks.
+
+        Raises:
+            StopRequested: on all ranks, from the state before the update.
+        """
+        loop = self.loop
+        with loop.reporter.phase(Phase.ROLLOUT):
+            rollout = self.sampler(self.models.actor).sample(prompts)
+            loop.stop_if_asked(inside_step=True)
+        with loop.reporter.phase(Phase.SCORING):
+            experience = self.evaluated(rollout, self.models.actor)
+            # A request to stop cuts rewards short as well.
+            loop.stop_if_asked(inside_step=True)
+            # Asked for here, since a device is still at work on it.
+            numbers = experience.numbers(self.spec.kl_estimator, self.state.kl_coef)
+            return experience, finite_on_all(self.ranks, *numbers)
+
+    def evaluated(self, rollout: Rollout, actor: PlacedModel) -> Experience:
+        """What all models say of a rollout, `actor` in the place of the policy."""
+        scale = self.state.returns
+        experience = collect(
+            rollout,
+            actor=actor,
+            reference=self.models.reference,
+            critic=lambda *inputs: scale.denormalized(self.models.critic(*inputs)),
+            reward_model=self.models.reward_model,
+            temperature=self.spec.temperature,
+            micro_batch_size=self.spec.rollout_micro_batch_size,
+        )
+        return self.rewards.scored(experience)
+
+    def sampler(self, policy: PlacedModel, short: Sampling | None = None) -> Sampler:
+        """Hears a request to stop, unless it samples but a few tokens in seconds."""
+        return GenerateSampler(
+            policy_model(policy),
+            short or self.sampling,
+            self.ranks.device,
+            asked_to_stop=lambda: short is None and self.loop.stop.is_set,
+            synced=self.spec.zero_stage == 3 and self.ranks.world_size > 1,
+        )
+
+
+def policy_model(policy: PlacedModel) -> PreTrainedModel:
+    """The causal model of an actor or a reference."""
+    assert isinstance(policy.module, Actor)
+    return policy.module.model
