@@ -105,11 +105,11 @@ def _fetch(location: ModelLocation, field: str) -> None:
         if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN | CLOSED:
             raise
         reason = " ".join(str(error).split())
-        told = f"{field}: hf://{location.path} cannot be fetched: {reason}"
+        message = f"{field}: hf://{location.path} cannot be fetched: {reason}"
         if _may_pass(error):
-            raise ServiceUnavailable(f"{told}; try again when the hub answers") from error
+            raise ServiceUnavailable(f"{message}; try again when the hub answers") from error
         raise InputError(
-            f"{told}; check the name and the network, or fill the cache and set HF_HUB_OFFLINE=1"
+            f"{message}; check the name and the network, or fill the cache and set HF_HUB_OFFLINE=1"
         ) from error
 
 

@@ -34,8 +34,8 @@ class ActorSteps:
     @property
     def models(self) -> dict[str, Kept]:
         """What a checkpoint keeps, by the name of its folder."""
-        found: dict[str, Kept] = {"actor": self.actor}
-        return found | ({"average": self.average} if self.average is not None else {})
+        kept: dict[str, Kept] = {"actor": self.actor}
+        return kept | ({"average": self.average} if self.average is not None else {})
 
     def to_document(self) -> dict[str, Any]:
         """What a checkpoint keeps as JSON values."""

@@ -52,15 +52,15 @@ def answers_of(
     """The answers in an experience, for people and statistics."""
     rollout = experience.rollout
     kl = experience.answer_kl().tolist()
-    found = []
+    answers = []
     for at, row in enumerate(rows):
         length = int(rollout.response_lengths[at]) - int(rollout.ended[at])
         tokens = tuple(rollout.responses[at, :length].tolist())
         text = str(tokenizer.decode(list(tokens), skip_special_tokens=True))
         score = float(experience.scores[at])
         rewards = {name: float(scores[at]) for name, scores in experience.rewards.items()}
-        found.append(Answer(row, tokens, text, score, kl[at], bool(rollout.ended[at]), rewards))
-    return found
+        answers.append(Answer(row, tokens, text, score, kl[at], bool(rollout.ended[at]), rewards))
+    return answers
 
 
 def answer_all(
@@ -83,21 +83,21 @@ def answer_all(
         torch.manual_seed(seed + ranks.rank)
         experience = answer([prompts[row].tokens.tolist() for row in padded])
     own = answers_of(experience, padded, tokenizer)[: len(mine)]
-    everything = [found for part in gather_objects(ranks, own) for found in part]
-    return sorted(everything, key=lambda found: found.row)
+    all_answers = [answer for part in gather_objects(ranks, own) for answer in part]
+    return sorted(all_answers, key=lambda answer: answer.row)
 
 
 def figures(answers: Sequence[Answer]) -> dict[str, float]:
     """Mean score and its standard deviation, KL (nats an answer), share ended by EOS, mean length
     (characters), distinct bigrams of tokens."""
-    scores = [found.score for found in answers]
+    scores = [answer.score for answer in answers]
     return {
         "score": fmean(scores),
         "scoreStd": stdev(scores) if len(scores) > 1 else 0.0,
-        "kl": fmean(found.kl for found in answers),
-        "eosRate": fmean(found.ended for found in answers),
-        "meanLength": fmean(len(found.text) for found in answers),
-        "distinct2": distinct_n([found.tokens for found in answers], 2),
+        "kl": fmean(answer.kl for answer in answers),
+        "eosRate": fmean(answer.ended for answer in answers),
+        "meanLength": fmean(len(answer.text) for answer in answers),
+        "distinct2": distinct_n([answer.tokens for answer in answers], 2),
     }
 
 
@@ -125,7 +125,7 @@ def samples_of(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Sam
 
 def mean_answer_rewards(answers: Sequence[Answer]) -> dict[str, float]:
     """The mean of each reward that the stage names, before its weight."""
-    return {name: fmean(found.rewards[name] for found in answers) for name in answers[0].rewards}
+    return {name: fmean(answer.rewards[name] for answer in answers) for name in answers[0].rewards}
 
 
 def write_samples(

@@ -137,14 +137,14 @@ def run_self_checks(
     begun, before = time.monotonic(), rng_state()
     try:
         rollout = sampler.sample([prompt.tokens.tolist() for prompt in spread(prompts)])
-        found = deviations(subjects, rollout, spec)
+        measured = deviations(subjects, rollout, spec)
     finally:
         restore_rng_state(before)
-    worst = reduce_max(list(found.values()), ranks)
-    agreed = dict(zip(found, worst, strict=True))
+    worst = reduce_max(list(measured.values()), ranks)
+    agreed = dict(zip(measured, worst, strict=True))
     require_passed(agreed, spec.precision)
-    told = ", ".join(f"{check.name} {deviation:.1e}" for check, deviation in agreed.items())
-    logger.info("self-checks passed in %.1f s: %s", time.monotonic() - begun, told)
+    summary = ", ".join(f"{check.name} {deviation:.1e}" for check, deviation in agreed.items())
+    logger.info("self-checks passed in %.1f s: %s", time.monotonic() - begun, summary)
 
 
 def spread(prompts: Sequence[Prompt], count: int = ROWS) -> list[Prompt]:
@@ -169,20 +169,20 @@ def deviations(subjects: Subjects, rollout: Rollout, spec: PPOStage) -> dict[Che
     with torch.enable_grad():
         # As the update evaluates it: its micro-batches, and a graph to learn from.
         new = logprobs(subjects.actor, rollout, spec.micro_batch_size).detach()
-    found = {RATIO: _mean_change(new, old, mask)}
+    changes = {RATIO: _mean_change(new, old, mask)}
     if subjects.reference is not None:
         reference = logprobs(subjects.reference, rollout, size)
-        found[REFERENCE] = _mean_change(old, reference, mask)
+        changes[REFERENCE] = _mean_change(old, reference, mask)
     padded = logprobs(subjects.actor, more, size)
     alone = torch.zeros_like(old)
     for at, row in enumerate(alone_rows(rollout)):
         alone[at, : row.responses.shape[1]] = logprobs(subjects.actor, row, 1)[0]
-    found[PADDING_OF_LOGPROBS] = max(
+    changes[PADDING_OF_LOGPROBS] = max(
         _mean_change(padded, old, mask), _mean_change(alone, old, mask)
     )
     if subjects.reward_model is not None:
-        found |= _score_deviations(subjects.reward_model, rollout, more, spec)
-    return found
+        changes |= _score_deviations(subjects.reward_model, rollout, more, spec)
+    return changes
 
 
 def _score_deviations(
@@ -204,11 +204,13 @@ def _score_deviations(
     }
 
 
-def require_passed(found: Mapping[Check, float], precision: str) -> None:
+def require_passed(measured: Mapping[Check, float], precision: str) -> None:
     """Raise SelfCheckError, naming every check whose deviation is not within its bound."""
-    failed = [check for check in found if not found[check] <= check.bounds[precision]]
+    failed = [check for check in measured if not measured[check] <= check.bounds[precision]]
     if failed:
-        raise SelfCheckError("; ".join(_message(each, found[each], precision) for each in failed))
+        raise SelfCheckError(
+            "; ".join(_message(each, measured[each], precision) for each in failed)
+        )
 
 
 def widened(rollout: Rollout, columns: int) -> Rollout:
@@ -245,12 +247,12 @@ def _evaluated(evaluate: Callable[[Rollout], Tensor], rows: Rollout, at_a_time: 
     return torch.cat([evaluate(rows[start : start + at_a_time]) for start in starts])
 
 
-def _mean_change(found: Tensor, expected: Tensor, mask: Tensor) -> float:
-    return _finite(float(masked_mean((found - expected).abs(), mask)))
+def _mean_change(actual: Tensor, expected: Tensor, mask: Tensor) -> float:
+    return _finite(float(masked_mean((actual - expected).abs(), mask)))
 
 
-def _score_change(found: Tensor, expected: Tensor, scale: float) -> float:
-    return _finite(float((found - expected).abs().mean()) / scale)
+def _score_change(actual: Tensor, expected: Tensor, scale: float) -> float:
+    return _finite(float((actual - expected).abs().mean()) / scale)
 
 
 def _score_scale(scores: Tensor, precision: str) -> float:

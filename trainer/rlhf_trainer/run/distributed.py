@@ -171,13 +171,13 @@ def agree_on_failure(ranks: Ranks, error: BaseException | None, group: Any = Non
 def _raise_first(ranks: Ranks, error: BaseException | None, group: Any) -> None:
     if error is not None and (ranks.world_size == 1 or is_peer_loss(error)):
         raise error
-    told = None if error is None else (failure_of(error), _packed(error))
-    for rank, found in enumerate(_gather(ranks, told, group)):
-        if found is None:
+    failure = None if error is None else (failure_of(error), _packed(error))
+    for rank, failed in enumerate(_gather(ranks, failure, group)):
+        if failed is None:
             continue
         if rank == ranks.rank and error is not None:
             raise error
-        raise _unpacked(*found)
+        raise _unpacked(*failed)
 
 
 def _packed(error: BaseException) -> bytes | None:

@@ -332,16 +332,16 @@ class Reporter:
         return {"rewards": _finite_or_null(rewards)}
 
     def _progress(self, eta: float | None) -> dict[Metric, float]:
-        found = {
+        metrics = {
             Metric.STEP: float(self._last_step),
             Metric.TOTAL_STEPS: float(self._total_steps),
             Metric.EPOCH: self._epoch,
         }
         if self._total_steps:
-            found[Metric.PROGRESS] = min(1.0, self._last_step / self._total_steps)
+            metrics[Metric.PROGRESS] = min(1.0, self._last_step / self._total_steps)
         if eta is not None:
-            found[Metric.ETA] = eta
-        return found
+            metrics[Metric.ETA] = eta
+        return metrics
 
     def _line(self, step: int, metrics: Mapping[Metric, float]) -> str:
         eta = self._step_clock.eta(max(0, self._total_steps - step))

@@ -141,8 +141,8 @@ def _step(
                 padded = pad_pairs(part, pad_id)
             loss = _loss(model, padded, part, spec, len(batch), loop.ranks)
             model.accumulate(loss.loss, last=index == len(parts) - 1)
-            told = (loss.loss.detach(), loss.chosen_sum, loss.rejected_sum, loss.correct)
-            sums += [float(x) for x in told]
+            batch_sums = (loss.loss.detach(), loss.chosen_sum, loss.rejected_sum, loss.correct)
+            sums += [float(x) for x in batch_sums]
         norm = model.step(learning_rate)
         total, chosen_sum, rejected_sum, correct = reduce_sum(sums.tolist(), loop.ranks)
     metrics = {
@@ -238,12 +238,12 @@ def evaluate(
         mine = rank_slice(block, ranks.rank, ranks.world_size)
         # Ranks make equally many passes (ZeRO 3 needs it); a repeated row writes the same score.
         mine += block[: -(-len(block) // ranks.world_size) - len(mine)]
-        found = []
+        scored = []
         for part in micro_batches(mine, size):
             padded = pad_pairs([pairs[row] for row in part], pad_id)
             chosen, rejected = score_pairs(model, padded, ranks)
-            found += list(zip(part, chosen.tolist(), rejected.tolist(), strict=True))
-        for row, chosen_score, rejected_score in chain(*gather_objects(ranks, found)):
+            scored += list(zip(part, chosen.tolist(), rejected.tolist(), strict=True))
+        for row, chosen_score, rejected_score in chain(*gather_objects(ranks, scored)):
             scores.chosen[row], scores.rejected[row] = chosen_score, rejected_score
         if len(block) == EVALUATION_BLOCK:
             _say(ranks, f"step: {block[-1]}/{rows}, {scores.line(block[-1] + 1)}")

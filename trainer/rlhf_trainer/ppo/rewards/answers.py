@@ -71,11 +71,11 @@ class Judge(Protocol):
         """
 
 
-def checked_scores(found: Any, texts: Texts, who: str, first_row: int = 0) -> list[float]:
-    """`found` as one finite number a row of `texts`.
+def checked_scores(given: Any, texts: Texts, who: str, first_row: int = 0) -> list[float]:
+    """`given` as one finite number a row of `texts`.
 
     Args:
-        found: what a reward gave.
+        given: what a reward gave.
         texts: what it was asked.
         who: field and value that name the reward, for the message.
         first_row: number of the first row among those of the rank.
@@ -85,9 +85,9 @@ def checked_scores(found: Any, texts: Texts, who: str, first_row: int = 0) -> li
     """
     count = len(texts.responses)
     remedy = "give one finite number for each response, in their order"
-    if isinstance(found, str | bytes | dict) or not isinstance(found, Iterable):
-        raise InputError(f"{who} gave {_shown(found)} and no list of scores; {remedy}")
-    scores = list(found)
+    if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
+        raise InputError(f"{who} gave {_shown(given)} and no list of scores; {remedy}")
+    scores = list(given)
     if len(scores) != count:
         raise InputError(f"{who} gave {len(scores)} scores for {count} responses; {remedy}")
     numbers = [_number(score) for score in scores]

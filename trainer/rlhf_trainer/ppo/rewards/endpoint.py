@@ -95,13 +95,13 @@ class Endpoint:
         for start in range(0, len(texts.responses), size):
             part = texts.rows(start, start + size)
             document = self._asked({"prompts": part.prompts, "responses": part.responses})
-            found = document.get("scores") if isinstance(document, dict) else None
-            if found is None:
+            given = document.get("scores") if isinstance(document, dict) else None
+            if given is None:
                 raise InputError(
                     f"{self.who} answered {_shown(str(document))}; let it answer "
                     '{"scores": [...]}'
                 )
-            yield checked_scores(found, part, self.who, start)
+            yield checked_scores(given, part, self.who, start)
 
     def _asked(self, question: dict[str, Any]) -> Any:
         failures = 0
@@ -172,13 +172,13 @@ class Endpoint:
 
 def _cause(error: Exception) -> str:
     """What the system said, where it said anything; libraries put words of their own around it."""
-    found, at = str(error), error.__context__
+    reason, at = str(error), error.__context__
     while at is not None:
         # A requests.RequestException is an OSError as well.
         if isinstance(at, OSError) and not isinstance(at, requests.RequestException):
-            found = f"{type(at).__name__}: {at}"
+            reason = f"{type(at).__name__}: {at}"
         at = at.__context__
-    return found
+    return reason
 
 
 def _pause_seconds(failures: int, wished: float | None) -> float:

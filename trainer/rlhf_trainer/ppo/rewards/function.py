@@ -61,8 +61,8 @@ class Function:
     def __call__(self, texts: Texts) -> list[float]:
         """See `Judge`."""
         try:
-            found = self.function(list(texts.prompts), list(texts.responses))
-            return checked_scores(found, texts, self.who)
+            given = self.function(list(texts.prompts), list(texts.responses))
+            return checked_scores(given, texts, self.who)
         except InputError:
             raise
         except (ConnectionError, TimeoutError) as error:

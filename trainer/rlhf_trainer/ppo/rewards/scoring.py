@@ -92,17 +92,19 @@ class Rewards:
         """
         if not self.specs:
             return experience
-        found: dict[str, list[float]] = {}
+        scores_by_name: dict[str, list[float]] = {}
         failure: Exception | None = None
         try:
             texts = Texts.of(experience.rollout, self.tokenizer)
-            found = {name: judge(texts) for name, judge in self.judges.items()}
+            scores_by_name = {name: judge(texts) for name, judge in self.judges.items()}
         except Exception as error:  # noqa: BLE001 - raised again, on every rank
             failure = error
         agree_on_failure(self.ranks, failure, self.group)
         of_model = experience.scores
         rewards = {
-            spec.name: of_model.new_tensor(found[spec.name]) if spec.name in found else of_model
+            spec.name: of_model.new_tensor(scores_by_name[spec.name])
+            if spec.name in scores_by_name
+            else of_model
             for spec in self.specs
         }
         total = torch.zeros_like(of_model)
