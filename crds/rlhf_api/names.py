@@ -16,7 +16,7 @@ SINGULAR = "rlhfjob"
 SHORT_NAME = "rlhf"
 CATEGORIES = ("all", "rlhf")
 
-CONTRACT_VERSION = 3
+CONTRACT_VERSION = 4
 """Version of StageConfig and StageResult; grows when an older image could misread a newer file, as
 where a default changes: files and digests leave defaults out."""
 

@@ -1,5 +1,6 @@
 """An API lint over the whole CRD: what an API server, `kubectl apply` or a reader would mind."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ Schema = dict[str, Any]
 
 PATH = Path(__file__).resolve().parents[2] / "crds" / "rlhfjobs.yaml"
 MAX_BYTES = 200_000
-"""Client-side `kubectl apply` keeps the file in an annotation of at most 262,144 bytes."""
+"""Client-side `kubectl apply` keeps it as JSON in an annotation of at most 262,144 bytes."""
 REFUSED_KEYS = {
     "$ref",
     "$defs",
@@ -61,7 +62,7 @@ FIELDS = [(path, schema) for path, schema in SCHEMAS if path not in ROOT_FIELDS]
 
 
 def test_size() -> None:
-    assert PATH.stat().st_size < MAX_BYTES
+    assert len(json.dumps(crd(), separators=(",", ":")).encode()) < MAX_BYTES
 
 
 def test_nothing_that_an_api_server_refuses() -> None:

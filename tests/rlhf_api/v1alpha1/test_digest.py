@@ -188,7 +188,7 @@ PLACE: Table = {
     "guardrails": ([], [{"rule": "NegativeKL", "action": "Suspend"}]),
     "guardrailAttempt": (0, 3),
 }
-GOLDEN = "sha256:a3bc32d3c74b56eb76889b4283001422edb4fbd6192c55e9d46f3875297c13d3"
+GOLDEN = "sha256:3bdd418e0f3af42a2b3e5007ec1923f4950cf0730b56c28922e8c9cdc5bc9df8"
 DIGESTS = ["sha256:" + digit * 64 for digit in "01"]
 WORK: Table = {
     "job": (REQUIRED, {"name": "reviews", "uid": "another-uid"}),
