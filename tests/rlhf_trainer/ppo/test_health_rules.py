@@ -14,7 +14,7 @@ from rlhf_api.names import GuardrailAction, GuardrailRule
 from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.health_rules import HEALTH_RULES
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "guardrails.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "guardrails.md"
 
 # What an unhealthy history looks like from the twentieth update on.
 UNHEALTHY: dict[GuardrailRule, dict[str, float]] = {
