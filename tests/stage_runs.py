@@ -29,6 +29,7 @@ from rlhf_api.names import EnvVar, FileName
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.__main__ import stage_named
 from rlhf_trainer.data.collate import pad_left, pad_right
+from rlhf_trainer.ppo import collection
 from rlhf_trainer.ppo.experience import Experience, collect
 from rlhf_trainer.ppo.rollout import Rollout, Sampling
 from rlhf_trainer.process.outcome import StageOutcome
@@ -97,7 +98,7 @@ class FixedSampler:
 
 def run_with_fixed_answers(config: StageConfig, ranks: Ranks | None = None) -> StageOutcome:
     """PPO in this process, on rollouts that depend on the prompts alone."""
-    with patch.object(ppo, "GenerateSampler", FixedSampler):
+    with patch.object(collection, "GenerateSampler", FixedSampler):
         return ppo.run(config, ranks or tiny.ranks(), StopFlag())
 
 
@@ -112,7 +113,7 @@ def spoilt_rollout(name: str, update: int, value: float = math.nan) -> Iterator[
             getattr(experience, name)[0, ...].fill_(value)
         return experience
 
-    with patch.object(ppo, "collect", spoil):
+    with patch.object(collection, "collect", spoil):
         yield
 
 

@@ -117,9 +117,9 @@ def test_a_frozen_model_is_itself_where_nothing_is_sharded(tmp_path: Path) -> No
         model = cases.actor(tmp_path)
         model.train()
         frozen = freeze(model, cases.spec(tmp_path, zero_stage=zero_stage), tiny.ranks())
-        assert frozen is model
-        assert not frozen.training
-        assert not any(parameter.requires_grad for parameter in frozen.parameters())
+        assert frozen.engine is frozen.module is model
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 class Line(nn.Module):

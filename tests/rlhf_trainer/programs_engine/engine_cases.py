@@ -167,7 +167,7 @@ def partitioned(ranks: Ranks, folder: Path) -> dict[str, Any]:
     before = {name: p.detach().clone() for name, p in plain.named_parameters()}
     frozen = freeze(copy.deepcopy(plain), settings, ranks)
     model = train(copy.deepcopy(plain), settings, ranks, learning_rate=1.0)
-    sharded = [frozen, model.module]
+    sharded = [frozen.module, model.module]
     outside = sum(p.numel() for each in sharded for p in each.parameters())
     with whole_parameters(model):
         inside = {name: p.detach().clone() for name, p in model.module.named_parameters()}
@@ -190,7 +190,7 @@ def partitioned(ranks: Ranks, folder: Path) -> dict[str, Any]:
             "step": told,
             "logprobs": (plain(*inputs, 10).logprobs, frozen(*inputs, 10).logprobs),
             "scores": (reward(*inputs), frozen_reward(*inputs)),
-            "learns": any(p.requires_grad for p in frozen.parameters()),
+            "learns": any(p.requires_grad for p in frozen.module.parameters()),
         }
 
 
