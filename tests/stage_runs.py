@@ -58,6 +58,19 @@ class StopAt(StopFlag):
         return self.left <= 0
 
 
+class StopAfter(StopFlag):
+    """A request to stop that arrives when the attempt has told of a step."""
+
+    def __init__(self, config: StageConfig, step: int) -> None:
+        super().__init__()
+        self._config = config
+        self._step = step
+
+    @property
+    def is_set(self) -> bool:
+        return any(event["step"] >= self._step for event in events(self._config, "step"))
+
+
 def run(config: StageConfig, stop: StopFlag | None = None) -> StageOutcome:
     """The stage in this process, as a world of one."""
     return stage_named(config.stage)(config, tiny.ranks(), stop or StopFlag())

@@ -86,6 +86,8 @@ def run(
 ) -> StageResult:
     """Run `command` in every rank of this node; the node's result."""
     # Here, when signals are heard and the configuration is good: this imports torch.
+    import torch
+
     from rlhf_trainer.process.gang import Gang
 
     threads = str(max(1, processors() // place.processes))
@@ -95,7 +97,9 @@ def run(
     os.environ[OUTCOME_FOLDER] = str(folder)
     kills = memory_kills()
     try:
-        gang = Gang(place, command, folder, stop, patience)
+        # With one rank nobody is waited for; without a GPU ranks talk by gloo, which raises.
+        watched = config.world_size > 1 and torch.cuda.is_available()
+        gang = Gang(place, command, folder, stop, patience, watched=watched)
         logger.info(
             "node %d of %d starts ranks %d to %d, which meet at %s:%d: %s",
             place.node,
@@ -162,6 +166,11 @@ def _result_of(config: StageConfig, end: RankEnd, patience: float, *, starved: b
     elif end.signal == signal.SIGKILL and starved:
         reason = Reason.OUT_OF_MEMORY
         message = f"rank {end.rank} was killed: the container's memory ran out; {MEMORY_REMEDY}"
+    elif end.exit_code == ExitCode.PEER_LOST and end.signal is not None:
+        message = (
+            f"rank {end.rank} was aborted, as NCCL's watchdog does when another rank does not "
+            "answer; see its log, and the other ranks for the cause"
+        )
     elif end.signal is not None:
         name = signal.strsignal(end.signal)
         message = f"rank {end.rank} was killed by signal {end.signal} ({name}); see its log"

@@ -38,9 +38,15 @@ class CheckpointPolicy(Contract):
 
     every_steps: int = Field(100, ge=1, le=1_000_000)
     """Steps between two checkpoints; a request to stop makes one as well."""
+    every_seconds: int | None = Field(None, ge=1, le=604_800)
+    """Seconds after which a step ends with a checkpoint, whatever everySteps says; where steps take
+    long, it bounds what is lost."""
     keep: int = Field(2, ge=1, le=100)
     """How many complete checkpoints of the attempt are kept; an older one goes only after a newer
     one is complete."""
+    keep_finished: bool = False
+    """Whether they stay when the stage has finished, optimizer states and all: several times the
+    size of the model that it leaves."""
 
 
 class StageSpec(Contract):

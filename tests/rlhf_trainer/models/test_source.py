@@ -242,15 +242,15 @@ def test_models_that_read_tokens_differently_are_refused(folder: Path) -> None:
 
 def test_an_attempt_whose_work_is_done_says_so(tmp_path: Path) -> None:
     config = tiny.stage_config("sft", tmp_path)
-    assert finished_outcome(config) is None
+    assert finished_outcome(config, tiny.ALONE) is None
     artifact = write_artifact(
         config, tiny.ALONE, 4, lambda folder: (folder / "weights").write_text("x") and None
     )
     later = tiny.stage_config("sft", tmp_path, attempt=3)
-    outcome = finished_outcome(later)
+    outcome = finished_outcome(later, tiny.ALONE)
     assert outcome is not None
     assert (outcome.artifact, outcome.step, outcome.total_steps) == (artifact, 4, 4)
     other = tiny.stage_config("sft", tmp_path, attempt=3, seed=9)
     with pytest.raises(InputError, match=other.config_digest) as caught:
-        finished_outcome(other)
+        finished_outcome(other, tiny.ALONE)
     assert config.config_digest in str(caught.value)

@@ -133,6 +133,6 @@ def followed(ranks: Ranks, folder: Path) -> Any:
         mask = torch.arange(5) < torch.tensor([[5], [1], [2], [4], [3], [1]])
         mine = slice(0, 4) if ranks.rank == 0 else slice(4, 6)
         mine = slice(0, 6) if ranks.world_size == 1 else mine
-        scale = follow(model, scale, returns[mine], mask[mine], ranks)
+        scale, _ = follow(model, scale, returns[mine], mask[mine], ranks)
         scales.append(scale)
     return scales, before, values(model, scale)

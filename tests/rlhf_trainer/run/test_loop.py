@@ -16,7 +16,7 @@ from rlhf_api.metrics import Metric, Phase
 from rlhf_api.names import ExitCode, FileName
 from rlhf_api.v1alpha1 import Artifact, CheckpointPolicy, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
-from rlhf_trainer.run import report
+from rlhf_trainer.run import loop, report
 from rlhf_trainer.run.loop import total_steps
 from rlhf_trainer.run.phases import PhaseClock
 
@@ -133,6 +133,20 @@ def test_a_stop_between_steps_saves_and_says_so(tmp_path: Path) -> None:
     assert failure_of(caught.value).exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
     assert checkpoints(found) == ["step-3"]
     assert events(found, "checkpoint") == [3]
+
+
+def test_a_step_that_ends_late_ends_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 40 s and a checkpoint a minute: every second step, and the steps count as well."""
+    found = config(tmp_path, checkpoint=CheckpointPolicy(every_steps=5, every_seconds=60, keep=9))
+    now = 1000.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    stage = started(found)
+    for _ in range(8):
+        now += 40.0
+        stage.step()
+    assert events(found, "checkpoint") == [2, 4, 5, 7]
 
 
 def test_a_stop_right_after_a_checkpoint_does_not_save_again(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A stage that is stopped anywhere, and tried again, ends as one that never stopped."""
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,11 @@ import torch
 from rlhf_api.names import ExitCode, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
+from rlhf_trainer.models.engine import TrainedModel
+from rlhf_trainer.ppo.learning import Learner
 from rlhf_trainer.process.outcome import StageOutcome
+from rlhf_trainer.process.stopping import StopFlag
+from rlhf_trainer.stages import ppo
 
 NEVER = 10**9
 
@@ -66,11 +71,17 @@ def told(*configs: StageConfig) -> list[dict[str, Any]]:
     ]
 
 
-def stopped(config: StageConfig, looks: int) -> StopRequested:
-    """Run until the n-th look at the flag."""
+def stopped(config: StageConfig, stop: int | StopFlag) -> StopRequested:
+    """Run until the n-th look at the flag, or until a flag of its own is set."""
+    flag = stage_runs.StopAt(stop) if isinstance(stop, int) else stop
     with pytest.raises(StopRequested) as caught:
-        stage_runs.run(config, stage_runs.StopAt(looks))
+        stage_runs.run(config, flag)
     return caught.value
+
+
+def stopped_after(config: StageConfig, step: int) -> StopRequested:
+    """Run until it has told of a step."""
+    return stopped(config, stage_runs.StopAfter(config, step))
 
 
 Whole = tuple[StageConfig, StageOutcome, int]
@@ -91,11 +102,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
     return run
 
 
-# Shares of all looks: the first, some in between, the last. SFT and reward look once a step, so
-# that these are all of their steps; PPO looks at every token that it samples.
+# Shares of all looks: the first, some in between, the last. SFT and reward look before every
+# micro-batch, evaluations included; PPO looks at every token that it samples as well.
 STOPS = {
-    "sft": [at / 7 for at in range(1, 8)],
-    "reward": [at / 7 for at in (1, 4, 7)],
+    "sft": [at / 12 for at in range(1, 13)],
+    "reward": [0.0, 0.15, 0.3, 0.55, 0.8, 1.0],
     "ppo": [0.0, 0.1, 0.25, 0.45, 0.6, 0.7, 0.9, 1.0],
 }
 
@@ -147,7 +158,8 @@ def test_two_ranks_go_on_where_they_were(tmp_path: Path, stage: str) -> None:
     straight = config_of(stage, tmp_path / "straight", **settings)
     (expected, _) = stage_runs.run_on_pair(straight)
     config = config_of(stage, tmp_path / "cut", **settings)
-    found = stage_runs.run_on_pair(config, looks=20 if stage == "ppo" else 3)
+    # SFT and reward: the second look inside of a step, with half of its gradient there.
+    found = stage_runs.run_on_pair(config, looks=20 if stage == "ppo" else 4)
     for rank in found:
         assert rank["error"].exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
         assert rank["error"].step == found[0]["error"].step
@@ -163,9 +175,9 @@ def test_two_ranks_go_on_where_they_were(tmp_path: Path, stage: str) -> None:
 
 
 def test_earlier_checkpoints_stay_until_there_is_an_own_one(tmp_path: Path) -> None:
-    policy = CheckpointPolicy(every_steps=2)
+    policy = CheckpointPolicy(every_steps=2, keep_finished=True)
     first = config_of("sft", tmp_path, checkpoint=policy)
-    assert stopped(first, 4).step == 3
+    assert stopped_after(first, 3).step == 3
     assert stage_runs.checkpoints(first) == ["latest", "step-2", "step-3"]
     # Asked again before its first step, an attempt has nothing to add.
     second = stage_runs.attempt(first, 2)
@@ -182,7 +194,7 @@ def test_earlier_checkpoints_stay_until_there_is_an_own_one(tmp_path: Path) -> N
 
 def test_where_only_other_work_was_kept_a_person_decides(tmp_path: Path) -> None:
     first = config_of("sft", tmp_path)
-    assert stopped(first, 4).step == 3
+    assert stopped_after(first, 3).step == 3
     kept = Path(first.attempt_folder) / "checkpoints" / "step-3"
     other = stage_runs.attempt(config_of("sft", tmp_path, learning_rate=0.02), 2)
     with stage_runs.launched(other, tmp_path / "launched") as launched:
@@ -212,7 +224,8 @@ def test_what_is_cosmetic_may_change_on_the_way(tmp_path: Path) -> None:
     first = config_of("ppo", tmp_path)
     step = stopped(first, 40).step
     assert step > 0
-    changed = {"checkpoint": CheckpointPolicy(every_steps=1, keep=1), "samples_every_steps": 1}
+    policy = CheckpointPolicy(every_steps=1, keep=1, keep_finished=True)
+    changed = {"checkpoint": policy, "samples_every_steps": 1}
     second = stage_runs.attempt(config_of("ppo", tmp_path, **changed), 2)
     assert stage_runs.run(second).step == 5
     assert stage_runs.events(second)[0]["step"] == step
@@ -221,12 +234,94 @@ def test_what_is_cosmetic_may_change_on_the_way(tmp_path: Path) -> None:
 
 def test_a_broken_checkpoint_is_passed_over(tmp_path: Path) -> None:
     first = config_of("reward", tmp_path, checkpoint=CheckpointPolicy(every_steps=2))
-    assert stopped(first, 4).step == 3
+    assert stopped_after(first, 3).step == 3
     (state,) = Path(first.attempt_folder).glob("checkpoints/step-3/model/*model_states.pt")
     state.write_bytes(state.read_bytes()[:-100])
     second = stage_runs.attempt(first, 2)
     stage_runs.run(second)
     assert stage_runs.events(second)[0]["step"] == 2
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_stop_while_ppo_learns_leads_back_to_before_the_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Before the update's first micro-batch, or between it and the second: PopArt has rewritten the
+    critic and half of a gradient is there, but no optimizer has stepped."""
+    settings = {
+        "value_normalization": "PopArt",
+        "minibatch_size": 4,
+        "reward_scaling": "RunningStd",
+    }
+    straight = config_of("ppo", tmp_path / "straight", **settings)
+    expected = stage_runs.run(straight)
+    config = config_of("ppo", tmp_path / "stopped", **settings)
+    flag = StopFlag()
+    accumulate, calls = Learner._accumulate_critic, itertools.count(1)
+    follow, updates = ppo.follow, itertools.count(1)
+
+    def ask_when_followed(*arguments: Any) -> Any:
+        if next(updates) == 3 and after == 0:
+            flag.ask()
+        return follow(*arguments)
+
+    def ask_when_accumulated(*arguments: Any) -> None:
+        accumulate(*arguments)
+        # Each update: two passes over one minibatch of two micro-batches.
+        if next(calls) == 2 * 4 + 1 and after == 1:
+            flag.ask()
+
+    monkeypatch.setattr(ppo, "follow", ask_when_followed)
+    monkeypatch.setattr(Learner, "_accumulate_critic", ask_when_accumulated)
+    error = stopped(config, flag)
+    assert (error.step, error.last_checkpoint_step) == (2, 2)
+    again = stage_runs.attempt(config, 2)
+    outcome = stage_runs.run(again)
+    assert stage_runs.learned(dict(outcome.metrics)) == stage_runs.learned(dict(expected.metrics))
+    assert told(config, again) == told(straight)
+    for name, weight in weights(straight, expected).items():
+        assert torch.equal(weights(again, outcome)[name], weight), name
+
+
+def test_an_update_whose_optimizer_has_stepped_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("ppo", tmp_path)
+    flag, step = StopFlag(), TrainedModel.step
+
+    def ask(*arguments: Any) -> float:
+        flag.ask()
+        return step(*arguments)
+
+    monkeypatch.setattr(TrainedModel, "step", ask)
+    error = stopped(config, flag)
+    assert (error.step, error.last_checkpoint_step) == (1, 1)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_checkpoints_of_all_attempts_go_with_the_stage_that_finished(
+    tmp_path: Path, keep: bool
+) -> None:
+    policy = CheckpointPolicy(every_steps=2, keep_finished=keep)
+    first = config_of("sft", tmp_path, checkpoint=policy)
+    stopped_after(first, 3)
+    second = stage_runs.attempt(first, 2)
+    outcome = stage_runs.run(second)
+    assert outcome.artifact is not None
+    left = [name for name in stage_runs.checkpoints(second) if name.startswith("step")]
+    assert left == (["step-4", "step-6"] if keep else [])
+
+
+def test_an_attempt_that_finds_the_work_done_removes_what_its_checkpoints_left(
+    tmp_path: Path,
+) -> None:
+    keeping = CheckpointPolicy(every_steps=2, keep_finished=True)
+    first = config_of("sft", tmp_path, checkpoint=keeping)
+    stage_runs.run(first)
+    assert "step-6" in stage_runs.checkpoints(first)
+    second = stage_runs.attempt(config_of("sft", tmp_path), 2)
+    assert stage_runs.run(second).step == 6
+    assert not [name for name in stage_runs.checkpoints(first) if name.startswith("step")]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])

@@ -87,8 +87,12 @@ class TrainedModel(PlacedModel):
         return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients])))
 
     @torch.no_grad()
-    def rewrite(self, parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> None:
+    def rewrite(
+        self, parameter: nn.Parameter, change: Callable[[Tensor], Tensor]
+    ) -> Callable[[], None]:
         """Replace each element x of a parameter by change(x), in fp32; all ranks take part.
+
+        What is returned takes it back to the last bit, on all ranks together.
 
         Written are the optimizer's fp32 copy, which the next step writes over the weight, and the
         weight, which holds until then.
@@ -97,12 +101,23 @@ class TrainedModel(PlacedModel):
             parameter: of the module, and trained.
             change: of the element alone; it is given flat parts of the parameter, and padding.
         """
-        whole = self._rewrite_copy(parameter, change)
+        before: list[Tensor] = []
+
+        def recorded(part: Tensor) -> Tensor:
+            before.append(part.clone())
+            return change(part)
+
+        whole = self._rewrite_copy(parameter, recorded)
         gathered = deepspeed.zero.GatheredParameters(
             [parameter], modifier_rank=0, enabled=self.zero_stage == 3
         )
         with gathered:
             parameter.copy_(whole.view_as(parameter))
+
+        def undo() -> None:
+            self.rewrite(parameter, lambda _: before[0])
+
+        return undo
 
     def _rewrite_copy(self, parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> Tensor:
         """Change what the optimizer steps on; returns all of it."""

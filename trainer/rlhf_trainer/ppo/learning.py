@@ -4,7 +4,9 @@ Called by the PPO stage. What a minibatch adds up to does not depend on ranks an
 losses are sums over its tokens on all ranks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +28,9 @@ from rlhf_trainer.rl import entropy_bonus, policy_loss, value_loss
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
 from rlhf_trainer.run.loop import TrainingLoop
 
+Heed = Callable[[], None]
+"""Ends the attempt if any rank was asked to stop; all ranks call it together."""
+
 
 @dataclass(frozen=True)
 class Learner:
@@ -38,20 +43,28 @@ class Learner:
     steps: ActorSteps
     state: State
 
-    def learn(self, experience: Experience, targets: Targets) -> dict[Metric, float]:
-        """Pass over the experience; the means of what happened, over all ranks and minibatches."""
+    def learn(
+        self, experience: Experience, targets: Targets, undo: Callable[[], None] | None = None
+    ) -> dict[Metric, float]:
+        """Pass over the experience; the means of what happened, over all ranks and minibatches.
+
+        Until the first optimizer step a request to stop is heard, with `undo` of the loop's
+        `stop_if_asked`.
+        """
         spec, ranks = self.spec, self.ranks
         if spec.advantage_normalization == "Batch":
             advantages = normalized(targets.advantages, experience.mask, ranks)
             targets = replace(targets, advantages=advantages)
         size = (spec.minibatch_size or spec.batch_size) // ranks.world_size
         sums = UpdateSums()
+        heed: Heed | None = partial(self.loop.stop_if_asked, inside_step=True, undo=undo)
         for epoch in range(spec.update_epochs):
             generator = torch.Generator().manual_seed(
                 int(np.random.SeedSequence([spec.seed, self.loop.step, epoch]).generate_state(1)[0])
             )
             for part, part_targets in minibatches(experience, targets, size, generator):
-                self._learn_minibatch(part, part_targets, sums)
+                self._learn_minibatch(part, part_targets, sums, heed)
+                heed = None
         return (
             sums.means(ranks)
             | self.steps.metrics()
@@ -61,7 +74,9 @@ class Learner:
             }
         )
 
-    def _learn_minibatch(self, part: Experience, targets: Targets, sums: UpdateSums) -> None:
+    def _learn_minibatch(
+        self, part: Experience, targets: Targets, sums: UpdateSums, heed: Heed | None
+    ) -> None:
         spec, ranks = self.spec, self.ranks
         if spec.advantage_normalization == "Minibatch":
             advantages = normalized(targets.advantages, part.mask, ranks)
@@ -70,6 +85,8 @@ class Learner:
         rows = torch.arange(len(part.scores), device=part.scores.device)
         splits = rows.split(spec.micro_batch_size)
         for index, at in enumerate(splits):
+            if heed is not None:
+                heed()
             micro, micro_targets = part[at], targets[at]
             last = index == len(splits) - 1
             if self._actor_learns():

@@ -7,7 +7,7 @@ b. H. van Hasselt et al., "Learning values across many orders of magnitude", 201
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -93,25 +93,41 @@ class ReturnScale:
 
 def follow(
     critic: TrainedModel, scale: ReturnScale, returns: Tensor, mask: Tensor, ranks: Ranks
-) -> ReturnScale:
-    """Take in the returns of all ranks' real tokens, and keep the critic's values what they are."""
+) -> tuple[ReturnScale, Callable[[], None]]:
+    """Take in the returns of all ranks' real tokens, and keep the critic's values what they are.
+
+    The second takes back what was done to the critic, on all ranks together.
+    """
     new = scale.updated(global_moments(returns, mask, ranks))
-    rescale(critic, scale, new)
-    return new
+    return new, rescale(critic, scale, new)
 
 
-def rescale(critic: TrainedModel, old: ReturnScale, new: ReturnScale) -> None:
+def rescale(critic: TrainedModel, old: ReturnScale, new: ReturnScale) -> Callable[[], None]:
     """w' = w σ/σ', b' = (σ b + μ − μ') / σ', so that σ' (w' h + b') + μ' = σ (w h + b) + μ.
 
     Adam's moments stay as they are. A step is their quotient m / √v, from which a common factor
     falls out; what is left is that gradients before and after differ by σ/σ', which is near 1 once
     some updates are averaged. The layers below see their gradients change likewise, and their
     moments could not be corrected by one factor.
+
+    What is returned takes it back to the last bit, on all ranks together.
     """
     module = critic.module
     assert isinstance(module, Critic)
     ratio = old.std / new.std
     # A head with a bias of its own is linear in it as well.
-    for parameter in score_head(module.model).parameters():
+    undo = [
         critic.rewrite(parameter, lambda weight: weight * ratio)
-    critic.rewrite(module.shift, lambda shift: (old.std * shift + old.mean - new.mean) / new.std)
+        for parameter in score_head(module.model).parameters()
+    ]
+    undo.append(
+        critic.rewrite(
+            module.shift, lambda shift: (old.std * shift + old.mean - new.mean) / new.std
+        )
+    )
+
+    def undo_all() -> None:
+        for each in undo:
+            each()
+
+    return undo_all

@@ -49,7 +49,14 @@ class Gang:
     """
 
     def __init__(
-        self, place: Place, command: Sequence[str], folder: Path, stop: StopRequest, patience: float
+        self,
+        place: Place,
+        command: Sequence[str],
+        folder: Path,
+        stop: StopRequest,
+        patience: float,
+        *,
+        watched: bool,
     ) -> None:
         """Prepare to run `command` in every rank.
 
@@ -59,12 +66,14 @@ class Gang:
             folder: where the ranks leave their outcomes.
             stop: set by signals.
             patience: seconds from a request to stop until ranks that are still there are killed.
+            watched: whether NCCL's watchdog aborts ranks whose peers do not answer.
         """
         self.error: BaseException | None = None
         self._place = place
         self._folder = folder
         self._stop = stop
         self._patience = patience
+        self._watched = watched
         self._codes: dict[int, int] = {}
         self._times: dict[int, float] = {}
         self._told: set[int] = set()
@@ -201,6 +210,8 @@ class Gang:
             code, when = outcome.result.exit_code, outcome.time
         elif late:
             code = ExitCode.STOPPED
+        elif self._watched and raw == -signal.SIGABRT:
+            code = ExitCode.PEER_LOST
         return RankEnd(rank, int(code), when, outcome, -raw if raw < 0 else None, late)
 
 

@@ -27,6 +27,7 @@ from rlhf_api.v1alpha1 import (
 )
 from rlhf_trainer.data.read.uris import Hub, locate
 from rlhf_trainer.process.outcome import StageOutcome
+from rlhf_trainer.run.checkpoint import remove_of_finished
 from rlhf_trainer.run.distributed import Ranks, gather_objects
 from rlhf_trainer.run.files import (
     list_files,
@@ -151,11 +152,15 @@ def finished_artifact(config: StageConfig) -> Artifact | None:
     return None
 
 
-def finished_outcome(config: StageConfig) -> StageOutcome | None:
-    """The outcome of an earlier attempt that finished; its work need not be done again."""
+def finished_outcome(config: StageConfig, ranks: Ranks) -> StageOutcome | None:
+    """The outcome of an earlier attempt that finished; its work need not be done again.
+
+    It may have been killed before it removed its checkpoints.
+    """
     artifact = finished_artifact(config)
     if artifact is None:
         return None
+    remove_of_finished(config, ranks)
     done = read_manifest(config, artifact)
     return StageOutcome(
         artifact=artifact, step=done.step, total_steps=done.step, verdicts=done.verdicts

@@ -211,12 +211,23 @@ class CheckpointStore:
 
     def _remove_earlier_attempts(self) -> None:
         for attempt in range(1, self._config.attempt):
-            for _, folder in _steps_in(_checkpoints_of(self._config, attempt)):
-                try:
-                    remove_folder(folder)
-                except OSError as error:
-                    # A straggler of that attempt may still write there; space is all that is lost.
-                    logger.warning("old checkpoint %s could not be removed: %s", folder, error)
+            _remove_all(self._config, attempt)
+
+
+def remove_of_finished(config: StageConfig, ranks: Ranks) -> None:
+    """Remove the checkpoints of a stage that has left its artifact, unless they are to be kept."""
+    if ranks.rank == 0 and not config.spec.checkpoint.keep_finished:
+        for attempt in range(1, config.attempt + 1):
+            _remove_all(config, attempt)
+
+
+def _remove_all(config: StageConfig, attempt: int) -> None:
+    for _, folder in _steps_in(_checkpoints_of(config, attempt)):
+        try:
+            remove_folder(folder)
+        except OSError as error:
+            # A straggler of that attempt may still write there; space is all that is lost.
+            logger.warning("old checkpoint %s could not be removed: %s", folder, error)
 
 
 def rng_state() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What every stage's loop needs beside its story: resume, stop on request, save, tell.
 
-Called by the stages. A step is whole or was not: a request to stop is heard between steps (and by
-PPO inside of a rollout and its rewards, which are then thrown away), and what is saved is the state
-after a step.
+Called by the stages. A step is whole or was not: a request to stop is heard between steps, inside
+of evaluations, and inside of a step until an optimizer has stepped; what was done of the step is
+then thrown away, and what is saved is the state after a whole one.
 """
 
 import math
@@ -20,7 +20,13 @@ from rlhf_trainer.errors import StopRequested
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import learning_rate_factor, warmup_steps
-from rlhf_trainer.run.checkpoint import Checkpoint, CheckpointStore, restore_rng_state, rng_state
+from rlhf_trainer.run.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    remove_of_finished,
+    restore_rng_state,
+    rng_state,
+)
 from rlhf_trainer.run.distributed import Ranks, any_rank, seed_everything
 from rlhf_trainer.run.report import Reporter
 
@@ -65,6 +71,7 @@ class TrainingLoop:
     _may_save: bool = field(init=False, default=True)
     _before_step: dict[str, Any] = field(init=False, default_factory=dict)
     _began: float = field(init=False, default_factory=time.monotonic)
+    _saved: float = field(init=False, default=0.0)
     _metrics: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,6 +85,7 @@ class TrainingLoop:
         with self.reporter.phase(Phase.CHECKPOINT):
             checkpoint = self._store.newest()
             own: Mapping[str, Any] = {} if checkpoint is None else self._restore(checkpoint)
+        self._saved = time.monotonic()
         self.reporter.start(
             self.total_steps, self.step, None if checkpoint is None else checkpoint.time
         )
@@ -110,25 +118,37 @@ class TrainingLoop:
         """
         self.stop_if_asked()
         # A step that is cut short must leave no trace: a rollout draws random numbers.
-        self._before_step = {"cursor": self.cursor.state_dict(), "rng": rng_state()}
+        self._before_step = {
+            "cursor": self.cursor.state_dict(),
+            "rng": rng_state(),
+            "own": dict(self.own_state()),
+        }
         self._began = time.monotonic()
         with self.reporter.phase(Phase.DATA):
             return self.cursor.next_batch()
 
-    def stop_if_asked(self, *, inside_step: bool = False) -> None:
+    def stop_if_asked(
+        self, *, inside_step: bool = False, undo: Callable[[], None] | None = None
+    ) -> None:
         """Save and leave if any rank was asked to stop.
 
         Where the state may not be kept, the newest checkpoint stays what the next attempt has.
 
-        With `inside_step` the state before the step is what is saved; models must not have
-        changed since.
+        With `inside_step` the state before the step is what is saved, and gradients are dropped:
+        no optimizer may have stepped since. What else of the models has changed `undo` takes back.
         """
         if not any_rank(self.ranks, self.stop.is_set):
             return
+        own = self.own_state
         if inside_step:
-            self.cursor.load_state_dict(self._before_step["cursor"])
-            restore_rng_state(self._before_step["rng"])
+            before = self._before_step
+            self.cursor.load_state_dict(before["cursor"])
+            restore_rng_state(before["rng"])
+            self.own_state = lambda: before["own"]
+            if undo is not None:
+                undo()
         self.save_unless_saved()
+        self.own_state = own
         raise StopRequested(self.step, self.last_checkpoint_step, self.verdicts())
 
     def finish_step(
@@ -158,8 +178,19 @@ class TrainingLoop:
         }
         self.reporter.trained_on(tokens, self.config.spec.batch_size)
         self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed}, rewards)
-        if keep and self.step % self.config.spec.checkpoint.every_steps == 0:
+        if keep and self._save_due():
             self.save()
+
+    def _save_due(self) -> bool:
+        """Whether the step just done ends with a checkpoint; all ranks get the same answer."""
+        policy = self.config.spec.checkpoint
+        if self.step % policy.every_steps == 0:
+            return True
+        if policy.every_seconds is None:
+            return False
+        # By the clock of rank 0 alone: ranks that disagree would wait for each other.
+        late = time.monotonic() - self._saved >= policy.every_seconds
+        return any_rank(self.ranks, self.ranks.rank == 0 and late)
 
     def save_unless_saved(self) -> None:
         """Write the full state as of this step where no checkpoint has it and it may be kept."""
@@ -185,6 +216,7 @@ class TrainingLoop:
                 rank_state=rng_state(),
             )
         self.last_checkpoint_step = self.step
+        self._saved = time.monotonic()
         self.reporter.checkpoint(self.step)
 
     def evaluation_due(self) -> bool:
@@ -209,8 +241,9 @@ class TrainingLoop:
         return self._metrics | self.reporter.last_metrics
 
     def outcome(self, artifact: Artifact) -> StageOutcome:
-        """What the stage has reached."""
+        """What the stage has reached; nobody will go on from its checkpoints."""
         self.reporter.end(self.step)
+        remove_of_finished(self.config, self.ranks)
         return StageOutcome(
             artifact=artifact,
             step=self.step,

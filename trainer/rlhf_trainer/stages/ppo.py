@@ -66,7 +66,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     spec = config.ppo
     if spec is None:
         raise ConfigError("stage.json: stage ppo has no specification")
-    done = finished_outcome(config)
+    done = finished_outcome(config, ranks)
     if done is not None:
         return done
     with Reporter(config, ranks) as reporter:
@@ -213,15 +213,16 @@ def _learn(
     metrics = rollout_metrics(experience, targets, ranks) | {Metric.KL_COEF: kl_coef}
     if spec.reward_scaling != "None":
         metrics[Metric.REWARD_SCALE] = shaped.scale
+    undo = None
     if spec.value_normalization == "PopArt":
-        state.returns = follow(
+        state.returns, undo = follow(
             learner.critic, state.returns, targets.returns, experience.mask, ranks
         )
         metrics |= state.returns.metrics()
     spread = metrics[Metric.RETURNS_STD] / state.returns.std
     metrics[Metric.CRITIC_LOSS_OF_MEAN] = 0.5 * spread**2
     # 5. Learn.
-    metrics |= learner.learn(experience, targets)
+    metrics |= learner.learn(experience, targets, undo)
     if spec.kl_controller == "Adaptive":
         assert spec.kl_target is not None
         state.kl_coef = adapted_kl_coef(

@@ -51,7 +51,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     spec = config.reward
     if spec is None:
         raise ConfigError("stage.json: stage reward has no specification")
-    done = finished_outcome(config)
+    done = finished_outcome(config, ranks)
     if done is not None:
         return done
     with Reporter(config, ranks) as reporter:
@@ -137,6 +137,8 @@ def _step(
     sums = np.zeros(4)
     with loop.reporter.phase(Phase.LEARNING):
         for index, part in enumerate(parts):
+            if index > 0:
+                loop.stop_if_asked(inside_step=True)
             with loop.reporter.phase(Phase.DATA):
                 padded = pad_pairs(part, pad_id)
             loss = _loss(model, padded, part, spec, len(batch), loop.ranks)
@@ -240,6 +242,7 @@ def evaluate(
         mine += block[: -(-len(block) // ranks.world_size) - len(mine)]
         scored = []
         for part in micro_batches(mine, size):
+            loop.stop_if_asked()
             padded = pad_pairs([pairs[row] for row in part], pad_id)
             chosen, rejected = score_pairs(model, padded, ranks)
             scored += list(zip(part, chosen.tolist(), rejected.tolist(), strict=True))

@@ -50,7 +50,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     spec = config.sft
     if spec is None:
         raise ConfigError("stage.json: stage sft has no specification")
-    done = finished_outcome(config)
+    done = finished_outcome(config, ranks)
     if done is not None:
         return done
     with Reporter(config, ranks) as reporter:
@@ -176,6 +176,8 @@ def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: S
     nll = 0.0
     with loop.reporter.phase(Phase.LEARNING):
         for index, part in enumerate(parts):
+            if index > 0:
+                loop.stop_if_asked(inside_step=True)
             with loop.reporter.phase(Phase.DATA):
                 packed = sequences.batch(part)
             loss = _loss(model, packed, tokens, loop.ranks)
@@ -204,15 +206,17 @@ def _loss(model: TrainedModel, batch: PackedBatch, normalizer: int, ranks: Ranks
 
 @torch.no_grad()
 def evaluate(
-    model: TrainedModel, held_out: Sequences, spec: SFTStage, ranks: Ranks
+    loop: TrainingLoop, model: TrainedModel, held_out: Sequences, spec: SFTStage
 ) -> dict[Metric, float]:
     """Mean negative log-likelihood of held-out response tokens, and its exponential."""
+    ranks = loop.ranks
     everything = list(range(len(held_out)))
     # Ranks make equally many passes (ZeRO 3 needs it); repeated sequences count as nothing.
     share = -(-len(everything) // ranks.world_size)
     mine = rank_slice(everything, ranks.rank, ranks.world_size)
     nll = 0.0
     for part in micro_batches(range(share), spec.micro_batch_size):
+        loop.stop_if_asked()
         real = [mine[at] for at in part if at < len(mine)]
         loss = _loss(model, held_out.batch(real or everything[:1]), 1, ranks)
         nll += float(loss.nll_sum) if real else 0.0
@@ -226,7 +230,7 @@ def _evaluated(
 ) -> dict[Metric, float]:
     """Evaluate and tell."""
     with loop.reporter.phase(Phase.EVALUATION):
-        figures = evaluate(model, held_out, spec, loop.ranks)
+        figures = evaluate(loop, model, held_out, spec)
     loop.reporter.evaluation(loop.step, figures)
     return figures
 
