@@ -9,6 +9,7 @@ at most SCRAPES_PER_SECOND times a second, the one that was asked longest ago fi
 import asyncio
 import heapq
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -155,10 +156,10 @@ class Scraper:
             wait = self._heap[0][0] - _now() if self._heap else None
             if wait is not None and wait <= 0:
                 return heapq.heappop(self._heap)[2]
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait)
-            except TimeoutError:
-                continue
+            # See `WorkQueue.take`.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
 
     async def _ask(self, uid: str) -> None:
         try:

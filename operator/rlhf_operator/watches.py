@@ -59,7 +59,12 @@ class Watch:
             try:
                 await check_served(self._kube)
                 await check_namespace(self._kube, self._namespace)
-                await self._watch(resync_seconds)
+                # A TaskGroup that ends by a failure forgets, before Python 3.13, a cancellation
+                # that comes meanwhile; `gather` does not.
+                watch = self._watch(resync_seconds)
+                (failure,) = await asyncio.gather(watch, return_exceptions=True)
+                if failure is not None:
+                    raise failure
             except* (ApiError, WatchError) as group:
                 self._complain(_first(group))
             await asyncio.sleep(PAUSE_SECONDS)

@@ -6,6 +6,7 @@ Filled by `watches`, `scraper` and the workers of `serve`; emptied by these.
 import asyncio
 import heapq
 import random
+from contextlib import suppress
 from itertools import count
 
 from rlhf_operator.metrics import QUEUE_DEPTH
@@ -80,10 +81,10 @@ class WorkQueue:
                 QUEUE_DEPTH.set(len(self._due))
                 return key
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait)
-            except TimeoutError:
-                continue
+            # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes with news.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
 
     def done(self, key: Key) -> None:
         """The caller of `take` is through with `key`."""

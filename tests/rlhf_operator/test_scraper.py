@@ -104,6 +104,25 @@ def test_a_new_attempt_comes_before_those_that_wait() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_it_stops_though_it_is_woken_at_that_moment(turns: int) -> None:
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            scraper = Scraper(session, lambda _: None, port=1, interval=60)
+            scraper.keep(KEY, "known", {SFT: "127.0.1.1"})
+            running = asyncio.create_task(scraper.run())
+            await until(lambda: (found := scraper.find("known", SFT)) is not None and found.fresh)
+            await asyncio.sleep(0.1)
+            scraper.keep(KEY, "new", {SFT: "127.0.1.1"})
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait({running}, timeout=1)
+            assert running.cancelled()
+
+    asyncio.run(run())
+
+
 def test_what_does_not_run_any_more_is_not_asked() -> None:
     async def run() -> None:
         async with scraping(lambda _: None, interval=0.01) as (pods, scraper):

@@ -24,6 +24,22 @@ async def nothing_comes(queue: WorkQueue) -> None:
         await asyncio.wait_for(queue.take(), 0.05)
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_a_worker_that_is_stopped_while_it_is_woken_stops(turns: int) -> None:
+    async def test(queue: WorkQueue) -> None:
+        queue.add(A, 60)
+        worker = asyncio.create_task(queue.take())
+        await asyncio.sleep(0.01)
+        queue.add(B, 60)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        worker.cancel()
+        await asyncio.wait({worker}, timeout=1)
+        assert worker.cancelled()
+
+    in_a_loop(test)
+
+
 def test_a_key_that_is_added_often_is_taken_once() -> None:
     async def test(queue: WorkQueue) -> None:
         for _ in range(5):
