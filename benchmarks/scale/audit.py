@@ -5,21 +5,21 @@ The times are the server's own, so that the client that measures adds nothing to
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from rlhf_api.names import PLURAL
+from rlhf_api.v1alpha1 import RLHFJobStatus
+from rlhf_operator.planning import pace
 
 Raw = dict[str, Any]
 
 READS = frozenset({"get", "list", "watch"})
 """A watch is logged when it ends."""
 _NOT_COUNTED = frozenset({"leases", "events"})
-_PROGRESS_FIELDS = frozenset({"progress", "metrics", "lastProgressTime", "lastCheckpointStep"})
-_PROGRESS_TEXTS = frozenset({"progress", "reward", "kl", "criticLoss"})
 
 
 def status_rule(namespace: str) -> Raw:
@@ -162,27 +162,14 @@ def count_by_kind(requests: Iterable[Request]) -> Counter[str]:
 
 
 def without_progress(requests: Iterable[Request]) -> Iterator[Request]:
-    """The requests but those that wrote only how far a job is."""
+    """The requests but those that wrote only how far a job is, as the operator draws that line."""
     last: dict[tuple[str, str], Raw] = {}
     for request in requests:
         if request.status is None or request.code != 200:
             yield request
             continue
-        key, said = (request.namespace, request.name), _said(request.status)
+        status = RLHFJobStatus.model_validate_json(json.dumps(request.status))
+        key, said = (request.namespace, request.name), pace.without_progress(status)
         if last.get(key) != said:
             yield request
         last[key] = said
-
-
-def _said(status: Mapping[str, Any]) -> Raw:
-    """The status but for its progress."""
-    stages = {
-        name: {field: value for field, value in stage.items() if field not in _PROGRESS_FIELDS}
-        for name, stage in (status.get("stages") or {}).items()
-    }
-    summary = status.get("summary") or {}
-    kept = {text: value for text, value in summary.items() if text not in _PROGRESS_TEXTS}
-    conditions = [
-        each for each in status.get("conditions") or () if each["type"] != "ProgressReporting"
-    ]
-    return {**status, "stages": stages, "summary": kept, "conditions": conditions}

@@ -141,9 +141,16 @@ def test_a_child_tells_its_job(stage: StageName, attempt: int) -> None:
 
 
 def stage_status(step: int, **more: Any) -> dict[str, Any]:
-    told = {"progress": {"step": step}, "metrics": {"loss": 1 / step}, "lastCheckpointStep": step}
-    times = {"lastProgressTime": at(step)}
-    return {"stages": {"sft": {"state": "Running", **told, **times, **more}}}
+    """A stage that has told of itself at `step`, and for the first time at step 2."""
+    progress = {"step": step, "totalSteps": 10, "percent": 10 * step}
+    told = {"progress": progress, "metrics": {"loss": 1 / step}, "lastProgressTime": at(step)}
+    first = {"reportedAttempt": 1} if step > 1 else {}
+    return {"stages": {"sft": {"state": "Running", **told, **first, **more}}}
+
+
+def condition(kind: str, status: str = "True") -> dict[str, Any]:
+    told = {"reason": "Why", "message": "", "lastTransitionTime": at(1)}
+    return {"type": kind, "status": status, **told}
 
 
 @pytest.mark.parametrize(
@@ -151,10 +158,13 @@ def stage_status(step: int, **more: Any) -> dict[str, Any]:
     [
         (written(**stage_status(2)), 1),
         (written(**stage_status(2), summary={"progress": "2%", "reward": "1.00"}), 1),
+        (written(**stage_status(2), conditions=[condition("ProgressReporting")]), 1),
         (written(**stage_status(2, state="Succeeded")), 2),
         (written(**stage_status(2, restarts=1)), 2),
+        (written(**stage_status(2, lastCheckpointStep=2)), 2),
+        (written(**stage_status(2, verdicts={"KL": "high"})), 2),
         (written(**stage_status(2), summary={"reason": "Finished"}), 2),
-        (written(**stage_status(2), conditions=[{"type": "Running"}]), 2),
+        (written(**stage_status(2), conditions=[condition("Running")]), 2),
         (refused_write(), 2),
         (written("another", **stage_status(2)), 2),
         (request("create", "jobs"), 2),
@@ -166,13 +176,12 @@ def test_writes_of_mere_progress_are_left_out(second: Request, kept: int) -> Non
 
 
 def test_reporting_is_progress_and_another_condition_is_not() -> None:
-    def with_condition(kind: str, status: str) -> Request:
-        return written(**stage_status(1), conditions=[{"type": kind, "status": status}])
+    def turning(kind: str) -> list[Request]:
+        states = [condition(kind, each) for each in ("True", "Unknown")]
+        return [written(**stage_status(1), conditions=[each]) for each in states]
 
-    reporting = [with_condition("ProgressReporting", each) for each in ("True", "Unknown")]
-    assert len(list(without_progress(reporting))) == 1
-    running = [with_condition("Running", each) for each in ("True", "False")]
-    assert len(list(without_progress(running))) == 2
+    assert len(list(without_progress(turning("ProgressReporting")))) == 1
+    assert len(list(without_progress(turning("Running")))) == 2
 
 
 def test_the_log_is_followed_through_its_rotation(tmp_path: Path) -> None:

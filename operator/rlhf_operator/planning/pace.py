@@ -1,4 +1,7 @@
-"""When a job's status is written and when the job is deleted. Pure; called by `reconcile`."""
+"""When a job's status is written and when the job is deleted. Pure; called by `reconcile`.
+
+What counts as mere progress stands here for the benchmark of the operator, too.
+"""
 
 from datetime import datetime
 from enum import Enum
@@ -40,9 +43,23 @@ def change(old: RLHFJobStatus, new: RLHFJobStatus) -> Change:
         return Change.NOTHING
     if _decisions(old) != _decisions(new):
         return Change.DECISION
-    return (
-        Change.PROGRESS if _without_progress(old) == _without_progress(new) else Change.EXPLANATION
-    )
+    return Change.PROGRESS if without_progress(old) == without_progress(new) else Change.EXPLANATION
+
+
+def without_progress(status: RLHFJobStatus) -> dict[str, Any]:
+    """What a status says besides how far its stages are; `lastCheckpointStep` is in it."""
+    document = status.model_dump()
+    for name in StageName:
+        for field in _PROGRESS_FIELDS if document["stages"][name] is not None else ():
+            del document["stages"][name][field]
+    for text in _PROGRESS_TEXTS:
+        del document["summary"][text]
+    document["conditions"] = [
+        condition
+        for condition in document["conditions"]
+        if condition["type"] != ConditionType.PROGRESS_REPORTING
+    ]
+    return document
 
 
 def _decisions(status: RLHFJobStatus) -> list[Any]:
@@ -62,18 +79,3 @@ def _decisions(status: RLHFJobStatus) -> list[Any]:
 
 def _has_steps(stage: StageStatus | None) -> bool:
     return stage is not None and stage.progress is not None and stage.progress.step > 0
-
-
-def _without_progress(status: RLHFJobStatus) -> dict[str, Any]:
-    document = status.model_dump()
-    for name in StageName:
-        for field in _PROGRESS_FIELDS if document["stages"][name] is not None else ():
-            del document["stages"][name][field]
-    for text in _PROGRESS_TEXTS:
-        del document["summary"][text]
-    document["conditions"] = [
-        condition
-        for condition in document["conditions"]
-        if condition["type"] != ConditionType.PROGRESS_REPORTING
-    ]
-    return document

@@ -9,7 +9,7 @@ import pytest
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import StageStatuses
 from rlhf_operator.planning.observed import ProcessPhase
-from rlhf_operator.planning.pace import Change, change, is_expired
+from rlhf_operator.planning.pace import Change, change, is_expired, without_progress
 
 MakeTrial = Callable[..., Any]
 
@@ -127,3 +127,31 @@ def test_no_change_but_progress_waits_for_progress(
 ) -> None:
     status = running(trial(), 1).job.status
     assert change(status, status.model_copy(update={field: value})) is expected
+
+
+def test_three_stages_take_ten_writes_beside_their_progress(trial: MakeTrial) -> None:
+    t, written = trial(), []
+
+    def look() -> None:
+        before = without_progress(t.job.status)
+        if without_progress(t.look(1).status) != before:
+            written.append(t.condition("Running").message)
+
+    look()
+    for name in ("sft", "reward", "ppo"):
+        t.put(name, processes=())
+        look()
+        t.put(name, processes=(t.process(name),))
+        look()
+        t.put(name, processes=(t.process(name, phase=ProcessPhase.RUNNING, ready=True),))
+        look()
+        for step in range(4):
+            t.run(name, step=step, metrics={"loss": 1 / (step + 1)})
+            look()
+        ended = t.process(name, phase=ProcessPhase.SUCCEEDED, exit_code=0)
+        t.put(name, processes=(ended,), progress=None)
+        look()
+        t.finish(name)
+        look()
+    assert len(written) == 10, "\n".join(written)
+    assert t.condition("Succeeded").status == "True"
