@@ -1,5 +1,6 @@
 """Which fields of raw objects are read, and whose an object is. Pure; called by `store`."""
 
+import sys
 from typing import Any
 
 Raw = dict[str, Any]
@@ -13,12 +14,10 @@ _METADATA = (
     "namespace",
     "uid",
     "resourceVersion",
-    "generation",
     "creationTimestamp",
     "deletionTimestamp",
-    "ownerReferences",
-    "labels",
 )
+_OWNER = ("uid", "controller")
 _JOB_SPEC = ("parallelism", "suspend")
 _JOB_STATUS = ("conditions",)
 _POD_STATUS = ("phase", "podIP", "message", "reason", "conditions")
@@ -32,19 +31,9 @@ def trimmed(kind: str, raw: Raw) -> Raw:
         kind: plural of what it is.
         raw: as the API server gives it.
     """
-    metadata = _only(raw["metadata"], _METADATA)
-    if kind == "jobs":
-        metadata["annotations"] = raw["metadata"].get("annotations") or {}
-        spec = _only(raw.get("spec") or {}, _JOB_SPEC)
-        return {
-            "metadata": metadata,
-            "spec": spec,
-            "status": _only(raw.get("status") or {}, _JOB_STATUS),
-        }
-    if kind == "pods":
-        return _trimmed_pod(raw, metadata)
-    kept = {key: raw[key] for key in ("apiVersion", "kind", "spec", "status") if key in raw}
-    return {"metadata": metadata} | kept
+    of_kind = {"jobs": _trimmed_job, "pods": _trimmed_pod}.get(kind, _trimmed_rlhfjob)
+    found: Raw = _with_shared_keys(of_kind(raw))
+    return found
 
 
 def owner_uid(raw: Raw) -> str | None:
@@ -68,16 +57,43 @@ def has_ended(pod: Raw) -> bool:
     return any("terminated" in state for state in own)
 
 
-def _trimmed_pod(raw: Raw, metadata: Raw) -> Raw:
-    annotations = raw["metadata"].get("annotations") or {}
-    metadata["annotations"] = _only(annotations, (INDEX_ANNOTATION,))
-    spec, status = raw.get("spec") or {}, raw.get("status") or {}
+def _trimmed_rlhfjob(raw: Raw) -> Raw:
+    metadata = _metadata(raw) | _only(raw["metadata"], ("generation", "labels"))
+    return {"metadata": metadata} | _only(raw, ("apiVersion", "kind", "spec", "status"))
+
+
+def _trimmed_job(raw: Raw) -> Raw:
+    metadata = _metadata(raw) | _only(raw["metadata"], ("labels",))
+    return {
+        "metadata": metadata | {"annotations": raw["metadata"].get("annotations") or {}},
+        "spec": _only(raw.get("spec") or {}, _JOB_SPEC),
+        "status": _only(raw.get("status") or {}, _JOB_STATUS),
+    }
+
+
+def _trimmed_pod(raw: Raw) -> Raw:
+    annotations = _only(raw["metadata"].get("annotations") or {}, (INDEX_ANNOTATION,))
+    status = raw.get("status") or {}
     containers = [_only(each, _CONTAINER) for each in status.get("containerStatuses") or ()]
     return {
-        "metadata": metadata,
-        "spec": _only(spec, ("nodeName",)),
+        "metadata": _metadata(raw) | {"annotations": annotations},
+        "spec": _only(raw.get("spec") or {}, ("nodeName",)),
         "status": _only(status, _POD_STATUS) | {"containerStatuses": containers},
     }
+
+
+def _metadata(raw: Raw) -> Raw:
+    owners = [_only(each, _OWNER) for each in raw["metadata"].get("ownerReferences") or ()]
+    return _only(raw["metadata"], _METADATA) | {"ownerReferences": owners}
+
+
+def _with_shared_keys(value: Any) -> Any:
+    """The same value; each object that is parsed comes with keys of its own."""
+    if isinstance(value, dict):
+        return {sys.intern(key): _with_shared_keys(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_shared_keys(each) for each in value]
+    return value
 
 
 def _only(mapping: Raw, names: tuple[str, ...]) -> Raw:

@@ -20,6 +20,8 @@ RESOURCES = {
     Kind.POD: ("", "v1", "pods"),
 }
 WATCH_SECONDS = 300
+IDLE_SECONDS = 1.0
+"""Longer than the events of one change are apart."""
 
 Raw = dict[str, Any]
 Happened = Callable[[Kind, str | None, Raw], None]
@@ -59,6 +61,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = WATCH_SECONDS
     settings.watching.client_timeout = WATCH_SECONDS + 30
     settings.watching.chunk_size = PAGE
+    # Until then each object's worker keeps the last event whole.
+    settings.queueing.idle_timeout = IDLE_SECONDS
     settings.networking.request_timeout = 30
     # What fails for longer ends the watch, and `watches` begins it anew.
     settings.networking.error_backoffs = (0.5, 1.0)

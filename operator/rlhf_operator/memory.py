@@ -56,13 +56,14 @@ class Memory:
     """Of one job.
 
     Attributes:
-        told: the status up to which Events were told; what the job had when it was first seen.
+        untold_since: the status up to which Events were told, where a write after it had no answer;
+            None where that is the one in the store.
         refused: the actions that were refused and have not been done since.
         lookups: the attempts that lack pods.
         remains: what the Events of attempts without pods told, each asked for once.
     """
 
-    told: RLHFJobStatus = field(default_factory=RLHFJobStatus)
+    untold_since: RLHFJobStatus | None = None
     refused: dict[ActionId, Refused] = field(default_factory=dict)
     lookups: dict[AttemptId, Lookup] = field(default_factory=dict)
     remains: dict[AttemptId, ObservedProcess | None] = field(default_factory=dict)

@@ -84,18 +84,20 @@ class Reconciler:
             return None
         if not is_told(job.status, now, self._keep_metrics):
             self._scraper.forget(job.metadata.uid)
-        memory = self._memory.setdefault(job.metadata.uid, Memory(job.status))
+        memory = self._memory.setdefault(job.metadata.uid, Memory())
         observed, decided = await self._decide(job, memory, now)
         kind = change(job.status, decided.status)
         # Not from what was read: a status may have been written, and the answer lost.
-        events = tuple(derive_events(memory.told, decided.status))
+        told = memory.untold_since or job.status
+        events = tuple(derive_events(told, decided.status))
         if not (decided.actions or events) and self._can_wait(kind):
             return random.uniform(*SPARE_SECONDS)
+        memory.untold_since = told
         raw = await self._write(raw, decided.status, kind, observed)
+        memory.untold_since = None
         for event in events:
             self._recorder.tell(raw, event.type, event.reason, event.message)
-        count_stages(memory.told, decided.status)
-        memory.told = decided.status
+        count_stages(told, decided.status)
         if await self._act(job, decided, memory):
             return 0.0
         wait = _seconds_until(decided.look_at, memory.next_try())

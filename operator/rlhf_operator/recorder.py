@@ -40,7 +40,9 @@ class Recorder:
         metadata = raw["metadata"]
         logger.info("%s/%s: %s: %s", metadata["namespace"], metadata["name"], reason, message)
         at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        about = {"kind": raw["kind"], "metadata": metadata}
+        # Not all of its metadata: thousands may wait.
+        named = {field: metadata[field] for field in ("namespace", "name", "uid")}
+        about = {"kind": raw["kind"], "metadata": named}
         try:
             self._waiting.put_nowait(_Told(about, kind, reason, message, at))
         except asyncio.QueueFull:

@@ -1,5 +1,6 @@
 """The store: whatever order news comes in, it ends as the cluster is."""
 
+import json
 from typing import Any
 
 import pytest
@@ -60,6 +61,21 @@ def test_what_is_not_newer_is_no_news(version: int) -> None:
     assert store.put(Kind.POD, raw("pod", version, owner="job", status={"phase": "Old"})) is None
     (gang,) = store.gangs("demo-1")
     assert "phase" not in gang.pods[0]["status"]
+
+
+def test_objects_share_their_keys() -> None:
+    """Each text that is parsed gives keys of its own, a quarter of what is kept of a job."""
+    store, statuses = Store(), []
+    for uid in ("one", "two"):
+        text = json.dumps(raw(uid, 1, status={"conditions": [{"lastTransitionTime": uid}]}))
+        store.put(Kind.RLHFJOB, json.loads(text))
+        found = store.job(("team", uid))
+        assert found is not None
+        statuses.append(found["status"])
+    (one,), (two,) = statuses
+    assert one is two
+    (one,), (two,) = (status["conditions"][0] for status in statuses)
+    assert one is two
 
 
 def test_versions_are_numbers() -> None:
