@@ -28,8 +28,9 @@ NAMESPACE_SECONDS = 10.0
 """How often it is asked whether a watched namespace is still there."""
 CHILD_SECONDS = 0.1
 """News of children come in bursts, of which one pass makes one status."""
-STOP_SECONDS = 2.0
-"""How long kopf is waited for; one that takes longer is heard no more."""
+STOP_SECONDS = 1.0
+"""How long kopf is waited for; one that takes longer, as it does while it first asks an API server
+that hangs, is heard no more. Well below `leader.STOP_SECONDS`, in which all work must be over."""
 
 Raw = dict[str, Any]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_operator import leader
+from rlhf_operator import leader, watches
 from rlhf_operator.lease import (
     LEASE_SECONDS,
     RETRY_SECONDS,
@@ -102,6 +102,8 @@ def test_a_leader_yields_to_whoever_changed_the_holder(found: Raw) -> None:
 def test_a_leader_has_stopped_before_any_candidate_may_take_over() -> None:
     # Both count from a time that the leader knows not to be later than the candidate's.
     assert leader.RENEW_SECONDS + leader.STOP_SECONDS < LEASE_SECONDS
+    # All else ends at once, as fast as the machine is.
+    assert watches.STOP_SECONDS <= leader.STOP_SECONDS / 2
     # A renewal that hangs is tried once more, on another connection.
     assert RETRY_SECONDS + 2 * leader.REQUEST_SECONDS <= leader.RENEW_SECONDS
 
