@@ -6,7 +6,7 @@ Called by all that ask or write: `act`, `absences`, `reconcile`, `watches`, `rec
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +165,13 @@ class Kube:
             raise
 
     async def list(
-        self, path: str, selector: str = "", fields: str = "", *, spare: bool = False
+        self,
+        path: str,
+        selector: str = "",
+        fields: str = "",
+        *,
+        spare: bool = False,
+        trim: Callable[[Raw], Raw] | None = None,
     ) -> Listing:
         """All objects of a collection that match the label selector and the field selector.
 
@@ -174,6 +180,7 @@ class Kube:
             selector: of labels; all when empty.
             fields: selector of fields; all when empty.
             spare: whether each page takes from the budget of requests that nobody waits for.
+            trim: gives what is kept of an object; only one page of whole objects is there at once.
 
         Raises:
             ApiError: refused, not answered in time, or answered by something that is no list.
@@ -190,7 +197,8 @@ class Kube:
             if not str(page.get("kind")).endswith("List"):
                 # Whatever stands in between answers for the API server; nothing is gone for that.
                 raise ApiError(path, 0, {"message": f"GET {path}: the answer is no list"})
-            found += page.get("items") or []
+            items = page.get("items") or []
+            found += map(trim, items) if trim is not None else items
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return Listing(found, int(metadata.get("resourceVersion") or 0))

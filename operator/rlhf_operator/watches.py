@@ -9,10 +9,11 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rlhf_api.names import GROUP, PLURAL, VERSION
-from rlhf_operator.fields import is_same_but_for_status
+from rlhf_operator.fields import is_same_but_for_status, trimmed
 from rlhf_operator.health import Health
 from rlhf_operator.kopf_thread import KopfThread, WatchError
 from rlhf_operator.kube import MANAGED, ApiError, Kube, batch_path, core_path, job_path
@@ -183,7 +184,8 @@ class Watch:
     async def _list(self, kind: Kind) -> None:
         """Take in a LIST, and wake the jobs that it is news of."""
         selector = "" if kind is Kind.RLHFJOB else MANAGED
-        listing = await self._kube.list(_path(kind, self._namespace), selector)
+        path, trim = _path(kind, self._namespace), partial(trimmed, kind)
+        listing = await self._kube.list(path, selector, trim=trim)
         if kind is Kind.RLHFJOB:
             items = (
                 (i["metadata"]["uid"], i["metadata"]["resourceVersion"]) for i in listing.items

@@ -80,3 +80,28 @@ def test_events_have_a_budget_of_their_own() -> None:
     asyncio.run(run())
     events = "/api/v1/namespaces/b/events"
     assert made == [*[events] * 3, "/api", events]
+
+
+def test_each_page_of_a_list_is_trimmed_as_it_comes() -> None:
+    kept: list[list[str]] = []
+
+    def names(raw: dict[str, Any]) -> dict[str, Any]:
+        kept[-1].append(raw["name"])
+        return {"only": raw["name"]}
+
+    async def answer(request: web.Request) -> web.Response:
+        last = "continue" in request.query
+        kept.append([])
+        metadata = {"resourceVersion": "7"} | ({} if last else {"continue": "more"})
+        items = [{"name": "c"}] if last else [{"name": "a"}, {"name": "b"}]
+        return web.json_response({"kind": "XList", "metadata": metadata, "items": items})
+
+    async def run() -> None:
+        async with served(answer, 100) as kube:
+            listing = await kube.list("/api/v1/x", trim=names)
+            assert listing.items == [{"only": "a"}, {"only": "b"}, {"only": "c"}]
+            assert listing.version == 7
+
+    asyncio.run(run())
+    # The first page was trimmed before the second was asked for.
+    assert kept == [["a", "b"], ["c"]]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_operator.fields import owner_uid, trimmed
 from rlhf_operator.store import REMEMBER_SECONDS, Kind, Store
 
 Raw = dict[str, Any]
@@ -61,6 +62,23 @@ def test_what_is_not_newer_is_no_news(version: int) -> None:
     assert store.put(Kind.POD, raw("pod", version, owner="job", status={"phase": "Old"})) is None
     (gang,) = store.gangs("demo-1")
     assert "phase" not in gang.pods[0]["status"]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_was_trimmed_before_is_taken_in_as_it_is(kind: Kind) -> None:
+    """A LIST trims each page, and the store whatever it is given."""
+    whole = raw("uid", 1, owner="owner", spec={"nodeName": "n", "parallelism": 2, "containers": []})
+    whole["metadata"] |= {"labels": {"a": "b"}, "annotations": {"c": "d"}, "managedFields": [{}]}
+    state = {"name": "trainer", "image": "i", "state": {"running": {}}, "ready": True}
+    whole["status"] = {
+        "phase": "Running",
+        "containerStatuses": [state],
+        "conditions": [{"type": "A"}],
+    }
+    once = trimmed(kind, whole)
+    assert trimmed(kind, once) == once
+    assert "managedFields" not in once["metadata"]
+    assert owner_uid(once) == "owner"
 
 
 def test_objects_share_their_keys() -> None:
