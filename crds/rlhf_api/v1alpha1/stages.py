@@ -87,7 +87,8 @@ class StageSpec(Contract):
     precision: Precision = "BF16"
     """Number format of weights and activations; with BF16 the optimizer keeps fp32 copies."""
     attention_implementation: AttentionImplementation = "SDPA"
-    """How attention is computed; FlashAttention2 needs a GPU and the flash-attn package."""
+    """How attention is computed; FlashAttention2 needs a GPU and the flash-attn package, and Eager
+    stands in for SDPA where transformers has none for the model."""
     zero_stage: int = Field(2, ge=0, le=3)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also
     parameters."""

@@ -7,15 +7,21 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForSequenceClassification, GenerationConfig, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    LlamaConfig,
+)
 
 from rlhf_api.errors import ConfigError, InputError
+from rlhf_trainer.models.configs import model_config
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
     load_reward_base,
     load_reward_model,
-    model_config,
 )
 from rlhf_trainer.run.artifact import ModelLocation
 
@@ -166,6 +172,74 @@ def test_flash_attention_without_its_package_names_the_remedy(tmp_path: Path, wo
         load_causal_model(place, tiny.tokenizer_of(words), settings, "spec.x")
     with pytest.raises(ConfigError, match=r"spec\.attentionImplementation: .*choose SDPA"):
         load_causal_model(tiny.location(words), tiny.tokenizer_of(words), settings, "spec.x")
+
+
+NO_SDPA = {
+    "bloom": {"n_layer": 1, "n_head": 2, "hidden_size": 16},
+    "gemma2": {"num_hidden_layers": 2, "head_dim": 8, "num_key_value_heads": 1},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "gptj": {"n_layer": 1, "n_head": 2, "n_embd": 16, "rotary_dim": 4},
+    "mpt": {"n_layers": 1, "n_heads": 2, "d_model": 16},
+    "xglm": {"num_layers": 1, "attention_heads": 2, "d_model": 16, "ffn_dim": 32},
+    # Nobody has complained of this one yet.
+    "codegen": {"n_layer": 1, "n_head": 4, "n_embd": 16, "rotary_dim": 4},
+}
+"""Models for which transformers offers no SDPA, in little."""
+
+
+def without_sdpa(folder: Path, words: Path, kind: str) -> ModelLocation:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_heads": 2, "intermediate_size": 32}
+    tokens = {"vocab_size": len(tiny.tokenizer()), "bos_token_id": EOS, "eos_token_id": EOS}
+    config = AutoConfig.for_model(kind, **sizes | tokens | NO_SDPA[kind])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return ModelLocation(str(tiny.saved(model, folder, words)))
+
+
+@pytest.mark.parametrize("kind", NO_SDPA)
+def test_eager_attention_stands_in_where_there_is_no_sdpa(
+    tmp_path: Path, words: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = without_sdpa(tmp_path / kind, words, kind)
+    model = load_causal_model(place, tiny.tokenizer_of(words), tiny.FP32, "spec.stages.sft.model")
+    assert model.config._attn_implementation == "eager"
+    field = "spec.stages.sft.attentionImplementation: "
+    told = [message for message in caplog.messages if message.startswith(field)]
+    assert len(told) == 1
+    assert told[0].endswith(f"offers no SDPA for the model type {kind}: Eager is used")
+
+
+def test_where_there_is_sdpa_nothing_stands_in(
+    tmp_path: Path, words: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_causal_model(
+        causal_folder(tmp_path, words), tiny.tokenizer_of(words), tiny.FP32, FIELD
+    )
+    assert model.config._attn_implementation == "sdpa"
+    assert not [message for message in caplog.messages if "Eager" in message]
+
+
+def test_a_reward_model_without_sdpa_has_eager_attention_too(tmp_path: Path, words: Path) -> None:
+    place = without_sdpa(tmp_path / "gptj", words, "gptj")
+    model = load_reward_base(place, tiny.tokenizer_of(words), tiny.FP32, FIELD)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_flash_attention_that_a_model_does_not_have_is_a_matter_of_its_field(
+    tmp_path: Path, words: Path
+) -> None:
+    place = without_sdpa(tmp_path / "bloom", words, "bloom")
+    settings = ModelSettings(torch.float32, "flash_attention_2", seed=1)
+    with pytest.raises(ConfigError, match=r"spec\.attentionImplementation: .*choose SDPA"):
+        load_causal_model(place, tiny.tokenizer_of(words), settings, "spec.x")
+
+
+def test_old_weights_that_hold_no_tensors_are_no_crash(tmp_path: Path, words: Path) -> None:
+    place = causal_folder(tmp_path, words)
+    (Path(place.path) / "model.safetensors").unlink()
+    (Path(place.path) / "pytorch_model.bin").write_bytes(b"version of something\n")
+    with pytest.raises(InputError, match=r"spec\.x: cannot load .*causal") as caught:
+        load_causal_model(place, tiny.tokenizer_of(words), tiny.FP32, "spec.x")
+    assert "\n" not in str(caught.value)
 
 
 # What a checkpoint brings along

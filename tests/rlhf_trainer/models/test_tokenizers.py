@@ -1,13 +1,16 @@
 """Tokenizers as families ship them, in little."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_api.errors import ConfigError, InputError
+from rlhf_trainer.data.read.pointers import POINTER
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.models.tokenizers import load_tokenizer, stop_token_ids
 
@@ -260,3 +263,52 @@ class TestStopTokens:
         assert " ab " not in tokenizer.get_vocab()
 
         assert stop_token_ids(tokenizer, [" ab "], self.FIELD) == (6,)
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("model", {"type": "OfTomorrow", "vocab": {}}),
+        ("pre_tokenizer", {"type": "OfTomorrow"}),
+        ("normalizer", {"type": "OfTomorrow"}),
+        ("version", "99.0"),
+    ],
+)
+def test_a_tokenizer_of_a_newer_library_is_no_crash(
+    tmp_path: Path, part: str, content: Any
+) -> None:
+    """The library raises its bare Exception of it."""
+    path = _saved(tmp_path, ["</s>", "<pad>"], eos_token="</s>") / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: content}))
+    with pytest.raises(InputError) as caught:
+        _load(tmp_path)
+    for word in (f"{FIELD}.uri", str(tmp_path), "no tokenizer can be loaded", "newer library"):
+        assert word in str(caught.value)
+    assert f"transformers {transformers.__version__}" in str(caught.value)
+
+
+def test_a_tokenizer_that_was_not_fetched_is_called_so(tmp_path: Path) -> None:
+    path = _saved(tmp_path, ["</s>", "<pad>"], eos_token="</s>") / "tokenizer.json"
+    path.write_bytes(POINTER + b"v1\noid sha256:4cac19622fc3ada9\nsize 12345\n")
+    with pytest.raises(InputError, match=r"tokenizer\.json is a pointer of Git LFS.*git lfs pull"):
+        _load(tmp_path)
+
+
+@pytest.mark.parametrize("files", [(), ("tokenizer.json",)])
+def test_code_of_a_tokenizer_is_never_run(
+    tmp_path: Path, files: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is anybody asked whether it may be, as transformers would do."""
+    _saved(tmp_path, ["</s>", "<pad>"], eos_token="</s>")
+    path = tmp_path / "tokenizer_config.json"
+    code = {"tokenizer_class": "XTok", "auto_map": {"AutoTokenizer": ["tokenization_x.XTok", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | code))
+    (tmp_path / "tokenization_x.py").write_text("raise SystemExit('this code was run')\n")
+    if "tokenizer.json" not in files:
+        (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(InputError) as caught:
+        _load(tmp_path)
+    for word in (f"{FIELD}.uri", str(tmp_path), "code of its own", "never run"):
+        assert word in str(caught.value)
+    assert "trust_remote_code" not in str(caught.value)
+    assert capfd.readouterr().out == ""

@@ -3,19 +3,18 @@
 Called by the stages; what they compute with them stands in `heads`.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
@@ -26,10 +25,15 @@ from transformers import (
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import StageSpec
+from rlhf_trainer.models.configs import model_config
 from rlhf_trainer.models.engine import DTYPES
 from rlhf_trainer.models.heads import score_head
-from rlhf_trainer.models.scratch import scratch_config
+from rlhf_trainer.models.opening import one_line, opening
 from rlhf_trainer.run.artifact import ModelLocation
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ATTENTION = {"SDPA": "sdpa", "Eager": "eager", "FlashAttention2": "flash_attention_2"}
 
@@ -55,28 +59,6 @@ class ModelSettings:
     def of(cls, spec: StageSpec) -> "ModelSettings":
         """Settings that the stage's specification asks for."""
         return cls(DTYPES[spec.precision], ATTENTION[spec.attention_implementation], spec.seed)
-
-
-def model_config(
-    location: ModelLocation, tokenizer: PreTrainedTokenizerBase, field: str
-) -> PretrainedConfig:
-    """Configuration of the model at a location, before any weights are read.
-
-    Raises:
-        InputError: the folder's configuration cannot be read.
-    """
-    if location.scratch is not None:
-        return scratch_config(str(location.architecture), location.scratch, tokenizer)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            location.path, revision=location.revision
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{field}: no usable model configuration at {location.path}: {_one_line(error)}; name "
-            "a folder or repository that transformers' save_pretrained has written"
-        ) from error
-    return config
 
 
 def load_causal_model(
@@ -185,11 +167,14 @@ def _from_config(
     factory: Any, config: PretrainedConfig, settings: ModelSettings, field: str
 ) -> PreTrainedModel:
     """A model with random weights."""
-    with _attention_errors(field):
+
+    def build(attention: str) -> PreTrainedModel:
         model: PreTrainedModel = factory.from_config(
-            config, dtype=settings.dtype, attn_implementation=settings.attention
+            config, dtype=settings.dtype, attn_implementation=attention, trust_remote_code=False
         )
-    return model
+        return model
+
+    return _with_attention(build, settings, config, field)
 
 
 def _from_pretrained(
@@ -200,22 +185,26 @@ def _from_pretrained(
     field: str,
 ) -> tuple[PreTrainedModel, set[str]]:
     """A model and the names of weights that its files lack and that are random now."""
-    try:
-        with _attention_errors(field), _quiet_about_new_weights():
-            model, loaded = factory.from_pretrained(
-                location.path,
-                revision=location.revision,
-                config=config,
-                dtype=settings.dtype,
-                attn_implementation=settings.attention,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"{field}: cannot load {location.path}: {_one_line(error)}; save the model anew, or "
-            "name another one"
-        ) from error
+
+    def build(attention: str) -> Any:
+        return factory.from_pretrained(
+            location.path,
+            revision=location.revision,
+            config=config,
+            dtype=settings.dtype,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+
+    with (
+        opening(
+            f"{field}: cannot load {location.path}", "save the model anew, or name another one"
+        ),
+        _quiet_about_new_weights(),
+    ):
+        model, loaded = _with_attention(build, settings, config, field)
     for name, found, wanted in sorted(loaded["mismatched_keys"]):
         raise InputError(
             f"{field}: cannot load {location.path}: {name} has shape {list(found)} in its files "
@@ -255,11 +244,6 @@ def _fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
         model.generation_config = GenerationConfig()
 
 
-def _one_line(error: BaseException) -> str:
-    """A library's message without its line breaks: a reason is read in a last line."""
-    return " ".join(str(error).split())
-
-
 def _names_architecture(config: PretrainedConfig, ending: str) -> bool:
     return any(name.endswith(ending) for name in config.architectures or ())
 
@@ -284,16 +268,32 @@ def _require_one_label(config: PretrainedConfig, location: ModelLocation, field:
         )
 
 
-@contextmanager
-def _attention_errors(field: str) -> Iterator[None]:
-    """An attention implementation whose package is not there is a matter of the configuration."""
+def _with_attention(
+    build: Callable[[str], T], settings: ModelSettings, config: PretrainedConfig, field: str
+) -> T:
+    """What `build` makes with the attention that was asked for, or with Eager where SDPA is not.
+
+    Raises:
+        ConfigError: the model or this machine has no FlashAttention2, which was asked for.
+    """
+    name = f"{field.rpartition('.')[0]}.attentionImplementation"
+    eager, sdpa = ATTENTION["Eager"], ATTENTION["SDPA"]
     try:
-        yield
-    except ImportError as error:
-        stage = field.rpartition(".")[0]
-        raise ConfigError(
-            f"{stage}.attentionImplementation: {_one_line(error)}; choose SDPA"
-        ) from error
+        return build(settings.attention)
+    except (ImportError, ValueError) as error:
+        if settings.attention == eager:
+            raise
+        # Every model has eager attention: if that can be built, it was the other that could not.
+        built = build(eager)
+        if settings.attention != sdpa:
+            raise ConfigError(f"{name}: {one_line(error)}; choose SDPA") from error
+        logger.warning(
+            "%s: transformers %s offers no SDPA for the model type %s: Eager is used",
+            name,
+            transformers.__version__,
+            config.model_type,
+        )
+        return built
 
 
 @contextmanager

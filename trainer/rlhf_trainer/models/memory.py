@@ -116,7 +116,7 @@ def activation_bytes(
 def count_parameters(config: PretrainedConfig, factory: Any = AutoModelForCausalLM) -> int:
     """Parameters of the model that `config` describes; shared ones once, no memory taken."""
     with torch.device("meta"):
-        model = factory.from_config(config)
+        model = factory.from_config(config, trust_remote_code=False)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

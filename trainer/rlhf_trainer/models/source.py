@@ -16,7 +16,7 @@ from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import ModelSource, StageConfig
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
-from rlhf_trainer.models.load import model_config
+from rlhf_trainer.models.configs import checked_config, model_config
 from rlhf_trainer.models.memory import ModelSize, count_parameters
 from rlhf_trainer.models.tokenizers import load_tokenizer
 from rlhf_trainer.run.artifact import ModelLocation, model_folder
@@ -80,6 +80,9 @@ def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str
     location = model_folder(source, config, field)
     if location.on_hub:
         on_first_rank_of_node(ranks, lambda: _fetch(location, field))
+    if location.scratch is None:
+        # First, since the tokenizer of what cannot be trained is of no concern.
+        checked_config(location, field)
     place = Hub(location.path, location.revision) if location.on_hub else Path(location.path)
     tokenizer = load_tokenizer(
         place, pad_token=source.pad_token, chat_template=source.chat_template, field=field

@@ -8,12 +8,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import transformers
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.read.uris import Hub
+from rlhf_trainer.models.opening import opening, refuse_pointers
 
 PAD_TOKENS = (
     "<pad>",
@@ -98,22 +101,38 @@ def stop_token_ids(
 
 
 def _loaded(place: Path | Hub, field: str) -> PreTrainedTokenizerBase:
-    if isinstance(place, Path) and not place.is_dir():
-        raise InputError(f"{field}.uri: there is no folder {place}; correct the path")
+    if isinstance(place, Path):
+        if not place.is_dir():
+            raise InputError(f"{field}.uri: there is no folder {place}; correct the path")
+        refuse_pointers(place, f"{field}.uri")
     name, revision = (place.name, place.revision) if isinstance(place, Hub) else (place, None)
-    try:
-        found = AutoTokenizer.from_pretrained(name, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{field}.uri: {place}: no tokenizer can be loaded: {_first_line(error)}; put its "
-            "tokenizer.json and tokenizer_config.json there, or name another model"
-        ) from error
+    with opening(
+        f"{field}.uri: {place}: no tokenizer can be loaded",
+        "put a tokenizer.json and tokenizer_config.json there that transformers "
+        f"{transformers.__version__} can read (a newer "
+        "library may have written these), or name another model",
+    ):
+        found = _without_code(name, revision or "main", place, field)
     if not isinstance(found, PreTrainedTokenizerBase):
         raise InputError(
             f"{field}.uri: {place}: {type(found).__name__} is no tokenizer; "
             "name a folder that a tokenizer's save_pretrained has written"
         )
     return found
+
+
+def _without_code(name: str | Path, revision: str, place: Path | Hub, field: str) -> Any:
+    """What AutoTokenizer finds; code that comes along with a tokenizer is never run."""
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise InputError(
+            f"{field}.uri: {place}: the tokenizer needs code of its own (auto_map of its "
+            "tokenizer_config.json), which is never run here; save it as a tokenizer.json without "
+            "auto_map, or name another model"
+        ) from error
 
 
 def _chosen_token(
@@ -179,7 +198,3 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, template: str, field: st
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

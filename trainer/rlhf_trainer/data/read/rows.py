@@ -19,6 +19,7 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 from rlhf_api.errors import DataError, InputError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.read.hub import hub_rows, saved_rows
+from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
 from rlhf_trainer.data.read.uris import Hub, locate
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -78,9 +79,15 @@ def _all_rows(dataset: Dataset, claims: Mapping[str, str], field: str) -> Iterat
         return _numbered(str(place), found)
     if place.is_dir() and _is_saved(place):
         return _numbered(str(place), saved_rows(place, dataset.split, field))
-    return (
-        row for path in _files(place, dataset.uri, field) for row in _READERS[path.suffix](path)
-    )
+    return (row for path in _files(place, dataset.uri, field) for row in _file_rows(path, field))
+
+
+def _file_rows(path: Path, field: str) -> Iterator[Row]:
+    if is_pointer(path):
+        raise InputError(
+            f"{field}.uri: {path} is a pointer of Git LFS and not the file itself; {REMEDY}"
+        )
+    return _READERS[path.suffix](path)
 
 
 def _is_saved(folder: Path) -> bool:

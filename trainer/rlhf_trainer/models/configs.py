@@ -1,0 +1,109 @@
+"""The configuration of a model, before any weights are read: what cannot be trained is named here.
+
+Called when a stage opens a model, and again when it loads one. Code that a checkpoint brings along
+is never run.
+"""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_api.errors import InputError
+from rlhf_trainer.models.opening import opening, refuse_pointers
+from rlhf_trainer.models.scratch import scratch_config
+from rlhf_trainer.run.artifact import ModelLocation
+
+_QUANTISATION = ("quantization_config", "compression_config")
+_REMEDY = "name a decoder-only language model, for example of the family Llama, Qwen or GPT-2"
+
+
+def model_config(
+    location: ModelLocation, tokenizer: PreTrainedTokenizerBase, field: str
+) -> PretrainedConfig:
+    """Configuration of the model at a location, before any weights are read.
+
+    Raises:
+        InputError: as `checked_config`.
+    """
+    if location.scratch is not None:
+        return scratch_config(str(location.architecture), location.scratch, tokenizer)
+    return checked_config(location, field)
+
+
+def checked_config(location: ModelLocation, field: str) -> PretrainedConfig:
+    """Configuration of a checkpoint that this trainer can train.
+
+    Raises:
+        InputError: it cannot be read, or is of a model that is quantised, needs code of its own or
+            is no causal language model.
+    """
+    if not location.on_hub:
+        refuse_pointers(Path(location.path), field)
+    with opening(
+        f"{field}: no usable model configuration at {location.path}",
+        "name a folder or repository that transformers' save_pretrained has written",
+    ):
+        raw, _ = PretrainedConfig.get_config_dict(location.path, revision=location.revision)
+        _require_known_type(raw, location, field)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            location.path, revision=location.revision, trust_remote_code=False
+        )
+    _require_unquantised(config, location, field)
+    _require_causal(config, location, field)
+    return config
+
+
+def _require_known_type(raw: dict[str, Any], location: ModelLocation, field: str) -> None:
+    kind, code = raw.get("model_type"), raw.get("auto_map")
+    if kind in CONFIG_MAPPING or not (kind or code):
+        return
+    told = f"{field}: the model at {location.path} has the type {kind}, which transformers"
+    if code:
+        named = ", ".join(f"{name}: {place}" for name, place in sorted(code.items()))
+        raise InputError(
+            f"{told} does not have: it needs code of its own ({named}), which is never run here; "
+            "name a model of a type that transformers has"
+        )
+    raise InputError(
+        f"{told} {transformers.__version__} does not know; use a trainer with a newer one, or name "
+        "another model"
+    )
+
+
+def _require_unquantised(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
+    for each, name in product((config, config.get_text_config()), _QUANTISATION):
+        found = getattr(each, name, None)
+        if found:
+            settings = found if isinstance(found, dict) else found.to_dict()
+            method = settings.get("quant_method", "no quant_method")
+            raise InputError(
+                f"{field}: the model at {location.path} is quantised ({name} of its config.json: "
+                f"{method}), and such weights cannot be trained; name the model in BF16 or FP32 "
+                "that it was made from"
+            )
+
+
+def _require_causal(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
+    names = ", ".join(config.architectures or [type(config).__name__])
+    told = f"{field}: the model at {location.path} is {names} ({config.model_type})"
+    if config.is_encoder_decoder:
+        raise InputError(f"{told}, an encoder with a decoder; {_REMEDY}")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{told}, of which transformers has no causal language model; {_REMEDY}")
+    # Of these families alone the same class is an encoder, or a decoder, by its configuration.
+    directed = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not directed:
+        raise InputError(
+            f"{told}, an encoder, whose tokens see those behind them; {_REMEDY}, or set is_decoder "
+            "in its config.json if it was trained as a decoder"
+        )

@@ -1,0 +1,54 @@
+"""What a library says while it opens a person's files, as a sentence of ours.
+
+Called around each such opening. Nothing that fails there is a crash: no further attempt would find
+other files.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf_api.errors import InputError
+from rlhf_api.names import Reason
+from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
+from rlhf_trainer.errors import failure_of
+
+_MAX_LENGTH = 300
+
+
+@contextmanager
+def opening(what: str, remedy: str) -> Iterator[None]:
+    """Raise what nobody foresaw as an InputError.
+
+    Errors of ours pass, and so do memory that runs out, storage, permissions and networks, which
+    have words of their own.
+
+    Args:
+        what: the field and what cannot be done with its value.
+        remedy: what a person can do.
+
+    Raises:
+        InputError: `what`, the library's words and `remedy`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if failure_of(error).reason is not Reason.CRASHED:
+            raise
+        raise InputError(f"{what}: {one_line(error)}; {remedy}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message without its line breaks and lists: a reason is read in a last line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
+
+
+def refuse_pointers(folder: Path, field: str) -> None:
+    """Raise InputError if Git LFS has left pointers in place of files in `folder`."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_pointer(path)]
+    if files:
+        others = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+        raise InputError(
+            f"{field}: {files[0]}{others} is a pointer of Git LFS and not the file itself; {REMEDY}"
+        )
