@@ -100,6 +100,17 @@ class Contract(BaseModel):
     API_RULES: ClassVar[tuple[CelRule, ...]] = ()
     """Checked by the API server; here by a validator of the model, or not at all."""
 
+    @classmethod
+    def parse_json(cls, text: str | bytes) -> Self:
+        """The object that a person, the API server or another process has written.
+
+        Only camelCase names are read: the API server knows no others.
+
+        Raises:
+            ValidationError: not JSON, or against the schema.
+        """
+        return cls.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
         # Not before the fields are validated: strict JSON would be Python's lists by then, which

@@ -19,6 +19,11 @@ _MAX_VALUE_LENGTH = 120
 # Go prints a number without a decimal point below this size, which makes it an integer.
 _MAX_INTEGRAL_FLOAT = 1e21
 
+_HUB_PAGE = re.compile(
+    r"https?://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)/?"
+)
+_HUB_NAME = re.compile(r"(?!.*\.(?:jsonl?|parquet)$)\w[\w.-]*(?:/[\w.-]+)?(?:@[\w./-]+)?")
+
 
 class _Loader(yaml.SafeLoader):
     """YAML as kubectl reads it (sigs.k8s.io/yaml, which goes by way of JSON).
@@ -215,11 +220,23 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
         return reason if brief != value else f"{reason} (value {value})"
     if kind == "string_pattern_mismatch":
         pattern = item["ctx"]["pattern"]
-        if "://" in pattern and "://" not in given:
-            wanted = "for a path write file://" if "file" in pattern else "write http://"
-            return f"is {brief}, which names no scheme; {wanted}{given}"
+        if "://" in pattern and (remedy := _scheme_remedy(given, pattern)):
+            return f"is {brief}, {remedy}"
         return f"is {brief}, which has not the needed form{_meaning(model, location)} ({pattern})"
     return f"is {brief}; {item['msg'][0].lower()}{item['msg'][1:]}{_quoting(kind, given)}"
+
+
+def _scheme_remedy(given: str, pattern: str) -> str:
+    """What to write for a URI of no scheme or of the hub's pages; empty where the form is wrong."""
+    if "hf" not in pattern:
+        return "" if "://" in given else f"which names no scheme; write http://{given}"
+    if page := _HUB_PAGE.fullmatch(given):
+        return f"a page of the Hugging Face hub; write hf://{page[1]}"
+    if "://" in given:
+        return ""
+    path = f"which names no scheme; for a path write file://{given}"
+    named = f", for a repository of the Hugging Face hub hf://{given}"
+    return path + named if _HUB_NAME.fullmatch(given) else path
 
 
 def _near(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -5,12 +5,10 @@ The only module here that talks to people beside `view`. Nothing is decided here
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from rlhf_api.errors import RLHFError, UsageError
 from rlhf_api.names import ConditionType, ExitCode
@@ -25,6 +23,7 @@ from rlhf_cli.local_job import (
     unmounted_claims,
 )
 from rlhf_cli.os_errors import explained
+from rlhf_cli.output import make_console, show_every_letter
 from rlhf_cli.results import result_lines, summarize
 from rlhf_cli.runner import LAUNCHER, Outcome, Runner
 from rlhf_cli.view import make_view
@@ -133,13 +132,14 @@ def run_job(
         # Once more, since another runner may have worked here until now.
         job = workdir.load(given, file)
         already = is_true(job.status.conditions, ConditionType.SUCCEEDED)
-        view = make_view(_console(), quiet=quiet)
+        view = make_view(make_console(), quiet=quiet)
         outcome = Runner(job, file, workdir, folders, view, launcher).run(retry=retry)
         return _conclude(outcome, workdir, already=already)
 
 
 def main() -> int:
     """The console script."""
+    show_every_letter()
     try:
         app(prog_name="rlhf")
     except SystemExit as leaving:
@@ -193,18 +193,13 @@ def _check_trainer(launcher: tuple[str, ...]) -> None:
         )
 
 
-def _console(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False)
-
-
 def _say(text: str) -> None:
-    _console().print(text, markup=False, soft_wrap=True)
+    make_console().print(text, markup=False, soft_wrap=True)
 
 
 def _warn(text: str) -> None:
-    _console(stderr=True).print(f"warning: {text}", markup=False, soft_wrap=True)
+    make_console(stderr=True).print(f"warning: {text}", markup=False, soft_wrap=True)
 
 
 def _fail(text: str) -> None:
-    sys.stdout.flush()
-    _console(stderr=True).print(f"rlhf: {text}", markup=False, soft_wrap=True)
+    make_console(stderr=True).print(f"rlhf: {text}", markup=False, soft_wrap=True)

@@ -97,7 +97,7 @@ def _status(raw: Raw) -> RLHFJobStatus | None:
     if raw["metadata"].get("deletionTimestamp"):
         return None
     try:
-        return RLHFJobStatus.model_validate_json(to_json(raw.get("status") or {}), strict=True)
+        return RLHFJobStatus.parse_json(to_json(raw.get("status") or {}))
     except ValidationError:
         # Condition Accepted says what is wrong with it.
         return None

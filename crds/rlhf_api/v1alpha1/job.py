@@ -100,7 +100,7 @@ class RLHFJob(Contract):
                 )
             )
         try:
-            return cls.model_validate_json(text, strict=True)
+            return cls.parse_json(text)
         except ValidationError as error:
             raise ConfigError("\n".join(describe_errors(error, cls, origin))) from error
 

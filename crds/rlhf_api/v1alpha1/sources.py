@@ -15,7 +15,6 @@ S3_REFUSAL = (
 URI = Annotated[
     str,
     StringConstraints(
-        min_length=6,
         max_length=1024,
         pattern=r"^((hf|file|s3)://.+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?|scratch://[a-z0-9_]+)$",
     ),

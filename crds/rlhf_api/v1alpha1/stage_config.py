@@ -240,7 +240,7 @@ class StageConfig(Contract):
         if version != CONTRACT_VERSION:
             raise ContractVersionError("stage.json", version, "trainer image")
         try:
-            config = cls.model_validate_json(text, strict=True)
+            config = cls.parse_json(text)
         except ValidationError as error:
             raise ConfigError("\n".join(describe_errors(error, cls, "stage.json"))) from error
         if not config.config_digest:
@@ -321,6 +321,6 @@ class StageResult(Contract):
         if isinstance(version, int) and version != CONTRACT_VERSION:
             raise ContractVersionError("the stage's result", version, "operator")
         try:
-            return cls.model_validate_json(text, strict=True)
+            return cls.parse_json(text)
         except ValidationError:
             return None

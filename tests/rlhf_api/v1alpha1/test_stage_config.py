@@ -202,3 +202,13 @@ def test_metrics_give_way_to_verdicts_altogether_and_the_message_after_them() ->
     assert read is not None
     assert (read.verdicts, read.artifact, read.metrics) == (result.verdicts, result.artifact, {})
     assert 0 < len(read.message) < 512
+
+
+def test_only_the_names_of_the_documents_are_read() -> None:
+    """Whoever writes Python's names elsewhere would be heard here and nowhere else."""
+    config = make_config().with_digest().to_json()
+    with pytest.raises(ConfigError, match=r"config_digest: is unknown.*did you mean configDigest"):
+        StageConfig.from_json(config.replace("configDigest", "config_digest"))
+    result = make_result().to_message()
+    assert StageResult.from_message(result) == make_result()
+    assert StageResult.from_message(result.replace("exitCode", "exit_code")) is None

@@ -304,7 +304,7 @@ def _artifact_at(config: StageConfig, folder: Path) -> Artifact:
 
 def _read_manifest(folder: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json((folder / FileName.MANIFEST).read_bytes(), strict=True)
+        return Manifest.parse_json((folder / FileName.MANIFEST).read_bytes())
     except ValidationError as error:
         raise InputError(f"{FileName.MANIFEST} cannot be read: {error}") from error
 
