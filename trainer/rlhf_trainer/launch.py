@@ -21,6 +21,7 @@ from rlhf_api.names import (
     ContainerPath,
     EnvVar,
     ExitCode,
+    FileName,
     Reason,
 )
 from rlhf_api.v1alpha1 import StageConfig, StageResult
@@ -70,7 +71,10 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
         write_termination_message(failed(config, failure).to_message() if config else text)
         return failure.exit_code
     try:
+        look_at_rows(config)
         result = run(config, place, (*program, str(path)), stop, patience)
+    except (RLHFError, OSError) as error:
+        result = failed(config, failure_of(error))
     except Exception as error:
         logger.exception("the launcher failed")
         result = failed(config, failure_of(error))
@@ -119,6 +123,17 @@ def run(
     if first is None:
         return _success(config, ends)
     return _result_of(config, first, patience, starved=memory_kills() > kills)
+
+
+def look_at_rows(config: StageConfig) -> None:
+    """Raise what rows alone tell, before anything imports torch; see `data.preview`."""
+    # Here, when signals are heard: this imports pyarrow.
+    from rlhf_trainer.data.preview import check_rows
+
+    published = f"attempt-*/{FileName.ARTIFACT}/{FileName.MANIFEST}"
+    # A stage that is done reads no rows any more.
+    if not any(Path(config.stage_folder).glob(published)):
+        check_rows(config)
 
 
 def write_termination_message(text: str) -> None:

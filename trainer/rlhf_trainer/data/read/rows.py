@@ -18,7 +18,6 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 
 from rlhf_api.errors import DataError, InputError
 from rlhf_api.v1alpha1 import Dataset
-from rlhf_trainer.data.read.hub import hub_rows, saved_rows
 from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
 from rlhf_trainer.data.read.uris import Hub, locate
 
@@ -74,10 +73,15 @@ def clipped(value: object) -> str:
 
 def _all_rows(dataset: Dataset, claims: Mapping[str, str], field: str) -> Iterator[Row]:
     place = locate(dataset.uri, claims, f"{field}.uri")
+    # Here, since `datasets` takes longer to import than most files to read.
     if isinstance(place, Hub):
+        from rlhf_trainer.data.read.hub import hub_rows
+
         found = hub_rows(place, dataset.subset, dataset.split, field)
         return _numbered(str(place), found)
     if place.is_dir() and _is_saved(place):
+        from rlhf_trainer.data.read.hub import saved_rows
+
         return _numbered(str(place), saved_rows(place, dataset.split, field))
     return (row for path in _files(place, dataset.uri, field) for row in _file_rows(path, field))
 

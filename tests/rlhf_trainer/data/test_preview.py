@@ -1,0 +1,130 @@
+"""What rows alone tell, told without torch, in the words of the ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stage_runs
+import tiny
+from interpreters import import_path
+from waiting import PATIENCE
+
+from rlhf_api.errors import RLHFError
+from rlhf_api.names import EnvVar, Reason
+from rlhf_api.v1alpha1 import Dataset, StageConfig, StageResult
+from rlhf_trainer.data import preview
+from rlhf_trainer.data.preview import check_rows
+from rlhf_trainer.launch import look_at_rows
+
+TORCHLESS = """
+import sys
+from rlhf_trainer.launch import main
+code = main(sys.argv[1:], (sys.executable, "-c", "print('a rank was started')"))
+heavy = {"torch", "transformers", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+WITHOUT_RESPONSE: dict[str, Any] = {"prompt": "abc"}
+
+
+def rows_at(path: Path, *rows: dict[str, Any]) -> Dataset:
+    return Dataset(uri=f"file://{tiny.write_rows(path, rows)}")
+
+
+def bad_config(stage: str, field: str, folder: Path) -> StageConfig:
+    """A stage of which one dataset has a bad third row."""
+    rows: list[dict[str, Any]] = [dict(row) for row in tiny.ROWS[stage](4)]
+    if field == "ptx_dataset":
+        rows = [dict(row) for row in tiny.sft_rows(4)]
+    rows[2] = {"prompt": 7}
+    dataset = rows_at(folder / "bad.jsonl", *rows)
+    return tiny.stage_config(stage, folder, **{field: dataset})
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [
+        ("sft", "dataset"),
+        ("sft", "eval_dataset"),
+        ("reward", "dataset"),
+        ("reward", "eval_dataset"),
+        ("ppo", "dataset"),
+        ("ppo", "eval_dataset"),
+        ("ppo", "ptx_dataset"),
+    ],
+)
+def test_a_bad_row_of_every_dataset_is_told_in_the_words_of_the_ranks(
+    tmp_path: Path, stage: str, field: str
+) -> None:
+    config = bad_config(stage, field, tmp_path)
+    with pytest.raises(RLHFError) as early:
+        check_rows(config)
+    assert "bad.jsonl: line 3" in str(early.value)
+    with pytest.raises(RLHFError) as late:
+        stage_runs.run(config)
+    assert (type(early.value), str(early.value)) == (type(late.value), str(late.value))
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_good_rows_pass(tmp_path: Path, stage: str) -> None:
+    extra = {"ptx_dataset": True} if stage == "ppo" else {}
+    check_rows(tiny.stage_config(stage, tmp_path, eval_dataset=True, **extra))
+
+
+def test_a_file_that_is_not_there_is_told_too(tmp_path: Path) -> None:
+    dataset = Dataset(uri=f"file://{tmp_path}/none.jsonl")
+    config = tiny.stage_config("sft", tmp_path, eval_dataset=dataset)
+    with pytest.raises(RLHFError, match=r"spec\.stages\.sft\.evalDataset\.uri: .*none\.jsonl"):
+        check_rows(config)
+
+
+def test_what_is_large_or_on_a_hub_is_left_to_the_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tiny.stage_config("sft", tmp_path, dataset=Dataset(uri="hf://no/such"))
+    check_rows(hub)
+    rows = tmp_path / "rows"
+    rows_at(rows / "a.jsonl", *tiny.sft_rows(4))
+    folder = Dataset(uri=f"file://{rows}")
+    rows_at(rows / "b.jsonl", WITHOUT_RESPONSE)
+    config = tiny.stage_config("sft", tmp_path, dataset=folder)
+    size = sum(path.stat().st_size for path in rows.iterdir())
+    monkeypatch.setattr(preview, "LOOK_BYTES", size)
+    with pytest.raises(RLHFError, match=r"b\.jsonl: line 1: response: is missing"):
+        check_rows(config)
+    monkeypatch.setattr(preview, "LOOK_BYTES", size - 1)
+    check_rows(config)
+
+
+def test_the_launcher_tells_it_without_torch_and_starts_no_rank(tmp_path: Path) -> None:
+    config = bad_config("sft", "dataset", tmp_path)
+    (tmp_path / "stage.json").write_text(config.to_json())
+    done = subprocess.run(
+        [sys.executable, "-c", TORCHLESS, str(tmp_path / "stage.json")],
+        capture_output=True,
+        text=True,
+        env=os.environ | import_path() | {EnvVar.TERMINATION_MESSAGE: str(tmp_path / "message")},
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (65, "")
+    result = StageResult.from_message((tmp_path / "message").read_text())
+    assert result is not None
+    assert (result.reason, result.attempt) == (Reason.DATA_ERROR, 1)
+    assert "bad.jsonl: line 3" in result.message
+    assert done.stderr.count("bad.jsonl: line 3") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stage_that_is_done_needs_its_rows_no_more(tmp_path: Path) -> None:
+    config = stage_runs.attempt(bad_config("sft", "dataset", tmp_path), 2)
+    with pytest.raises(RLHFError, match="line 3"):
+        look_at_rows(config)
+    manifest = Path(config.stage_folder) / "attempt-1" / "artifact" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    look_at_rows(config)
