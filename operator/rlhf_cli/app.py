@@ -24,7 +24,7 @@ from rlhf_cli.local_job import (
 )
 from rlhf_cli.os_errors import explained
 from rlhf_cli.output import make_console, show_every_letter
-from rlhf_cli.results import result_lines, summarize
+from rlhf_cli.results import failure_logs, result_lines, summarize
 from rlhf_cli.runner import LAUNCHER, Outcome, Runner
 from rlhf_cli.view import make_view
 from rlhf_cli.workdir import Workdir
@@ -171,9 +171,11 @@ def _conclude(outcome: Outcome, workdir: Workdir, *, already: bool) -> int:
         return ExitCode.DONE
     failed = find_condition(job.status.conditions, ConditionType.FAILED)
     if failed is not None and failed.status == "True":
-        _say(f"logs: {workdir.folder}; when the cause is removed, --retry goes on; or {again}")
+        _say(f"when the cause is removed, --retry goes on; or {again}")
         # As one line, since whoever reads a log looks at the last one.
-        _fail(f"{name} has failed ({failed.reason}): {' '.join(failed.message.split())}")
+        told = " ".join(failed.message.split())
+        logs = ", ".join(log for log in failure_logs(job, workdir) if log not in told)
+        _fail(f"{name} has failed ({failed.reason}): {told}{logs and f'; log: {logs}'}")
     elif outcome.exit_code == ExitCode.GUARDRAIL:
         held = {name: each for name, each in stages_of(job.status).items() if awaits_resume(each)}
         told = "; ".join(f"stage {name}: {stage.message}" for name, stage in held.items())

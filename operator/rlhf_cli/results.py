@@ -1,4 +1,4 @@
-"""What came out of a job that succeeded: `summary.json`, and a few answers before and after.
+"""What came out of a job: `summary.json`, answers before and after, or the logs of a failure.
 
 Called by `rlhf run` at the end. Reads what the stages left beside their models.
 """
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_api.names import FileName, StageName
+from rlhf_api.names import FileName, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus
 from rlhf_cli.view import duration
+from rlhf_cli.workdir import LOG, Workdir
 
 FIGURES: dict[str, tuple[StageName, tuple[str, ...]]] = {
     "rewardAccuracy": (StageName.REWARD, ("accuracy",)),
@@ -67,6 +68,14 @@ def result_lines(job: RLHFJob, storage: Path, summary: dict[str, Any]) -> Iterat
     for name, stage in _stages(job):
         if stage.artifact is not None:
             yield f"{name}: {storage / stage.artifact.uri}"
+
+
+def failure_logs(job: RLHFJob, workdir: Workdir) -> Iterator[str]:
+    """The log of each failed stage's last attempt, where it has one."""
+    for name, stage in _stages(job):
+        log = workdir.attempt_folder(job, name, stage.attempt) / LOG
+        if stage.state is StageState.FAILED and log.exists():
+            yield str(log)
 
 
 def _seconds(status: RLHFJobStatus | StageStatus) -> float:

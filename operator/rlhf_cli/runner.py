@@ -7,7 +7,7 @@ API server.
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rlhf_cli.stopping import StopRequest, stop_requests
 from rlhf_cli.view import View
 from rlhf_cli.workdir import Workdir
 from rlhf_operator.planning.clocks import roused
-from rlhf_operator.planning.conditions import is_true
+from rlhf_operator.planning.conditions import find_condition, is_true
 from rlhf_operator.planning.configs import Placement
 from rlhf_operator.planning.guardrails import awaits_resume, resumed
 from rlhf_operator.planning.plan import (
@@ -32,6 +32,7 @@ from rlhf_operator.planning.plan import (
     stages_of,
     with_idle_time,
 )
+from rlhf_operator.planning.summaries import Event
 
 LAUNCHER = (sys.executable, "-m", "rlhf_trainer.launch")
 """What runs a stage, with the path of its stage.json behind it."""
@@ -144,9 +145,24 @@ class Runner:
             self._write(self.job.model_copy(update={"status": result.status}))
         for action in result.actions:
             self._act(action)
-        for event in result.events:
+        # Two events tell of the failure of a job's only stage.
+        for event in dict.fromkeys(map(self._without_reason, result.events)):
             self.view.tell(event)
         self.view.show(self.job, stopping=request.number is not None)
+
+    def _without_reason(self, event: Event) -> Event:
+        """The event of a failure without the reason, which the command tells once, as its end."""
+        status = self.job.status
+        for name, stage in stages_of(status).items():
+            if (
+                stage.state is StageState.FAILED
+                and event.message == f"stage {name}: {stage.message}"
+            ):
+                return replace(event, message=f"stage {name} has failed")
+        failed = find_condition(status.conditions, ConditionType.FAILED)
+        if failed is not None and failed.status == "True" and event.message == failed.message:
+            return replace(event, message="the job has failed")
+        return event
 
     def _planned(self, request: StopRequest) -> RLHFJob:
         """The job as `plan` is to see it: a signal suspends it until the next run."""

@@ -18,6 +18,7 @@ from rlhf_api.v1alpha1 import StageConfig
 from rlhf_cli.workdir import Workdir
 
 ALL = ("sft", "reward", "ppo")
+BASE = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
 SLOW = {"seconds": 0.1, "steps": 600, "save_every": 5}
 
 
@@ -83,9 +84,14 @@ def test_a_persons_mistake_fails_once_and_can_be_retried(
     mistake = {"crash_at": 0, "code": 65, "message": "rows.jsonl: line 3: query is missing"}
     bench.go(sft=[mistake, {}])
     assert bench.run() == 65
-    assert last_line(capsys) == (
-        "rlhf: reviews has failed (DataError): stage sft: rows.jsonl: line 3: query is missing"
+    shown = capsys.readouterr()
+    assert shown.err == (
+        "rlhf: reviews has failed (DataError): stage sft: rows.jsonl: line 3: query is missing; "
+        f"log: {bench.attempt(1)}/launcher.log\n"
     )
+    # Once, and last.
+    assert "query is missing" not in shown.out
+    assert "stage sft has failed" in shown.out
     assert not (bench.workdir / "summary.json").exists()
     assert bench.run() == 65
     assert bench.attempts() == ["attempt-1"]
@@ -100,8 +106,8 @@ def test_a_reason_of_several_lines_is_one_line(
 ) -> None:
     bench.go(sft=[{"crash_at": 0, "code": 65, "message": "line 3: query is missing\n  add it\n"}])
     assert bench.run() == 65
-    assert last_line(capsys) == (
-        "rlhf: reviews has failed (DataError): stage sft: line 3: query is missing add it"
+    assert last_line(capsys).startswith(
+        "rlhf: reviews has failed (DataError): stage sft: line 3: query is missing add it; log: "
     )
 
 
@@ -121,9 +127,31 @@ def test_a_launcher_without_a_word_is_quoted_by_its_log(bench: Any) -> None:
     assert "ends with: stand-in for sft, attempt 1" in bench.stage().message
 
 
+def test_a_crash_that_is_told_by_its_log_names_that_once(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.write(runPolicy={"maxRestarts": 0})
+    bench.go(sft=[{"crash_at": 0, "code": 3, "silent": True}])
+    assert bench.run() == 1
+    assert last_line(capsys).count(str(bench.attempt(1) / "launcher.log")) == 1
+
+
+def test_two_failures_are_told_once_each(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.write(stages={"sft": BASE, "reward": BASE})
+    ways = {"crash_at": 0, "code": 65}
+    bench.go(sft=[ways | {"message": "bad words"}], reward=[ways | {"message": "bad pairs"}])
+    assert bench.run() == 65
+    shown = capsys.readouterr()
+    for words, stage in (("bad words", "sft"), ("bad pairs", "reward")):
+        # The quicker failure may stop the other stage before that comes to its own.
+        failed = bench.stage(stage).state == "Failed"
+        assert (words in shown.out, shown.err.count(words)) == (False, failed)
+        assert shown.err.count(str(bench.attempt(1, stage) / "launcher.log")) == failed
+    assert len(shown.err.splitlines()) == 1
+
+
 def test_independent_stages_and_the_failure_of_one(bench: Any) -> None:
-    base = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
-    bench.write(stages={"sft": base, "reward": base})
+    bench.write(stages={"sft": BASE, "reward": BASE})
     bench.go(sft=[SLOW], reward=[{"crash_at": 3, "code": 78, "seconds": 0.5}])
     assert bench.run() == 78
     assert (bench.stage("sft").state, bench.stage("sft").reason) == ("Suspended", "Stopped")
