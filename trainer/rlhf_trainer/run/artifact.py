@@ -30,6 +30,7 @@ from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.run.checkpoint import remove_of_finished
 from rlhf_trainer.run.distributed import Ranks, gather_objects
 from rlhf_trainer.run.files import (
+    HIDDEN,
     list_files,
     publish_folder,
     sha256_of,
@@ -38,6 +39,10 @@ from rlhf_trainer.run.files import (
 )
 
 logger = logging.getLogger(__name__)
+
+
+class StrayFileError(InputError):
+    """An artifact is whole, but holds a file that its manifest does not name."""
 
 
 class ManifestFile(Contract):
@@ -137,6 +142,9 @@ def finished_artifact(config: StageConfig) -> Artifact | None:
         try:
             artifact = _artifact_at(config, folder)
             manifest = _verify(folder, artifact.digest)
+        except StrayFileError as error:
+            # To train it all once more would be the dearest remedy.
+            raise InputError(f"artifact of stage {config.stage} at {folder}: {error}") from error
         except (InputError, OSError) as error:
             logger.warning("the artifact of attempt %d is not used: %s", attempt, error)
             continue
@@ -202,9 +210,8 @@ def open_artifact(config: StageConfig, stage: StageName) -> Path:
         try:
             _verify(folder, artifact.digest)
         except InputError as error:
-            raise InputError(
-                f"artifact of stage {stage} at {folder}: {error}; run stage {stage} again"
-            ) from error
+            remedy = "" if isinstance(error, StrayFileError) else f"; run stage {stage} again"
+            raise InputError(f"artifact of stage {stage} at {folder}: {error}{remedy}") from error
     return folder
 
 
@@ -321,14 +328,14 @@ def _verify(folder: Path, digest: str) -> Manifest:
     manifest = _read_manifest(folder)
     for problem in _differences(folder, manifest):
         raise InputError(problem)
+    for name in _strays(folder, manifest):
+        raise StrayFileError(f"file {name} is not in {FileName.MANIFEST}; remove it")
     return manifest
 
 
 def _differences(folder: Path, manifest: Manifest) -> Iterator[str]:
     listed = {entry.path: entry for entry in manifest.files}
     present = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
-    for name in sorted(present.keys() - listed.keys() - {FileName.MANIFEST}):
-        yield f"file {name} is not in {FileName.MANIFEST}"
     for name, entry in listed.items():
         if name not in present:
             yield f"file {name} with digest {entry.sha256} is missing"
@@ -339,3 +346,16 @@ def _differences(folder: Path, manifest: Manifest) -> Iterator[str]:
                 f"file {name} has {size} bytes with digest {found}, but {entry.size} bytes with "
                 f"digest {entry.sha256} were promised"
             )
+
+
+def _strays(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Files beside those of the manifest that a library might read.
+
+    Hidden ones, such as the .DS_Store of a desktop or the .nfs* of a server, are none of these.
+    """
+    listed = {FileName.MANIFEST, *(entry.path for entry in manifest.files)}
+    for path in list_files(folder):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(HIDDEN) for part in name.parts)
+        if name.as_posix() not in listed and not hidden:
+            yield name.as_posix()
