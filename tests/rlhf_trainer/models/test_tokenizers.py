@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import subwords
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import CTRLTokenizer, PreTrainedTokenizerFast
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.read.pointers import POINTER
@@ -177,6 +178,24 @@ def test_a_pad_token_that_cannot_serve_is_named(
 def test_a_tokenizer_without_eos_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"^{FIELD}\.uri: .*no EOS token.*set eos_token in"):
         _load(_saved(tmp_path, ["<pad>"], pad_token="<pad>"))
+
+
+def test_a_tokenizer_without_offsets_may_not_put_a_space_before_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subwords.without_offsets(tmp_path).save_pretrained(str(tmp_path))
+    assert _load(tmp_path).pad_token == "<pad>"
+
+    # What a class with SentencePiece's own library does; that is not installed with the trainer.
+    def marked(tokenizer: CTRLTokenizer, text: str) -> list[str]:
+        return ["▁", *text]
+
+    monkeypatch.setattr(CTRLTokenizer, "_tokenize", marked)
+    with pytest.raises(InputError) as caught:
+        _load(tmp_path)
+
+    for word in [f"{FIELD}.uri: {tmp_path}: CTRLTokenizer puts a space", "convert it to"]:
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize(

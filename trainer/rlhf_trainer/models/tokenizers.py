@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.read.uris import Hub
+from rlhf_trainer.data.tokenize.offsets import adds_prefix_space, has_offsets
 from rlhf_trainer.models.opening import opening, refuse_pointers
 
 PAD_TOKENS = (
@@ -53,7 +54,8 @@ def load_tokenizer(
         field: the model's path in the spec, such as `spec.stages.sft.model`, for messages.
 
     Raises:
-        InputError: there is no tokenizer that can be loaded.
+        InputError: there is no tokenizer that can be loaded, or one that tells no offsets and puts
+            a space before each text, so that a response would begin by one that it does not have.
         ConfigError: no EOS token, no token to pad with, or a template that cannot be rendered.
     """
     tokenizer = _loaded(place, field)
@@ -61,6 +63,12 @@ def load_tokenizer(
         raise ConfigError(
             f"{field}.uri: the tokenizer of {place} has no EOS token, so that no response could "
             "end; set eos_token in its tokenizer_config.json"
+        )
+    if not has_offsets(tokenizer) and adds_prefix_space(tokenizer):
+        raise InputError(
+            f"{field}.uri: {place}: {type(tokenizer).__name__} puts a space before each text and "
+            "tells no offsets, so that no response could be cut out of a conversation; convert it "
+            "to tokenizer.json, or name another model"
         )
     tokenizer.pad_token = (
         _reserved_token(tokenizer, place, field)

@@ -1,25 +1,35 @@
-"""Texts to token ids: what a tokenizer is asked, many texts at a time.
+"""Prompts and responses to token ids: what a tokenizer is asked, many rows at a time.
 
-Called by `tokenized`. A response is tokenized apart from its prompt, as the policy samples it, so
-the boundary is exact. A text that spells a special token becomes that token, as the tokenizer does
-it by default: data sets write their turns with them. A response that spells EOS at its end gets no
-second one.
+Called by `tokenized`. Prompt and response are encoded as one text, as the chat template's is, and
+the prompt's tokens are the ones that it has alone, since that is what the policy continues; see
+`offsets` for where both disagree. A text that spells a special token becomes that token, as the
+tokenizer does it by default: data sets write their turns with them. A response that spells the end
+of its turn gets no second one.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.errors import DataError
 from rlhf_trainer.data.parse.columns import Text
 from rlhf_trainer.data.read.rows import Source, clipped
-from rlhf_trainer.data.tokenize.rendering import Rendered, render
+from rlhf_trainer.data.tokenize.offsets import TokenizedText, cutter
+from rlhf_trainer.data.tokenize.rendering import Rendered, Renderer
 
 BATCH = 1024
 T = TypeVar("T")
+
+
+class Question(NamedTuple):
+    """A row's prompt and the responses to it."""
+
+    prompt: Text
+    responses: tuple[str, ...]
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -45,49 +55,78 @@ class PromptTokens:
         )
 
 
+class EncodedRow(NamedTuple):
+    """A row, tokenized."""
+
+    prompt: PromptTokens
+    responses: list[list[int]]
+    """Each with the end of its turn."""
+    is_apart: bool
+    """Whether a token straddled the beginning or end of a response, so that both sides are encoded
+    apart."""
+
+
 class Encoder:
-    """The tokenizer, many texts at a time."""
+    """The tokenizer, many rows at a time."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._cutter = cutter(tokenizer)
+        self._renderer = Renderer(tokenizer)
         self.eos = int(tokenizer.eos_token_id)
         self.bos: int | None = tokenizer.bos_token_id
         # A chat template says itself where BOS stands.
         added_ids = [] if tokenizer.chat_template else list(tokenizer("")["input_ids"])
         self._adds_bos = added_ids[:1] == [self.bos]
-        self._special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        (ending,) = self._cutter.texts([(self._renderer.ending, [])])
+        # A tokenizer may take special tokens in a text for ordinary ones.
+        self._spells_ending = ending.ids[-1:] == [self.eos]
+        self._ending_length = len(ending.ids) if self._spells_ending else 1
 
-    def responses(self, texts: Iterable[tuple[str, Source]]) -> Iterator[list[int]]:
-        """Token ids of each text, without EOS at the end."""
-        for batch in _batches(texts):
-            encoded = self._encode([text for text, _ in batch])
-            for ids, (text, source) in zip(encoded, batch, strict=True):
-                content = ids[:-1] if ids[-1:] == [self.eos] else ids
-                _require_tokens(content, text, source)
-                yield content
+    def rows(self, questions: Iterable[Question]) -> Iterator[EncodedRow]:
+        """Token ids of each prompt, rendered, and of each response.
 
-    def prompts(self, texts: Iterable[tuple[Text, Source]]) -> Iterator[PromptTokens]:
-        """Token ids of each prompt, rendered."""
-        for batch in _batches(texts):
-            rendered = [render(self._tokenizer, prompt, source) for prompt, source in batch]
-            encoded = iter(self._encode([text for one in rendered for text, _ in one.pieces()]))
-            for one, (_, source) in zip(rendered, batch, strict=True):
-                found = self._prompt(one, encoded)
-                _require_tokens(found.ids, one.text, source)
-                yield self._with_bos(found)
+        Raises:
+            DataError: a text without tokens, or turns that the chat template does not take.
+        """
+        found = iter(questions)
+        while batch := list(islice(found, BATCH)):
+            yield from self._batch(batch)
 
-    def _prompt(self, rendered: Rendered, encoded: Iterator[list[int]]) -> PromptTokens:
-        """The next pieces of `encoded` in one. A special token that ends a response is learned."""
-        ids: list[int] = []
-        learned: list[bool] = []
-        for _, is_learned in rendered.pieces():
-            piece = next(encoded)
-            ends_turn = learned[-1:] == [True] and piece[:1] and piece[0] in self._special
-            ids += piece
-            learned += [is_learned] * len(piece)
-            if ends_turn:
-                learned[-len(piece)] = True
-        return PromptTokens(ids, learned, rendered.text)
+    def _batch(self, batch: list[Question]) -> Iterator[EncodedRow]:
+        rendered = [self._renderer.prompt(row.prompt, row.source) for row in batch]
+        prompts = self._cutter.texts([(one.text, one.places) for one in rendered])
+        responses = iter(self._responses(batch, prompts))
+        for row, one, prompt in zip(batch, rendered, prompts, strict=True):
+            _require_tokens(prompt.ids, one.text, row.source)
+            own = list(islice(responses, len(row.responses)))
+            for (ids, _), text in zip(own, row.responses, strict=True):
+                _require_tokens(ids, text, row.source)
+            yield EncodedRow(
+                self._with_bos(PromptTokens(prompt.ids, _learned(one, prompt), one.text)),
+                [ids for ids, _ in own],
+                prompt.is_apart or any(is_apart for _, is_apart in own),
+            )
+
+    def _responses(
+        self, batch: list[Question], prompts: list[TokenizedText]
+    ) -> Iterator[tuple[list[int], bool]]:
+        """The ids of all responses one after the other, none of one without content, and whether
+        they are encoded apart."""
+        texts = [
+            (prompt, self._renderer.response(response))
+            for row, prompt in zip(batch, prompts, strict=True)
+            for response in row.responses
+        ]
+        ending = self._renderer.ending if self._spells_ending else ""
+        continued = self._cutter.continued([(prompt, text + ending) for prompt, text in texts])
+        for (ids, is_apart), (_, text) in zip(continued, texts, strict=True):
+            ended = ids if self._spells_ending else [*ids, self.eos]
+            has_content = len(ended) > self._ending_length or self._has_tokens(text)
+            yield (ended if has_content else []), is_apart
+
+    def _has_tokens(self, text: str) -> bool:
+        (content,) = self._cutter.texts([(text, [])])
+        return len(content.ids) > 0
 
     def _with_bos(self, prompt: PromptTokens) -> PromptTokens:
         """The prompt behind a BOS, if the tokenizer adds one and the text does not spell it."""
@@ -95,19 +134,19 @@ class Encoder:
             return prompt
         return PromptTokens([self.bos, *prompt.ids], [False, *prompt.learned], prompt.text)
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        found = self._tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        return list(found["input_ids"])
 
-
-def _batches(items: Iterable[tuple[T, Source]]) -> Iterator[list[tuple[T, Source]]]:
-    found = iter(items)
-    while batch := list(islice(found, BATCH)):
-        yield batch
+def _learned(rendered: Rendered, tokenized: TokenizedText) -> list[bool]:
+    """Whether each token starts in an earlier response."""
+    if not rendered.learned:
+        return [False] * len(tokenized.ids)
+    stretches = iter(rendered.learned)
+    start, end = next(stretches)
+    found = []
+    for at in tokenized.starts:
+        while at >= end:
+            start, end = next(stretches, (len(rendered.text) + 1,) * 2)
+        found.append(start <= at)
+    return found
 
 
 def _require_tokens(ids: list[int], text: str, source: Source) -> None:

@@ -1,11 +1,12 @@
 """The text that a model reads for a prompt, and which stretches of it were an assistant's.
 
-Called by `tokenized`. With a chat template that text is the template's, ending with its generation
+Called by `encoding`. With a chat template that text is the template's, ending with its generation
 prompt; without one it is the prompt as it stands, or the turns one after the other with EOS behind
 each of the assistant's. The response that follows is never rendered: what is learned is what the
-policy samples, the response and EOS.
+policy samples, the response and what ends its turn.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -15,6 +16,22 @@ from rlhf_api.errors import DataError
 from rlhf_trainer.data.parse.columns import Conversation, Message, Text
 from rlhf_trainer.data.read.rows import Source, clipped
 
+QUESTION, ANSWER = Message("user", "probe 7"), Message("assistant", "\t\tprobe 8\t\t")
+TRIMS: tuple[Callable[[str], str], ...] = (str, str.lstrip, str.rstrip, str.strip)
+
+
+@dataclass(frozen=True)
+class TurnFormat:
+    """What a chat template makes of a response."""
+
+    ending: str
+    """What it writes behind the content, up to EOS; EOS where it writes none."""
+    opening: str = ""
+    """White space between generation prompt and content, which is the response's: the policy sees
+    the prompt without it."""
+    trim: Callable[[str], str] = str
+    """What it takes off the content."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -22,73 +39,116 @@ class Rendered:
 
     text: str
     learned: tuple[tuple[int, int], ...] = ()
-    """Start and end of each earlier assistant turn's content, ascending."""
+    """Start and end of each earlier assistant turn, content and what ends the turn, ascending."""
 
-    def pieces(self) -> list[tuple[str, bool]]:
-        """The text cut at those stretches, and whether each piece is one; empty ones left out."""
-        found: list[tuple[str, bool]] = []
-        at = 0
-        for start, end in self.learned:
-            found += [(self.text[at:start], False), (self.text[start:end], True)]
-            at = end
-        found.append((self.text[at:], False))
-        return [piece for piece in found if piece[0]]
+    @property
+    def places(self) -> list[int]:
+        """Where in the text such a stretch begins or ends."""
+        ends = {place for stretch in self.learned for place in stretch}
+        return sorted(ends - {0, len(self.text)})
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Text, source: Source) -> Rendered:
-    """The text before a response.
+class Renderer:
+    """A tokenizer's chat template, or what stands for one."""
 
-    Raises:
-        DataError: the chat template refuses the turns, or rewrites an assistant's earlier one so
-            that its place cannot be told.
-    """
-    if tokenizer.chat_template is None:
-        return Rendered(prompt) if isinstance(prompt, str) else _joined(tokenizer, prompt)
-    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    text = _templated(tokenizer, turns, source)
-    places = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-    return Rendered(text, tuple(_place(tokenizer, turns, index, text, source) for index in places))
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._eos = str(tokenizer.eos_token)
+        special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+        self._special = tuple(sorted(special, key=len, reverse=True))
+        self._format = self._turn_format()
+        self.ending = self._format.ending
+        """The text that ends a response's turn."""
 
+    def prompt(self, prompt: Text, source: Source) -> Rendered:
+        """The text before a response.
 
-def _joined(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> Rendered:
-    text = ""
-    learned: list[tuple[int, int]] = []
-    for turn in turns:
-        start = len(text)
-        text += turn.content
-        if turn.role == "assistant":
-            learned.append((start, len(text)))
-            text += str(tokenizer.eos_token)
-    return Rendered(text, tuple(learned))
+        Raises:
+            DataError: the chat template refuses the turns, or rewrites an assistant's earlier one
+                so that its place cannot be told.
+        """
+        if self._tokenizer.chat_template is None:
+            return Rendered(prompt) if isinstance(prompt, str) else self._joined(prompt)
+        turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        text = self._templated(turns, source)
+        places = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        return Rendered(text, tuple(self._place(turns, index, text, source) for index in places))
 
+    def response(self, text: str) -> str:
+        """A response's text behind its prompt, without what ends its turn, if it spells that."""
+        spelled = next((end for end in (self.ending, self._eos) if text.endswith(end)), "")
+        content = self._format.trim(text.removesuffix(spelled))
+        return self._format.opening + content if content else ""
 
-def _templated(tokenizer: PreTrainedTokenizerBase, turns: Conversation, source: Source) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+    def _turn_format(self) -> TurnFormat:
+        if self._tokenizer.chat_template is None:
+            return TurnFormat(self._eos)
+        try:
+            prompt = _apply(self._tokenizer, (QUESTION,), add_generation_prompt=True)
+            whole = _apply(self._tokenizer, (QUESTION, ANSWER), add_generation_prompt=False)
+        except (TemplateError, TypeError):
+            # The rows are asked one by one what the template makes of them.
+            return TurnFormat(self._eos)
+        trim = next((trim for trim in TRIMS if trim(ANSWER.content) in whole), None)
+        if trim is None:
+            return TurnFormat(self._eos)
+        before, _, behind = whole.rpartition(trim(ANSWER.content))
+        ending, eos, _ = behind.partition(self._eos)
+        opening = before.removeprefix(prompt)
+        return TurnFormat(
+            ending + eos if eos else self._eos, opening if opening.isspace() else "", trim
+        )
+
+    def _joined(self, turns: Conversation) -> Rendered:
+        text = ""
+        learned: list[tuple[int, int]] = []
+        for turn in turns:
+            start = len(text)
+            text += turn.content
+            if turn.role == "assistant":
+                text += self._eos
+                learned.append((start, len(text)))
+        return Rendered(text, tuple(learned))
+
+    def _templated(self, turns: Conversation, source: Source) -> str:
+        try:
+            return _apply(self._tokenizer, turns, add_generation_prompt=True)
+        except TemplateError as error:
+            raise DataError(
+                f"{source}: the chat template refuses the turns {clipped(_messages(turns))}: "
+                f"{error}; correct the row or set the model's chatTemplate"
+            ) from error
+
+    def _place(self, turns: Conversation, index: int, text: str, source: Source) -> tuple[int, int]:
+        """Where an earlier assistant turn stands in the whole conversation's text."""
+        before = self._templated(turns[:index], source)
+        content = turns[index].content
+        opened = self._format.opening + self._format.trim(content)
+        for written in (opened, content, content.strip()):
+            if text.startswith(before + written):
+                end = len(before) + len(written)
+                return len(before), end + self._length_of_ending(text, end)
         raise DataError(
-            f"{source}: the chat template refuses the turns {clipped(messages)}: {error}; correct "
-            "the row or set the model's chatTemplate"
-        ) from error
-    return str(text)
+            f"{source}: the chat template rewrites turn {index + 1}, "
+            f"{clipped(content)}, where more turns follow, so that its tokens cannot "
+            "be told; write one row for each response or set the model's chatTemplate"
+        )
+
+    def _length_of_ending(self, text: str, at: int) -> int:
+        """Characters of what ends a turn there: the ending, or else a special token."""
+        endings = (self.ending, *self._special)
+        return next((len(ending) for ending in endings if text.startswith(ending, at)), 0)
 
 
-def _place(
-    tokenizer: PreTrainedTokenizerBase,
-    turns: Conversation,
-    index: int,
-    text: str,
-    source: Source,
-) -> tuple[int, int]:
-    """Where the content of an earlier assistant turn stands in the whole conversation's text."""
-    before = _templated(tokenizer, turns[:index], source)
-    # Many templates trim what they are given.
-    for content in (turns[index].content, turns[index].content.strip()):
-        if text.startswith(before + content):
-            return len(before), len(before) + len(content)
-    raise DataError(
-        f"{source}: the chat template rewrites turn {index + 1}, {clipped(turns[index].content)}, "
-        "where more turns follow, so that its tokens cannot be told; write one row for each "
-        "response or set the model's chatTemplate"
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, turns: Conversation, *, add_generation_prompt: bool
+) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            _messages(turns), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     )
+
+
+def _messages(turns: Conversation) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in turns]

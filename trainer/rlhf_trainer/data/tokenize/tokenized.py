@@ -5,7 +5,7 @@ Called by `loading`.
 Too long for the limit, a row is left out, or the prompt loses its beginning (a BOS stays) and the
 response its end: each keeps at least half the limit if it needs it. A supervised response that was
 cut has no EOS, since it would teach to stop in mid-sentence; a scored sequence always ends with
-EOS, since that is where the score is read.
+EOS, since that is where the score is read. Nothing that a chat template writes behind it follows.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.errors import DataError
 from rlhf_trainer.data.parse.formats import PreferenceRow, PromptRow, SFTRow
-from rlhf_trainer.data.tokenize.encoding import Encoder
+from rlhf_trainer.data.tokenize.encoding import Encoder, Question
 
 OverLong = Literal["Drop", "Truncate"]
 Tokens = NDArray[np.int32]
@@ -64,11 +64,14 @@ class Counts:
     """Used, but cut to the limit."""
     dropped_empty_list: int = 0
     """MIRACL rows left out, since without positive or without negative passages."""
+    encoded_apart: int = 0
+    """Used, with prompt and response encoded apart, since a token would straddle their boundary."""
 
     def __str__(self) -> str:
         return (
             f"{self.kept} kept ({self.truncated} of them cut), {self.dropped_over_long} too long, "
-            f"{self.dropped_empty_list} without positive or negative passages"
+            f"{self.dropped_empty_list} without positive or negative passages, "
+            f"{self.encoded_apart} encoded apart where a token would straddle a boundary"
         )
 
 
@@ -88,10 +91,8 @@ def sft_examples(
     encoder = Encoder(tokenizer)
     limit = _Limit(max_length, over_long, limit_field)
     examples: list[SFTExample] = []
-    prompts = encoder.prompts((row.prompt, row.source) for row in rows)
-    responses = encoder.responses((row.response, row.source) for row in rows)
-    for prompt, response in zip(prompts, responses, strict=True):
-        response = [*response, encoder.eos]
+    questions = (Question(row.prompt, (row.response,), row.source) for row in rows)
+    for prompt, (response,), is_apart in encoder.rows(questions):
         if limit.skips(len(prompt.ids) + len(response)):
             continue
         kept_prompt, kept_response = limit.shares(len(prompt.ids), len(response))
@@ -100,6 +101,7 @@ def sft_examples(
         mask = np.array(prompt.learned + [True] * len(response), dtype=np.bool_)
         mask[0] = False
         examples.append(SFTExample(_tokens(prompt.ids + response), mask))
+        limit.keeps(is_apart=is_apart)
     return examples, limit.counts(len(examples), rows)
 
 
@@ -119,19 +121,21 @@ def preference_pairs(
     encoder = Encoder(tokenizer)
     limit = _Limit(max_length, over_long, limit_field)
     pairs: list[PreferencePair] = []
-    prompts = encoder.prompts((row.prompt, row.source) for row in rows)
-    chosen = encoder.responses((row.chosen, row.source) for row in rows)
-    rejected = encoder.responses((row.rejected, row.source) for row in rows)
-    for row, prompt, good, bad in zip(rows, prompts, chosen, rejected, strict=True):
-        longest = max(len(good), len(bad)) + 1
+    questions = (Question(row.prompt, (row.chosen, row.rejected), row.source) for row in rows)
+    for row, (prompt, (chosen, rejected), is_apart) in zip(
+        rows, encoder.rows(questions), strict=True
+    ):
+        longest = max(len(chosen), len(rejected))
         if limit.skips(len(prompt.ids) + longest):
             continue
         kept_prompt, kept_response = limit.shares(len(prompt.ids), longest)
         start = prompt.tail(kept_prompt, encoder.bos).ids
-        end = kept_response - 1
-        good_tokens = _tokens([*start, *good[:end], encoder.eos])
-        bad_tokens = _tokens([*start, *bad[:end], encoder.eos])
-        pairs.append(PreferencePair(good_tokens, bad_tokens, row.margin))
+        good, bad = (
+            _tokens(start + _ended(response, kept_response, encoder.eos))
+            for response in (chosen, rejected)
+        )
+        pairs.append(PreferencePair(good, bad, row.margin))
+        limit.keeps(is_apart=is_apart)
     return pairs, limit.counts(len(pairs), rows)
 
 
@@ -151,12 +155,14 @@ def prompts(
     encoder = Encoder(tokenizer)
     limit = _Limit(max_length, over_long, limit_field)
     found: list[Prompt] = []
-    for prompt in encoder.prompts((row.prompt, row.source) for row in rows):
+    questions = (Question(row.prompt, (), row.source) for row in rows)
+    for prompt, _, is_apart in encoder.rows(questions):
         if limit.skips(len(prompt.ids)):
             continue
         kept = prompt.tail(max_length, encoder.bos)
         text = prompt.text if kept is prompt else str(tokenizer.decode(kept.ids))
         found.append(Prompt(_tokens(kept.ids), text))
+        limit.keeps(is_apart=is_apart)
     return found, limit.counts(len(found), rows)
 
 
@@ -168,12 +174,17 @@ class _Limit:
         self._field = field
         self._drops = over_long == "Drop"
         self._over_long = 0
+        self._apart = 0
 
     def skips(self, length: int) -> bool:
         """Whether a row of this length is left out; counts it if it is too long."""
         too_long = length > self._max_length
         self._over_long += too_long
         return too_long and self._drops
+
+    def keeps(self, *, is_apart: bool) -> None:
+        """Counts a row that is used."""
+        self._apart += is_apart
 
     def shares(self, prompt: int, response: int) -> tuple[int, int]:
         """How many tokens of each are kept; all of them where they fit."""
@@ -191,8 +202,13 @@ class _Limit:
                 f"{self._field} or set overLong to Truncate"
             )
         if self._drops:
-            return Counts(kept, dropped_over_long=self._over_long)
-        return Counts(kept, truncated=self._over_long)
+            return Counts(kept, dropped_over_long=self._over_long, encoded_apart=self._apart)
+        return Counts(kept, truncated=self._over_long, encoded_apart=self._apart)
+
+
+def _ended(response: list[int], count: int, eos: int) -> list[int]:
+    """A response of at most `count` tokens that ends with EOS."""
+    return response if len(response) <= count else [*response[: count - 1], eos]
 
 
 def _tokens(ids: list[int]) -> Tokens:
