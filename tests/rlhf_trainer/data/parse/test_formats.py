@@ -1,5 +1,6 @@
 """A table of every shape, and of every mistake in it."""
 
+import json
 from typing import Any
 
 import pytest
@@ -68,6 +69,60 @@ def test_a_conversation_keeps_its_turns() -> None:
         "user",
     ]
     assert row.response == "a"
+
+
+CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+
+
+def test_what_an_assistant_wrote_beside_the_content_is_kept() -> None:
+    calling = {"role": "assistant", "content": None, "tool_calls": CALL, "weight": None, "id": 3}
+    result = {"role": "tool", "content": "2", "name": "add", "tool_call_id": "x"}
+    values = {"messages": [USER, calling, result, {**ASSISTANT, "thinking": "t"}], "tools": TOOLS}
+
+    (row,) = sft_rows(_rows(values), _dataset(), FIELD)
+
+    assert row.prompt == (
+        *TURNS,
+        Message("assistant", "", {"tool_calls": CALL}),
+        Message("tool", "2", names={"name": "add", "tool_call_id": "x"}),
+    )
+    assert row.response == Message("assistant", "a", {"thinking": "t"})
+    assert row.tools == tuple(TOOLS)
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_every_kind_of_row_may_have_tools(tools: object) -> None:
+    (pair,), _ = preference_rows(_rows({**PAIR, "tools": tools}), _dataset(), FIELD, seed=1)
+    (prompt,) = prompt_rows(_rows({"prompt": "p", "tools": tools}), _dataset(), FIELD)
+    (plain,) = sft_rows(_rows({"prompt": "p", "response": "r", "tools": tools}), _dataset(), FIELD)
+
+    assert pair.tools == prompt.tools == plain.tools == tuple(TOOLS)
+
+
+@pytest.mark.parametrize("tools", [None, [], "", "[]"])
+def test_no_tools_are_none(tools: object) -> None:
+    (row,) = prompt_rows(_rows({"prompt": "p", "tools": tools}), _dataset(), FIELD)
+
+    assert row.tools == ()
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("value", [0, 0.0, False])
+def test_a_turn_may_be_left_out_of_what_is_learned(key: str, value: object) -> None:
+    values = {"messages": [USER, {**ASSISTANT, key: value}, USER, {**ASSISTANT, key: 1}]}
+    (row,) = sft_rows(_rows(values), _dataset(), FIELD)
+
+    assert [turn.is_learned for turn in row.prompt if isinstance(turn, Message)] == [
+        True,
+        False,
+        True,
+    ]
+    assert row.is_learned
+
+    values["messages"] = [USER, {**ASSISTANT, key: 1}, USER, {**ASSISTANT, key: value}]
+    (row,) = sft_rows(_rows(values), _dataset(), FIELD)
+    assert not row.is_learned
 
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -311,6 +366,50 @@ BAD_ROWS = [
         "negative_passages[1].text",
         ["null: must be text"],
     ),
+    (
+        "sft",
+        {"messages": [USER, {**ASSISTANT, "content": None}]},
+        {},
+        "messages[1].content",
+        ["null: must be text"],
+    ),
+    (
+        "sft",
+        {"messages": [{**USER, "tool_calls": CALL}, ASSISTANT]},
+        {},
+        "messages[0].tool_calls",
+        ["is the assistant's, but the role is user"],
+    ),
+    (
+        "sft",
+        {"messages": [USER, {**ASSISTANT, "weight": 0.5}]},
+        {},
+        "messages[1].weight",
+        ["0.5: must be 0 or 1"],
+    ),
+    (
+        "sft",
+        {"messages": [USER, {**ASSISTANT, "train": "no"}]},
+        {},
+        "messages[1].train",
+        ['"no": must be 0 or 1'],
+    ),
+    (
+        "sft",
+        {"messages": [USER, {**ASSISTANT, "weight": 0}]},
+        {},
+        "messages",
+        ["no turn of it is learned"],
+    ),
+    (
+        "pref",
+        {**PAIR, "chosen": [USER, {**ASSISTANT, "weight": 0}], "rejected": [USER, ASSISTANT]},
+        {},
+        "chosen",
+        ["both responses are compared"],
+    ),
+    ("prompt", {"prompt": "p", "tools": ["add"]}, {}, "tools", ['["add"]: must be a list of func']),
+    ("prompt", {"prompt": "p", "tools": "add"}, {}, "tools", ['"add": not JSON']),
     ("prompt", {"text": "t"}, {}, "prompt", ['has "text"', ADD + "prompt"]),
     ("prompt", {"prompt": ""}, {}, "prompt", ["is empty"]),
     ("prompt", {"messages": [USER, ASSISTANT]}, {}, "messages[1].role", ['"assistant"', "remove"]),

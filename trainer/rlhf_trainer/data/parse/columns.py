@@ -3,7 +3,9 @@
 Called by `formats` and `miracl`.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rlhf_api.errors import DataError
@@ -13,16 +15,36 @@ from rlhf_trainer.data.read.rows import Row, clipped
 ROLES = ("system", "user", "assistant", "tool")
 
 
+CALLS = ("tool_calls", "function_call")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""One thing under the names that transformers hands to a chat template as one."""
+WRITTEN = (*CALLS, *THOUGHTS)
+"""Keys of a message that say what the assistant wrote beside its content."""
+NAMES = ("name", "tool_call_id")
+"""Keys of a message that a chat template may use and need not."""
+LEARNED = ("weight", "train", "training", "loss")
+"""Keys of a message that say whether it is learned, each spelled so by some trainer."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
     role: str
     content: str
+    """Empty only beside a call."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """What else the assistant wrote, by the names in `WRITTEN`; a chat template must render it."""
+    names: Mapping[str, Any] = field(default_factory=dict)
+    """By the names in `NAMES`."""
+    is_learned: bool = True
+    """Whether an assistant's turn is learned in supervised rows."""
 
 
 Conversation = tuple[Message, ...]
 Text = str | Conversation
+Tools = tuple[Mapping[str, Any], ...]
+"""JSON schemas of functions that the assistant may call."""
 
 
 def mistake(row: Row, field: str, value: object, remedy: str) -> DataError:
@@ -98,6 +120,22 @@ class Reader:
         """The conversation of a field, at least one turn."""
         return _messages(row, self.column(name), self.value(row, name))
 
+    def tools(self, row: Row) -> Tools:
+        """The tools that the chat template shows the assistant; none in most rows."""
+        value = row.values.get("tools")
+        if isinstance(value, str) and value.strip():
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise mistake(row, "tools", value, f"not JSON ({error}); correct it") from error
+        if not value:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+            raise mistake(
+                row, "tools", value, "must be a list of functions' JSON schemas; correct or drop it"
+            )
+        return tuple(value)
+
 
 def _messages(row: Row, field: str, value: object) -> Conversation:
     if not isinstance(value, list) or not value:
@@ -113,7 +151,33 @@ def _message(row: Row, field: str, value: object) -> Message:
             raise mistake(row, f"{field}.{key}", value, "is missing; add it to the message")
     if value["role"] not in ROLES:
         raise mistake(row, f"{field}.role", value["role"], f"must be one of {', '.join(ROLES)}")
-    return Message(value["role"], checked_text(row, f"{field}.content", value["content"]))
+    return _known(row, field, value)
+
+
+def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
+    """A message and those of its other keys that change what is learned; null is no value."""
+    role, content = value["role"], value["content"]
+    written = {key: value[key] for key in WRITTEN if value.get(key)}
+    if written and role != "assistant":
+        name = next(iter(written))
+        raise mistake(
+            row, f"{field}.{name}", value[name], f"is the assistant's, but the role is {role}"
+        )
+    is_call = any(key in written for key in CALLS)
+    return Message(
+        role,
+        "" if is_call and not content else checked_text(row, f"{field}.content", content),
+        written,
+        {key: value[key] for key in NAMES if value.get(key)},
+        all(_is_learned(row, f"{field}.{key}", value.get(key)) for key in LEARNED),
+    )
+
+
+def _is_learned(row: Row, field: str, value: object) -> bool:
+    # 1 and 1.0 are equal to true.
+    if value is not None and value not in (0, 1):
+        raise mistake(row, field, value, "must be 0 or 1: a turn is learned or not; correct it")
+    return value is None or bool(value)
 
 
 def _columns(row: Row) -> str:

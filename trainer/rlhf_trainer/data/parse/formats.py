@@ -11,7 +11,14 @@ from itertools import chain
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
-from rlhf_trainer.data.parse.columns import Conversation, Reader, Text, mistake
+from rlhf_trainer.data.parse.columns import (
+    Conversation,
+    Message,
+    Reader,
+    Text,
+    Tools,
+    mistake,
+)
 from rlhf_trainer.data.parse.miracl import passage_pairs
 from rlhf_trainer.data.read.rows import Row, Source
 
@@ -23,7 +30,11 @@ class SFTRow:
     source: Source
     prompt: Text
     """Text, or the turns before the response."""
-    response: str
+    response: str | Message
+    """Text, or the assistant's turn where it is more than its content."""
+    tools: Tools = ()
+    is_learned: bool = True
+    """Whether the response is; else only earlier turns are."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +43,11 @@ class PreferenceRow:
 
     source: Source
     prompt: Text
-    chosen: str
-    rejected: str
+    chosen: str | Message
+    rejected: str | Message
     margin: float | None = None
     """Least difference of scores that this row asks for; the stage's when None."""
+    tools: Tools = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class PromptRow:
 
     source: Source
     prompt: Text
+    tools: Tools = ()
 
 
 def sft_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[SFTRow]:
@@ -67,7 +80,12 @@ def sft_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[SFTRow]:
     if read.is_mapped("messages") or (read.has(first, "messages") and not pair):
         return [_dialogue(read, row) for row in all_rows]
     return [
-        SFTRow(row.source, _question(read, row, "prompt"), read.text(row, "response"))
+        SFTRow(
+            row.source,
+            _question(read, row, "prompt"),
+            read.text(row, "response"),
+            read.tools(row),
+        )
         for row in all_rows
     ]
 
@@ -109,7 +127,7 @@ def prompt_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[Promp
     read = Reader.of(dataset.columns, field, first)
     messages = read.has(first, "messages") and not read.has(first, "prompt")
     name = "messages" if messages or read.is_mapped("messages") else "prompt"
-    return [PromptRow(row.source, _question(read, row, name)) for row in all_rows]
+    return [PromptRow(row.source, _question(read, row, name), read.tools(row)) for row in all_rows]
 
 
 def _first(rows: Iterable[Row], dataset: Dataset, field: str) -> tuple[Row, Iterator[Row]]:
@@ -133,7 +151,18 @@ def _question(read: Reader, row: Row, name: str) -> Text:
 
 def _dialogue(read: Reader, row: Row) -> SFTRow:
     messages = _opened(read, row, "messages", _answered(read, row, "messages"))
-    return SFTRow(row.source, messages[:-1], messages[-1].content)
+    if not any(turn.is_learned for turn in messages if turn.role == "assistant"):
+        column = read.column("messages")
+        raise mistake(
+            row, column, row.values[column], "no turn of it is learned; give one weight 1"
+        )
+    *before, last = messages
+    return SFTRow(row.source, tuple(before), _plain(last), read.tools(row), last.is_learned)
+
+
+def _plain(turn: Message) -> str | Message:
+    """A response: text where it is nothing else."""
+    return turn if turn.written else turn.content
 
 
 def _opened(read: Reader, row: Row, name: str, turns: Conversation) -> Conversation:
@@ -172,15 +201,18 @@ def _preference(read: Reader, row: Row) -> PreferenceRow:
             "both answer one prompt",
         )
     prompt = before_chosen or _question(read, row, "prompt")
-    return PreferenceRow(row.source, prompt, chosen, rejected, _margin(read, row))
+    return PreferenceRow(row.source, prompt, chosen, rejected, _margin(read, row), read.tools(row))
 
 
-def _response(read: Reader, row: Row, name: str) -> tuple[Conversation, str]:
+def _response(read: Reader, row: Row, name: str) -> tuple[Conversation, str | Message]:
     """The turns before a response, none where it is plain text, and the response."""
     if not isinstance(read.value(row, name), list):
         return (), read.text(row, name)
     messages = _answered(read, row, name)
-    return _opened(read, row, name, messages[:-1]), messages[-1].content
+    if not messages[-1].is_learned:
+        remedy = "its last turn is not learned, but both responses are compared; give it weight 1"
+        raise mistake(row, read.column(name), read.value(row, name), remedy)
+    return _opened(read, row, name, messages[:-1]), _plain(messages[-1])
 
 
 def _margin(read: Reader, row: Row) -> float | None:

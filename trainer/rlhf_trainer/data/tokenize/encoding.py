@@ -15,7 +15,7 @@ from typing import NamedTuple, Self, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.errors import DataError
-from rlhf_trainer.data.parse.columns import Text
+from rlhf_trainer.data.parse.columns import Message, Text, Tools
 from rlhf_trainer.data.read.rows import Source, clipped
 from rlhf_trainer.data.tokenize.offsets import TokenizedText, cutter
 from rlhf_trainer.data.tokenize.rendering import Rendered, Renderer
@@ -28,7 +28,8 @@ class Question(NamedTuple):
     """A row's prompt and the responses to it."""
 
     prompt: Text
-    responses: tuple[str, ...]
+    responses: tuple[str | Message, ...]
+    tools: Tools
     source: Source
 
 
@@ -93,14 +94,14 @@ class Encoder:
             yield from self._batch(batch)
 
     def _batch(self, batch: list[Question]) -> Iterator[EncodedRow]:
-        rendered = [self._renderer.prompt(row.prompt, row.source) for row in batch]
+        rendered = [self._renderer.prompt(row.prompt, row.source, row.tools) for row in batch]
         prompts = self._cutter.texts([(one.text, one.places) for one in rendered])
         responses = iter(self._responses(batch, prompts))
         for row, one, prompt in zip(batch, rendered, prompts, strict=True):
             _require_tokens(prompt.ids, one.text, row.source)
             own = list(islice(responses, len(row.responses)))
-            for (ids, _), text in zip(own, row.responses, strict=True):
-                _require_tokens(ids, text, row.source)
+            for (ids, _), response in zip(own, row.responses, strict=True):
+                _require_tokens(ids, _shown(response), row.source)
             yield EncodedRow(
                 self._with_bos(PromptTokens(prompt.ids, _learned(one, prompt), one.text)),
                 [ids for ids, _ in own],
@@ -113,7 +114,7 @@ class Encoder:
         """The ids of all responses one after the other, none of one without content, and whether
         they are encoded apart."""
         texts = [
-            (prompt, self._renderer.response(response))
+            (prompt, self._renderer.response(response, row.prompt, row.source, row.tools))
             for row, prompt in zip(batch, prompts, strict=True)
             for response in row.responses
         ]
@@ -147,6 +148,10 @@ def _learned(rendered: Rendered, tokenized: TokenizedText) -> list[bool]:
             start, end = next(stretches, (len(rendered.text) + 1,) * 2)
         found.append(start <= at)
     return found
+
+
+def _shown(response: str | Message) -> str:
+    return response if isinstance(response, str) else response.content
 
 
 def _require_tokens(ids: list[int], text: str, source: Source) -> None:

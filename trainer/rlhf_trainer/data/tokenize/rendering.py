@@ -7,13 +7,14 @@ policy samples, the response and what ends its turn.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.errors import DataError
-from rlhf_trainer.data.parse.columns import Conversation, Message, Text
+from rlhf_trainer.data.parse.columns import THOUGHTS, Conversation, Message, Text, Tools
 from rlhf_trainer.data.read.rows import Source, clipped
 
 QUESTION, ANSWER = Message("user", "probe 7"), Message("assistant", "\t\tprobe 8\t\t")
@@ -60,25 +61,70 @@ class Renderer:
         self.ending = self._format.ending
         """The text that ends a response's turn."""
 
-    def prompt(self, prompt: Text, source: Source) -> Rendered:
+    def prompt(self, prompt: Text, source: Source, tools: Tools = ()) -> Rendered:
         """The text before a response.
 
         Raises:
-            DataError: the chat template refuses the turns, or rewrites an assistant's earlier one
-                so that its place cannot be told.
+            DataError: the chat template refuses the turns, leaves out tools or what an assistant
+                wrote, or rewrites an assistant's earlier turn so that its place cannot be told.
         """
         if self._tokenizer.chat_template is None:
+            self._require_plain(prompt, source, tools)
             return Rendered(prompt) if isinstance(prompt, str) else self._joined(prompt)
-        turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-        text = self._templated(turns, source)
-        places = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-        return Rendered(text, tuple(self._place(turns, index, text, source) for index in places))
+        turns = _turns(prompt)
+        text = self._templated(turns, source, tools)
+        if tools and text == self._templated(turns, source):
+            raise _left_out(source, "tools", tools)
+        learned = []
+        for index, turn in enumerate(turns):
+            if turn.role == "assistant" and turn.is_learned:
+                learned.append(self._place(turns, index, text, source, tools))
+            elif turn.written:
+                self._written(turns[:index], turn, source, tools)
+        return Rendered(text, tuple(learned))
 
-    def response(self, text: str) -> str:
-        """A response's text behind its prompt, without what ends its turn, if it spells that."""
-        spelled = next((end for end in (self.ending, self._eos) if text.endswith(end)), "")
-        content = self._format.trim(text.removesuffix(spelled))
+    def response(
+        self, response: str | Message, prompt: Text, source: Source, tools: Tools = ()
+    ) -> str:
+        """A response's text behind its prompt, without what ends its turn, if it spells that.
+
+        Raises:
+            DataError: the chat template leaves out what the assistant wrote beside the content, or
+                does not write it behind the prompt.
+        """
+        if isinstance(response, Message):
+            if self._tokenizer.chat_template is None:
+                self._require_plain((response,), source, tools)
+            return self._written(_turns(prompt), response, source, tools)
+        spelled = next((end for end in (self.ending, self._eos) if response.endswith(end)), "")
+        content = self._format.trim(response.removesuffix(spelled))
         return self._format.opening + content if content else ""
+
+    def _require_plain(self, prompt: Text, source: Source, tools: Tools = ()) -> None:
+        """Refuse what only a chat template could write."""
+        turns = _turns(prompt)
+        written = {key: value for turn in turns for key, value in turn.written.items()}
+        for key, value in {**({"tools": tools} if tools else {}), **written}.items():
+            raise _left_out(source, key, value)
+
+    def _written(self, before: Conversation, turn: Message, source: Source, tools: Tools) -> str:
+        """What the template writes for an assistant's turn that is more than its content."""
+        prompt = self._templated(before, source, tools)
+        whole = self._templated((*before, turn), source, tools, add_generation_prompt=False)
+        for key, value in turn.written.items():
+            gone = THOUGHTS if key in THOUGHTS else (key,)
+            rest = {name: other for name, other in turn.written.items() if name not in gone}
+            without = (*before, replace(turn, written=rest))
+            if whole == self._templated(without, source, tools, add_generation_prompt=False):
+                raise _left_out(source, key, value)
+        if not whole.startswith(prompt):
+            raise DataError(
+                f"{source}: {clipped(turn.written)}: the chat template does not write this behind "
+                "its generation prompt; write the turn as content or set the model's chatTemplate"
+            )
+        behind = whole.removeprefix(prompt)
+        content, ending, _ = behind.rpartition(self.ending)
+        return content if ending else behind.rstrip()
 
     def _turn_format(self) -> TurnFormat:
         if self._tokenizer.chat_template is None:
@@ -107,24 +153,43 @@ class Renderer:
             text += turn.content
             if turn.role == "assistant":
                 text += self._eos
-                learned.append((start, len(text)))
+                if turn.is_learned:
+                    learned.append((start, len(text)))
         return Rendered(text, tuple(learned))
 
-    def _templated(self, turns: Conversation, source: Source) -> str:
+    def _templated(
+        self,
+        turns: Conversation,
+        source: Source,
+        tools: Tools = (),
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
         try:
-            return _apply(self._tokenizer, turns, add_generation_prompt=True)
+            return _apply(
+                self._tokenizer, turns, tools, add_generation_prompt=add_generation_prompt
+            )
         except TemplateError as error:
             raise DataError(
                 f"{source}: the chat template refuses the turns {clipped(_messages(turns))}: "
                 f"{error}; correct the row or set the model's chatTemplate"
             ) from error
 
-    def _place(self, turns: Conversation, index: int, text: str, source: Source) -> tuple[int, int]:
+    def _place(
+        self, turns: Conversation, index: int, text: str, source: Source, tools: Tools
+    ) -> tuple[int, int]:
         """Where an earlier assistant turn stands in the whole conversation's text."""
-        before = self._templated(turns[:index], source)
-        content = turns[index].content
+        before = self._templated(turns[:index], source, tools)
+        turn = turns[index]
+        content = turn.content
+        # Many templates trim what they are given.
         opened = self._format.opening + self._format.trim(content)
-        for written in (opened, content, content.strip()):
+        forms = (
+            (self._written(turns[:index], turn, source, tools),)
+            if turn.written
+            else (opened, content, content.strip())
+        )
+        for written in forms:
             if text.startswith(before + written):
                 end = len(before) + len(written)
                 return len(before), end + self._length_of_ending(text, end)
@@ -140,15 +205,42 @@ class Renderer:
         return next((len(ending) for ending in endings if text.startswith(ending, at)), 0)
 
 
+def _turns(prompt: Text) -> Conversation:
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
+def _left_out(source: Source, key: str, value: object) -> DataError:
+    return DataError(
+        f"{source}: {key}: {clipped(value)}: no chat template writes it, so that it would not be "
+        "learned; set the model's chatTemplate to one that does, or remove it from the rows"
+    )
+
+
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, turns: Conversation, *, add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Conversation,
+    tools: Tools = (),
+    *,
+    add_generation_prompt: bool,
 ) -> str:
     return str(
         tokenizer.apply_chat_template(
-            _messages(turns), tokenize=False, add_generation_prompt=add_generation_prompt
+            _messages(turns),
+            tools=[dict(tool) for tool in tools] or None,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
     )
 
 
-def _messages(turns: Conversation) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+def _messages(turns: Conversation) -> list[dict[str, Any]]:
+    return [
+        {
+            "role": turn.role,
+            # No content is null, which transformers leaves out.
+            "content": turn.content or None,
+            **turn.written,
+            **turn.names,
+        }
+        for turn in turns
+    ]

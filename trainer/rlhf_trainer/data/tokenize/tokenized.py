@@ -91,15 +91,18 @@ def sft_examples(
     encoder = Encoder(tokenizer)
     limit = _Limit(max_length, over_long, limit_field)
     examples: list[SFTExample] = []
-    questions = (Question(row.prompt, (row.response,), row.source) for row in rows)
-    for prompt, (response,), is_apart in encoder.rows(questions):
+    questions = (Question(row.prompt, (row.response,), row.tools, row.source) for row in rows)
+    for row, (prompt, (response,), is_apart) in zip(rows, encoder.rows(questions), strict=True):
         if limit.skips(len(prompt.ids) + len(response)):
             continue
         kept_prompt, kept_response = limit.shares(len(prompt.ids), len(response))
         prompt = prompt.tail(kept_prompt, encoder.bos)
         response = response[:kept_response]
-        mask = np.array(prompt.learned + [True] * len(response), dtype=np.bool_)
+        mask = np.array(prompt.learned + [row.is_learned] * len(response), dtype=np.bool_)
         mask[0] = False
+        if not mask.any():
+            limit.leaves_nothing()
+            continue
         examples.append(SFTExample(_tokens(prompt.ids + response), mask))
         limit.keeps(is_apart=is_apart)
     return examples, limit.counts(len(examples), rows)
@@ -121,7 +124,9 @@ def preference_pairs(
     encoder = Encoder(tokenizer)
     limit = _Limit(max_length, over_long, limit_field)
     pairs: list[PreferencePair] = []
-    questions = (Question(row.prompt, (row.chosen, row.rejected), row.source) for row in rows)
+    questions = (
+        Question(row.prompt, (row.chosen, row.rejected), row.tools, row.source) for row in rows
+    )
     for row, (prompt, (chosen, rejected), is_apart) in zip(
         rows, encoder.rows(questions), strict=True
     ):
@@ -155,7 +160,7 @@ def prompts(
     encoder = Encoder(tokenizer)
     limit = _Limit(max_length, over_long, limit_field)
     found: list[Prompt] = []
-    questions = (Question(row.prompt, (), row.source) for row in rows)
+    questions = (Question(row.prompt, (), row.tools, row.source) for row in rows)
     for prompt, _, is_apart in encoder.rows(questions):
         if limit.skips(len(prompt.ids)):
             continue
@@ -175,12 +180,17 @@ class _Limit:
         self._drops = over_long == "Drop"
         self._over_long = 0
         self._apart = 0
+        self._emptied = 0
 
     def skips(self, length: int) -> bool:
         """Whether a row of this length is left out; counts it if it is too long."""
         too_long = length > self._max_length
         self._over_long += too_long
         return too_long and self._drops
+
+    def leaves_nothing(self) -> None:
+        """Counts a row of which truncation leaves nothing to learn."""
+        self._emptied += 1
 
     def keeps(self, *, is_apart: bool) -> None:
         """Counts a row that is used."""
@@ -203,7 +213,12 @@ class _Limit:
             )
         if self._drops:
             return Counts(kept, dropped_over_long=self._over_long, encoded_apart=self._apart)
-        return Counts(kept, truncated=self._over_long, encoded_apart=self._apart)
+        return Counts(
+            kept,
+            dropped_over_long=self._emptied,
+            truncated=self._over_long - self._emptied,
+            encoded_apart=self._apart,
+        )
 
 
 def _ended(response: list[int], count: int, eos: int) -> list[int]:
