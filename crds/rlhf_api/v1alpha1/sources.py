@@ -171,9 +171,11 @@ class Dataset(Contract):
     """Where the rows lie: a .jsonl, .json or .parquet file or a folder of them by file:// or
     pvc://claim/path, or a dataset of the Hugging Face hub by hf://org/name[@revision]."""
     subset: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    """Configuration name of a hub dataset; its default one when left out."""
+    """Configuration name of a hub dataset, which files have none of; its default one when left
+    out."""
     split: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "train"
-    """Split of a hub dataset or of a saved dataset folder; a single file has only one."""
+    """Split of a hub dataset, of a saved dataset or of a folder whose files or subfolders name it,
+    such as train.jsonl and test.jsonl; a single file has only one."""
     columns: Columns = Columns()
     """Names of the columns, where they differ from the usual ones."""
     max_rows: int | None = Field(None, ge=1, le=1_000_000_000)

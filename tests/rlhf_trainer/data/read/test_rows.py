@@ -190,10 +190,43 @@ def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
     rows = [{"prompt": "好", "response": str(i)} for i in range(3)]
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "one"))
 
-    found = _read(tmp_path / "one", split="ignored")
+    found = _read(tmp_path / "one")
 
     assert [row.values for row in found] == rows
     assert str(found[2].source) == f"{tmp_path / 'one'}: row 3"
+
+
+def test_a_saved_dataset_has_its_own_split_only(tmp_path: Path) -> None:
+    rows = [{"prompt": "a"}]
+    one = datasets.Dataset.from_list(rows, split=datasets.Split.VALIDATION)
+    one.save_to_disk(str(tmp_path / "one"))
+
+    assert [row.values for row in _read(tmp_path / "one", split="validation")] == rows
+    with pytest.raises(InputError, match=rf"^{FIELD}\.split: test: .* only one split; leave"):
+        _read(tmp_path / "one", split="test")
+
+
+def test_a_folder_is_read_by_its_split(tmp_path: Path) -> None:
+    _write(tmp_path, b'{"a": 1}\n', "train.jsonl")
+    _write(tmp_path, b'{"a": 2}\n', "test.jsonl")
+
+    assert [row.values["a"] for row in _read(tmp_path)] == [1]
+    assert [row.values["a"] for row in _read(tmp_path, split="test")] == [2]
+    with pytest.raises(InputError, match=r"split: dev: .* of the splits test, train; name one"):
+        _read(tmp_path, split="dev")
+
+
+def test_a_file_has_one_split_and_no_subset(tmp_path: Path) -> None:
+    path = _write(tmp_path, b'{"a": 1}\n')
+
+    for spec, words in (
+        ({"split": "test"}, [f"{FIELD}.split: test", "only one split", "leave split out"]),
+        ({"subset": "zh"}, [f"{FIELD}.subset: zh", "no subsets", "leave subset out"]),
+    ):
+        with pytest.raises(InputError) as caught:
+            _read(path, **spec)
+        for word in [str(path), *words]:
+            assert word in str(caught.value)
 
 
 def test_the_split_of_saved_datasets_is_the_spec_s(tmp_path: Path) -> None:

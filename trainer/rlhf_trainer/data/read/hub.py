@@ -14,6 +14,7 @@ from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-u
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from rlhf_api.errors import DataError, InputError
+from rlhf_trainer.data.read.splits import require_only_split
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.errors import ServiceUnavailable
 
@@ -70,6 +71,8 @@ def saved_rows(folder: Path, split: str, field: str) -> Iterator[dict[str, Any]]
                 "name one of them"
             )
         found = found[split]
+    else:
+        require_only_split(folder, split, field, str(found.split) if found.split else None)
     return iter(found)
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 from rlhf_api.errors import DataError, InputError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
+from rlhf_trainer.data.read.splits import files_of_split, require_no_subset, require_only_split
 from rlhf_trainer.data.read.uris import Hub, locate
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -49,7 +50,7 @@ class Row:
 
 
 def read_rows(dataset: Dataset, *, claims: Mapping[str, str], field: str) -> Iterator[Row]:
-    """The first `maxRows` rows of a dataset, in the order of its files' names.
+    """The first `maxRows` rows of a dataset's split, in the order of its files' names.
 
     Args:
         dataset: the spec.
@@ -79,11 +80,12 @@ def _all_rows(dataset: Dataset, claims: Mapping[str, str], field: str) -> Iterat
 
         found = hub_rows(place, dataset.subset, dataset.split, field)
         return _numbered(str(place), found)
+    require_no_subset(place, dataset.subset, field)
     if place.is_dir() and _is_saved(place):
         from rlhf_trainer.data.read.hub import saved_rows
 
         return _numbered(str(place), saved_rows(place, dataset.split, field))
-    return (row for path in _files(place, dataset.uri, field) for row in _file_rows(path, field))
+    return (row for path in _files(place, dataset, field) for row in _file_rows(path, field))
 
 
 def _file_rows(path: Path, field: str) -> Iterator[Row]:
@@ -102,10 +104,11 @@ def _numbered(file: str, rows: Iterator[dict[str, Any]]) -> Iterator[Row]:
     return (Row(Source(file, number, "row"), row) for number, row in enumerate(rows, 1))
 
 
-def _files(place: Path, uri: str, field: str) -> list[Path]:
+def _files(place: Path, dataset: Dataset, field: str) -> list[Path]:
     known = ", ".join(SUFFIXES)
+    uri = dataset.uri
     if place.is_dir():
-        files = sorted(path for path in place.iterdir() if _is_data(path))
+        files = files_of_split(place, _is_data, dataset.split, field)
         if not files:
             raise InputError(
                 f"{field}.uri: {uri}: folder {place} holds no file that ends by {known}; put the "
@@ -118,6 +121,7 @@ def _files(place: Path, uri: str, field: str) -> list[Path]:
         raise InputError(
             f"{field}.uri: {uri}: {place.name} does not end by one of {known}; convert or rename it"
         )
+    require_only_split(place, dataset.split, field)
     return [place]
 
 
