@@ -9,13 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
-    BloomConfig,
-    FalconConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
-    MambaConfig,
-    MistralConfig,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_trainer.data.packing import block_causal_mask, collate_packed, pack, supports_packing
+from rlhf_trainer.data.packing import RowLayout, block_causal_mask, collate_packed, pack
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 
 VOCABULARY = 61
@@ -119,6 +115,34 @@ def test_a_packed_batch_by_hand() -> None:
         collate_packed([rows], 9, width=4)
 
 
+def test_all_rows_in_one_sequence_by_hand() -> None:
+    rows = [
+        SFTExample(np.array([5, 6, 7], np.int32), np.array([False, True, True])),
+        SFTExample(np.array([8, 9], np.int32), np.array([False, True])),
+    ]
+
+    batch = collate_packed([rows, rows[1:]], 0, RowLayout.ONE_SEQUENCE)
+
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 8, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1]]
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 3, 3]]
+    assert batch.response_mask.int().tolist() == [[0, 1, 1, 0, 1, 0, 1]]
+
+
+def test_each_layout_has_its_mask() -> None:
+    rows = [SFTExample(np.array([5, 6, 7], np.int32), np.array([False, True, True]))]
+    batch = collate_packed([rows, rows + rows], 0)
+
+    padded = batch.attention_mask(RowLayout.PADDED, torch.float32)
+    assert padded is not None
+    assert padded.tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
+    block = batch.attention_mask(RowLayout.BLOCK_MASK, torch.bfloat16)
+    assert block is not None
+    assert torch.equal(block, block_causal_mask(batch.segment_ids, torch.bfloat16))
+    for layout in (RowLayout.POSITIONS, RowLayout.ONE_SEQUENCE):
+        assert batch.attention_mask(layout, torch.float32) is None
+
+
 def test_the_mask_by_hand() -> None:
     mask = block_causal_mask(torch.tensor([[1, 1, 2, 0]]), torch.float32)
 
@@ -156,90 +180,3 @@ def test_a_packed_row_has_the_logits_that_it_has_alone(name: str, attention: str
             segment = packed[index][batch.segment_ids[index] == number]
             torch.testing.assert_close(segment, logits, atol=1e-5, rtol=0)
     assert alone[0][1].std() > 0.05
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", list(PACKABLE))
-def test_these_support_packing(name: str, attention: str, dtype: torch.dtype) -> None:
-    model = _model(PACKABLE[name], attention, dtype).train()
-
-    assert supports_packing(model, 64)
-    assert model.training
-
-
-@pytest.mark.parametrize(
-    ("config", "attention"),
-    [
-        (BloomConfig(hidden_size=32, n_layer=2, n_head=4, **ENDS), "eager"),
-        (FalconConfig(alibi=True, **WIDE), "eager"),
-        (MambaConfig(hidden_size=32, num_hidden_layers=2, **ENDS), "eager"),
-        (MistralConfig(sliding_window=32, **LLAMA), "sdpa"),
-        (
-            Qwen2Config(use_sliding_window=True, sliding_window=32, max_window_layers=0, **LLAMA),
-            "sdpa",
-        ),
-    ],
-    ids=["bloom", "falcon with ALiBi", "mamba", "mistral", "qwen2 with a window"],
-)
-def test_these_do_not(config: PreTrainedConfig, attention: str) -> None:
-    model = _model(config, attention, torch.float32)
-
-    assert not supports_packing(model, 64)
-    assert model.training
-
-
-def test_a_window_that_is_long_enough_does_not_matter() -> None:
-    model = _model(MistralConfig(sliding_window=32, **LLAMA), "sdpa", torch.float32)
-
-    assert supports_packing(model, 32)
-
-
-def test_a_window_that_no_layer_uses_does_not_matter() -> None:
-    config = Qwen3Config(head_dim=8, **LLAMA)
-    config.sliding_window = 4
-    assert set(config.layer_types) == {"full_attention"}
-
-    assert supports_packing(_model(config, "sdpa", torch.float32), 32)
-
-
-def test_a_leak_too_small_to_look_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model(PACKABLE["llama"], "sdpa", torch.float32)
-    forward = model.forward
-
-    def leaky(**inputs: Any) -> Any:
-        found = forward(**inputs)
-        found.logits += 1e-5 * inputs["input_ids"].sum()
-        return found
-
-    monkeypatch.setattr(model, "forward", leaky)
-
-    assert not supports_packing(model, 8)
-
-
-def test_flash_attention_takes_no_such_mask() -> None:
-    model = _model(PACKABLE["llama"], "sdpa", torch.float32)
-    model.config._attn_implementation = "flash_attention_2"
-
-    assert not supports_packing(model, 8)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
-def test_a_model_that_ignores_an_argument_is_found_out(
-    monkeypatch: pytest.MonkeyPatch, ignored: str, dtype: torch.dtype
-) -> None:
-    model = _model(PACKABLE["gpt2"], "sdpa", dtype)
-    forward = model.forward
-
-    def deaf(**inputs: Any) -> Any:
-        if ignored == "attention_mask":
-            time = inputs["input_ids"].shape[1]
-            inputs["attention_mask"] = torch.ones(1, time, dtype=torch.long)
-        else:
-            inputs.pop(ignored, None)
-        return forward(**inputs)
-
-    monkeypatch.setattr(model, "forward", deaf)
-
-    assert not supports_packing(model, 8)

@@ -1,23 +1,39 @@
-"""Several rows in one sequence that never see each other.
+"""Batches for the loss on responses: one row a sequence, or several that never see each other.
 
-Called by SFT. A packed sequence holds rows as segments; positions restart at 0 in each, and the
-attention mask is causal inside a segment and shut between them.
+Called by SFT and by the texts that PPO mixes in. A packed sequence holds rows as segments, and
+positions restart at 0 in each. What keeps the rows apart depends on the model: see `RowLayout`,
+which `models.layouts` chooses.
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 
 WINDOW = 512
 
 
+class RowLayout(StrEnum):
+    """How rows stand in a batch, and what tells a model where each begins and ends."""
+
+    PADDED = "a mask of two dimensions"
+    """One row a sequence; the mask says which tokens are real."""
+    POSITIONS = "positions that begin again at 0"
+    """Several rows a sequence without any mask: transformers finds them by their positions, and
+    makes the mask that each layer needs, windows included."""
+    ONE_SEQUENCE = "positions that begin again at 0, in one sequence"
+    """As POSITIONS, with all rows of a batch in one sequence without padding, since transformers
+    looks for them only there when FlashAttention computes."""
+    BLOCK_MASK = "a mask of four dimensions"
+    """Several rows a sequence, and our own mask in place of the model's: causal in each row."""
+
+
 class PackedBatch(NamedTuple):
-    """Packed sequences, padded on the right to one width."""
+    """Sequences of rows, padded on the right to one width."""
 
     input_ids: Tensor
     """Long[batch, time]."""
@@ -27,6 +43,19 @@ class PackedBatch(NamedTuple):
     """Long[batch, time], 1, 2, ... for the rows of a sequence; 0 at padding."""
     response_mask: Tensor
     """Bool[batch, time], true at tokens whose loss counts; false at each segment's first token."""
+
+    def attention_mask(self, layout: RowLayout, dtype: torch.dtype) -> Tensor | None:
+        """What a model is given as its mask: Long[batch, time], dtype[batch, 1, time, time] or
+        nothing."""
+        if layout is RowLayout.PADDED:
+            return (self.segment_ids > 0).long()
+        if layout is RowLayout.BLOCK_MASK:
+            return block_causal_mask(self.segment_ids, dtype)
+        return None
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same on another device."""
+        return PackedBatch(*(each.to(device) for each in self))
 
 
 def pack(lengths: Sequence[int], capacity: int, window: int = WINDOW) -> list[list[int]]:
@@ -69,15 +98,21 @@ def _first_fit(lengths: Sequence[int], rows: range, capacity: int) -> list[list[
 
 
 def collate_packed(
-    groups: Sequence[Sequence[SFTExample]], pad_id: int, width: int | None = None
+    groups: Sequence[Sequence[SFTExample]],
+    pad_id: int,
+    layout: RowLayout = RowLayout.PADDED,
+    width: int | None = None,
 ) -> PackedBatch:
-    """One packed sequence for each group of rows.
+    """One sequence for each group of rows, or one for all of them.
 
     Args:
         groups: the rows of each sequence, as `pack` groups them.
         pad_id: id that fills the rest.
+        layout: whether all groups become one sequence.
         width: number of columns; those of the fullest group when None.
     """
+    if layout is RowLayout.ONE_SEQUENCE:
+        groups = [[row for group in groups for row in group]]
     totals = [sum(len(row.tokens) for row in group) for group in groups]
     columns = max(totals) if width is None else width
     if max(totals) > columns:
@@ -112,76 +147,3 @@ def block_causal_mask(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
     causal = torch.ones(time, time, dtype=torch.bool, device=segment_ids.device).tril()
     shut = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=segment_ids.device)
     return torch.where(same & causal, shut.new_zeros(()), shut).unsqueeze(1)
-
-
-def supports_packing(model: PreTrainedModel, capacity: int) -> bool:
-    """Whether rows in one sequence of `capacity` tokens give the logits that they give alone.
-
-    With SDPA and eager attention Llama, Mistral, Mixtral, Qwen2, Qwen3, GPT-2, GPT-J, GPT-NeoX,
-    Phi and OPT can, as far as a sliding window is not shorter than `capacity`. Not: BLOOM, MPT and
-    Falcon with ALiBi, which want a mask of two dimensions; Mamba and others with a recurrent state;
-    FlashAttention, which takes no such mask. Beyond these rules a forward pass of seven tokens
-    decides, so an architecture that nobody listed is judged too. All ranks must call this together,
-    since weights may be partitioned; the model comes back as it was.
-    """
-    config = model.config.get_text_config()
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return False
-    if any(window < capacity for window in _windows(config)):
-        return False
-    try:
-        return _keeps_rows_apart(model)
-    except (ValueError, TypeError, IndexError, RuntimeError):
-        # What refuses the mask or the positions cannot pack.
-        return False
-
-
-def _windows(config: PreTrainedConfig) -> list[int]:
-    """How far back each kind of layer looks that does not see everything.
-
-    A model takes a mask of four dimensions as it is, so the window would be lost.
-    """
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and set(kinds) == {"full_attention"}:
-        return []
-    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return [window for window in found if window is not None]
-
-
-@torch.no_grad()
-def _keeps_rows_apart(model: PreTrainedModel) -> bool:
-    parameter = next(model.parameters())
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.arange(10, device=parameter.device) * 7 % vocabulary
-    row, one, other = ids[:4], ids[4:7], ids[7:]
-    was_training = model.training
-    model.train(False)
-    try:
-        alone = model(input_ids=row.unsqueeze(0), use_cache=False).logits[0].float()
-        behind_one, behind_other = (
-            _logits_behind(model, before, row, parameter.dtype) for before in (one, other)
-        )
-    finally:
-        model.train(was_training)
-    scale = alone.abs().max()
-    # The same shapes give the same rounding, so any more than that is a leak; against the row
-    # alone, in other shapes, bf16 may differ by some per cent, a wrong position by far more.
-    leak = (behind_one - behind_other).abs().max() / scale
-    shift = (behind_one - alone).abs().max() / scale
-    return bool(leak <= 4 * torch.finfo(parameter.dtype).eps) and bool(shift <= 0.05)
-
-
-def _logits_behind(
-    model: PreTrainedModel, before: Tensor, row: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Float[len(row), vocab]: the row's logits where another one stands before it."""
-    lengths = torch.tensor([len(before), len(row)], device=row.device)
-    segments = torch.repeat_interleave(torch.tensor([1, 2], device=row.device), lengths)
-    positions = torch.cat([torch.arange(len(part), device=row.device) for part in (before, row)])
-    logits: Tensor = model(
-        input_ids=torch.cat([before, row]).unsqueeze(0),
-        position_ids=positions.unsqueeze(0),
-        attention_mask=block_causal_mask(segments.unsqueeze(0), dtype),
-        use_cache=False,
-    ).logits
-    return logits[0, len(before) :].float()

@@ -32,7 +32,7 @@ class Actor(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         position_ids: Tensor,
         response_width: int,
         temperature: float = 1.0,
@@ -40,7 +40,7 @@ class Actor(nn.Module):
         """Statistics of the last `response_width` columns.
 
         Shapes: input_ids, attention_mask, position_ids Long[batch, time] -> 2 x Float[batch,
-        response_width]. `attention_mask` may be a block-diagonal Bool[batch, 1, time, time].
+        response_width]. Packed rows have another mask, or none: see `data.packing.RowLayout`.
         """
         kept = {"logits_to_keep": response_width + 1} if self._keeps_logits else {}
         output = self.model(

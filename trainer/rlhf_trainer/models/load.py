@@ -84,6 +84,13 @@ def load_causal_model(
     return model
 
 
+def untrained_model(
+    config: PretrainedConfig, settings: ModelSettings, field: str
+) -> PreTrainedModel:
+    """A causal language model with random weights, in its precision, on the CPU."""
+    return _from_config(AutoModelForCausalLM, config, settings, field)
+
+
 def load_reward_base(
     location: ModelLocation,
     tokenizer: PreTrainedTokenizerBase,

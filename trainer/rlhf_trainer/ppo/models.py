@@ -14,6 +14,7 @@ from rlhf_trainer.models.heads import (
     initialize_value_head,
     switch_off_dropout,
 )
+from rlhf_trainer.models.layouts import require_causal
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -79,6 +80,7 @@ def load_models(
 
     Raises:
         ConfigError: a model cannot read so many tokens.
+        InputError: a token of the actor or the critic sees those after it.
         MemoryEstimateError: they will not fit; nothing is loaded then.
     """
     sizes = [
@@ -90,9 +92,12 @@ def load_models(
         sizes.append(bases.reward_model.size("reward model", trained=False))
     for base in filter(None, (bases.actor, bases.reward_model, bases.critic)):
         base.require_positions(longest, f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength")
+    settings = ModelSettings.of(spec)
+    # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
+    for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
+        require_causal(base, settings)
     work = MicroBatch(spec.micro_batch_size, longest)
     check_memory(config, ranks, sizes, allowance(bases.actor.config, work, spec.precision))
-    settings = ModelSettings.of(spec)
     actor, reference = (
         Actor(
             load_causal_model(

@@ -8,19 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
 from rlhf_api.v1alpha1.stages import DEFAULT_PTX_COEF
-from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_sft
+from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.engine import TrainedModel, micro_batches
+from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base
-from rlhf_trainer.rl import SFTLoss, sft_loss
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
 from rlhf_trainer.run.inputs import read_data
 
@@ -81,7 +78,8 @@ class PTX:
         mine = rank_slice(batch, self.ranks.rank, self.ranks.world_size)
         parts = micro_batches(mine, self.micro_batch_size)
         for index, part in enumerate(parts):
-            loss = self._loss(actor, [self.examples[row] for row in part], tokens)
+            rows = collate_packed([[self.examples[row]] for row in part], self.pad_id)
+            loss = response_loss(actor, rows, RowLayout.PADDED, tokens, self.ranks)
             actor.accumulate(self.coef * loss.loss, last=index == len(parts) - 1)
             self._nll += float(loss.nll_sum)
         self._tokens += tokens
@@ -103,15 +101,3 @@ class PTX:
         """Go on where a checkpoint was written; an empty document says that there was none."""
         if document:
             self.cursor.load_state_dict(document["ptxCursor"])
-
-    def _loss(self, actor: TrainedModel, rows: Sequence[SFTExample], tokens: int) -> SFTLoss:
-        device = self.ranks.device
-        batch = pad_right([row.tokens for row in rows], self.pad_id)
-        mask = pad_sequence([torch.from_numpy(row.response_mask) for row in rows], batch_first=True)
-        statistics = actor(
-            batch.input_ids.to(device),
-            batch.attention_mask.to(device),
-            batch.position_ids.to(device),
-            batch.input_ids.shape[1] - 1,
-        )
-        return sft_loss(statistics.logprobs, mask[:, 1:].to(device), tokens)

@@ -2,8 +2,8 @@
 
 The loss is on response tokens and EOS only: a sum over the step's tokens, divided by their number
 over all ranks and micro-batches, so that a token weighs the same in whatever row it stands. With
-packing a sequence holds several rows, which never see each other (block-diagonal attention,
-positions from 0).
+packing a sequence holds several rows, which never see each other. Packed or not, the logits of a
+row are those that the model gives it alone; see `models.layouts`.
 
 Run by `python -m rlhf_trainer.launch stage.json`.
 """
@@ -20,22 +20,17 @@ from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import Dataset, SFTStage, StageConfig
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_sft
-from rlhf_trainer.data.packing import (
-    PackedBatch,
-    block_causal_mask,
-    collate_packed,
-    pack,
-    supports_packing,
-)
+from rlhf_trainer.data.packing import PackedBatch, RowLayout, collate_packed, pack
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
 from rlhf_trainer.models.heads import Actor, switch_off_dropout
+from rlhf_trainer.models.layouts import row_layout
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
-from rlhf_trainer.rl import SFTLoss, sft_loss
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
 from rlhf_trainer.run.inputs import read_data
@@ -56,10 +51,17 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     with Reporter(config, ranks) as reporter:
         # 1. Data first: a bad row is told before any weights are loaded.
         base = open_base(spec.model, config, ranks, f"{FIELD}.model")
+        layout = row_layout(
+            base,
+            ModelSettings.of(spec),
+            ranks.device,
+            f"{FIELD}.packing",
+            packing=spec.packing,
+        )
         with reporter.phase(Phase.DATA):
-            sequences = _read(spec.dataset, "dataset", base, config, ranks)
+            sequences = _read(spec.dataset, "dataset", base, layout, config, ranks)
             held_out = (
-                _read(spec.eval_dataset, "evalDataset", base, config, ranks)
+                _read(spec.eval_dataset, "evalDataset", base, layout, config, ranks)
                 if spec.eval_dataset is not None
                 else None
             )
@@ -101,6 +103,7 @@ class Sequences:
     examples: Sequence[SFTExample]
     members: Sequence[Sequence[int]]
     pad_id: int
+    layout: RowLayout
 
     def __len__(self) -> int:
         return len(self.members)
@@ -127,12 +130,14 @@ class Sequences:
         )
 
     def batch(self, sequences: Sequence[int]) -> PackedBatch:
-        """The sequences one below the other, padded on the right."""
+        """The sequences as the model reads them; see `RowLayout`."""
         groups = [[self.examples[row] for row in self.members[at]] for at in sequences]
-        return collate_packed(groups, self.pad_id)
+        return collate_packed(groups, self.pad_id, self.layout)
 
 
-def _read(dataset: Dataset, name: str, base: Base, config: StageConfig, ranks: Ranks) -> Sequences:
+def _read(
+    dataset: Dataset, name: str, base: Base, layout: RowLayout, config: StageConfig, ranks: Ranks
+) -> Sequences:
     spec = config.sft
     assert spec is not None
     examples, _ = read_data(
@@ -148,21 +153,14 @@ def _read(dataset: Dataset, name: str, base: Base, config: StageConfig, ranks: R
     )
     lengths = [len(example.tokens) for example in examples]
     members = pack(lengths, spec.max_length) if spec.packing else [[i] for i in range(len(lengths))]
-    return Sequences(examples, members, base.pad_id)
+    return Sequences(examples, members, base.pad_id, layout)
 
 
 def _load(base: Base, spec: SFTStage, ranks: Ranks) -> TrainedModel:
     model = load_causal_model(base.location, base.tokenizer, ModelSettings.of(spec), base.field)
     # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
     switch_off_dropout(model)
-    actor = Actor(model).to(ranks.device)
-    if spec.packing and not supports_packing(model, spec.max_length):
-        raise ConfigError(
-            f"{FIELD}.packing: {type(model).__name__} with attentionImplementation "
-            f"{spec.attention_implementation} lets packed rows see each other; "
-            "set packing: false, or attentionImplementation: SDPA"
-        )
-    return train(actor, spec, ranks, learning_rate=spec.learning_rate)
+    return train(Actor(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
 
 
 def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: SFTStage) -> None:
@@ -180,7 +178,7 @@ def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: S
                 loop.stop_if_asked(inside_step=True)
             with loop.reporter.phase(Phase.DATA):
                 packed = sequences.batch(part)
-            loss = _loss(model, packed, tokens, loop.ranks)
+            loss = response_loss(model, packed, sequences.layout, tokens, loop.ranks)
             model.accumulate(loss.loss, last=index == len(parts) - 1)
             nll += float(loss.nll_sum)
         norm = model.step(learning_rate)
@@ -191,17 +189,6 @@ def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: S
         Metric.LEARNING_RATE: learning_rate,
     }
     loop.finish_step(metrics, sequences.tokens(batch))
-
-
-def _loss(model: TrainedModel, batch: PackedBatch, normalizer: int, ranks: Ranks) -> SFTLoss:
-    segments = batch.segment_ids.to(ranks.device)
-    statistics = model(
-        batch.input_ids.to(ranks.device),
-        block_causal_mask(segments, next(model.module.parameters()).dtype),
-        batch.position_ids.to(ranks.device),
-        batch.input_ids.shape[1] - 1,
-    )
-    return sft_loss(statistics.logprobs, batch.response_mask[:, 1:].to(ranks.device), normalizer)
 
 
 @torch.no_grad()
@@ -218,7 +205,8 @@ def evaluate(
     for part in micro_batches(range(share), spec.micro_batch_size):
         loop.stop_if_asked()
         real = [mine[at] for at in part if at < len(mine)]
-        loss = _loss(model, held_out.batch(real or everything[:1]), 1, ranks)
+        batch = held_out.batch(real or everything[:1])
+        loss = response_loss(model, batch, held_out.layout, 1, ranks)
         nll += float(loss.nll_sum) if real else 0.0
     (total,) = reduce_sum([nll], ranks)
     mean = total / held_out.loss_tokens(everything)

@@ -1,0 +1,252 @@
+"""Which layout gives rows their own logits, asked of shrunken copies; the stage tests train so."""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import zoo
+from flash_twin import flash_attention as flash_attention
+from transformers import (
+    BertConfig,
+    Gemma3TextConfig,
+    GPTNeoConfig,
+    PreTrainedConfig,
+    T5Config,
+    XGLMConfig,
+)
+
+from rlhf_api.errors import ConfigError, InputError
+from rlhf_trainer.data.packing import RowLayout
+from rlhf_trainer.models.layouts import Probe, require_causal, row_layout
+from rlhf_trainer.models.load import ModelSettings
+from rlhf_trainer.models.source import Base
+from rlhf_trainer.run.artifact import ModelLocation
+
+CPU = torch.device("cpu")
+FIELD = "spec.stages.sft.packing"
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 30}
+BERT: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+# Without SDPA in transformers.
+EAGER_ONLY = ("Gemma 2", "GPT-J", "BLOOM", "Mamba")
+BLOCK_MASK = ("OPT", "Falcon")
+NOT_PACKED = ("BLOOM", "Falcon with ALiBi", "Mamba")
+POSITIONS = [name for name in zoo.ARCHITECTURES if name not in (*BLOCK_MASK, *NOT_PACKED)]
+
+
+def settings(attention: str = "eager", dtype: torch.dtype = torch.float32) -> ModelSettings:
+    return ModelSettings(dtype, attention, seed=1)
+
+
+def base(config: PreTrainedConfig | str) -> Base:
+    if isinstance(config, str):
+        config = zoo.ARCHITECTURES[config]
+    return Base("spec.stages.sft.model", ModelLocation("/models/base"), tiny.tokenizer(), config)
+
+
+def layout(config: PreTrainedConfig | str, attention: str = "eager", **asked: Any) -> RowLayout:
+    return row_layout(base(config), settings(attention), CPU, FIELD, **{"packing": True} | asked)
+
+
+def attentions(name: str) -> list[str]:
+    return ["eager"] if name in EAGER_ONLY else ["eager", "sdpa"]
+
+
+CASES = [(name, attention) for name in zoo.ARCHITECTURES for attention in attentions(name)]
+
+
+@pytest.mark.parametrize(("name", "attention"), [case for case in CASES if case[0] in POSITIONS])
+def test_transformers_finds_packed_rows_by_their_positions(name: str, attention: str) -> None:
+    assert layout(name, attention) is RowLayout.POSITIONS
+
+
+@pytest.mark.parametrize(("name", "attention"), [case for case in CASES if case[0] in BLOCK_MASK])
+def test_where_it_does_not_our_own_mask_serves(name: str, attention: str) -> None:
+    assert layout(name, attention) is RowLayout.BLOCK_MASK
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("BLOOM", "it raises ValueError: too many values to unpack (expected 2)"),
+        ("Falcon with ALiBi", "it raises ValueError: too many values to unpack (expected 2)"),
+        ("Mamba", "it raises RuntimeError: "),
+    ],
+)
+def test_what_cannot_be_packed_says_why(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        layout(name)
+    text = str(caught.value)
+    assert text.startswith(f"{FIELD}: ")
+    assert "does not give packed rows the logits that they have alone: with positions that" in text
+    assert "begin again at 0 a row's logits depend on the rows before it; " in text
+    assert f"with a mask of four dimensions {reason}" in text
+    assert text.endswith("; set packing: false")
+
+
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_every_architecture_can_be_padded(name: str, attention: str) -> None:
+    assert layout(name, attention, packing=False) is RowLayout.PADDED
+
+
+@pytest.mark.parametrize(
+    "name", ["Mistral", "Mixtral", "Qwen2 with a window", "Gemma 2", "Gemma 3", "Phi-3"]
+)
+def test_a_mask_of_our_own_loses_a_window(name: str) -> None:
+    probe = Probe.of(base(name), settings(), CPU)
+    assert probe.disagreement(RowLayout.BLOCK_MASK) == (
+        "a row's logits are not those that it has alone"
+    )
+
+
+def test_a_window_of_thousands_is_shrunk_with_the_rest() -> None:
+    config = zoo.ARCHITECTURES["Mistral"].__class__(**zoo.ARCHITECTURES["Mistral"].to_dict())
+    config.sliding_window = 4096
+    probe = Probe.of(base(config), settings(), CPU)
+    assert probe.disagreement(RowLayout.BLOCK_MASK) is not None
+    assert probe.disagreement(RowLayout.POSITIONS) is None
+
+
+def test_others_are_judged_too() -> None:
+    neo = GPTNeoConfig(attention_types=[[["global", "local"], 1]], window_size=256, **SMALL)
+    assert layout(neo) is RowLayout.POSITIONS
+    xglm = XGLMConfig(d_model=32, num_layers=2, attention_heads=4, ffn_dim=64, vocab_size=30)
+    assert layout(xglm) is RowLayout.BLOCK_MASK
+
+
+# A model that is not what it seems
+
+
+@pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
+@pytest.mark.parametrize("row_kind", [RowLayout.POSITIONS, RowLayout.BLOCK_MASK])
+def test_a_model_that_ignores_an_argument_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, ignored: str, row_kind: RowLayout
+) -> None:
+    probe = Probe.of(base("GPT-2"), settings(), CPU)
+    forward = probe.model.forward
+
+    def deaf(**inputs: Any) -> Any:
+        if ignored == "attention_mask":
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        else:
+            inputs.pop(ignored)
+        return forward(**inputs)
+
+    assert probe.disagreement(row_kind) is None
+    monkeypatch.setattr(probe.model, "forward", deaf)
+    assert probe.disagreement(row_kind) is not None
+
+
+def test_a_small_leak_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Probe.of(base("Llama"), settings(), CPU)
+    forward = probe.model.forward
+
+    def leaky(**inputs: Any) -> Any:
+        found = forward(**inputs)
+        found.logits += 1e-4 * inputs["input_ids"].sum()
+        return found
+
+    monkeypatch.setattr(probe.model, "forward", leaky)
+    for kind in RowLayout:
+        assert probe.disagreement(kind) == "a row's logits depend on the rows before it", kind
+
+
+# Encoders
+
+BIDIRECTIONAL = Gemma3TextConfig(
+    use_bidirectional_attention=True, **BERT | {"num_key_value_heads": 2, "head_dim": 8}
+)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_encoder_is_refused(packing: bool) -> None:
+    with pytest.raises(InputError) as caught:
+        layout(BertConfig(**BERT), packing=packing)
+    assert str(caught.value) == (
+        "spec.stages.sft.model: in BertLMHeadModel a token sees those after it, so that it cannot "
+        "learn to write them; name a causal language model, or set is_decoder: true in its "
+        "config.json if it was trained as one"
+    )
+    assert layout(BertConfig(is_decoder=True, **BERT), packing=False) is RowLayout.PADDED
+
+
+def test_so_is_a_decoder_that_was_made_one() -> None:
+    for refuse in (lambda: layout(BIDIRECTIONAL), lambda: require_causal_of(BIDIRECTIONAL)):
+        with pytest.raises(InputError, match=r"in Gemma3ForCausalLM a token .*language model$"):
+            refuse()
+
+
+def require_causal_of(config: PreTrainedConfig | str, attention: str = "sdpa") -> None:
+    require_causal(base(config), settings(attention))
+
+
+@pytest.mark.parametrize("name", list(zoo.ARCHITECTURES))
+def test_these_are_causal(name: str) -> None:
+    require_causal_of(name)
+
+
+# What cannot be asked
+
+
+def test_packing_is_refused_where_nothing_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError) as caught:
+        layout(T5Config())
+    assert str(caught.value).startswith(
+        f"{FIELD}: whether t5 keeps packed rows apart is not known: no small copy of it computes "
+        "(ValueError: Unrecognized configuration class"
+    )
+    assert str(caught.value).endswith("; set packing: false")
+    assert len(str(caught.value)) < 450
+    assert not caplog.records
+    # The model itself may still be loaded, or say what is wrong with it.
+    assert layout(T5Config(), packing=False) is RowLayout.PADDED
+    assert "spec.stages.sft.model: no small copy of it computes" in caplog.text
+
+
+def test_a_copy_that_would_be_large_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf_trainer.models.layouts.MOST_PARAMETERS", 10_000)
+    with pytest.raises(ConfigError, match=r"no small copy .*it would have \d\d,\d{3} parameters"):
+        layout("Llama")
+
+
+def test_the_stage_draws_as_if_nothing_had_been_asked() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    layout("Llama")
+    assert torch.equal(torch.rand(3), expected)
+
+
+# FlashAttention
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in POSITIONS if name not in ("Gemma 2", "GPT-J", "GPT-2")]
+)
+def test_flash_attention_packs_a_batch_into_one_sequence(name: str, flash_attention: str) -> None:
+    assert layout(name, flash_attention) is RowLayout.ONE_SEQUENCE
+    assert layout(name, flash_attention, packing=False) is RowLayout.PADDED
+
+
+def test_flash_attention_sees_no_rows_in_several_sequences(flash_attention: str) -> None:
+    probe = Probe.of(base("Mistral"), settings(flash_attention), CPU)
+    assert probe.disagreement(RowLayout.POSITIONS) == (
+        "a row's logits depend on the rows before it"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flash_attention_is_asked_in_the_precision_of_the_stage(
+    dtype: torch.dtype, flash_attention: str
+) -> None:
+    probe = Probe.of(base("Mistral"), settings(flash_attention, dtype), CPU)
+    assert probe.model.dtype == dtype
+    assert probe.disagreement(RowLayout.ONE_SEQUENCE) is None
+    assert probe.disagreement(RowLayout.POSITIONS) is not None
+    assert Probe.of(base("Mistral"), settings("sdpa", dtype), CPU).model.dtype == torch.float32
+
+
+def test_without_its_package_flash_attention_is_refused_as_when_loading() -> None:
+    with pytest.raises(ConfigError, match=r"spec\.stages\.sft\.attentionImplementation: .*SDPA"):
+        layout("Llama", "flash_attention_2")

@@ -1,0 +1,258 @@
+"""Whether a model gives each row the logits that it has alone, and by what layout of a batch.
+
+Called by the stages before any weights are read: a shrunken copy of the model with random weights
+is asked, so that an architecture that nobody listed is judged too. Rows are longer than the copy's
+windows, so that a mask that loses one is found out.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
+
+from rlhf_api.errors import ConfigError, InputError
+from rlhf_trainer.data.packing import RowLayout, collate_packed
+from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.models.load import ModelSettings, untrained_model
+from rlhf_trainer.models.shrunken import VOCABULARY, shrunken
+from rlhf_trainer.models.source import Base
+
+logger = logging.getLogger(__name__)
+
+PACKED = (RowLayout.POSITIONS, RowLayout.BLOCK_MASK)
+
+_LENGTHS = (19, 13, 3, 11)
+_BEHIND = 2
+"""The row whose every token is near those before it."""
+_FIRST_ID = 3
+MOST_PARAMETERS = 100_000_000
+_SEED = 1
+# What libraries raise at a configuration that does not fit together, or at arguments they refuse.
+_REFUSED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def row_layout(
+    base: Base, settings: ModelSettings, device: torch.device, field: str, *, packing: bool
+) -> RowLayout:
+    """The first layout under which rows have the logits that they have alone.
+
+    Args:
+        base: the model.
+        settings: how it will be loaded.
+        device: where it will compute; FlashAttention is asked there, all else on the CPU.
+        field: path of the field that says whether rows are packed.
+        packing: whether several rows share a sequence.
+
+    Raises:
+        InputError: a token of the model sees those after it.
+        ConfigError: no layout keeps rows apart, or none is known to.
+    """
+    try:
+        probe = Probe.of(base, settings, device)
+    except ProbeError as error:
+        if packing:
+            raise ConfigError(
+                f"{field}: whether {base.config.model_type} keeps packed rows apart is not known: "
+                f"no small copy of it computes ({error}); set packing: false"
+            ) from error
+        logger.warning("%s: no small copy of it computes (%s)", base.field, error)
+        return RowLayout.PADDED
+    probe.require_causal(base.field)
+    reasons = []
+    for layout in probe.layouts(packing=packing):
+        reason = probe.disagreement(layout)
+        if reason is None:
+            return layout
+        reasons.append(f"with {layout} {reason}")
+    raise ConfigError(
+        f"{field}: {type(probe.model).__name__} does not give {'packed' if packing else 'padded'} "
+        f"rows the logits that they have alone: {'; '.join(reasons)}; "
+        + ("set packing: false" if packing else "set microBatchSize: 1, or name another model")
+    )
+
+
+def require_causal(base: Base, settings: ModelSettings) -> None:
+    """Raise InputError if a token of the model sees those after it, as in an encoder."""
+    # What a token sees does not depend on who computes it, and eager attention is always there.
+    eager = replace(settings, attention="eager")
+    try:
+        probe = Probe.of(base, eager, torch.device("cpu"))
+    except ProbeError as error:
+        logger.warning("%s: no small copy of it computes (%s)", base.field, error)
+    else:
+        probe.require_causal(base.field)
+
+
+class ProbeError(Exception):
+    """No shrunken copy can be made or run; the text says why."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A shrunken copy of a model with random weights, and its logits of rows that stand alone.
+
+    Attributes:
+        model: in evaluation mode.
+        rows: longer than its windows but for one.
+        alone: Float[time, vocab] of each row.
+    """
+
+    model: PreTrainedModel
+    rows: Sequence[SFTExample]
+    alone: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, base: Base, settings: ModelSettings, device: torch.device) -> "Probe":
+        """Make one, in fp32 where FlashAttention is not asked for."""
+        if not is_flash_attention_requested(requested_attention_implementation=settings.attention):
+            settings, device = replace(settings, dtype=torch.float32), torch.device("cpu")
+        rows = _rows(_SEED)
+        try:
+            model: Any = _small_model(base, settings)
+            model.to(device)
+            alone = [_alone(model, row) for row in rows]
+        except _REFUSED as error:
+            raise ProbeError(_short(error)) from error
+        return cls(model, rows, alone)
+
+    @property
+    def flash(self) -> bool:
+        """Whether FlashAttention computes."""
+        return is_flash_attention_requested(self.model.config)
+
+    def layouts(self, *, packing: bool) -> tuple[RowLayout, ...]:
+        """What may be used, the best first."""
+        if not packing:
+            return (RowLayout.PADDED,)
+        return (RowLayout.ONE_SEQUENCE,) if self.flash else PACKED
+
+    def require_causal(self, field: str) -> None:
+        """Raise InputError if another last token changes what stands before it."""
+        row = self.rows[0]
+        ids = row.tokens.copy()
+        ids[-1] = _other(ids[-1:])[0]
+        changed = _alone(self.model, SFTExample(ids, row.response_mask))
+        if self._agree([changed[:-1]], [self.alone[0][:-1]]):
+            return
+        remedy = "name a causal language model"
+        if getattr(self.model.config, "is_decoder", True) is False:
+            remedy += ", or set is_decoder: true in its config.json if it was trained as one"
+        raise InputError(
+            f"{field}: in {type(self.model).__name__} a token sees those after it, so that it "
+            f"cannot learn to write them; {remedy}"
+        )
+
+    def disagreement(self, layout: RowLayout) -> str | None:
+        """Why rows in this layout do not have the logits that they have alone; None if they do."""
+        try:
+            found = self._together(self.rows, layout)
+        except _REFUSED as error:
+            return f"it raises {_short(error)}"
+        if self._agree(found, self.alone):
+            return None
+        others = [
+            SFTExample(_other(row.tokens), row.response_mask) if at < _BEHIND else row
+            for at, row in enumerate(self.rows)
+        ]
+        changed = self._together(others, layout)
+        if self._agree([changed[_BEHIND]], [found[_BEHIND]]):
+            return "a row's logits are not those that it has alone"
+        return "a row's logits depend on the rows before it"
+
+    @torch.no_grad()
+    def _together(self, rows: Sequence[SFTExample], layout: RowLayout) -> list[Tensor]:
+        """Float[time, vocab] of each row, in the order of `rows`."""
+        packed = [[0, 1, _BEHIND], [3]]
+        groups = [[0], [1], [2], [3]] if layout is RowLayout.PADDED else packed
+        parameter = next(self.model.parameters())
+        batch = collate_packed([[rows[at] for at in group] for group in groups], 0, layout)
+        batch = batch.to(parameter.device)
+        logits = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask(layout, parameter.dtype),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).logits.float()
+        # Real tokens in the order of the sequences are those of the rows in theirs.
+        real = logits[batch.segment_ids > 0]
+        return list(real.split([len(row.tokens) for row in rows]))
+
+    def _agree(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+        """Whether logits are equal but for rounding.
+
+        In fp32 at every token. In half precision, which FlashAttention needs, rounding may send
+        a token to another expert: there at half of each row's tokens.
+        """
+        scale = torch.cat(list(self.alone)).std()
+        bound, share = (1e-3, 1.0) if self.model.dtype == torch.float32 else (0.1, 0.5)
+        changes = [
+            ((one - other).square().mean(dim=-1).sqrt() / scale).quantile(share)
+            for one, other in zip(found, expected, strict=True)
+        ]
+        return bool(torch.stack(changes).max() <= bound)
+
+
+def _rows(seed: int) -> list[SFTExample]:
+    draw = np.random.default_rng(seed)
+    return [
+        SFTExample(
+            draw.integers(_FIRST_ID, VOCABULARY, length).astype(np.int32),
+            np.ones(length, dtype=np.bool_),
+        )
+        for length in _LENGTHS
+    ]
+
+
+def _other(ids: Any) -> Any:
+    """Another token in place of each."""
+    real = VOCABULARY - _FIRST_ID
+    return ((ids - _FIRST_ID + 1) % real + _FIRST_ID).astype(ids.dtype)
+
+
+@torch.no_grad()
+def _alone(model: PreTrainedModel, row: SFTExample) -> Tensor:
+    """Float[time, vocab] of one row without any padding."""
+    ids = torch.from_numpy(row.tokens.astype(np.int64)).unsqueeze(0)
+    device = next(model.parameters()).device
+    logits: Tensor = model(input_ids=ids.to(device), use_cache=False).logits[0]
+    return logits.float()
+
+
+def _small_model(base: Base, settings: ModelSettings) -> PreTrainedModel:
+    config = shrunken(base.config)
+    with torch.device("meta"):
+        size = untrained_model(config, settings, base.field).num_parameters()
+    if size > MOST_PARAMETERS:
+        raise ProbeError(f"it would have {size:,} parameters")
+    # What the stage draws later must not depend on this.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        model: Any = untrained_model(config, settings, base.field)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # Fresh matrices are so small that logits hardly depend on attention.
+                if parameter.dim() >= 2:
+                    parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def _short(error: BaseException) -> str:
+    """A library's message in one line that can be read."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"

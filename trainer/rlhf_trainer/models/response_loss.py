@@ -1,0 +1,32 @@
+"""The loss on responses in a batch of whole texts.
+
+Called by SFT, and by PPO for the texts that it mixes in.
+"""
+
+from rlhf_trainer.data.packing import PackedBatch, RowLayout
+from rlhf_trainer.models.engine import TrainedModel
+from rlhf_trainer.rl import SFTLoss, sft_loss
+from rlhf_trainer.run.distributed import Ranks
+
+
+def response_loss(
+    model: TrainedModel, batch: PackedBatch, layout: RowLayout, normalizer: int, ranks: Ranks
+) -> SFTLoss:
+    """-log pi of all response tokens of `batch`, over `normalizer`.
+
+    Args:
+        model: an actor under training.
+        batch: rows in `layout`.
+        layout: what keeps rows apart.
+        normalizer: number of response tokens that the loss is a mean of, over all ranks.
+        ranks: for this rank's device.
+    """
+    batch = batch.to(ranks.device)
+    dtype = next(model.module.parameters()).dtype
+    statistics = model(
+        batch.input_ids,
+        batch.attention_mask(layout, dtype),
+        batch.position_ids,
+        batch.input_ids.shape[1] - 1,
+    )
+    return sft_loss(statistics.logprobs, batch.response_mask[:, 1:], normalizer)
