@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 test test-all test-trainer test-live test-others test-chosen: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv check fmt lint types imports test generate verify demo arithmetic
+.PHONY: help venv check fmt lint types imports test generate verify models demo arithmetic
 .PHONY: test-all test-trainer test-live test-others test-chosen
 .PHONY: end-to-end cluster-build cluster-up cluster-down
 
@@ -102,6 +102,9 @@ generate: venv ## Make the CRD, the chart's parts and the pages that come from t
 verify: venv ## Fail if a generated file is stale
 	$(BIN)/python -m rlhf_api all --check
 	$(BIN)/python -m rlhf_chart all --check
+
+models: venv ## Measure every architecture against transformers, and write docs/models.md
+	PYTHONPATH=tests $(BIN)/python -m model_matrix models
 
 demo: venv ## Train SFT, reward model and PPO on Chinese shop reviews, and judge the result
 	$(BIN)/python examples/zh_reviews.py prepare

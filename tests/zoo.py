@@ -26,7 +26,8 @@ from transformers import (
 )
 
 WINDOW = 4
-VOCABULARY = 23
+VOCABULARY = 22
+"""As many as the tokenizer of `tiny` has."""
 
 _IDS: dict[str, Any] = {
     "vocab_size": VOCABULARY,
