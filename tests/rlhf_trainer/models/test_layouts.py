@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from rlhf_api.errors import ConfigError, InputError
-from rlhf_trainer.data.packing import RowLayout
+from rlhf_trainer.data.packing import PackedBatch, RowLayout
 from rlhf_trainer.models.layouts import Probe, require_causal, row_layout
 from rlhf_trainer.models.load import ModelSettings
 from rlhf_trainer.models.source import Base
@@ -88,6 +88,17 @@ def test_what_cannot_be_packed_says_why(name: str, reason: str) -> None:
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_every_architecture_can_be_padded(name: str, attention: str) -> None:
     assert layout(name, attention, packing=False) is RowLayout.PADDED
+
+
+def test_a_model_that_reads_padding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackedBatch, "attention_mask", lambda *_: torch.zeros(4, 19).long())
+    with pytest.raises(ConfigError) as caught:
+        layout("Llama", packing=False)
+    assert str(caught.value) == (
+        "spec.stages.sft.model: LlamaForCausalLM does not give padded rows the logits that they "
+        "have alone: with a mask of two dimensions a row's logits are not those that it has alone; "
+        "name another model"
+    )
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,14 @@ def row_layout(
         if reason is None:
             return layout
         reasons.append(f"with {layout} {reason}")
+    named, kind, remedy = (
+        (field, "packed", "set packing: false")
+        if packing
+        else (base.field, "padded", "name another model")
+    )
     raise ConfigError(
-        f"{field}: {type(probe.model).__name__} does not give {'packed' if packing else 'padded'} "
-        f"rows the logits that they have alone: {'; '.join(reasons)}; "
-        + ("set packing: false" if packing else "set microBatchSize: 1, or name another model")
+        f"{named}: {type(probe.model).__name__} does not give {kind} rows the logits that they "
+        f"have alone: {'; '.join(reasons)}; {remedy}"
     )
 
 
