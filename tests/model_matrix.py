@@ -34,7 +34,7 @@ from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.engine import train
 from rlhf_trainer.models.heads import Actor, Critic, ScalarModel, switch_off_dropout
-from rlhf_trainer.models.layouts import require_causal, row_layout
+from rlhf_trainer.models.layouts import check_model, row_layout
 from rlhf_trainer.models.load import (
     ATTENTION,
     ModelSettings,
@@ -259,7 +259,7 @@ def scores(subject: Subject) -> str:
 def logprobs(subject: Subject) -> str:
     """Sampled answers, and the log-probabilities of their tokens and of given ones."""
     base = subject.base
-    require_causal(base, subject.settings)
+    check_model(base, subject.settings)
     model = load_causal_model(base.location, base.tokenizer, subject.settings, base.field).eval()
     actor = Actor(model)
     for batch in both_sides():
@@ -288,7 +288,7 @@ def logprobs(subject: Subject) -> str:
 def values(subject: Subject) -> str:
     """A critic's values: each is the score of the text so far."""
     base = subject.base
-    require_causal(base, subject.settings)
+    check_model(base, subject.settings)
     place, theirs = _reward_model(subject)
     critic = Critic(load_reward_base(place, base.tokenizer, subject.settings, base.field)).eval()
     expected = []

@@ -8,17 +8,23 @@ import torch
 import zoo
 from flash_twin import flash_attention as flash_attention
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
+    FalconConfig,
     Gemma3TextConfig,
     GPTNeoConfig,
+    MixtralConfig,
+    OPTConfig,
     PreTrainedConfig,
+    Starcoder2Config,
     T5Config,
     XGLMConfig,
 )
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.packing import PackedBatch, RowLayout
-from rlhf_trainer.models.layouts import Probe, require_causal, row_layout
+from rlhf_trainer.models.heads import switch_off_dropout
+from rlhf_trainer.models.layouts import Probe, check_model, row_layout
 from rlhf_trainer.models.load import ModelSettings
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.run.artifact import ModelLocation
@@ -183,18 +189,74 @@ def test_an_encoder_is_refused(packing: bool) -> None:
 
 
 def test_so_is_a_decoder_that_was_made_one() -> None:
-    for refuse in (lambda: layout(BIDIRECTIONAL), lambda: require_causal_of(BIDIRECTIONAL)):
+    for refuse in (lambda: layout(BIDIRECTIONAL), lambda: check(BIDIRECTIONAL)):
         with pytest.raises(InputError, match=r"in Gemma3ForCausalLM a token .*language model$"):
             refuse()
 
 
-def require_causal_of(config: PreTrainedConfig | str, attention: str = "sdpa") -> None:
-    require_causal(base(config), settings(attention))
+def check(config: PreTrainedConfig | str, attention: str = "sdpa") -> None:
+    check_model(base(config), settings(attention))
 
 
 @pytest.mark.parametrize("name", list(zoo.ARCHITECTURES))
 def test_these_are_causal(name: str) -> None:
-    require_causal_of(name)
+    check(name)
+
+
+# What draws at random while it learns
+
+FALCON: dict[str, Any] = zoo.ARCHITECTURES["Falcon"].to_dict()
+OPT: dict[str, Any] = zoo.ARCHITECTURES["OPT"].to_dict()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OPTConfig(**OPT | {"layerdrop": 0.9, "dropout": 0.5}),
+        MixtralConfig(**zoo.ARCHITECTURES["Mixtral"].to_dict() | {"router_jitter_noise": 0.5}),
+        Starcoder2Config(
+            residual_dropout=0.5, embedding_dropout=0.5, num_key_value_heads=2, **BERT
+        ),
+        XGLMConfig(
+            d_model=32,
+            num_layers=2,
+            attention_heads=4,
+            ffn_dim=64,
+            vocab_size=30,
+            activation_dropout=0.5,
+        ),
+    ],
+    ids=["OPT", "Mixtral", "StarCoder 2", "XGLM"],
+)
+def test_what_is_left_out_or_noisy_is_switched_off(config: PreTrainedConfig) -> None:
+    check(config)
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    ids = torch.arange(3, 14).unsqueeze(0)
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids).logits
+        drawn = model.train()(input_ids=ids).logits
+        switch_off_dropout(model)
+        close = torch.allclose(model.train()(input_ids=ids).logits, expected, atol=1e-6)
+    assert not torch.allclose(drawn, expected, atol=1e-3)
+    assert close
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_dropout_out_of_our_reach_is_refused(packing: bool) -> None:
+    config = FalconConfig(**FALCON | {"hidden_dropout": 0.5})
+    with pytest.raises(InputError) as caught:
+        layout(config, packing=packing)
+    assert str(caught.value) == (
+        "spec.stages.sft.model: FalconForCausalLM draws at random while it learns (dropout, or a "
+        "noise); set what names it in its config.json to 0"
+    )
+    for causal in (True, False):
+        with pytest.raises(InputError, match="draws at random"):
+            check_model(base(config), settings(), causal=causal)
+
+
+def test_a_reward_model_may_see_all_of_a_text() -> None:
+    check_model(base(BIDIRECTIONAL), settings(), causal=False)
 
 
 # What cannot be asked

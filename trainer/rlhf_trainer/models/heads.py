@@ -5,6 +5,7 @@ with left padding; nothing here reads padding from token ids.
 """
 
 import inspect
+import re
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from transformers import PreTrainedModel
 
 from rlhf_api.v1alpha1.stages import ValueHeadInit
 from rlhf_trainer.rl import TokenStatistics, token_statistics
+
+# As modules call a probability of leaving something out, or the size of a noise.
+_RANDOM = re.compile("drop|jitter")
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:
@@ -77,12 +81,14 @@ def switch_off_dropout(model: nn.Module) -> None:
     """Make training and evaluation mode compute the same.
 
     With dropout the probability ratio of unchanged weights is far from 1: PPO would clip noise.
+    Layers that are left out and noise of a router go with it. What a module reads from its
+    configuration stays: see `layouts.check_model`.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout", "hidden_dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if isinstance(value, float) and _RANDOM.search(name):
                 setattr(module, name, 0.0)
 
 

@@ -19,6 +19,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.models.heads import switch_off_dropout
 from rlhf_trainer.models.load import ModelSettings, untrained_model
 from rlhf_trainer.models.shrunken import VOCABULARY, shrunken
 from rlhf_trainer.models.source import Base
@@ -59,7 +60,7 @@ def row_layout(
         packing: whether several rows share a sequence.
 
     Raises:
-        InputError: a token of the model sees those after it.
+        InputError: as `check_model` raises it.
         ConfigError: no layout keeps rows apart, or none is known to.
     """
     try:
@@ -72,6 +73,7 @@ def row_layout(
             ) from error
         logger.warning("%s: no small copy of it computes (%s)", base.field, error)
         return RowLayout.PADDED
+    probe.require_repeatable(base.field)
     probe.require_causal(base.field)
     reasons = []
     for layout in probe.layouts(packing=packing):
@@ -90,16 +92,27 @@ def row_layout(
     )
 
 
-def require_causal(base: Base, settings: ModelSettings) -> None:
-    """Raise InputError if a token of the model sees those after it, as in an encoder."""
-    # What a token sees does not depend on who computes it, and eager attention is always there.
+def check_model(base: Base, settings: ModelSettings, *, causal: bool = True) -> None:
+    """Look for what makes a model learn something else, without a sign of it.
+
+    Args:
+        base: the model.
+        settings: how it will be loaded.
+        causal: whether no token may see those after it, as in an encoder.
+
+    Raises:
+        InputError: tokens see those after them, or the model draws at random while it learns.
+    """
+    # Neither depends on who computes attention, and Eager is always there.
     eager = replace(settings, attention="eager")
     try:
         probe = Probe.of(base, eager, torch.device("cpu"))
     except ProbeError as error:
         logger.warning("%s: no small copy of it computes (%s)", base.field, error)
     else:
-        probe.require_causal(base.field)
+        probe.require_repeatable(base.field)
+        if causal:
+            probe.require_causal(base.field)
 
 
 class ProbeError(Exception):
@@ -111,7 +124,7 @@ class Probe:
     """A shrunken copy of a model with random weights, and its logits of rows that stand alone.
 
     Attributes:
-        model: in evaluation mode.
+        model: in evaluation mode, without dropout.
         rows: longer than its windows but for one.
         alone: Float[time, vocab] of each row.
     """
@@ -129,6 +142,7 @@ class Probe:
         try:
             model: Any = _small_model(base, settings)
             model.to(device)
+            switch_off_dropout(model)
             alone = [_alone(model, row) for row in rows]
         except _REFUSED as error:
             raise ProbeError(_short(error)) from error
@@ -144,6 +158,23 @@ class Probe:
         if not packing:
             return (RowLayout.PADDED,)
         return (RowLayout.ONE_SEQUENCE,) if self.flash else PACKED
+
+    def require_repeatable(self, field: str) -> None:
+        """Raise InputError if the copy computes something else while it learns."""
+        with torch.random.fork_rng(devices=[]):
+            learning = self._alone_learning()
+        if not self._agree([learning], [self.alone[0]]):
+            raise InputError(
+                f"{field}: {type(self.model).__name__} draws at random while it learns (dropout, "
+                "or a noise); set what names it in its config.json to 0"
+            )
+
+    def _alone_learning(self) -> Tensor:
+        self.model.train()
+        try:
+            return _alone(self.model, self.rows[0])
+        finally:
+            self.model.eval()
 
     def require_causal(self, field: str) -> None:
         """Raise InputError if another last token changes what stands before it."""

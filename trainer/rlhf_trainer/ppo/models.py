@@ -14,7 +14,7 @@ from rlhf_trainer.models.heads import (
     initialize_value_head,
     switch_off_dropout,
 )
-from rlhf_trainer.models.layouts import require_causal
+from rlhf_trainer.models.layouts import check_model
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -80,7 +80,7 @@ def load_models(
 
     Raises:
         ConfigError: a model cannot read so many tokens.
-        InputError: a token of the actor or the critic sees those after it.
+        InputError: actor or critic is no causal model, or draws at random while it learns.
         MemoryEstimateError: they will not fit; nothing is loaded then.
     """
     sizes = [
@@ -95,7 +95,7 @@ def load_models(
     settings = ModelSettings.of(spec)
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
-        require_causal(base, settings)
+        check_model(base, settings)
     work = MicroBatch(spec.micro_batch_size, longest)
     check_memory(config, ranks, sizes, allowance(bases.actor.config, work, spec.precision))
     actor, reference = (

@@ -27,6 +27,7 @@ from rlhf_trainer.data.loading import load_preferences
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair
 from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
 from rlhf_trainer.models.heads import ScalarModel, switch_off_dropout
+from rlhf_trainer.models.layouts import check_model
 from rlhf_trainer.models.load import ModelSettings, load_reward_base, save_model
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
 from rlhf_trainer.models.score_statistics import ScoreStatistics
@@ -67,6 +68,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         # 2. The model.
         longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
         base.require_positions(longest, f"{FIELD}.maxLength")
+        # A score is read behind the whole text, so that its tokens may all see each other.
+        check_model(base, ModelSettings.of(spec), causal=False)
         work = MicroBatch(2 * spec.micro_batch_size, longest)
         check_memory(
             config,
