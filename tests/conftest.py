@@ -4,10 +4,22 @@ torch has one default process group in a process, and DeepSpeed keeps hold of it
 ends one has to come first.
 """
 
+import os
+import tempfile
+
 import pytest
+
+from rlhf_api.names import EnvVar
 
 pytest_plugins = ["cluster.kube_fixtures"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("own_process_group") is None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tokens are kept for these tests alone, and go with them."""
+    folder = tempfile.TemporaryDirectory(prefix="rlhf-cache-")
+    config.add_cleanup(folder.cleanup)
+    os.environ[EnvVar.CACHE] = folder.name

@@ -4,6 +4,7 @@ from rlhf_api.metrics import (
     BUILD_INFO,
     BUILD_INFO_HELP,
     BUILD_PACKAGES,
+    ROW_METRICS,
     LabelledMetric,
     Metric,
     MetricLabel,
@@ -203,6 +204,11 @@ def _time() -> list[AnyPanel]:
         lines("Samples a second", of_stage(Metric.SAMPLES_PER_SECOND), low=0, span=12),
         rows(
             "Done in all", of_stage(Metric.TOKENS, _LIVE), of_stage(Metric.SAMPLES, _LIVE), span=12
+        ),
+        rows(
+            "Rows of the datasets, and those left out",
+            *(of_stage(metric) for metric in ROW_METRICS),
+            span=24,
         ),
     ]
 

@@ -33,6 +33,8 @@ class MetricLabel:
     """Of the series of single rewards: the reward's name."""
     PHASE = "phase"
     """Of the seconds by phase."""
+    DATASET = "dataset"
+    """Of the numbers of rows: the dataset's field in the stage."""
 
 
 class Phase(StrEnum):
@@ -126,6 +128,21 @@ class LabelledMetric(StrEnum):
     HEALTH_VERDICT = "health_verdict"
     HEALTH_START = "health_start"
     HEALTH_BEST = "health_best"
+    ROWS_KEPT = "rows_kept"
+    ROWS_TRUNCATED = "rows_truncated"
+    ROWS_OVER_LONG = "rows_over_long"
+    ROWS_IDENTICAL = "rows_identical"
+    ROWS_EMPTY_LIST = "rows_empty_list"
+
+
+ROW_METRICS: dict[LabelledMetric, str] = {
+    LabelledMetric.ROWS_KEPT: "kept",
+    LabelledMetric.ROWS_TRUNCATED: "truncated",
+    LabelledMetric.ROWS_OVER_LONG: "over_long",
+    LabelledMetric.ROWS_IDENTICAL: "identical",
+    LabelledMetric.ROWS_EMPTY_LIST: "empty_list",
+}
+"""Fields of status' RowCounts, by the family that tells them."""
 
 
 LABEL_OF: dict[LabelledMetric, str] = {
@@ -136,6 +153,7 @@ LABEL_OF: dict[LabelledMetric, str] = {
     LabelledMetric.HEALTH_VERDICT: MetricLabel.RULE,
     LabelledMetric.HEALTH_START: MetricLabel.RULE,
     LabelledMetric.HEALTH_BEST: MetricLabel.RULE,
+    **dict.fromkeys(ROW_METRICS, MetricLabel.DATASET),
 }
 
 
@@ -211,6 +229,15 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     ),
     LabelledMetric.HEALTH_START: "Median at the start of the metric that a rule of health judges.",
     LabelledMetric.HEALTH_BEST: "Best level so far of the metric that a rule of health judges.",
+    LabelledMetric.ROWS_KEPT: "Rows of a dataset that are used; pairs in the reward stage.",
+    LabelledMetric.ROWS_TRUNCATED: "Used rows that were cut to the stage's limits.",
+    LabelledMetric.ROWS_OVER_LONG: "Rows left out, since longer than the stage's limits.",
+    LabelledMetric.ROWS_IDENTICAL: (
+        "Pairs left out, since chosen and rejected are the same tokens."
+    ),
+    LabelledMetric.ROWS_EMPTY_LIST: (
+        "MIRACL rows left out, since without positive or without negative passages."
+    ),
 }
 """What each series tells, with its unit: the HELP text wherever it is exported."""
 
@@ -243,6 +270,7 @@ _OF_ALL = frozenset(
         Metric.LAST_CHECKPOINT_TIMESTAMP,
         Metric.NONFINITE,
         LabelledMetric.PHASE_SECONDS,
+        *ROW_METRICS,
     }
 )
 _OF_SFT = frozenset({Metric.LOSS, Metric.EVAL_LOSS, Metric.PERPLEXITY})

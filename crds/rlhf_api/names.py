@@ -80,11 +80,13 @@ MAX_RESULT_METRICS = 32
 
 
 class EnvVar:
-    """Environment that the launcher reads. Where a process stands, never how it trains."""
+    """Environment that the trainer reads. Where a process stands, never how it trains."""
 
     COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
     TERMINATION_MESSAGE = "RLHF_TERMINATION_MESSAGE"
     GRACE_PERIOD_SECONDS = "RLHF_GRACE_PERIOD_SECONDS"
+    CACHE = "RLHF_CACHE"
+    """Folder of the node's own, where tokens are kept; the user's cache folder without it."""
 
 
 class FileName:
@@ -203,6 +205,8 @@ class Reason(StrEnum):
     STOPPING = "Stopping"
     FINISHED = "Finished"
     WAITING_FOR_STAGE = "WaitingForStage"
+    # Of Events alone
+    ROWS_LEFT_OUT = "RowsLeftOut"
     # Suspended
     USER_REQUESTED = "UserRequested"
     GUARDRAIL = "Guardrail"

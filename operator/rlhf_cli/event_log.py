@@ -2,13 +2,19 @@
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from rlhf_api.names import GuardrailRule
+from rlhf_api.v1alpha1 import RowCounts
+from rlhf_api.v1alpha1.status import Rows
 from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 
 _RULES = {rule.value: rule for rule in GuardrailRule}
+_ROWS: TypeAdapter[dict[str, RowCounts]] = TypeAdapter(Rows)
 
 
 class EventLog:
@@ -20,6 +26,7 @@ class EventLog:
         self._metrics: dict[str, float] = {}
         self._checkpoint_step: int | None = None
         self._verdicts: dict[GuardrailRule, ObservedVerdict] = {}
+        self._rows: dict[str, RowCounts] = {}
         self._last: dict[str, Any] | None = None
 
     def read(self) -> ObservedProgress | None:
@@ -35,6 +42,7 @@ class EventLog:
             metrics=dict(self._metrics),
             last_checkpoint_step=self._checkpoint_step,
             verdicts=dict(self._verdicts),
+            rows=dict(self._rows),
         )
 
     def _new_lines(self) -> list[bytes]:
@@ -59,6 +67,8 @@ class EventLog:
         self._last = event
         if event.get("type") == "checkpoint":
             self._checkpoint_step = _count(event.get("step"))
+        if "rows" in event:
+            self._take_rows(event["rows"])
         if event.get("type") == "verdict":
             self._take_verdict(event, broken=event.get("broken") is True)
         if event.get("type") == "verdicts":
@@ -70,6 +80,10 @@ class EventLog:
                 self._metrics.pop(name, None)
             else:
                 self._metrics[name] = number
+
+    def _take_rows(self, told: object) -> None:
+        with suppress(ValidationError):
+            self._rows = _ROWS.validate_python(told)
 
     def _take_verdicts(self, told: object) -> None:
         """All rules that are broken after a resume, whatever an earlier attempt told."""

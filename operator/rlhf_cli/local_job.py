@@ -12,6 +12,7 @@ from rlhf_api.errors import InputError, UsageError
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import (
     CLAIM,
+    DATASETS,
     ModelSource,
     PPOStage,
     Reward,
@@ -216,7 +217,7 @@ def _absolute_inputs(stage: StageSpec, folder: Path) -> dict[str, Any]:
             tokenizer = _absolute(source.scratch.tokenizer, folder)
             update["scratch"] = source.scratch.model_copy(update={"tokenizer": tokenizer})
         changes[name] = source.model_copy(update=update)
-    for name in ("dataset", "eval_dataset", "ptx_dataset"):
+    for name in DATASETS:
         dataset = getattr(stage, name, None)
         if dataset is not None:
             uri = _absolute(dataset.uri, folder)

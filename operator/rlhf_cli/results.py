@@ -48,7 +48,8 @@ def summarize(job: RLHFJob, storage: Path) -> dict[str, Any]:
         for name, stage in _stages(job)
         if stage.start_time is not None and stage.completion_time is not None
     }
-    return summary
+    rows = {name.value: _rows(stage) for name, stage in _stages(job) if stage.rows}
+    return summary | ({"rowsByStage": rows} if rows else {})
 
 
 def result_lines(job: RLHFJob, storage: Path, summary: dict[str, Any]) -> Iterator[str]:
@@ -61,6 +62,10 @@ def result_lines(job: RLHFJob, storage: Path, summary: dict[str, Any]) -> Iterat
     for key, value in summary.items():
         if key in FIGURES:
             yield f"{key}: {value:.4g}"
+    for name, stage in _stages(job):
+        for dataset, counts in (stage.rows or {}).items():
+            if counts.left_out or counts.truncated:
+                yield f"{name} {dataset}: {counts.text}"
     by_stage = ", ".join(
         f"{name} {duration(seconds)}" for name, seconds in summary["secondsByStage"].items()
     )
@@ -84,6 +89,11 @@ def _seconds(status: RLHFJobStatus | StageStatus) -> float:
     assert status.completion_time is not None
     whole = (status.completion_time - status.start_time).total_seconds()
     return whole - status.idle_seconds
+
+
+def _rows(stage: StageStatus) -> dict[str, Any]:
+    """What became of each dataset's rows, with every number written out."""
+    return {name: counts.to_resolved_document() for name, counts in (stage.rows or {}).items()}
 
 
 def _stages(job: RLHFJob) -> Iterator[tuple[StageName, StageStatus]]:

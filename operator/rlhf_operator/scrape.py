@@ -11,10 +11,19 @@ import aiohttp
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from pydantic.alias_generators import to_camel
 
 from rlhf_api.errors import RLHFError
-from rlhf_api.metrics import METRIC_PREFIX, LabelledMetric, Metric, MetricLabel, metric_name
+from rlhf_api.metrics import (
+    METRIC_PREFIX,
+    ROW_METRICS,
+    LabelledMetric,
+    Metric,
+    MetricLabel,
+    metric_name,
+)
 from rlhf_api.names import GuardrailRule
+from rlhf_api.v1alpha1 import DATASETS, RowCounts
 from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 
 MAX_BYTES = 256 * 1024
@@ -23,6 +32,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=2)
 
 _READ = {metric.value for metric in Metric}
 _RULES = {rule.value: rule for rule in GuardrailRule}
+_DATASETS = {to_camel(name) for name in DATASETS}
 _MAX_STEP = 2_147_483_647
 _STEPS = (Metric.STEP, Metric.TOTAL_STEPS, Metric.LAST_CHECKPOINT_STEP)
 _NEVER_NEGATIVE = (Metric.ETA, Metric.NONFINITE, Metric.LAST_CHECKPOINT_TIMESTAMP)
@@ -51,7 +61,7 @@ async def scrape(session: aiohttp.ClientSession, address: str, port: int) -> Obs
         text = body.decode()
         _check_lines(text, url)
         families = list(text_string_to_metric_families(text))
-        return _progress(_values(families), _verdicts(families))
+        return _progress(_values(families), _verdicts(families), _rows(families))
     except ScrapeError:
         raise
     except Exception as error:  # The parser meets what a pod says with errors of any kind.
@@ -114,8 +124,21 @@ def _by_rule(samples: Iterable[Sample], metric: LabelledMetric) -> dict[Guardrai
     }
 
 
+def _rows(families: Iterable[Family]) -> dict[str, RowCounts]:
+    """By the dataset's field; a field that is not known here is left out."""
+    found: dict[str, dict[str, int]] = {}
+    names = {metric_name(metric): name for metric, name in ROW_METRICS.items()}
+    for sample in (sample for family in families for sample in family.samples):
+        dataset = sample.labels.get(MetricLabel.DATASET, "")
+        if sample.name in names and dataset in _DATASETS and math.isfinite(sample.value):
+            found.setdefault(dataset, {})[names[sample.name]] = _step(sample.value)
+    return {name: RowCounts(**told) for name, told in found.items() if "kept" in told}
+
+
 def _progress(
-    values: Mapping[str, float], verdicts: Mapping[GuardrailRule, ObservedVerdict]
+    values: Mapping[str, float],
+    verdicts: Mapping[GuardrailRule, ObservedVerdict],
+    rows: Mapping[str, RowCounts],
 ) -> ObservedProgress:
     checkpoint = values.get(Metric.LAST_CHECKPOINT_STEP)
     return ObservedProgress(
@@ -125,6 +148,7 @@ def _progress(
         metrics=dict(values),
         last_checkpoint_step=None if checkpoint is None else int(checkpoint),
         verdicts=dict(verdicts),
+        rows=dict(rows),
     )
 
 

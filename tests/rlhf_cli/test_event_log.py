@@ -73,3 +73,19 @@ def test_lines_that_are_no_events_do_no_harm(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(f"{bad}\n" + line("step", 3) + f"{bad}")
     assert EventLog(path).read() == ObservedProgress(3, 10)
+
+
+def test_what_became_of_the_rows_is_told_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    rows = {"dataset": {"kept": 3, "overLong": 2, "fromALaterRelease": 1}}
+    path.write_text(line("start", 0, rows=rows) + line("step", 1))
+    found = EventLog(path).read()
+    assert found is not None
+    assert found.rows["dataset"].to_document() == rows["dataset"]
+
+
+@pytest.mark.parametrize("rows", [None, [], {"dataset": {}}, {"dataset": {"kept": -1}}, {"x": 1}])
+def test_rows_that_say_nothing_do_no_harm(tmp_path: Path, rows: Any) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(line("start", 3, rows=rows))
+    assert EventLog(path).read() == ObservedProgress(3, 10)

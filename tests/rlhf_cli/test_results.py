@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_api.names import StageState
-from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageArtifact, StageStatus, StageStatuses
+from rlhf_api.v1alpha1 import (
+    RLHFJob,
+    RLHFJobStatus,
+    RowCounts,
+    StageArtifact,
+    StageStatus,
+    StageStatuses,
+)
 from rlhf_cli.results import result_lines, summarize
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -101,3 +108,29 @@ def test_a_few_samples_on_one_line_each(tmp_path: Path) -> None:
     lines = list(result_lines(job, tmp_path, summarize(job, tmp_path)))
     assert lines[:4] == ["prompt  书", "before  a b  (score -1.25)", "after   c", ""]
     assert sum(line.startswith("prompt") for line in lines) == 3
+
+
+def test_what_became_of_the_rows(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"sft": None, "reward": None})
+    sft, reward = job.status.stages.sft, job.status.stages.reward
+    assert sft is not None
+    assert reward is not None
+    lossy = {"dataset": RowCounts(kept=1, over_long=9), "evalDataset": RowCounts(kept=4)}
+    stages = StageStatuses(
+        sft=sft.model_copy(update={"rows": {"dataset": RowCounts(kept=2, truncated=1)}}),
+        reward=reward.model_copy(update={"rows": lossy}),
+    )
+    job = job.model_copy(update={"status": job.status.model_copy(update={"stages": stages})})
+    summary = summarize(job, tmp_path)
+    none = {"truncated": 0, "overLong": 0, "identical": 0, "emptyList": 0}
+    assert summary["rowsByStage"] == {
+        "sft": {"dataset": none | {"kept": 2, "truncated": 1}},
+        "reward": {
+            "dataset": none | {"kept": 1, "overLong": 9},
+            "evalDataset": none | {"kept": 4},
+        },
+    }
+    assert list(result_lines(job, tmp_path, summary))[:2] == [
+        "sft dataset: 2 rows used, 1 cut to the limit",
+        "reward dataset: 1 rows used, 9 left out as too long",
+    ]

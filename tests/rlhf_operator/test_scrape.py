@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 
 from rlhf_api.names import GuardrailRule
+from rlhf_api.v1alpha1 import RowCounts
 from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 from rlhf_operator.scrape import MAX_BYTES, ScrapeError, scrape
 
@@ -69,6 +70,24 @@ def test_verdicts_are_read_by_rule_and_rules_that_are_not_known_left_out() -> No
         GuardrailRule.NON_FINITE: ObservedVerdict(broken=False),
     }
     assert asked(web.Response(text=TEXT)).verdicts == {}
+
+
+ROWS = """rlhf_train_rows_kept{stage="sft",dataset="dataset"} 88
+rlhf_train_rows_over_long{stage="sft",dataset="dataset"} 9
+rlhf_train_rows_identical{stage="sft",dataset="dataset"} 3
+rlhf_train_rows_empty_list{stage="sft",dataset="dataset"} 1e30
+rlhf_train_rows_truncated{stage="sft",dataset="dataset"} NaN
+rlhf_train_rows_over_long{stage="sft",dataset="evalDataset"} 9
+rlhf_train_rows_kept{stage="sft",dataset="another"} 1
+rlhf_train_rows_kept{stage="sft"} 1
+"""
+
+
+def test_rows_are_read_by_dataset_and_bounded() -> None:
+    assert asked(web.Response(text=ROWS)).rows == {
+        "dataset": RowCounts(kept=88, over_long=9, identical=3, empty_list=2_147_483_647)
+    }
+    assert asked(web.Response(text=TEXT)).rows == {}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from rlhf_api.v1alpha1.sources import CLAIM, Columns, Dataset, ModelSource, Scra
 from rlhf_api.v1alpha1.spec import MUTABLE_FIELDS, RLHFJobSpec, RunPolicy, Storage
 from rlhf_api.v1alpha1.stage_config import (
     COSMETIC_FIELDS,
+    DATASETS,
     PATIENCE_FIELDS,
     POD_FIELDS,
     JobReference,
@@ -51,6 +52,7 @@ from rlhf_api.v1alpha1.status import (
     Condition,
     Progress,
     RLHFJobStatus,
+    RowCounts,
     StageArtifact,
     StageStatus,
     StageStatuses,
@@ -72,6 +74,7 @@ from rlhf_api.v1alpha1.volumes import (
 __all__ = [
     "CLAIM",
     "COSMETIC_FIELDS",
+    "DATASETS",
     "MUTABLE_FIELDS",
     "PATIENCE_FIELDS",
     "POD_FIELDS",
@@ -115,6 +118,7 @@ __all__ = [
     "Resources",
     "Reward",
     "RewardStage",
+    "RowCounts",
     "RunPolicy",
     "SFTStage",
     "ScratchModel",

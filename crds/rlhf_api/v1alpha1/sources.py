@@ -183,6 +183,9 @@ class Dataset(Contract):
     over_long: Literal["Drop", "Truncate"] = "Drop"
     """What happens to a row longer than the stage's token limits: it is left out, or a response is
     cut at its end and a prompt at its beginning; both are counted."""
+    allow_loss: bool = False
+    """Whether to go on where more than half of the rows, or pairs, are left out as too long or with
+    identical responses, and not to fail; MIRACL rows without passages do not count."""
     title_prefix: bool = False
     """Whether a MIRACL passage's title is put before its text, followed by a line break."""
     pairs_per_query: int = Field(1, ge=1, le=1000)

@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from rlhf_api.contract import Contract
 from rlhf_api.errors import ConfigError, ContractVersionError
@@ -24,7 +31,7 @@ from rlhf_api.names import (
 )
 from rlhf_api.v1alpha1.guardrails import Guardrail, HealthVerdict
 from rlhf_api.v1alpha1.stages import PPOStage, RewardStage, SFTStage, StageSpec
-from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Message
+from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Message, Rows
 
 Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
@@ -46,9 +53,19 @@ PATIENCE_FIELDS = ("timeout_seconds", "retries", "batch_size", "token_env")
 """Fields of a reward's endpoint that say how it is asked, and not what it answers."""
 
 
+_CONSENT_FIELDS = ("allow_loss",)
+"""Fields of a dataset that let a stage go on, and change nothing of what it does then."""
+
+DATASETS = ("dataset", "eval_dataset", "ptx_dataset")
+"""Fields of a stage's specification that name rows; not every stage has all of them."""
+
+
 def outside_result(spec: StageSpec) -> dict[str, Any]:
     """What of a stage's specification determines no result, as `exclude` of a pydantic dump."""
     found: dict[str, Any] = dict.fromkeys(COSMETIC_FIELDS, True)
+    for name in DATASETS:
+        if getattr(spec, name, None) is not None:
+            found[name] = set(_CONSENT_FIELDS)
     if isinstance(spec, PPOStage):
         found["rewards"] = {"__all__": {"endpoint": set(PATIENCE_FIELDS)}}
     return found
@@ -252,7 +269,12 @@ class StageConfig(Contract):
 
 
 class StageResult(Contract):
-    """What an attempt says at its end; the termination message of its pods."""
+    """What an attempt says at its end; the termination message of its pods.
+
+    Read leniently, other than a StageConfig: an image may know a field more than its operator.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     contract_version: int = CONTRACT_VERSION
     """Version of this contract that the writer speaks."""
@@ -282,6 +304,8 @@ class StageResult(Contract):
     """The last metrics; those that are not finite are left out, since JSON cannot hold them."""
     verdicts: Annotated[tuple[HealthVerdict, ...], Field(max_length=len(GuardrailRule))] = ()
     """Rules that were broken at the end; that one whose action ended the attempt is the first."""
+    rows: Rows | None = None
+    """What became of the rows of each dataset, by its field; none where none were read."""
 
     def to_message(self) -> str:
         """JSON of at most 4 KiB: a message that is too long loses its end.

@@ -13,9 +13,10 @@ from rlhf_api.contract import Contract, ListMap
 from rlhf_api.names import ConditionType, Phase, Reason, StageState
 
 MAX_MESSAGE_LENGTH = 8192
+MAX_TEXT_LENGTH = 256
 
 Message = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_LENGTH)]
-ShortText = Annotated[str, StringConstraints(max_length=256)]
+ShortText = Annotated[str, StringConstraints(max_length=MAX_TEXT_LENGTH)]
 Digest = Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
 # Open in the CRD: an operator may be newer than the CRD, and a status that the API server refuses
 # would stop it.
@@ -59,6 +60,47 @@ class Progress(StatusModel):
     """Share of steps done, in percent, rounded down."""
     eta_seconds: Count | None = None
     """Estimated seconds to the stage's end."""
+
+
+class RowCounts(StatusModel):
+    """What became of the rows of one dataset; of pairs, where a stage compares responses."""
+
+    kept: Count
+    """Rows that are used."""
+    truncated: Count = 0
+    """Those of them that were cut to the stage's limits."""
+    over_long: Count = 0
+    """Rows left out, since longer than the stage's limits."""
+    identical: Count = 0
+    """Pairs left out, since chosen and rejected are the same tokens."""
+    empty_list: Count = 0
+    """MIRACL rows left out, since without positive or without negative passages; no loss."""
+
+    @property
+    def lost(self) -> int:
+        """Rows that were to be used and are not."""
+        return self.over_long + self.identical
+
+    @property
+    def left_out(self) -> int:
+        """Rows that are not used, for whatever reason."""
+        return self.lost + self.empty_list
+
+    @property
+    def text(self) -> str:
+        """The same in a clause."""
+        found = {
+            "cut to the limit": self.truncated,
+            "left out as too long": self.over_long,
+            "left out with identical responses": self.identical,
+            "left out without positive or negative passages": self.empty_list,
+        }
+        parts = [f"{number} {what}" for what, number in found.items() if number]
+        return ", ".join([f"{self.kept} rows used", *parts])
+
+
+Rows = Annotated[dict[ShortText, RowCounts], Field(max_length=8)]
+"""By the dataset's field: dataset, evalDataset or ptxDataset."""
 
 
 class Artifact(Contract):
@@ -121,6 +163,8 @@ class StageStatus(StatusModel):
     """Last attempt that a guardrail has ended; none if none has."""
     last_checkpoint_step: Count | None = None
     """Step of the newest complete checkpoint."""
+    rows: Rows | None = None
+    """What became of the rows of each dataset, by its field; none before they are read."""
     disruption: Message | None = None
     """How the current attempt was disrupted, by preemption, a drain or a lost node, as it was first
     seen."""
@@ -158,6 +202,8 @@ class Summary(StatusModel):
     """Last mean KL of actor against reference in nats an answer."""
     critic_loss: ShortText = ""
     """Last critic loss."""
+    rows: ShortText = ""
+    """Rows that the stages have left out, of all that they read; empty where there are none."""
     reason: ShortText = ""
     """Reason of the condition that explains the phase."""
 

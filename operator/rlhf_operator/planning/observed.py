@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from rlhf_api.names import GuardrailRule, Reason, StageName
-from rlhf_api.v1alpha1 import StageResult
+from rlhf_api.v1alpha1 import RowCounts, StageResult
 
 
 class ProcessPhase(StrEnum):
@@ -50,6 +50,7 @@ class ObservedProgress:
         metrics: the last finite metrics by name.
         last_checkpoint_step: step of the newest complete checkpoint that this attempt wrote.
         verdicts: the rules that are judged; empty before any is.
+        rows: what became of each dataset's rows, by its field; empty before they are read.
     """
 
     step: int
@@ -58,6 +59,7 @@ class ObservedProgress:
     metrics: Mapping[str, float] = field(default_factory=dict)
     last_checkpoint_step: int | None = None
     verdicts: Mapping[GuardrailRule, ObservedVerdict] = field(default_factory=dict)
+    rows: Mapping[str, RowCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

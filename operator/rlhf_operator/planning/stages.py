@@ -36,6 +36,7 @@ from rlhf_operator.planning.failures import (
 )
 from rlhf_operator.planning.guardrails import broken_rules, rules_at_success, tells_rules
 from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase, Refusal
+from rlhf_operator.planning.rows import rows_told
 
 CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
 """Nothing changes any more."""
@@ -217,6 +218,7 @@ def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) 
     if newest is not None:
         changes["last_checkpoint_step"] = newest
     changes["verdicts"] = broken_rules(stage, attempt)
+    changes["rows"] = rows_told(stage, attempt)
     told = attempt.progress
     if told is not None or tells_rules(attempt):
         changes["reported_attempt"] = attempt.attempt

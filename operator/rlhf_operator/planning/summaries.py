@@ -12,6 +12,7 @@ from typing import Literal
 from rlhf_api.metrics import Metric
 from rlhf_api.names import ConditionType, Phase, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Condition, RLHFJob, RLHFJobStatus, StageStatus
+from rlhf_api.v1alpha1.status import MAX_TEXT_LENGTH
 from rlhf_operator.planning.conditions import (
     Finding,
     find_condition,
@@ -26,6 +27,7 @@ from rlhf_operator.planning.guardrails import (
     health,
 )
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, Refusal
+from rlhf_operator.planning.rows import rows_left_out, rows_text
 from rlhf_operator.planning.stages import ACTIVE, CLOSED
 
 Stages = Mapping[StageName, StageStatus]
@@ -124,6 +126,7 @@ def derive_summary(conditions: tuple[Condition, ...], stages: Stages) -> dict[st
         "reward": _number(metrics.get(Metric.REWARD), ".2f"),
         "kl": _number(metrics.get(Metric.KL), ".2f"),
         "critic_loss": _number(metrics.get(Metric.CRITIC_LOSS), ".3g"),
+        "rows": rows_text(stages)[:MAX_TEXT_LENGTH],
         "reason": _explaining_reason(conditions),
     }
 
@@ -315,6 +318,8 @@ def _explaining_reason(conditions: tuple[Condition, ...]) -> str:
 def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> Iterator[Event]:
     if after.attempt != before.attempt:
         yield Event("Normal", Reason.CREATED, f"stage {name}: attempt {after.attempt} starts")
+    for is_loss, why, text in rows_left_out(name, before, after):
+        yield Event("Warning" if is_loss else "Normal", why, text)
     if after.state is before.state or after.state in (StageState.WAITING, StageState.STARTING):
         return
     severe = after.state in (StageState.FAILED, StageState.RESTARTING) or awaits_resume(after)

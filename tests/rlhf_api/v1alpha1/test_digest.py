@@ -155,6 +155,7 @@ NESTED: dict[type[Contract], Table] = {
         "chatTemplate": (None, "{{ messages }}"),
     },
 }
+CONSENTS: dict[type[Contract], list[str]] = {Dataset: ["allowLoss"]}
 FUNCTION = {"name": "rewards:exact"}
 ENDPOINT = {"url": "http://scores/v1"}
 REWARDS: dict[type[Contract], Table] = {
@@ -245,7 +246,7 @@ def test_every_field_has_its_kind() -> None:
         (STAGES[stage], {*DETERMINING[stage], *COSMETICS[stage], *RESOLVED[stage]})
         for stage in StageName
     ]
-    tables += [(model, set(table)) for model, table in NESTED.items()]
+    tables += [(model, {*table, *CONSENTS.get(model, ())}) for model, table in NESTED.items()]
     written = {"contractVersion", "configDigest", "stage", *StageName}
     for model, names in [*tables, (StageConfig, {*PLACE, *WORK, *written})]:
         assert aliases(model) == names, model
@@ -277,6 +278,12 @@ def test_what_determines_the_result_changes_the_digest(stage: StageName, name: s
 def test_what_rows_are_read_and_how_changes_the_digest(stage: StageName, name: str) -> None:
     rows = {"uri": "file://rows.jsonl", name: NESTED[Dataset][name][1]}
     assert digest(stage, {"dataset": rows}) != digest(stage, {})
+
+
+@pytest.mark.parametrize("dataset", ["dataset", "evalDataset", "ptxDataset"])
+def test_what_a_person_agrees_to_changes_no_digest(dataset: str) -> None:
+    given, agreed = ({"uri": "file://rows.jsonl", "allowLoss": said} for said in (False, True))
+    assert digest(StageName.PPO, {dataset: given}) == digest(StageName.PPO, {dataset: agreed})
 
 
 @pytest.mark.parametrize("name", Columns.model_fields)

@@ -94,6 +94,7 @@ def test_progress_comes_into_status_and_summary(trial: MakeTrial) -> None:
         "reward": "1.31",
         "kl": "4.20",
         "criticLoss": "0.0831",
+        "rows": "",
         "reason": "PodsReady",
     }
 

@@ -1,7 +1,6 @@
 """From a file to tokens, as the stages call it."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,18 +23,14 @@ def _dataset(folder: Path, *rows: dict[str, Any], **spec: Any) -> Dataset:
     return Dataset(uri=f"file://{path}", **spec)
 
 
-def test_supervised_rows(
-    tmp_path: Path, make_tokenizer: MakeTokenizer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_supervised_rows(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
     rows = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "b" * 9}]
     dataset = _dataset(tmp_path, *rows)
 
-    with caplog.at_level(logging.INFO):
-        examples, counts = load_sft(dataset, make_tokenizer(), **COMMON)
+    examples, counts = load_sft(dataset, make_tokenizer(), **COMMON)
 
     assert len(examples) == 1
     assert counts == Counts(kept=1, dropped_over_long=1)
-    assert [record.getMessage() for record in caplog.records] == [f"{dataset.uri}: {counts}"]
 
 
 def test_preferences_count_both_kinds_of_dropped_rows(
@@ -88,3 +83,108 @@ def test_a_bad_row_anywhere_is_found_before_training(
 
     with pytest.raises(DataError, match=r"rows\.jsonl: line 6: response: \"\": is empty"):
         load_sft(_dataset(tmp_path, *rows), make_tokenizer(), **COMMON)
+
+
+def _pairs(*responses: tuple[str, str]) -> list[dict[str, Any]]:
+    return [{"prompt": "p", "chosen": good, "rejected": bad} for good, bad in responses]
+
+
+SAME_BEHIND_THE_LIMIT = ("abcdefgh", "abcdefxy")
+
+
+@pytest.mark.parametrize(
+    ("responses", "over_long", "counts"),
+    [
+        ([("a", "a"), ("a", "b")], "Drop", Counts(1, dropped_identical=1)),
+        ([("a", "a</s>"), ("a", "b")], "Drop", Counts(1, dropped_identical=1)),
+        ([("a" * 9, "a" * 9), ("a", "b")], "Drop", Counts(1, dropped_identical=1)),
+        (
+            [SAME_BEHIND_THE_LIMIT, ("bcdefghi", "abcdefgh")],
+            "Truncate",
+            Counts(1, truncated=1, dropped_identical=1),
+        ),
+        ([SAME_BEHIND_THE_LIMIT, ("a", "b")], "Drop", Counts(1, dropped_over_long=1)),
+    ],
+)
+def test_pairs_that_say_the_same_twice_are_left_out(
+    tmp_path: Path,
+    make_tokenizer: MakeTokenizer,
+    responses: list[tuple[str, str]],
+    over_long: str,
+    counts: Counts,
+) -> None:
+    dataset = _dataset(tmp_path, *_pairs(*responses), over_long=over_long)
+
+    pairs, found = load_preferences(dataset, make_tokenizer(), seed=1, **COMMON)
+
+    assert found == counts
+    assert all(pair.chosen.tolist() != pair.rejected.tolist() for pair in pairs)
+
+
+def test_where_all_pairs_say_the_same_twice_nothing_is_left(
+    tmp_path: Path, make_tokenizer: MakeTokenizer
+) -> None:
+    dataset = _dataset(tmp_path, *_pairs(("a", "a"), ("c" * 9, "b")), allow_loss=True)
+
+    with pytest.raises(DataError) as caught:
+        load_preferences(dataset, make_tokenizer(), seed=1, **COMMON)
+
+    for word in [
+        "none of 2 pairs can be used: 1 have the same tokens as chosen and rejected",
+        "1 do not fit in 8 tokens",
+        "set overLong to Truncate, or raise spec.stages.sft.maxLength",
+    ]:
+        assert word in str(caught.value)
+
+
+LONG, SHORT = {"prompt": "a", "response": "b" * 9}, {"prompt": "a", "response": "b"}
+
+
+@pytest.mark.parametrize(("lost", "kept"), [(1, 1), (5, 5), (1, 99)])
+def test_half_of_the_rows_may_be_lost(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, lost: int, kept: int
+) -> None:
+    dataset = _dataset(tmp_path, *[LONG] * lost, *[SHORT] * kept)
+
+    assert load_sft(dataset, make_tokenizer(), **COMMON)[1] == Counts(kept, dropped_over_long=lost)
+
+
+@pytest.mark.parametrize(("lost", "kept"), [(2, 1), (99, 1)])
+def test_more_than_half_is_lost_only_with_consent(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, lost: int, kept: int
+) -> None:
+    rows = [LONG] * lost + [SHORT] * kept
+
+    with pytest.raises(DataError) as caught:
+        load_sft(_dataset(tmp_path, *rows), make_tokenizer(), **COMMON)
+
+    for word in [
+        f"spec.stages.sft.dataset.allowLoss: false, but {lost} of {lost + kept} rows of file://",
+        f"{lost} left out as too long",
+        "raise spec.stages.sft.maxLength or set spec.stages.sft.dataset.overLong to Truncate",
+        "or set allowLoss to true",
+    ]:
+        assert word in str(caught.value)
+    agreed = _dataset(tmp_path, *rows, allow_loss=True)
+    found = load_sft(agreed, make_tokenizer(), **COMMON)[1]
+    assert found == Counts(kept, dropped_over_long=lost)
+
+
+def test_every_way_to_lose_a_row_counts(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
+    rows = _pairs(("a", "a"), ("a" * 9, "b"), ("a", "b"))
+    with pytest.raises(DataError, match=r"allowLoss: false, but 2 of 3 rows .*correct the pairs"):
+        load_preferences(_dataset(tmp_path, *rows), make_tokenizer(), seed=1, **COMMON)
+    prompts = [{"prompt": "a" * 9}, {"prompt": "a" * 9}, {"prompt": "a"}]
+    with pytest.raises(DataError, match=r"allowLoss: false.*maxPromptLength"):
+        load_prompts(_dataset(tmp_path, *prompts), make_tokenizer(), **COMMON)
+
+
+def test_rows_without_passages_are_no_loss(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
+    passages = [[{"docid": "1", "title": "t", "text": text}] for text in "ab"]
+    full = {"query": "q", "positive_passages": passages[0], "negative_passages": passages[1]}
+    dataset = _dataset(tmp_path, full, *[full | {"positive_passages": []}] * 9)
+
+    _, counts = load_preferences(dataset, make_tokenizer(), seed=1, **COMMON)
+
+    assert counts == Counts(1, dropped_empty_list=9)
+    assert (counts.row_counts.lost, counts.row_counts.left_out) == (0, 9)

@@ -17,12 +17,11 @@ from huggingface_hub.errors import (
 )
 
 from rlhf_api.errors import ConfigError, InputError
-from rlhf_api.v1alpha1 import Dataset, ModelSource
+from rlhf_api.v1alpha1 import ModelSource
 from rlhf_trainer.errors import ServiceUnavailable
 from rlhf_trainer.models import source as source_module
 from rlhf_trainer.models.source import Base, open_base, require_same_tokenizer
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact
-from rlhf_trainer.run.inputs import read_data
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loop_cases.py"
 PAUSE = 0.5
@@ -167,21 +166,6 @@ def test_a_hub_that_may_come_back_is_no_mistake_of_the_job(
     assert type(caught.value) is kind
     if kind is not OSError:
         assert str(caught.value).startswith(f"{FIELD}: hf://org/small cannot be fetched")
-
-
-# Data
-
-
-@pytest.mark.parametrize(("uri", "calls"), [("hf://org/rows", 2), ("file:///rows.jsonl", 1)])
-def test_data_of_a_hub_is_fetched_first_and_then_read(uri: str, calls: int) -> None:
-    told: list[str] = []
-
-    def load() -> list[int]:
-        told.append(uri)
-        return [1, 2]
-
-    assert read_data(Dataset(uri=uri), tiny.ALONE, load) == [1, 2]
-    assert len(told) == calls
 
 
 # Folders

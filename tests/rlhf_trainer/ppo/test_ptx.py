@@ -15,6 +15,8 @@ from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.source import open_base
 from rlhf_trainer.ppo.ptx import PTX
+from rlhf_trainer.run.inputs import Inputs
+from rlhf_trainer.run.report import Reporter
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "actor_cases.py"
 cases: Any = worlds.load(PROGRAM)
@@ -95,7 +97,8 @@ def read(config: Any) -> PTX | None:
     spec = config.ppo
     assert isinstance(spec, PPOStage)
     base = open_base(spec.model, config, tiny.ranks(), "spec.stages.ppo.model")
-    return PTX.read(spec, base, config, tiny.ranks(), "spec.stages.ppo")
+    with Reporter(config, tiny.ranks()) as reporter:
+        return PTX.read(spec, base, Inputs(config, tiny.ranks(), reporter))
 
 
 def test_rows_are_those_of_fine_tuning(tmp_path: Path) -> None:

@@ -3,19 +3,17 @@
 Called by the stages before any weights are loaded.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.parse import formats
 from rlhf_trainer.data.read.rows import read_rows
 from rlhf_trainer.data.tokenize import tokenized
 from rlhf_trainer.data.tokenize.tokenized import Counts, PreferencePair, Prompt, SFTExample
-
-logger = logging.getLogger(__name__)
 
 
 def load_sft(
@@ -39,7 +37,8 @@ def load_sft(
 
     Raises:
         InputError: nothing to read at the URI.
-        DataError: a row that cannot be used, or none at all.
+        DataError: a row that cannot be used, none at all, or more than half of them lost without
+            `allowLoss`.
     """
     rows = formats.sft_rows(read_rows(dataset, claims=claims, field=field), dataset, field)
     examples, counts = tokenized.sft_examples(
@@ -49,7 +48,7 @@ def load_sft(
         over_long=dataset.over_long,
         limit_field=_beside(field, limits),
     )
-    _log(dataset, counts)
+    _judge(dataset, counts, field, _beside(field, limits))
     return examples, counts
 
 
@@ -79,7 +78,7 @@ def load_preferences(
         limit_field=_beside(field, "maxLength"),
     )
     counts = replace(counts, dropped_empty_list=dropped)
-    _log(dataset, counts)
+    _judge(dataset, counts, field, _beside(field, "maxLength"))
     return pairs, counts
 
 
@@ -100,7 +99,7 @@ def load_prompts(
         over_long=dataset.over_long,
         limit_field=_beside(field, "maxPromptLength"),
     )
-    _log(dataset, counts)
+    _judge(dataset, counts, field, _beside(field, "maxPromptLength"))
     return found, counts
 
 
@@ -109,5 +108,18 @@ def _beside(field: str, name: str) -> str:
     return f"{field.rpartition('.')[0]}.{name}"
 
 
-def _log(dataset: Dataset, counts: Counts) -> None:
-    logger.info("%s: %s", dataset.uri, counts)
+def _judge(dataset: Dataset, counts: Counts, field: str, limit_field: str) -> None:
+    """Raise DataError if more than half of the rows is lost without consent."""
+    found = counts.row_counts
+    whole = found.kept + found.lost
+    if dataset.allow_loss or 2 * found.lost <= whole:
+        return
+    remedies = {
+        f"raise {limit_field} or set {field}.overLong to Truncate": found.over_long,
+        "correct the pairs whose responses are identical": found.identical,
+    }
+    told = ", ".join(remedy for remedy, number in remedies.items() if number)
+    raise DataError(
+        f"{field}.allowLoss: false, but {found.lost} of {whole} rows of {dataset.uri} are lost "
+        f"({found.text}); {told}, or set allowLoss to true to go on with {found.kept}"
+    )

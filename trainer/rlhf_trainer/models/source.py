@@ -77,9 +77,15 @@ def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str
         ServiceUnavailable: the hub does not answer.
         ConfigError: its tokenizer cannot be used as it is.
     """
-    location = model_folder(source, config, field)
-    if location.on_hub:
-        on_first_rank_of_node(ranks, lambda: _fetch(location, field))
+
+    def find() -> ModelLocation:
+        found = model_folder(source, config, field)
+        if found.on_hub:
+            _fetch(found, field)
+        return found
+
+    # An artifact's files are hashed there: once a node is enough.
+    location = on_first_rank_of_node(ranks, find)
     if location.scratch is None:
         # First, since the tokenizer of what cannot be trained is of no concern.
         checked_config(location, field)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_api.metrics import Metric
-from rlhf_api.v1alpha1 import PPOStage, StageConfig
+from rlhf_api.v1alpha1 import PPOStage
 from rlhf_api.v1alpha1.stages import DEFAULT_PTX_COEF
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_sft
@@ -19,7 +19,7 @@ from rlhf_trainer.models.engine import TrainedModel, micro_batches
 from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
-from rlhf_trainer.run.inputs import read_data
+from rlhf_trainer.run.inputs import Inputs
 
 
 @dataclass
@@ -41,29 +41,22 @@ class PTX:
     _tokens: int = field(init=False, default=0)
 
     @classmethod
-    def read(
-        cls, spec: PPOStage, base: Base, config: StageConfig, ranks: Ranks, stage: str
-    ) -> "PTX | None":
-        """The rows of `spec.ptx_dataset`; None without one. `stage` is the stage's path."""
-        dataset = spec.ptx_dataset
-        if dataset is None:
+    def read(cls, spec: PPOStage, base: Base, inputs: Inputs) -> "PTX | None":
+        """The rows of `spec.ptx_dataset`; None without one."""
+        if spec.ptx_dataset is None:
             return None
-        examples, _ = read_data(
-            dataset,
-            ranks,
-            lambda: load_sft(
-                dataset,
-                base.tokenizer,
-                max_length=spec.max_prompt_length + spec.max_response_length,
-                claims=config.claims,
-                field=f"{stage}.ptxDataset",
-                limits="maxPromptLength or maxResponseLength",
-            ),
+        examples = inputs.read(
+            "ptxDataset",
+            load_sft,
+            spec.ptx_dataset,
+            base.tokenizer,
+            max_length=spec.max_prompt_length + spec.max_response_length,
+            limits="maxPromptLength or maxResponseLength",
         )
         coef = DEFAULT_PTX_COEF if spec.ptx_coef is None else spec.ptx_coef
         rows = spec.minibatch_size or spec.batch_size
         cursor = Cursor(len(examples), rows, spec.seed)
-        return cls(examples, base.pad_id, coef, spec.micro_batch_size, cursor, ranks)
+        return cls(examples, base.pad_id, coef, spec.micro_batch_size, cursor, inputs.ranks)
 
     @property
     def longest(self) -> int:

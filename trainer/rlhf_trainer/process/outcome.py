@@ -24,7 +24,7 @@ from rlhf_api.names import (
     Reason,
     failure_class,
 )
-from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig, StageResult
+from rlhf_api.v1alpha1 import Artifact, HealthVerdict, RowCounts, StageConfig, StageResult
 from rlhf_trainer.errors import Failure
 
 OUTCOME_FOLDER = "RLHF_OUTCOME_FOLDER"
@@ -44,6 +44,7 @@ class StageOutcome:
         last_checkpoint_step: step of the newest complete checkpoint.
         metrics: the last metrics; where they are too many, those of status are kept first.
         verdicts: rules of health that are broken at the end.
+        rows: what became of the rows of each dataset, by its field; empty where none were read.
     """
 
     artifact: Artifact | None
@@ -52,6 +53,7 @@ class StageOutcome:
     last_checkpoint_step: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     verdicts: tuple[HealthVerdict, ...] = ()
+    rows: Mapping[str, RowCounts] = field(default_factory=dict)
 
 
 class RankOutcome(Contract):
@@ -101,6 +103,7 @@ def success(config: StageConfig, outcome: StageOutcome) -> StageResult:
         artifact=outcome.artifact,
         metrics=_kept(outcome.metrics),
         verdicts=outcome.verdicts,
+        rows=dict(outcome.rows) or None,
     )
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from rlhf_api.contract import Contract
 from rlhf_api.errors import InputError
@@ -22,13 +22,15 @@ from rlhf_api.v1alpha1 import (
     HealthVerdict,
     JobReference,
     ModelSource,
+    RowCounts,
     ScratchModel,
     StageConfig,
 )
+from rlhf_api.v1alpha1.status import Rows
 from rlhf_trainer.data.read.uris import Hub, locate
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.run.checkpoint import remove_of_finished
-from rlhf_trainer.run.distributed import Ranks, gather_objects
+from rlhf_trainer.run.distributed import Ranks, gather_objects, on_first_rank_of_node
 from rlhf_trainer.run.files import (
     HIDDEN,
     list_files,
@@ -39,6 +41,8 @@ from rlhf_trainer.run.files import (
 )
 
 logger = logging.getLogger(__name__)
+
+_ROWS: TypeAdapter[dict[str, RowCounts]] = TypeAdapter(Rows)
 
 
 class StrayFileError(InputError):
@@ -163,16 +167,30 @@ def finished_artifact(config: StageConfig) -> Artifact | None:
 def finished_outcome(config: StageConfig, ranks: Ranks) -> StageOutcome | None:
     """The outcome of an earlier attempt that finished; its work need not be done again.
 
-    It may have been killed before it removed its checkpoints.
+    All ranks call this together; one of each node hashes what there is. The attempt may have been
+    killed before it removed its checkpoints.
     """
-    artifact = finished_artifact(config)
+    artifact = on_first_rank_of_node(ranks, lambda: finished_artifact(config))
     if artifact is None:
         return None
     remove_of_finished(config, ranks)
     done = read_manifest(config, artifact)
     return StageOutcome(
-        artifact=artifact, step=done.step, total_steps=done.step, verdicts=done.verdicts
+        artifact=artifact,
+        step=done.step,
+        total_steps=done.step,
+        verdicts=done.verdicts,
+        rows=_rows_told(Path(config.storage) / artifact.uri),
     )
+
+
+def _rows_told(folder: Path) -> dict[str, RowCounts]:
+    """What the attempt that left an artifact told of its rows; empty if it told nothing."""
+    try:
+        with folder.with_name(FileName.EVENTS).open("rb") as file:
+            return _ROWS.validate_python(json.loads(file.readline())["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def read_manifest(config: StageConfig, artifact: Artifact) -> Manifest:
@@ -187,7 +205,7 @@ def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
 
 
 def open_artifact(config: StageConfig, stage: StageName) -> Path:
-    """The verified folder of what `stage` made; each process hashes an artifact once.
+    """The verified folder of what `stage` made; a process hashes an artifact once.
 
     Raises:
         InputError: missing, or not what the stage's result promised.

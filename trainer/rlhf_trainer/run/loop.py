@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf_api.errors import InputError
 from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig
 from rlhf_trainer.data.cursor import Cursor
@@ -49,6 +50,7 @@ class TrainingLoop:
         models: the engines under training and what goes with their weights, by the name of their
             folder in a checkpoint.
         cursor: position in the data.
+        data: sha256 of the token arrays of each dataset, by its field.
         own_state: JSON values that the stage wants back after a resume.
         step: steps done.
         verdicts: rules of health that are broken now.
@@ -62,6 +64,7 @@ class TrainingLoop:
     models: Mapping[str, Kept]
     cursor: Cursor
     total_steps: int
+    data: Mapping[str, str] = field(default_factory=dict)
     own_state: Callable[[], Mapping[str, Any]] = dict
     verdicts: Callable[[], tuple[HealthVerdict, ...]] = tuple
     step: int = 0
@@ -92,6 +95,7 @@ class TrainingLoop:
         return own
 
     def _restore(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        self._check_data(checkpoint)
         for name, model in self.models.items():
             model.load(checkpoint.folder, name)
         self.step = checkpoint.step
@@ -103,6 +107,18 @@ class TrainingLoop:
         self.resumed_attempt = checkpoint.attempt
         own: Mapping[str, Any] = checkpoint.state["own"]
         return own
+
+    def _check_data(self, checkpoint: Checkpoint) -> None:
+        """Raise InputError, on all ranks alike, if the checkpoint was made with other rows."""
+        # An earlier release wrote none.
+        kept = checkpoint.state.get("data", {})
+        for name, digest in self.data.items():
+            if kept.get(name, digest) != digest:
+                raise InputError(
+                    f"spec.stages.{self.config.stage}.{name}: the tokens of its rows have digest "
+                    f"{digest}, but checkpoint {checkpoint.folder} was made with {kept[name]}; "
+                    "restore the rows and the release that it was made with, or start another job"
+                )
 
     def learning_rate(self, peak: float) -> float:
         """The rate of the step that comes next, for a peak from the specification."""
@@ -210,6 +226,7 @@ class TrainingLoop:
                 write,
                 state={
                     "cursor": self.cursor.state_dict(),
+                    "data": dict(self.data),
                     "own": dict(self.own_state()),
                     "metrics": self._last_metrics,
                 },
@@ -251,6 +268,7 @@ class TrainingLoop:
             last_checkpoint_step=self.last_checkpoint_step,
             metrics=self._last_metrics,
             verdicts=self.verdicts(),
+            rows=self.reporter.rows,
         )
 
 

@@ -16,20 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from rlhf_api.metrics import LabelledMetric, Metric, Phase, phases_of
+from rlhf_api.metrics import ROW_METRICS, LabelledMetric, Metric, Phase, phases_of
 from rlhf_api.names import FileName
-from rlhf_api.v1alpha1 import HealthVerdict, StageConfig
+from rlhf_api.v1alpha1 import HealthVerdict, RowCounts, StageConfig
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.files import storage_errors
 from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
 from rlhf_trainer.run.phases import PhaseClock
 from rlhf_trainer.run.readings import Reading, series_of
+from rlhf_trainer.run.texts import duration, metrics_text, shown
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_SECONDS = 5.0
 SAMPLES_IN_LOG = 3
-_SHOWN_CHARACTERS = 200
 
 EventType = Literal["start", "step", "checkpoint", "evaluation", "verdict", "verdicts", "end"]
 
@@ -138,6 +138,7 @@ class Reporter:
         self._step_clock = StepClock(clock())
         self._phases = PhaseClock(phases_of(config.stage), clock=clock)
         self._logged_at = -math.inf
+        self._rows: dict[str, RowCounts] = {}
         self._last_metrics: dict[Metric, float] = {}
         self._events: JsonLines | None = None
         self._samples: JsonLines | None = None
@@ -164,6 +165,23 @@ class Reporter:
         """The newest finite metrics."""
         return {metric.value: value for metric, value in self._last_metrics.items()}
 
+    @property
+    def rows(self) -> Mapping[str, RowCounts]:
+        """What became of the rows of each dataset, by its field."""
+        return self._rows
+
+    def read_rows(self, dataset: str, counts: RowCounts) -> None:
+        """The rows of a dataset were read; told when training begins, and served from now on.
+
+        `dataset` is its field in the stage, such as `evalDataset`.
+        """
+        self._rows[dataset] = counts
+        self._log("%s: %s", dataset, counts.text)
+        if self._endpoint is not None:
+            for metric, name in ROW_METRICS.items():
+                told = {field: float(getattr(each, name)) for field, each in self._rows.items()}
+                self._endpoint.set_labelled(metric, told)
+
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
         """The time until the context is left is served as that of `phase`."""
         return self._phases.phase(phase)
@@ -182,7 +200,11 @@ class Reporter:
         if checkpoint_time is not None:
             self._serve_checkpoint(first_step, checkpoint_time)
         self._step_clock = StepClock(self._clock())
-        extra = {} if self.metrics_port is None else {"metricsPort": self.metrics_port}
+        extra: dict[str, object] = (
+            {} if self.metrics_port is None else {"metricsPort": self.metrics_port}
+        )
+        if self._rows:
+            extra["rows"] = {name: each.to_resolved_document() for name, each in self._rows.items()}
         self._tell("start", first_step, {}, **extra)
         self._log("training from step %d to %d", first_step, total_steps)
 
@@ -224,7 +246,7 @@ class Reporter:
     ) -> None:
         """The held-out rows were evaluated after `step` steps; `rewards` as in `step`."""
         self._tell("evaluation", step, metrics, **self._rewards(rewards))
-        self._log("evaluation at step %d: %s", step, _metrics_text(metrics))
+        self._log("evaluation at step %d: %s", step, metrics_text(metrics))
 
     def health(self, step: int, readings: Sequence[Reading]) -> None:
         """The rules of health were judged after `step` steps; changed verdicts become events."""
@@ -275,8 +297,8 @@ class Reporter:
                 row.kl,
                 row.length,
                 row.stop_reason,
-                _shown(row.prompt),
-                _shown(row.response),
+                shown(row.prompt),
+                shown(row.response),
             )
 
     def end(self, step: int) -> None:
@@ -345,9 +367,9 @@ class Reporter:
 
     def _line(self, step: int, metrics: Mapping[Metric, float]) -> str:
         eta = self._step_clock.eta(max(0, self._total_steps - step))
-        left = "" if eta is None else f", {_duration(eta)} left"
+        left = "" if eta is None else f", {duration(eta)} left"
         share = f" ({100 * step // self._total_steps} %)" if self._total_steps else ""
-        return f"step {step}/{self._total_steps}{share}{left}: {_metrics_text(metrics)}"
+        return f"step {step}/{self._total_steps}{share}{left}: {metrics_text(metrics)}"
 
     def _log(self, text: str, *values: object) -> None:
         if self._events is not None:
@@ -368,20 +390,3 @@ def _sample_document(step: int, row: Sample) -> dict[str, Any]:
 
 def _finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _metrics_text(metrics: Mapping[Metric, float]) -> str:
-    return ", ".join(f"{metric.value} {value:.4g}" for metric, value in metrics.items())
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _shown(text: str) -> str:
-    line = text.replace("\r", "").replace("\n", "⏎")
-    return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"

@@ -56,7 +56,7 @@ from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import Moments, adapted_kl_coef
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks
-from rlhf_trainer.run.inputs import read_data
+from rlhf_trainer.run.inputs import Inputs
 from rlhf_trainer.run.loop import TrainingLoop, total_steps
 from rlhf_trainer.run.report import Reporter
 
@@ -77,14 +77,15 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         rewards = Rewards.open(
             spec, config, ranks, bases.actor.tokenizer, FIELD, lambda: stop.is_set
         )
+        inputs = Inputs(config, ranks, reporter)
         with reporter.phase(Phase.DATA):
-            prompts = _read(spec.dataset, "dataset", bases.actor, config, ranks)
+            prompts = _read(spec.dataset, "dataset", bases.actor, spec, inputs)
             held_out = (
-                _read(spec.eval_dataset, "evalDataset", bases.actor, config, ranks)
+                _read(spec.eval_dataset, "evalDataset", bases.actor, spec, inputs)
                 if spec.eval_dataset is not None
                 else None
             )
-            ptx = PTX.read(spec, bases.actor, config, ranks, FIELD)
+            ptx = PTX.read(spec, bases.actor, inputs)
         # 2. The models.
         longest = max(len(prompt.tokens) for prompt in prompts) + spec.max_response_length
         longest = max(longest, ptx.longest if ptx is not None else 0)
@@ -100,6 +101,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             models={"critic": models.critic, **steps.models},
             cursor=Cursor(len(prompts), spec.batch_size, spec.seed),
             total_steps=total_steps(config, len(prompts)),
+            data=inputs.digests,
             own_state=lambda: state.to_document() | steps.to_document(),
             verdicts=lambda: state.health.verdicts,
         )
@@ -135,22 +137,11 @@ def _sampling(spec: PPOStage, base: Base) -> Sampling:
 
 
 def _read(
-    dataset: Dataset, name: str, base: Base, config: StageConfig, ranks: Ranks
-) -> list[Prompt]:
-    spec = config.ppo
-    assert spec is not None
-    prompts, _ = read_data(
-        dataset,
-        ranks,
-        lambda: load_prompts(
-            dataset,
-            base.tokenizer,
-            max_length=spec.max_prompt_length,
-            claims=config.claims,
-            field=f"{FIELD}.{name}",
-        ),
+    dataset: Dataset, name: str, base: Base, spec: PPOStage, inputs: Inputs
+) -> Sequence[Prompt]:
+    return inputs.read(
+        name, load_prompts, dataset, base.tokenizer, max_length=spec.max_prompt_length
     )
-    return prompts
 
 
 def _check(collector: Collector, prompts: Sequence[Prompt]) -> None:

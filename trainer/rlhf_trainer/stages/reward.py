@@ -37,7 +37,7 @@ from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import Moments, RewardLoss, reward_loss
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_sum
-from rlhf_trainer.run.inputs import read_data
+from rlhf_trainer.run.inputs import Inputs
 from rlhf_trainer.run.loop import TrainingLoop, total_steps
 from rlhf_trainer.run.report import Reporter
 
@@ -58,10 +58,11 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     with Reporter(config, ranks) as reporter:
         # 1. Data first: a bad row is told before any weights are loaded.
         base = open_base(spec.model, config, ranks, f"{FIELD}.model")
+        inputs = Inputs(config, ranks, reporter)
         with reporter.phase(Phase.DATA):
-            pairs = _read(spec.dataset, "dataset", base, config, ranks)
+            pairs = _read(spec.dataset, "dataset", base, spec, inputs)
             held_out = (
-                _read(spec.eval_dataset, "evalDataset", base, config, ranks)
+                _read(spec.eval_dataset, "evalDataset", base, spec, inputs)
                 if spec.eval_dataset is not None
                 else None
             )
@@ -86,6 +87,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             models={"model": model},
             cursor=Cursor(len(pairs), spec.batch_size, spec.seed),
             total_steps=total_steps(config, len(pairs)),
+            data=inputs.digests,
         )
         loop.resume()
         # 3. Learn.
@@ -100,23 +102,16 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
 
 
 def _read(
-    dataset: Dataset, name: str, base: Base, config: StageConfig, ranks: Ranks
-) -> list[PreferencePair]:
-    spec = config.reward
-    assert spec is not None
-    pairs, _ = read_data(
+    dataset: Dataset, name: str, base: Base, spec: RewardStage, inputs: Inputs
+) -> Sequence[PreferencePair]:
+    return inputs.read(
+        name,
+        load_preferences,
         dataset,
-        ranks,
-        lambda: load_preferences(
-            dataset,
-            base.tokenizer,
-            max_length=spec.max_length,
-            claims=config.claims,
-            field=f"{FIELD}.{name}",
-            seed=spec.seed,
-        ),
+        base.tokenizer,
+        max_length=spec.max_length,
+        seed=spec.seed,
     )
-    return pairs
 
 
 def _load(base: Base, spec: RewardStage, ranks: Ranks) -> TrainedModel:

@@ -33,7 +33,7 @@ from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
-from rlhf_trainer.run.inputs import read_data
+from rlhf_trainer.run.inputs import Inputs
 from rlhf_trainer.run.loop import TrainingLoop, total_steps
 from rlhf_trainer.run.report import Reporter
 
@@ -58,10 +58,11 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             f"{FIELD}.packing",
             packing=spec.packing,
         )
+        inputs = Inputs(config, ranks, reporter)
         with reporter.phase(Phase.DATA):
-            sequences = _read(spec.dataset, "dataset", base, layout, config, ranks)
+            sequences = _read(spec.dataset, "dataset", base, layout, spec, inputs)
             held_out = (
-                _read(spec.eval_dataset, "evalDataset", base, layout, config, ranks)
+                _read(spec.eval_dataset, "evalDataset", base, layout, spec, inputs)
                 if spec.eval_dataset is not None
                 else None
             )
@@ -83,6 +84,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             models={"model": model},
             cursor=Cursor(len(sequences), spec.batch_size, spec.seed),
             total_steps=total_steps(config, len(sequences)),
+            data=inputs.digests,
         )
         loop.resume()
         # 3. Learn.
@@ -136,21 +138,9 @@ class Sequences:
 
 
 def _read(
-    dataset: Dataset, name: str, base: Base, layout: RowLayout, config: StageConfig, ranks: Ranks
+    dataset: Dataset, name: str, base: Base, layout: RowLayout, spec: SFTStage, inputs: Inputs
 ) -> Sequences:
-    spec = config.sft
-    assert spec is not None
-    examples, _ = read_data(
-        dataset,
-        ranks,
-        lambda: load_sft(
-            dataset,
-            base.tokenizer,
-            max_length=spec.max_length,
-            claims=config.claims,
-            field=f"{FIELD}.{name}",
-        ),
-    )
+    examples = inputs.read(name, load_sft, dataset, base.tokenizer, max_length=spec.max_length)
     lengths = [len(example.tokens) for example in examples]
     members = pack(lengths, spec.max_length) if spec.packing else [[i] for i in range(len(lengths))]
     return Sequences(examples, members, base.pad_id, layout)

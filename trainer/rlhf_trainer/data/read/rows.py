@@ -81,11 +81,11 @@ def _all_rows(dataset: Dataset, claims: Mapping[str, str], field: str) -> Iterat
         found = hub_rows(place, dataset.subset, dataset.split, field)
         return _numbered(str(place), found)
     require_no_subset(place, dataset.subset, field)
-    if place.is_dir() and _is_saved(place):
+    if place.is_dir() and is_saved(place):
         from rlhf_trainer.data.read.hub import saved_rows
 
         return _numbered(str(place), saved_rows(place, dataset.split, field))
-    return (row for path in _files(place, dataset, field) for row in _file_rows(path, field))
+    return (row for path in data_files(place, dataset, field) for row in _file_rows(path, field))
 
 
 def _file_rows(path: Path, field: str) -> Iterator[Row]:
@@ -96,7 +96,8 @@ def _file_rows(path: Path, field: str) -> Iterator[Row]:
     return _READERS[path.suffix](path)
 
 
-def _is_saved(folder: Path) -> bool:
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
@@ -104,7 +105,12 @@ def _numbered(file: str, rows: Iterator[dict[str, Any]]) -> Iterator[Row]:
     return (Row(Source(file, number, "row"), row) for number, row in enumerate(rows, 1))
 
 
-def _files(place: Path, dataset: Dataset, field: str) -> list[Path]:
+def data_files(place: Path, dataset: Dataset, field: str) -> list[Path]:
+    """The file at `place`, or those of the folder there that are of the dataset's split, by name.
+
+    Raises:
+        InputError: there is none.
+    """
     known = ", ".join(SUFFIXES)
     uri = dataset.uri
     if place.is_dir():

@@ -205,6 +205,11 @@ class Renderer:
         return next((len(ending) for ending in endings if text.startswith(ending, at)), 0)
 
 
+def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes the date, so that rows have other tokens tomorrow."""
+    return "strftime_now" in str(tokenizer.chat_template or "")
+
+
 def _turns(prompt: Text) -> Conversation:
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.errors import DataError
+from rlhf_api.v1alpha1 import RowCounts
 from rlhf_trainer.data.parse.formats import PreferenceRow, PromptRow, SFTRow
 from rlhf_trainer.data.tokenize.encoding import Encoder, Question
 
@@ -66,12 +67,24 @@ class Counts:
     """MIRACL rows left out, since without positive or without negative passages."""
     encoded_apart: int = 0
     """Used, with prompt and response encoded apart, since a token would straddle their boundary."""
+    dropped_identical: int = 0
+    """Pairs left out, since both sequences are the same tokens, be it by truncation."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.kept} kept ({self.truncated} of them cut), {self.dropped_over_long} too long, "
-            f"{self.dropped_empty_list} without positive or negative passages, "
-            f"{self.encoded_apart} encoded apart where a token would straddle a boundary"
+        text = self.row_counts.text
+        if self.encoded_apart:
+            text += f", {self.encoded_apart} encoded apart where a token would straddle a boundary"
+        return text
+
+    @property
+    def row_counts(self) -> RowCounts:
+        """The same as status tells it."""
+        return RowCounts(
+            kept=self.kept,
+            truncated=self.truncated,
+            over_long=self.dropped_over_long,
+            identical=self.dropped_identical,
+            empty_list=self.dropped_empty_list,
         )
 
 
@@ -118,6 +131,8 @@ def preference_pairs(
 ) -> tuple[list[PreferencePair], Counts]:
     """Prompt + chosen + EOS and prompt + rejected + EOS of each row; the prompt is cut alike.
 
+    A pair of equal sequences, which nothing can be learned from, is left out.
+
     Raises:
         DataError: a text without tokens, or no row within `max_length`.
     """
@@ -131,6 +146,9 @@ def preference_pairs(
         rows, encoder.rows(questions), strict=True
     ):
         longest = max(len(chosen), len(rejected))
+        if chosen == rejected:
+            limit.identical += 1
+            continue
         if limit.skips(len(prompt.ids) + longest):
             continue
         kept_prompt, kept_response = limit.shares(len(prompt.ids), longest)
@@ -139,6 +157,9 @@ def preference_pairs(
             _tokens(start + _ended(response, kept_response, encoder.eos))
             for response in (chosen, rejected)
         )
+        if np.array_equal(good, bad):
+            limit.cut_to_identical()
+            continue
         pairs.append(PreferencePair(good, bad, row.margin))
         limit.keeps(is_apart=is_apart)
     return pairs, limit.counts(len(pairs), rows)
@@ -181,6 +202,7 @@ class _Limit:
         self._over_long = 0
         self._apart = 0
         self._emptied = 0
+        self.identical = 0
 
     def skips(self, length: int) -> bool:
         """Whether a row of this length is left out; counts it if it is too long."""
@@ -196,6 +218,11 @@ class _Limit:
         """Counts a row that is used."""
         self._apart += is_apart
 
+    def cut_to_identical(self) -> None:
+        """The pair that was found too long last differs only in what is cut off."""
+        self._over_long -= 1
+        self.identical += 1
+
     def shares(self, prompt: int, response: int) -> tuple[int, int]:
         """How many tokens of each are kept; all of them where they fit."""
         kept = min(prompt, max(self._max_length // 2, self._max_length - response))
@@ -207,17 +234,29 @@ class _Limit:
         """What became of the rows; DataError if nothing is left of them."""
         if not kept:
             where = rows[0].source.file if rows else "dataset"
-            raise DataError(
-                f"{where}: none of {len(rows)} rows fits in {self._max_length} tokens; raise "
-                f"{self._field} or set overLong to Truncate"
-            )
-        if self._drops:
-            return Counts(kept, dropped_over_long=self._over_long, encoded_apart=self._apart)
+            raise DataError(f"{where}: {self._nothing_left(len(rows))}")
+        cut = 0 if self._drops else self._over_long - self._emptied
         return Counts(
             kept,
-            dropped_over_long=self._emptied,
-            truncated=self._over_long - self._emptied,
+            dropped_over_long=self._over_long - cut,
+            truncated=cut,
+            dropped_identical=self.identical,
             encoded_apart=self._apart,
+        )
+
+    def _nothing_left(self, rows: int) -> str:
+        if not self.identical:
+            return (
+                f"none of {rows} rows fits in {self._max_length} tokens; raise {self._field} or "
+                "set overLong to Truncate"
+            )
+        long, remedy = "", ""
+        if self._over_long:
+            long = f", {self._over_long} do not fit in {self._max_length} tokens"
+            remedy = "set overLong to Truncate, "
+        return (
+            f"none of {rows} pairs can be used: {self.identical} have the same tokens as chosen "
+            f"and rejected{long}; correct the pairs, {remedy}or raise {self._field}"
         )
 
 

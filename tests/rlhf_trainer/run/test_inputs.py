@@ -1,0 +1,265 @@
+"""The rows of a stage: read by name, and what became of them told everywhere."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import stage_runs
+import tiny
+import worlds
+from transformers import ByT5Tokenizer
+
+from rlhf_api.errors import DataError
+from rlhf_api.names import FileName, StageName
+from rlhf_api.v1alpha1 import Dataset, ModelSource, StageConfig, StageResult
+from rlhf_trainer.process.outcome import success
+from rlhf_trainer.run.artifact import write_artifact
+from rlhf_trainer.run.identity import identity_of, pinned, token_key
+
+PROGRAM = Path(__file__).parents[1] / "programs_engine" / "input_cases.py"
+
+COUNTS = {"kept": 6, "truncated": 0, "overLong": 2, "identical": 1, "emptyList": 0}
+
+
+def lossy(folder: Path, **changed: Any) -> StageConfig:
+    """A reward stage of nine pairs: six good ones, two too long, one that says the same twice."""
+    good = [
+        {"query": "ab", "chosen": "c" * (1 + at), "rejected": "d" * (1 + at)} for at in range(6)
+    ]
+    long = {"query": "ab", "chosen": "c" * 60, "rejected": "d"}
+    same = {"query": "ab", "chosen": "c", "rejected": "c"}
+    path = tiny.write_rows(folder / "pairs.jsonl", [*good, long, long, same])
+    dataset = Dataset(uri=f"file://{path}", **changed)
+    return tiny.stage_config("reward", folder, dataset=dataset, max_steps=2)
+
+
+def test_lost_rows_stand_in_events_in_the_log_and_in_the_result(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = lossy(tmp_path)
+    with caplog.at_level(logging.INFO):
+        outcome = stage_runs.run(config)
+    said = "6 rows used, 2 left out as too long, 1 left out with identical responses"
+    assert f"dataset: {said}" in [record.getMessage() for record in caplog.records]
+    (start,) = stage_runs.events(config, "start")
+    assert start["rows"]["dataset"] == COUNTS
+    told = StageResult.from_message(success(config, outcome).to_message())
+    assert told is not None
+    assert told.rows is not None
+    assert {name: each.to_document() for name, each in told.rows.items()} == start["rows"]
+    # Its result may have been lost: whoever finds the work done says it again.
+    assert stage_runs.run(stage_runs.attempt(config, 2)).rows == told.rows
+
+
+def test_more_than_half_lost_ends_the_stage_before_weights(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    tiny.write_rows(path, [{"query": "a", "chosen": "c", "rejected": "c"}] * 2)
+    with path.open("a") as file:
+        file.write('{"query": "a", "chosen": "c", "rejected": "d"}\n')
+    dataset = Dataset(uri=f"file://{path}")
+    config = tiny.stage_config("reward", tmp_path, dataset=dataset)
+    with pytest.raises(
+        DataError, match=r"spec\.stages\.reward\.dataset\.allowLoss: false, but 2 of"
+    ):
+        stage_runs.run(config)
+    assert not (Path(config.attempt_folder) / FileName.CHECKPOINTS).exists()
+    agreed = tiny.stage_config(
+        "reward", tmp_path, dataset=dataset.model_copy(update={"allow_loss": True}), max_steps=1
+    )
+    assert (
+        agreed.config_digest
+        == tiny.stage_config("reward", tmp_path, dataset=dataset, max_steps=1).config_digest
+    )
+    assert stage_runs.run(agreed).rows["dataset"].identical == 2
+
+
+# Once a node
+
+
+def read(folder: Path, config: StageConfig, nodes: int = 1) -> list[Any]:
+    """What two ranks on as many nodes get of a stage's rows, from caches below `folder`."""
+    found: list[Any] = worlds.pair()(
+        PROGRAM, "read", config=config, cache=folder / "cache", nodes=nodes
+    )
+    return found
+
+
+def test_one_rank_of_a_node_makes_tokens_and_all_map_them(tmp_path: Path) -> None:
+    config = tiny.stage_config("sft", tmp_path, world_size=2)
+    first, second = read(tmp_path, config)
+    assert (first[0], second[0]) == (1, 0)
+    assert first[1:] == second[1:]
+    assert first[-1] is True
+    assert first[3] == {"kept": 16, "truncated": 0, "overLong": 0, "identical": 0, "emptyList": 0}
+    assert set(first[2]) == {"dataset"}
+    again = read(tmp_path, config)
+    assert [rank[0] for rank in again] == [0, 0]
+    assert [rank[1:] for rank in again] == [first[1:]] * 2
+    attempt = Path(config.attempt_folder)
+    written = {path.name for path in Path(config.storage).rglob("*.npy")}
+    assert (written - {path.name for path in (tmp_path / "cache").rglob("*.npy")}) == set()
+    assert not list(attempt.rglob("*.npy"))
+
+
+def test_each_node_makes_its_own(tmp_path: Path) -> None:
+    config = tiny.stage_config("sft", tmp_path, world_size=2)
+    found = read(tmp_path, config, nodes=2)
+    assert [rank[0] for rank in found] == [1, 1]
+    assert found[0][1:] == found[1][1:]
+
+
+def test_where_nothing_can_be_kept_every_rank_has_its_own(tmp_path: Path) -> None:
+    config = tiny.stage_config("sft", tmp_path, world_size=2)
+    (tmp_path / "cache").write_text("no folder")
+    found = read(tmp_path, config)
+    assert [rank[0] for rank in found] == [1, 1]
+    assert [rank[-1] for rank in found] == [False, False]
+    assert found[0][1:] == found[1][1:]
+    (tmp_path / "cache").unlink()
+    assert read(tmp_path, config)[0][1:-1] == found[0][1:-1]
+
+
+def test_a_mistake_in_the_rows_is_told_on_every_rank(tmp_path: Path) -> None:
+    path = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "response": ""}])
+    dataset = Dataset(uri=f"file://{path}")
+    found = read(tmp_path, tiny.stage_config("sft", tmp_path, dataset=dataset, world_size=2))
+    assert [rank[1] for rank in found] == ["DataError"] * 2
+    assert "rows.jsonl: line 1: response" in found[1][2]
+
+
+# What tokens depend on
+
+
+def key(folder: Path, name: str = "rows.jsonl", **changed: Any) -> str:
+    """The key of the rows in `folder`; the changes are of the dataset, tokenizer and settings."""
+    words = changed.pop("tokenizer", None) or tiny.tokenizer()
+    settings = {"max_length": 8} | changed.pop("settings", {})
+    loader = changed.pop("loader", "load_sft")
+    dataset = Dataset(uri=f"file://{folder / name}", **changed)
+    identity = identity_of(dataset, {}, "dataset")
+    assert identity is not None
+    return token_key(loader, dataset, identity, words, settings)
+
+
+def templated(template: str) -> Any:
+    words = tiny.tokenizer()
+    words.chat_template = template
+    return words
+
+
+def with_other_pad() -> Any:
+    words = tiny.tokenizer()
+    words.pad_token = "a"
+    return words
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return tiny.write_rows(tmp_path / "rows.jsonl", tiny.sft_rows()).parent
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tokenizer": tiny.tokenizer("abcd")},
+        {"tokenizer": templated("{{ messages[0].content }}")},
+        {"tokenizer": with_other_pad()},
+        {"settings": {"max_length": 9}},
+        {"settings": {"limits": "maxLength"}},
+        {"loader": "load_prompts"},
+        {"over_long": "Truncate"},
+        {"max_rows": 3},
+        {"allow_loss": True},
+        {"columns": {"prompt": "response"}},
+        {"split": "test"},
+    ],
+)
+def test_whatever_decides_about_tokens_changes_their_key(
+    rows: Path, changed: dict[str, Any]
+) -> None:
+    assert key(rows, **changed) != key(rows)
+    assert key(rows, **changed) == key(rows, **changed)
+
+
+def test_the_key_is_of_what_files_hold_and_not_of_where_they_lie(rows: Path) -> None:
+    before = key(rows)
+    other = rows / "deep"
+    other.mkdir()
+    shutil.copy(rows / "rows.jsonl", other / "renamed.jsonl")
+    assert key(other, "renamed.jsonl") == before
+    content = (rows / "rows.jsonl").read_text()
+    (rows / "rows.jsonl").write_text(content.replace("a", "b", 1))
+    assert key(rows) != before
+
+
+def test_a_folder_is_all_of_its_files(rows: Path) -> None:
+    before = key(rows, "")
+    shutil.copy(rows / "rows.jsonl", rows / "more.jsonl")
+    both = key(rows, "")
+    (rows / "notes.txt").write_text("no rows")
+    assert key(rows, "") == both != before
+    (rows / "more.jsonl").rename(rows / "zzz.jsonl")
+    assert key(rows, "") != both
+
+
+def test_a_template_that_writes_the_date_is_never_found_again(rows: Path) -> None:
+    words = templated("{{ strftime_now('%d') }}")
+    assert key(rows, tokenizer=words) != key(rows, tokenizer=words)
+
+
+def test_a_tokenizer_in_python_counts_by_what_it_saves(rows: Path) -> None:
+    one, other = ByT5Tokenizer(extra_ids=3), ByT5Tokenizer(extra_ids=4)
+    assert getattr(one, "backend_tokenizer", None) is None
+    assert key(rows, tokenizer=one) == key(rows, tokenizer=ByT5Tokenizer(extra_ids=3))
+    assert key(rows, tokenizer=one) != key(rows, tokenizer=other)
+
+
+# A hub
+
+
+def test_a_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "datasets--org--rows"
+    for name, commit in (("main", "a" * 40), ("v2", "b" * 40)):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    found = {
+        uri: identity_of(Dataset(uri=uri), {}, "dataset")
+        for uri in ("hf://org/rows", "hf://org/rows@v2", "hf://org/rows@v3", "hf://org/none")
+    }
+    assert list(found.values()) == [[("org/rows", "a" * 40)], [("org/rows", "b" * 40)], None, None]
+    dataset = Dataset(uri="hf://org/rows@v2")
+    assert pinned(dataset, found["hf://org/rows@v2"]).uri == f"hf://org/rows@{'b' * 40}"
+    assert pinned(dataset, None) == dataset
+
+
+# Artifacts
+
+
+def test_an_artifact_is_hashed_once_a_node(tmp_path: Path) -> None:
+    trained, words = tiny.stage_config("sft", tmp_path), tiny.tokenizer_folder(tmp_path / "words")
+    model = tiny.causal_model(words)
+    made = write_artifact(trained, tiny.ALONE, 4, lambda folder: tiny.saved(model, folder, words))
+    config = tiny.stage_config(
+        "reward",
+        tmp_path,
+        model=ModelSource(from_stage=StageName.SFT),
+        world_size=2,
+    ).model_copy(update={"artifacts": {StageName.SFT: made}})
+    folder = str(Path(trained.storage) / made.uri)
+    for nodes, hashing in ((1, [True, False]), (2, [True, True])):
+        found = worlds.pair()(PROGRAM, "hashed", config=config, nodes=nodes)
+        assert [("model.safetensors" in names) for names, _ in found] == hashing
+        assert [place for _, place in found] == [folder] * 2
+        again = trained.model_copy(update={"attempt": 2})
+        found = worlds.pair()(PROGRAM, "finished", config=again, nodes=nodes)
+        assert [("model.safetensors" in names) for names, _ in found] == hashing
+        assert [done.artifact for _, done in found] == [made] * 2
+    (Path(folder) / "model.safetensors").write_bytes(b"other")
+    found = worlds.pair()(PROGRAM, "hashed", config=config, nodes=1)
+    assert all(said.startswith("InputError: artifact of stage sft") for _, said in found)
