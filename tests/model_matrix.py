@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    Gemma3TextConfig,
     PreTrainedConfig,
 )
 
@@ -55,6 +56,9 @@ TEMPERATURE = 0.7
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     **zoo.ARCHITECTURES,
+    "Gemma 3 with use_bidirectional_attention": Gemma3TextConfig(
+        **zoo.ARCHITECTURES["Gemma 3"].to_dict() | {"use_bidirectional_attention": True}
+    ),
     "BERT without is_decoder": BertConfig(
         vocab_size=zoo.VOCABULARY,
         hidden_size=32,
@@ -141,7 +145,12 @@ def line(name: str) -> Line:
         offered = [each for each in ("SDPA", "Eager") if each == "Eager" or model._supports_sdpa]
         cells["attention"] = ", ".join(offered)
         for attention in offered:
-            subject = _subject(Path(folder), attention)
+            try:
+                subject = _subject(Path(folder), attention)
+            except UserError as error:
+                # A model that cannot be opened is of no use anywhere.
+                refusals |= dict.fromkeys(PARTS, str(error).replace(folder, "..."))
+                continue
             for part, (field, prove) in PARTS.items():
                 try:
                     told, text = cells, prove(subject.named(field))

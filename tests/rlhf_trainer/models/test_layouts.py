@@ -34,8 +34,6 @@ FIELD = "spec.stages.sft.packing"
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 30}
 BERT: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
-# Without SDPA in transformers.
-EAGER_ONLY = ("Gemma 2", "GPT-J", "BLOOM", "Mamba")
 BLOCK_MASK = ("OPT", "Falcon")
 NOT_PACKED = ("BLOOM", "Falcon with ALiBi", "Mamba")
 POSITIONS = [name for name in zoo.ARCHITECTURES if name not in (*BLOCK_MASK, *NOT_PACKED)]
@@ -55,11 +53,8 @@ def layout(config: PreTrainedConfig | str, attention: str = "eager", **asked: An
     return row_layout(base(config), settings(attention), CPU, FIELD, **{"packing": True} | asked)
 
 
-def attentions(name: str) -> list[str]:
-    return ["eager"] if name in EAGER_ONLY else ["eager", "sdpa"]
-
-
-CASES = [(name, attention) for name in zoo.ARCHITECTURES for attention in attentions(name)]
+# Where transformers has no SDPA the stage uses Eager, and so does the copy.
+CASES = [(name, attention) for name in zoo.ARCHITECTURES for attention in ("eager", "sdpa")]
 
 
 @pytest.mark.parametrize(("name", "attention"), [case for case in CASES if case[0] in POSITIONS])

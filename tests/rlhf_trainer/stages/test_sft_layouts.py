@@ -10,7 +10,15 @@ import tiny
 import torch
 import zoo
 from flash_twin import flash_attention as flash_attention
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    PreTrainedModel,
+)
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import StageConfig
@@ -62,7 +70,7 @@ def config_of(tmp_path: Path, folder: Path, **settings: Any) -> StageConfig:
         ("Mistral", "Eager"),
         ("Gemma 3", "SDPA"),
         ("Falcon", "SDPA"),
-        ("GPT-J", "Eager"),
+        ("GPT-J", "SDPA"),
     ],
 )
 def test_loss_and_evaluation_are_those_of_transformers(
@@ -138,14 +146,25 @@ def test_an_encoder_is_refused_before_training(tmp_path: Path, stage: str) -> No
     job = tiny.stage_config(stage, tmp_path, model=tiny.file_source(folder))
     with pytest.raises(
         InputError,
-        match=rf"^spec\.stages\.{stage}\.model: in BertLMHeadModel a token sees .*is_decoder: true",
+        match=rf"^spec\.stages\.{stage}\.model: .*BertLMHeadModel .*set is_decoder",
+    ):
+        stage_runs.run(job)
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_so_is_a_decoder_that_was_made_one(tmp_path: Path, stage: str) -> None:
+    config = zoo.ARCHITECTURES["Gemma 3"].to_dict() | {"use_bidirectional_attention": True}
+    folder = tmp_path / "bidirectional"
+    Gemma3ForCausalLM(Gemma3TextConfig(**config)).save_pretrained(folder)
+    tiny.tokenizer_of(tiny.tokenizer_folder(tmp_path / "tokenizer")).save_pretrained(folder)
+    job = tiny.stage_config(stage, tmp_path, model=tiny.file_source(folder))
+    with pytest.raises(
+        InputError, match=rf"^spec\.stages\.{stage}\.model: in Gemma3ForCausalLM a token sees"
     ):
         stage_runs.run(job)
 
 
 def test_a_critic_must_be_causal_too(tmp_path: Path) -> None:
-    from transformers import Gemma3TextConfig, Gemma3TextForSequenceClassification
-
     words = tiny.tokenizer_folder(tmp_path / "tokenizer")
     config = Gemma3TextConfig(
         **zoo.ARCHITECTURES["Gemma 3"].to_dict()

@@ -270,8 +270,10 @@ def _alone(model: PreTrainedModel, row: SFTExample) -> Tensor:
 
 def _small_model(base: Base, settings: ModelSettings) -> PreTrainedModel:
     config = shrunken(base.config)
+    # Eager is always there, and nobody needs to be told again that it is used.
+    eager = replace(settings, attention="eager")
     with torch.device("meta"):
-        size = untrained_model(config, settings, base.field).num_parameters()
+        size = untrained_model(config, eager, base.field).num_parameters()
     if size > MOST_PARAMETERS:
         raise ProbeError(f"it would have {size:,} parameters")
     # What the stage draws later must not depend on this.
