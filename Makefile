@@ -104,7 +104,7 @@ verify: venv ## Fail if a generated file is stale
 	$(BIN)/python -m rlhf_chart all --check
 
 models: venv ## Measure every architecture against transformers, and write docs/models.md
-	PYTHONPATH=tests $(BIN)/python -m model_matrix models
+	PYTHONPATH=tests $(BIN)/python -m model_page models
 
 demo: venv ## Train SFT, reward model and PPO on Chinese shop reviews, and judge the result
 	$(BIN)/python examples/zh_reviews.py prepare

@@ -1,12 +1,10 @@
-"""Each architecture in each part, against transformers itself; `docs/models.md` is what came of it.
+"""Each architecture in each part, against transformers itself.
 
-`make models` writes the page; tests/rlhf_trainer/models/test_matrix.py checks it. A part is
-either equal to transformers on the same rows, whichever side they are padded on, or refused with
-the message that the page names; anything else fails here.
+A part is either equal to transformers on the same rows, whichever side they are padded on, or
+refused before training; anything else fails here. `model_page` writes down what came of it.
 """
 
 import copy
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +15,6 @@ from typing import Any
 import numpy as np
 import tiny
 import torch
-import transformers
 import zoo
 from torch import Tensor
 from transformers import (
@@ -29,7 +26,6 @@ from transformers import (
 )
 
 from rlhf_api.errors import UserError
-from rlhf_api.generated import write_or_check
 from rlhf_trainer.data.collate import Padded, pad_left, pad_right
 from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
@@ -49,7 +45,6 @@ from rlhf_trainer.ppo.experience import last_scores, response_values
 from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampling
 from rlhf_trainer.run.artifact import ModelLocation
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 WITHIN = 2e-5
 """Largest difference in nats, or in units of the score."""
 TEMPERATURE = 0.7
@@ -70,32 +65,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
 }
 
-_HEAD = """\
-# Models
 
-Made by `make models` from what was measured; the tests measure it again.
-
-transformers' `AutoModelForCausalLM` and `AutoModelForSequenceClassification` load the models, never
-with code of their own. Where the table says "yes", small models of the architecture with weights
-that all matter and windows shorter than the rows gave the numbers that transformers alone gives for
-each row, within 2e-5 in FP32, on whichever side the rows were padded:
-
-- SFT: the loss on responses; packed: the same with several rows in a sequence, and what keeps them
-  apart;
-- reward model: the score of a prompt with its response, made from a causal model of the
-  architecture;
-- PPO policy: sampled responses, and the log-probability of each token at a temperature;
-- PPO critic: the value before each token of a response.
-
-"""
-_TAIL = """
-Other architectures are judged when a stage starts: a small copy of the model with random weights is
-asked whether a token sees those after it, and whether packed rows have the logits that they have
-alone. What is not understood is refused before any weights are read, with field and remedy.
-
-FlashAttention2 is asked on the GPU that trains. There all rows of a micro-batch stand in one
-sequence without padding when they are packed.
-"""
 _APART = {
     RowLayout.POSITIONS: "yes, by positions",
     RowLayout.BLOCK_MASK: "yes, by a mask",
@@ -362,45 +332,3 @@ PARTS: dict[str, tuple[str, Callable[[Subject], str]]] = {
     "PPO critic": ("spec.stages.ppo.criticModel", values),
 }
 """What is proved, and the field that names the model there."""
-
-
-# The page
-
-
-def page(lines: Sequence[Line]) -> str:
-    """The text of `docs/models.md`."""
-    columns = ("attention", *PARTS)
-    table = [f"| architecture | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
-    notes: list[str] = []
-    for each in lines:
-        cells = []
-        for column in columns:
-            if column in each.cells:
-                cells.append(each.cells[column])
-                continue
-            # The field that names the model differs from stage to stage.
-            field, _, text = each.refusals[column].partition(": ")
-            text = text if field.endswith("odel") else each.refusals[column]
-            if text not in notes:
-                notes.append(text)
-            cells.append(f"refused ({notes.index(text) + 1})")
-        table.append(f"| {each.name} | {' | '.join(cells)} |")
-    heading = "\nA refusal ends the stage before training, with exit code 66 or 78, and says:\n"
-    refusals = [f"{number}. {text}" for number, text in enumerate(notes, 1)]
-    return _HEAD + "\n".join([*table, heading, *refusals]) + "\n" + _TAIL
-
-
-def made() -> str:
-    """The page as it is measured now."""
-    return page([line(name) for name in CONFIGS])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page, or tell whether it is stale."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return write_or_check("python -m model_matrix", {"models": (made, PAGE)}, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,7 @@
 """Every architecture in every part equals transformers or is refused, and the page says which."""
 
 import model_matrix
+import model_page
 import pytest
 
 
@@ -18,8 +19,8 @@ def test_it_equals_transformers_or_is_refused_as_the_page_says(name: str) -> Non
 
 def test_the_page_is_what_was_measured() -> None:
     """After a change that is meant: `make models`."""
-    assert page() == model_matrix.made()
+    assert page() == model_page.made()
 
 
 def page() -> str:
-    return model_matrix.PAGE.read_text(encoding="utf-8")
+    return model_page.PAGE.read_text(encoding="utf-8")

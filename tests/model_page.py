@@ -1,0 +1,80 @@
+"""`docs/models.md`, made from what `model_matrix` measures.
+
+`make models` writes the page; tests/rlhf_trainer/models/test_matrix.py checks it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+from model_matrix import CONFIGS, PARTS, Line, line
+
+from rlhf_api.generated import write_or_check
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+_HEAD = """\
+# Models
+
+Made by `make models` from what was measured; the tests measure it again.
+
+transformers' `AutoModelForCausalLM` and `AutoModelForSequenceClassification` load the models, never
+with code of their own. Where the table says "yes", small models of the architecture with weights
+that all matter and windows shorter than the rows gave the numbers that transformers alone gives for
+each row, within 2e-5 in FP32, on whichever side the rows were padded:
+
+- SFT: the loss on responses; packed: the same with several rows in a sequence, and what keeps them
+  apart;
+- reward model: the score of a prompt with its response, made from a causal model of the
+  architecture;
+- PPO policy: sampled responses, and the log-probability of each token at a temperature;
+- PPO critic: the value before each token of a response.
+
+"""
+_TAIL = """
+Other architectures are judged when a stage starts: a small copy of the model with random weights is
+asked whether a token sees those after it, and whether packed rows have the logits that they have
+alone. What is not understood is refused before any weights are read, with field and remedy.
+
+FlashAttention2 is asked on the GPU that trains. There all rows of a micro-batch stand in one
+sequence without padding when they are packed.
+"""
+
+
+def page(lines: Sequence[Line]) -> str:
+    """The text of `docs/models.md`."""
+    columns = ("attention", *PARTS)
+    table = [f"| architecture | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
+    notes: list[str] = []
+    for each in lines:
+        cells = []
+        for column in columns:
+            if column in each.cells:
+                cells.append(each.cells[column])
+                continue
+            # The field that names the model differs from stage to stage.
+            field, _, text = each.refusals[column].partition(": ")
+            text = text if field.endswith("odel") else each.refusals[column]
+            if text not in notes:
+                notes.append(text)
+            cells.append(f"refused ({notes.index(text) + 1})")
+        table.append(f"| {each.name} | {' | '.join(cells)} |")
+    heading = "\nA refusal ends the stage before training, with exit code 66 or 78, and says:\n"
+    refusals = [f"{number}. {text}" for number, text in enumerate(notes, 1)]
+    return _HEAD + "\n".join([*table, heading, *refusals]) + "\n" + _TAIL
+
+
+def made() -> str:
+    """The page as it is measured now."""
+    return page([line(name) for name in CONFIGS])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page, or tell whether it is stale."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return write_or_check("python -m model_page", {"models": (made, PAGE)}, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
