@@ -174,7 +174,6 @@ def rows(tmp_path: Path) -> Path:
         {"max_rows": 3},
         {"allow_loss": True},
         {"columns": {"prompt": "response"}},
-        {"split": "test"},
     ],
 )
 def test_whatever_decides_about_tokens_changes_their_key(
