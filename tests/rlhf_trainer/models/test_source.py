@@ -15,12 +15,13 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, MambaConfig
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import ModelSource
 from rlhf_trainer.errors import ServiceUnavailable
 from rlhf_trainer.models import source as source_module
-from rlhf_trainer.models.source import Base, open_base, require_same_tokenizer
+from rlhf_trainer.models.source import Base, max_positions, open_base, require_same_tokenizer
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loop_cases.py"
@@ -218,6 +219,54 @@ def test_models_that_read_tokens_differently_are_refused(folder: Path) -> None:
     assert str(caught.value) == (
         "spec.stages.ppo.rewardModel: its tokenizer (22 tokens) differs from that of "
         "spec.stages.ppo.model (22 tokens); train both from models of one family"
+    )
+
+
+# Positions
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({}, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0}, 256),
+        # It is counted in already, as in DeepSeek's configurations.
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 64),
+        ({"type": "linear", "factor": 2.0}, 128),
+        ({"type": "dynamic", "factor": 2.5}, 160),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}, 64),
+    ],
+)
+def test_rotary_embeddings_that_are_stretched_take_more(
+    rope: dict[str, Any], expected: int
+) -> None:
+    factors = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if "llama3" in str(rope) else {}
+    settings = {"rope_parameters": rope | factors | {"rope_theta": 10000.0}} if rope else {}
+    assert max_positions(LlamaConfig(max_position_embeddings=64, **settings)) == expected
+
+
+def test_positions_are_read_from_whatever_bounds_them() -> None:
+    assert max_positions(GPT2Config(n_positions=32)) == 32
+    assert max_positions(BloomConfig()) is None
+    assert max_positions(MambaConfig()) is None
+    # A factor of some of the layers says nothing of the others.
+    layers = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    layers["full_attention"] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
+    gemma = Gemma3TextConfig(max_position_embeddings=128, rope_parameters=layers)
+    assert max_positions(gemma) == 128
+
+
+def test_sequences_beyond_the_positions_are_refused(folder: Path) -> None:
+    words = folder / "tokenizer"
+    found = base(folder, tiny.scratch_source(words, "gpt2", max_positions=24))
+    found.require_positions(24, "spec.stages.sft.maxLength")
+    with pytest.raises(ConfigError) as caught:
+        found.require_positions(25, "spec.stages.sft.maxLength")
+    assert str(caught.value) == (
+        f"{FIELD}: the model takes 24 tokens, but sequences of this stage reach 25; lower "
+        "spec.stages.sft.maxLength, or name a model that takes more"
     )
 
 

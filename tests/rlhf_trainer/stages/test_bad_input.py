@@ -137,6 +137,34 @@ def unknown_stop_token(folder: Path) -> tuple[StageConfig, int, list[str]]:
     return config, ExitCode.CONFIG, ["spec.stages.ppo.stopTokens[1]", "'abc'", "single token"]
 
 
+def held_out_rows_that_the_model_cannot_take(
+    folder: Path, stage: str, row: dict[str, str]
+) -> tuple[StageConfig, int, list[str]]:
+    words = tiny.tokenizer_folder(folder / "tokenizer")
+    model = tiny.saved(tiny.causal_model(words, "gpt2", max_positions=18), folder / "gpt2", words)
+    changed: dict[str, Any] = {"model": tiny.file_source(model)}
+    if stage == "ppo":
+        changed |= {"max_prompt_length": 16}
+    config = tiny.stage_config(
+        stage, folder, **changed, eval_dataset=rows_at(folder / "long.jsonl", row)
+    )
+    return config, ExitCode.CONFIG, [f"spec.stages.{stage}.model", "takes 18 tokens", "lower"]
+
+
+def long_texts(folder: Path) -> tuple[StageConfig, int, list[str]]:
+    row = {"prompt": "abcdefgh" * 2, "response": "ab"}
+    return held_out_rows_that_the_model_cannot_take(folder, "sft", row)
+
+
+def long_pairs(folder: Path) -> tuple[StageConfig, int, list[str]]:
+    row = {"query": "abcd" * 3, "chosen": "ab", "rejected": "abcdef"}
+    return held_out_rows_that_the_model_cannot_take(folder, "reward", row)
+
+
+def long_prompts(folder: Path) -> tuple[StageConfig, int, list[str]]:
+    return held_out_rows_that_the_model_cannot_take(folder, "ppo", {"prompt": "abcdefghabcd"})
+
+
 @pytest.mark.parametrize(
     "mistake",
     [
@@ -154,6 +182,9 @@ def unknown_stop_token(folder: Path) -> tuple[StageConfig, int, list[str]]:
         three_labels,
         other_tokenizer,
         unknown_stop_token,
+        long_texts,
+        long_pairs,
+        long_prompts,
     ],
 )
 def test_a_mistake_is_named(

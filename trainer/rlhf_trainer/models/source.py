@@ -27,6 +27,8 @@ T = TypeVar("T")
 _MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _OLD_WEIGHTS = ["*.bin"]
 """Read only where there are no safetensors; many repositories hold both."""
+_STRETCHED = ("yarn", "linear", "dynamic")
+"""Rotary embeddings whose factor is one of the positions."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Base:
             tokens: of the longest sequence that the stage will see.
             lengths: the fields that bound it, for the message.
         """
-        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        positions = max_positions(self.config)
         if positions is not None and tokens > positions:
             raise ConfigError(
                 f"{self.field}: the model takes {positions} tokens, but sequences of this stage "
@@ -67,6 +69,24 @@ class Base:
     def size(self, name: str, *, trained: bool) -> ModelSize:
         """How large the model is, for the estimate of memory."""
         return ModelSize(name, count_parameters(self.config), trained)
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Tokens of the longest sequence that the model can take; None where nothing bounds it.
+
+    Rotary embeddings that are stretched reach `factor` times the positions of the original model
+    (B. Peng et al., "YaRN", 2023), and configurations differ in whether `max_position_embeddings`
+    counts that in. Those of Llama 3 and LongRoPE always do, and so do those that stretch but some
+    of their layers.
+    """
+    text = config.get_text_config()
+    positions: int | None = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    factor = rope.get("factor")
+    if positions is None or factor is None or rope.get("rope_type") not in _STRETCHED:
+        return positions
+    original = rope.get("original_max_position_embeddings") or positions
+    return max(positions, int(factor * original))
 
 
 def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str) -> Base:

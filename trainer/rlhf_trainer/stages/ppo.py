@@ -87,7 +87,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             )
             ptx = PTX.read(spec, bases.actor, inputs)
         # 2. The models.
-        longest = max(len(prompt.tokens) for prompt in prompts) + spec.max_response_length
+        answered = [*prompts, *(held_out or ())]
+        longest = max(len(prompt.tokens) for prompt in answered) + spec.max_response_length
         longest = max(longest, ptx.longest if ptx is not None else 0)
         models = load_models(bases, spec, config, ranks, longest)
         steps = ActorSteps.of(models.actor, spec, ptx, ranks)
@@ -120,7 +121,9 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             if held_out is not None and loop.evaluation_due():
                 _report(loop, _answers(collector, held_out, models.actor))
         loop.stop_if_asked()
-        # 4. Judge and keep.
+        # 4. Judge and keep; what fails there costs no step.
+        if held_out is not None:
+            loop.save_unless_saved()
         steps.settle(loop)
         return _keep(collector, held_out)
 

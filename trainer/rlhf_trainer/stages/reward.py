@@ -67,8 +67,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
                 else None
             )
         # 2. The model.
-        longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
-        base.require_positions(longest, f"{FIELD}.maxLength")
+        longest = _longest(pairs)
+        base.require_positions(max(longest, _longest(held_out or ())), f"{FIELD}.maxLength")
         # A score is read behind the whole text, so that its tokens may all see each other.
         check_model(base, ModelSettings.of(spec), causal=False)
         work = MicroBatch(2 * spec.micro_batch_size, longest)
@@ -96,7 +96,9 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             if held_out is not None and loop.evaluation_due():
                 _evaluated(loop, model, held_out, base.pad_id)
         loop.stop_if_asked()
-        # 4. Judge and keep.
+        # 4. Judge and keep; what fails there costs no step.
+        if held_out is not None:
+            loop.save_unless_saved()
         scores = None if held_out is None else _evaluated(loop, model, held_out, base.pad_id)
         return _keep(loop, model, base, scores)
 
@@ -112,6 +114,11 @@ def _read(
         max_length=spec.max_length,
         seed=spec.seed,
     )
+
+
+def _longest(pairs: Sequence[PreferencePair]) -> int:
+    """Tokens of the longest sequence."""
+    return max((max(len(pair.chosen), len(pair.rejected)) for pair in pairs), default=0)
 
 
 def _load(base: Base, spec: RewardStage, ranks: Ranks) -> TrainedModel:

@@ -67,7 +67,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
                 else None
             )
         # 2. The model.
-        base.require_positions(sequences.longest, f"{FIELD}.maxLength")
+        for read in filter(None, (sequences, held_out)):
+            base.require_positions(read.longest, f"{FIELD}.maxLength")
         work = MicroBatch(spec.micro_batch_size, sequences.longest)
         check_memory(
             config,
@@ -93,7 +94,9 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             if held_out is not None and loop.evaluation_due():
                 _evaluated(loop, model, held_out, spec)
         loop.stop_if_asked()
-        # 4. Judge and keep.
+        # 4. Judge and keep; what fails there costs no step.
+        if held_out is not None:
+            loop.save_unless_saved()
         figures = {} if held_out is None else _evaluated(loop, model, held_out, spec)
         return _keep(loop, model, base, figures)
 
