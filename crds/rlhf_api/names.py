@@ -113,7 +113,7 @@ class ExitCode(IntEnum):
     DATA = 65
     INPUT = 66
     UNAVAILABLE = 69
-    SELF_CHECK = 70
+    NUMERICS = 70
     IO = 74
     STOPPED_WITH_CHECKPOINT = 75
     NO_PERMISSION = 77
@@ -139,7 +139,7 @@ USER_ERROR_CODES = frozenset(
         ExitCode.USAGE,
         ExitCode.DATA,
         ExitCode.INPUT,
-        ExitCode.SELF_CHECK,
+        ExitCode.NUMERICS,
         ExitCode.NO_PERMISSION,
         ExitCode.CONFIG,
     }
@@ -237,6 +237,7 @@ class Reason(StrEnum):
     DATA_ERROR = "DataError"
     INPUT_INVALID = "InputInvalid"
     SELF_CHECK_FAILED = "SelfCheckFailed"
+    NON_FINITE = "NonFinite"
     NO_PERMISSION = "NoPermission"
     CONFIG_INVALID = "ConfigInvalid"
     USAGE = "Usage"
@@ -249,7 +250,7 @@ REASON_OF_EXIT_CODE: dict[int, Reason] = {
     ExitCode.DATA: Reason.DATA_ERROR,
     ExitCode.INPUT: Reason.INPUT_INVALID,
     ExitCode.UNAVAILABLE: Reason.SERVICE_UNAVAILABLE,
-    ExitCode.SELF_CHECK: Reason.SELF_CHECK_FAILED,
+    ExitCode.NUMERICS: Reason.SELF_CHECK_FAILED,
     ExitCode.IO: Reason.IO_ERROR,
     ExitCode.STOPPED_WITH_CHECKPOINT: Reason.STOPPED,
     ExitCode.NO_PERMISSION: Reason.NO_PERMISSION,

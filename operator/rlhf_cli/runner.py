@@ -48,7 +48,7 @@ TOLD_CODES = frozenset(
         ExitCode.DATA,
         ExitCode.INPUT,
         ExitCode.UNAVAILABLE,
-        ExitCode.SELF_CHECK,
+        ExitCode.NUMERICS,
         ExitCode.IO,
         ExitCode.NO_PERMISSION,
         ExitCode.CONFIG,

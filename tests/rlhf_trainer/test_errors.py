@@ -17,6 +17,7 @@ from rlhf_trainer.errors import (
     Failure,
     GuardrailFired,
     MemoryEstimateError,
+    NonFiniteError,
     OutOfMemory,
     RankFailed,
     ServiceUnavailable,
@@ -54,6 +55,9 @@ FIRED = GuardrailFired(
         (ContractVersionError("stage.json", 9, "image"), 78, Reason.CONTRACT_VERSION, "is 9"),
         (MemoryEstimateError("9 GiB"), 78, Reason.OUT_OF_MEMORY, "9 GiB"),
         (GuardrailFired("kl 99"), 42, Reason.GUARDRAIL, "kl 99"),
+        (NonFiniteError("loss at step 3"), 70, Reason.NON_FINITE, "loss at step 3"),
+        # Numbers that are refused somewhere below would be the same in the next attempt.
+        (FloatingPointError("kl is nan"), 70, Reason.NON_FINITE, "kl is nan; lower learningRate"),
         (OutOfMemory("host"), 1, Reason.OUT_OF_MEMORY, "host"),
         (ServiceUnavailable("hub"), 69, Reason.SERVICE_UNAVAILABLE, "hub"),
         (torch.cuda.OutOfMemoryError("Tried 2 GiB"), 1, Reason.OUT_OF_MEMORY, "zeroStage"),

@@ -6,7 +6,9 @@ RLHFError
 │   ├── PermissionDenied            77  storage or an input is closed to us
 │   └── ConfigError                 78
 │       └── MemoryEstimateError     78  not enough memory, estimated before loading
-├── GuardrailFired                  42  a guardrail with the action Suspend or Fail
+├── JudgedError                         what was learned ended the attempt
+│   ├── GuardrailFired              42  a guardrail with the action Suspend or Fail
+│   └── NonFiniteError              70  a loss, gradient or weight is NaN or infinite; a UserError
 ├── ServiceUnavailable              69  a hub or a network that may come back
 ├── StorageError                    74  full or failing
 ├── StopRequested           75 or 143  with or without a checkpoint
@@ -32,6 +34,8 @@ from rlhf_api.v1alpha1 import HealthVerdict
 MEMORY_REMEDY = (
     "use a smaller microBatchSize, a higher zeroStage, shorter sequences, more ranks or more memory"
 )
+
+FINITE_REMEDY = "lower learningRate (in PPO also criticLearningRate), or set precision FP32"
 
 FULL_OR_BROKEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE})
 CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -60,7 +64,7 @@ _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "cublas_status_alloc_
 class SelfCheckError(UserError):
     """A check of our own arithmetic failed: wrong kernels, a broken device or a defect of ours."""
 
-    exit_code = ExitCode.SELF_CHECK
+    exit_code = ExitCode.NUMERICS
 
 
 class PermissionDenied(UserError):  # noqa: N818 - named as what it says
@@ -73,16 +77,14 @@ class MemoryEstimateError(ConfigError):
     """The model will not fit, by an estimate made before anything is loaded."""
 
 
-class GuardrailFired(RLHFError):  # noqa: N818 - named as what it says
-    """A guardrail with the action Suspend or Fail fired; the message holds its evidence.
+class JudgedError(RLHFError):
+    """What was learned ended the attempt.
 
     Attributes:
         verdicts: all rules that are broken, the one that fired first.
         step: steps done.
         last_checkpoint_step: step of the newest complete checkpoint; None if there is none.
     """
-
-    exit_code = ExitCode.GUARDRAIL
 
     def __init__(
         self,
@@ -98,6 +100,21 @@ class GuardrailFired(RLHFError):  # noqa: N818 - named as what it says
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.verdicts, self.step, self.last_checkpoint_step)
+
+
+class GuardrailFired(JudgedError):  # noqa: N818 - named as what it says
+    """A guardrail with the action Suspend or Fail fired; the message holds its evidence."""
+
+    exit_code = ExitCode.GUARDRAIL
+
+
+class NonFiniteError(JudgedError, UserError):
+    """A loss, a gradient, a weight or a figure is NaN or infinite; nothing after it is kept.
+
+    Comes before every guardrail, whatever its action.
+    """
+
+    exit_code = ExitCode.NUMERICS
 
 
 class ServiceUnavailable(RLHFError):  # noqa: N818 - named as what it says
@@ -196,7 +213,7 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(ExitCode.CRASH, Reason.CRASHED, f"{_text_of(error)}{_place_of(error)}")
     code, step, checkpoint = ours.exit_code, None, None
     verdicts: tuple[HealthVerdict, ...] = ()
-    if isinstance(ours, StopRequested | GuardrailFired):
+    if isinstance(ours, StopRequested | JudgedError):
         step, checkpoint, verdicts = ours.step, ours.last_checkpoint_step, ours.verdicts
     if isinstance(ours, StopRequested) and checkpoint is not None:
         code = ExitCode.STOPPED_WITH_CHECKPOINT
@@ -216,6 +233,9 @@ def _translated(error: BaseException) -> RLHFError | None:
     """The error of ours that `error` stands for; None if it is a crash."""
     if isinstance(error, RLHFError):
         return error
+    if isinstance(error, FloatingPointError):
+        # The same numbers would come again.
+        return NonFiniteError(f"{error}; {FINITE_REMEDY}")
     if _is_memory_error(error):
         return OutOfMemory(f"{_text_of(error)}; {MEMORY_REMEDY}")
     if is_peer_loss(error):
@@ -238,6 +258,8 @@ def _translated_os_error(error: OSError) -> RLHFError | None:
 def _reason_of(error: RLHFError, code: int) -> Reason:
     if isinstance(error, OutOfMemory | MemoryEstimateError):
         return Reason.OUT_OF_MEMORY
+    if isinstance(error, NonFiniteError):
+        return Reason.NON_FINITE
     if isinstance(error, ContractVersionError):
         return Reason.CONTRACT_VERSION
     return REASON_OF_EXIT_CODE.get(code, Reason.CRASHED)

@@ -137,14 +137,17 @@ def _class_of(process: ObservedProcess) -> FailureClass:
     return failure_class(process.exit_code)
 
 
-def _weight(process: ObservedProcess) -> tuple[int, bool, float, int]:
-    """Sorts the strongest evidence first: by class, who tells its rule, a stop that saved, the
-    time, the index."""
+def _weight(process: ObservedProcess) -> tuple[float, bool, float, int]:
+    """Sorts the strongest evidence first: by class, numbers that cannot be trusted before a
+    guardrail, who tells its rule, a stop that saved, the time, the index."""
     kind = _class_of(process)
+    strength: float = _STRENGTH[kind]
+    if kind is FailureClass.USER_ERROR and process.exit_code == ExitCode.NUMERICS:
+        strength = _STRENGTH[FailureClass.GUARDRAIL] - 0.5
     when = process.finished_at.timestamp() if process.finished_at is not None else float("inf")
     untold = kind is FailureClass.GUARDRAIL and ending_verdict(process) is None
     unsaved = process.exit_code == ExitCode.STOPPED
-    return _STRENGTH[kind], untold or unsaved, when, process.index
+    return strength, untold or unsaved, when, process.index
 
 
 def _verdict(

@@ -3,6 +3,7 @@
 The measure is plain PyTorch: one process, one batch, AdamW and `clip_grad_norm_`.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -122,23 +123,57 @@ def test_a_frozen_model_is_itself_where_nothing_is_sharded(tmp_path: Path) -> No
         assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("precision", "value"), [("FP32", math.inf), ("FP32", math.nan), ("BF16", math.nan)]
+)
+def test_a_gradient_that_is_not_finite_has_no_norm(
+    tmp_path: Path, world_size: int, precision: str, value: float
+) -> None:
+    """Some of DeepSpeed's optimizers skip such a step, and some say -1 of its gradient."""
+    for found in on(
+        world_size,
+        "spoilt",
+        folder=tmp_path,
+        zero_stages=ZERO_STAGES,
+        precision=precision,
+        value=value,
+    ):
+        for stage, ((norm, weights), (spoilt, _)) in found.items():
+            assert (math.isfinite(norm), weights) == (True, []), stage
+            assert norm > 0, stage
+            assert not math.isfinite(spoilt), stage
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, zero_stage: int) -> None:
+    """The gradient is finite, and the step leads beyond the largest number."""
+    model = line(tmp_path, zero_stage, clip=1.0, start=-3.3e38)
+    assert model.spoilt_weights() == []
+    model.accumulate(model(torch.ones(8)), last=True)
+    assert math.isfinite(model.step(3e37))
+    assert model.spoilt_weights() == ["weight", "bias"]
+
+
 class Line(nn.Module):
     """y = w · x + b."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(2, 8))
-        self.bias = nn.Parameter(torch.ones(2))
+        self.weight = nn.Parameter(torch.full((2, 8), start))
+        self.bias = nn.Parameter(torch.full((2,), start))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (self.weight @ x + self.bias).sum()
 
 
-def line(folder: Path, zero_stage: int, clip: float, **settings: Any) -> TrainedModel:
+def line(
+    folder: Path, zero_stage: int, clip: float, start: float = 1.0, **settings: Any
+) -> TrainedModel:
     found = tiny.stage_spec(
         "sft", folder, zero_stage=zero_stage, gradient_clipping=clip, **settings
     )
-    module = Line().to(DTYPES[found.precision])
+    module = Line(start).to(DTYPES[found.precision])
     return train(module, found, tiny.ranks(), learning_rate=0.5)
 
 

@@ -15,7 +15,14 @@ from torch import Tensor
 from rlhf_api.v1alpha1 import SFTStage
 from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import rank_slice
-from rlhf_trainer.models.engine import TrainedModel, freeze, micro_batches, train, whole_parameters
+from rlhf_trainer.models.engine import (
+    DTYPES,
+    TrainedModel,
+    freeze,
+    micro_batches,
+    train,
+    whole_parameters,
+)
 from rlhf_trainer.models.heads import Actor, ScalarModel
 from rlhf_trainer.rl import sft_loss
 from rlhf_trainer.run.checkpoint import CheckpointStore
@@ -127,6 +134,31 @@ def bf16(ranks: Ranks, folder: Path, zero_stages: list[int]) -> dict[int, Any]:
         model = train(actor(folder, torch.bfloat16), settings, ranks, learning_rate=1.0)
         told = [one_step(model, ranks, 2, 0.01) for _ in range(8)]
         found[zero_stage] = told, {str(p.dtype) for p in model.module.parameters()}
+    return found
+
+
+def spoilt(
+    ranks: Ranks, folder: Path, zero_stages: list[int], precision: str, value: float
+) -> dict[int, Any]:
+    """By ZeRO stage: norm and spoilt weights of a good step, then of one in which an element of a
+    gradient of the last rank alone is `value`."""
+    found = {}
+    for stage in zero_stages:
+        module = actor(folder, DTYPES[precision])
+        settings = spec(folder, zero_stage=stage, precision=precision)
+        model = train(module, settings, ranks, learning_rate=0.0)
+        good = one_step(model, ranks, 8, 0.01)[1], model.spoilt_weights()
+        last = ranks.rank == ranks.world_size - 1
+
+        def spoil(gradient: Tensor, last: bool = last) -> Tensor:
+            return gradient.index_fill(0, torch.tensor([3]), value) if last else gradient
+
+        hook = dict(module.named_parameters())["model.model.embed_tokens.weight"].register_hook(
+            spoil
+        )
+        bad = one_step(model, ranks, 8, 0.01)[1], model.spoilt_weights()
+        hook.remove()
+        found[stage] = good, bad
     return found
 
 

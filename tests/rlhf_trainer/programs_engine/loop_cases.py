@@ -1,5 +1,6 @@
 """What each rank does in `test_loop` and `test_source`."""
 
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -29,6 +30,9 @@ class Sum:
 
     rank: int
     value: float = 0.0
+
+    def spoilt_weights(self) -> list[str]:
+        return [] if math.isfinite(self.value) else ["value"]
 
     def save(self, folder: Path, tag: str) -> None:
         if self.rank == 0:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_trainer.models.engine import TrainedModel
+from rlhf_trainer.models.finite import spoilt_weights
 
 _PARTITIONS = (
     "single_partition_of_fp32_groups",  # ZeRO 1 and 2
@@ -41,6 +42,10 @@ class MovingAverage:
         """Take in the weights after a step."""
         for average, part in zip(self._averages, _weights(self._model), strict=True):
             average.lerp_(part.float(), 1 - self._decay)
+
+    def spoilt_weights(self) -> list[str]:
+        """Numbers of this rank's parts that hold a NaN or an infinity."""
+        return spoilt_weights({str(at): part for at, part in enumerate(self._averages)})
 
     def save(self, folder: Path, tag: str) -> None:
         """Write this rank's part below `folder`/`tag`."""

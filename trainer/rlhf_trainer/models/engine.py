@@ -7,6 +7,7 @@ set from outside at every step: a resumed run needs its step number and no sched
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from rlhf_api.v1alpha1 import StageSpec
+from rlhf_trainer.models.finite import spoilt_weights
 from rlhf_trainer.run.distributed import Ranks
 
 # DeepSpeed logs its whole configuration at INFO and every step of a save.
@@ -77,7 +79,10 @@ class TrainedModel(PlacedModel):
             group["lr"] = learning_rate
         norm = self._gradient_norm() if self.zero_stage == 0 else None
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0) if norm is None else norm
+        if norm is None:
+            norm = float(self.engine.get_global_grad_norm() or 0.0)
+        # DeepSpeed says -1 of a gradient that is not finite.
+        return norm if norm >= 0 else math.nan
 
     def _gradient_norm(self) -> float | None:
         """Norm of gradients that are whole on every rank; None where DeepSpeed keeps it itself."""
@@ -85,6 +90,10 @@ class TrainedModel(PlacedModel):
         if not gradients:
             return None
         return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients])))
+
+    def spoilt_weights(self) -> list[str]:
+        """Names of the weights that hold a NaN or an infinity, as far as this rank has them."""
+        return spoilt_weights(dict(self.module.named_parameters()))
 
     @torch.no_grad()
     def rewrite(
@@ -219,7 +228,8 @@ def deepspeed_config(spec: StageSpec, zero_stage: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spec.gradient_clipping,
-        "bf16": {"enabled": spec.precision == "BF16"},
+        # Without the check a norm that is not finite may be told as one that is.
+        "bf16": {"enabled": spec.precision == "BF16", "check_grad_overflow": True},
         "zero_optimization": {
             "stage": zero_stage,
             # Overlap and buckets trade memory for speed on links that CPU tests do not have.

@@ -25,8 +25,10 @@ from transformers import (
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import StageSpec
+from rlhf_trainer.errors import NonFiniteError
 from rlhf_trainer.models.configs import model_config
 from rlhf_trainer.models.engine import DTYPES
+from rlhf_trainer.models.finite import spoilt_weights
 from rlhf_trainer.models.heads import score_head
 from rlhf_trainer.models.opening import one_line, opening
 from rlhf_trainer.run.artifact import ModelLocation
@@ -216,6 +218,11 @@ def _from_pretrained(
         raise InputError(
             f"{field}: cannot load {location.path}: {name} has shape {list(found)} in its files "
             f"and {list(wanted)} by its config.json; use files that were saved together"
+        )
+    for weight in spoilt_weights(dict(model.named_parameters())):
+        raise NonFiniteError(
+            f"{field}: cannot use {location.path}: its {weight} holds NaN or infinity; name a "
+            "model whose weights are numbers"
         )
     return model, set(loaded["missing_keys"])
 

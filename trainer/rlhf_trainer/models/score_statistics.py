@@ -15,7 +15,7 @@ from rlhf_api.errors import InputError
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.models.source import Base
-from rlhf_trainer.run.files import write_atomically
+from rlhf_trainer.run.files import json_text, write_atomically
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ScoreStatistics:
 
     def write(self, folder: Path) -> None:
         """Leave them beside the model."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
+        text = json_text(asdict(self), indent=2)
         write_atomically(folder / FileName.REWARD_STATISTICS, text)
 
 

@@ -12,7 +12,7 @@ from rlhf_api.metrics import Phase
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.models.engine import PlacedModel
 from rlhf_trainer.models.heads import Actor
-from rlhf_trainer.ppo.experience import Experience, collect, finite_on_all
+from rlhf_trainer.ppo.experience import Experience, collect, spoilt_on_any
 from rlhf_trainer.ppo.models import Models
 from rlhf_trainer.ppo.rewards import Rewards
 from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampler, Sampling
@@ -33,8 +33,8 @@ class Collector:
     rewards: Rewards
     sampling: Sampling
 
-    def collect(self, prompts: Sequence[Sequence[int]]) -> tuple[Experience, bool]:
-        """One rank's experience of an update, and whether it is finite on all ranks.
+    def collect(self, prompts: Sequence[Sequence[int]]) -> tuple[Experience, list[str]]:
+        """One rank's experience of an update, and what of it is not finite on any rank.
 
         Raises:
             StopRequested: on all ranks, from the state before the update.
@@ -49,7 +49,7 @@ class Collector:
             loop.stop_if_asked(inside_step=True)
             # Asked for here, since a device is still at work on it.
             numbers = experience.numbers(self.spec.kl_estimator, self.state.kl_coef)
-            return experience, finite_on_all(self.ranks, *numbers)
+            return experience, spoilt_on_any(self.ranks, numbers)
 
     def evaluated(self, rollout: Rollout, actor: PlacedModel) -> Experience:
         """What all models say of a rollout, `actor` in the place of the policy."""

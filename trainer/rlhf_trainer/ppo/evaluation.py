@@ -4,7 +4,6 @@ Called by the PPO stage. Both answer the same prompts from the same seeds, so th
 what was learned.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.ppo.experience import Experience
 from rlhf_trainer.rl import distinct_n
 from rlhf_trainer.run.distributed import Ranks, gather_objects
-from rlhf_trainer.run.files import write_atomically
+from rlhf_trainer.run.files import json_text, write_atomically
 from rlhf_trainer.run.report import Sample
 
 
@@ -147,5 +146,5 @@ def write_samples(
         )
         for prompt, old, new in zip(prompts, before, after, strict=True)
     ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(json_text(line) for line in lines)
     write_atomically(folder / FileName.EVALUATION_SAMPLES, text)

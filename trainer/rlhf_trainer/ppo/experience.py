@@ -27,6 +27,10 @@ from rlhf_trainer.rl import (
 )
 from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_max
 
+SCORES = "scores"
+"""What rewards gave, among the names of an experience's numbers."""
+NOTHING_SEEN = Moments()
+
 
 @dataclass(frozen=True)
 class Experience:
@@ -70,12 +74,19 @@ class Experience:
         """Float[batch], K1 in nats an answer."""
         return self.kl().sum(dim=1)
 
-    def numbers(self, estimator: str, kl_coef: float) -> tuple[Tensor, ...]:
-        """All numbers that are learned from, without those that mean nothing."""
-        logprobs = (self.old_logprobs, self.ref_logprobs, self.rollout.sampled_logprobs)
-        per_token = (each[self.mask] for each in (*logprobs, self.values))
-        # The penalty may overflow where the log-probabilities do not: K2 is a square.
-        return (*per_token, self.scores, kl_coef * self.kl(estimator).sum(dim=1))
+    def numbers(self, estimator: str, kl_coef: float) -> dict[str, Tensor]:
+        """All numbers that are learned from, by name, without those that mean nothing."""
+        per_token = {
+            "actor's log-probabilities": self.old_logprobs,
+            "reference's log-probabilities": self.ref_logprobs,
+            "sampler's log-probabilities": self.rollout.sampled_logprobs,
+            "critic's values": self.values,
+        }
+        return {name: each[self.mask] for name, each in per_token.items()} | {
+            SCORES: self.scores,
+            # It may overflow where the log-probabilities do not: K2 is a square.
+            "KL penalty": kl_coef * self.kl(estimator).sum(dim=1),
+        }
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,11 @@ class Targets:
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
+
+    @property
+    def numbers(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return {"advantages": self.advantages, "returns": self.returns}
 
     def __getitem__(self, rows: Tensor) -> "Targets":
         """The rows at Long[n] indices."""
@@ -181,8 +197,7 @@ def shaped_scores(
         seen = scores
         if total:
             seen = scores - kl_coef * experience.kl(spec.kl_estimator).sum(dim=1)
-        for of_rank in gather_objects(ranks, Moments.from_values(seen)):
-            moments = moments.merge(of_rank)
+        moments = merged_moments(ranks, lambda: Moments.from_values(seen), moments)
         divisor = running_scale(moments)
         # The KL part of a reward is linear in its weight.
         kl_coef = kl_coef / divisor if total else kl_coef
@@ -200,20 +215,35 @@ def targets_of(experience: Experience, scores: Tensor, spec: PPOStage, kl_coef: 
     return Targets(rewards, advantages, returns)
 
 
-def finite_on_all(ranks: Ranks, *tensors: Tensor) -> bool:
-    """Whether every number is finite on every rank; all ranks call this and get the same answer.
-
-    Asked before any moments: they refuse such numbers on the rank that has them, and the others
-    would wait for it.
-    """
-    spoilt = any(not bool(torch.isfinite(each).all()) for each in tensors)
-    return reduce_max([float(spoilt)], ranks)[0] == 0
+def spoilt_on_any(ranks: Ranks, numbers: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are NaN or infinite somewhere; the same answer on all ranks."""
+    spoilt = [float(not bool(torch.isfinite(each).all())) for each in numbers.values()]
+    found = reduce_max(spoilt, ranks)
+    return [name for name, each in zip(numbers, found, strict=True) if each]
 
 
 def global_moments(x: Tensor, mask: Tensor, ranks: Ranks) -> Moments:
-    """Moments over the real tokens of all ranks."""
-    merged = Moments()
-    for of_rank in gather_objects(ranks, masked_moments(x, mask)):
+    """Moments over the real tokens of all ranks; raises as `merged_moments`."""
+    return merged_moments(ranks, lambda: masked_moments(x, mask))
+
+
+def merged_moments(
+    ranks: Ranks, own: Callable[[], Moments], before: Moments = NOTHING_SEEN
+) -> Moments:
+    """`before` with the moments of all ranks.
+
+    Raises:
+        FloatingPointError: on every rank, if `own` raises it on any: the others would wait for it.
+    """
+    seen: Moments | FloatingPointError
+    try:
+        seen = own()
+    except FloatingPointError as error:
+        seen = error
+    merged = before
+    for of_rank in gather_objects(ranks, seen):
+        if isinstance(of_rank, FloatingPointError):
+            raise of_rank
         merged = merged.merge(of_rank)
     return merged
 

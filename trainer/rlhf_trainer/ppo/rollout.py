@@ -149,7 +149,7 @@ class GenerateSampler:
         sampling = self._sampling
         batch = pad_left(prompts, sampling.pad_id)
         input_ids = batch.input_ids.to(self._device)
-        recorder = _Recorder(sampling.temperature)
+        recorder = _Recorder(sampling.temperature, sampling.stop_ids[0])
         # GenerationMixin is not among PreTrainedModel's declared bases.
         generate: Any = self._model.generate
         sequences: Tensor = generate(
@@ -193,10 +193,15 @@ def response_lengths(responses: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor
 
 
 class _Recorder(LogitsProcessor):
-    """Applies the temperature and keeps each sampled token's log-probability, no more."""
+    """Applies the temperature and keeps each sampled token's log-probability, no more.
 
-    def __init__(self, temperature: float) -> None:
+    Where logits are no distribution the answer ends by `stop_id`, with the log-probability NaN:
+    sampling would raise on this rank alone, or stop the whole device.
+    """
+
+    def __init__(self, temperature: float, stop_id: int) -> None:
         self._temperature = temperature
+        self._stop_id = stop_id
         self._last: Tensor | None = None
         self._taken: list[Tensor] = []
 
@@ -204,7 +209,10 @@ class _Recorder(LogitsProcessor):
         self._take(input_ids[:, -1])
         scaled = scores.float() / self._temperature
         self._last = torch.log_softmax(scaled, dim=-1)
-        return scaled
+        spoilt = ~torch.isfinite(self._last.amax(dim=-1, keepdim=True))
+        end = torch.full_like(scaled, -torch.inf)
+        end[:, self._stop_id] = 0.0
+        return torch.where(spoilt, end, scaled)
 
     def _take(self, tokens: Tensor) -> None:
         if self._last is not None:

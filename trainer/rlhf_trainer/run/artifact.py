@@ -4,7 +4,6 @@ Called by the stages and by the process's edge. An artifact is a folder whose `m
 written last and names every other file by size and sha256; nothing here reads weights.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from rlhf_trainer.run.checkpoint import remove_of_finished
 from rlhf_trainer.run.distributed import Ranks, gather_objects, on_first_rank_of_node
 from rlhf_trainer.run.files import (
     HIDDEN,
+    json_text,
     list_files,
     publish_folder,
     sha256_of,
@@ -200,8 +200,7 @@ def read_manifest(config: StageConfig, artifact: Artifact) -> Manifest:
 
 def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
     """Leave what was measured on held-out rows beside the model."""
-    text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / FileName.EVALUATION, text)
+    write_atomically(folder / FileName.EVALUATION, json_text(figures, indent=2))
 
 
 def open_artifact(config: StageConfig, stage: StageName) -> Path:
@@ -318,8 +317,7 @@ def _write_manifest(
         verdicts=verdicts,
     )
     document = manifest.to_resolved_document()
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / FileName.MANIFEST, text)
+    write_atomically(folder / FileName.MANIFEST, json_text(document, indent=2))
 
 
 def _artifact_at(config: StageConfig, folder: Path) -> Artifact:

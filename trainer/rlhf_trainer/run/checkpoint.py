@@ -25,6 +25,7 @@ from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.run.distributed import Ranks, gather_objects
 from rlhf_trainer.run.files import (
+    json_text,
     list_files,
     publish_folder,
     remove_folder,
@@ -168,11 +169,10 @@ class CheckpointStore:
         return state
 
     def _seal(self, folder: Path, step: int, state: Mapping[str, Any]) -> None:
-        text = json.dumps(state, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(folder / STATE, text)
+        write_atomically(folder / STATE, json_text(state, indent=2))
         files = [_describe(folder, path) for path in list_files(folder)]
         manifest = {"step": step, "configDigest": self._digest, "files": files}
-        write_atomically(folder / FileName.MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        write_atomically(folder / FileName.MANIFEST, json_text(manifest, indent=2))
 
     def _find(self) -> Checkpoint | None:
         candidates = [

@@ -6,11 +6,13 @@ storage is full, broken or closed to us"; decides nothing about what is kept.
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rlhf_api.errors import RLHFError
 from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, PermissionDenied, StorageError
@@ -82,6 +84,18 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 partial.unlink()
             raise
         fsync_folder(path.parent)
+
+
+def json_text(document: Any, *, indent: int | None = None) -> str:
+    """A document, or a line of several, as JSON with a line break.
+
+    Raises:
+        FloatingPointError: one of its numbers is NaN or infinite, which JSON cannot hold.
+    """
+    try:
+        return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise FloatingPointError(f"a document cannot be written: {error}") from error
 
 
 def sha256_of(path: Path) -> str:

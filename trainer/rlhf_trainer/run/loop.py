@@ -7,17 +7,19 @@ then thrown away, and what is saved is the state after a whole one.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_api.errors import InputError
 from rlhf_api.metrics import Metric, Phase
+from rlhf_api.names import GuardrailAction, GuardrailRule
 from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig
 from rlhf_trainer.data.cursor import Cursor
 from rlhf_trainer.data.cursor import total_steps as steps_of_epochs
-from rlhf_trainer.errors import StopRequested
+from rlhf_trainer.errors import FINITE_REMEDY, NonFiniteError, StopRequested
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import learning_rate_factor, warmup_steps
@@ -28,7 +30,7 @@ from rlhf_trainer.run.checkpoint import (
     restore_rng_state,
     rng_state,
 )
-from rlhf_trainer.run.distributed import Ranks, any_rank, seed_everything
+from rlhf_trainer.run.distributed import Ranks, any_rank, gather_objects, seed_everything
 from rlhf_trainer.run.report import Reporter
 
 
@@ -40,6 +42,9 @@ class Kept(Protocol):
 
     def load(self, folder: Path, tag: str) -> None:
         """Restore what `save` wrote."""
+
+    def spoilt_weights(self) -> list[str]:
+        """Names of weights that hold a NaN or an infinity, as far as this rank has them."""
 
 
 @dataclass
@@ -81,7 +86,11 @@ class TrainingLoop:
         self._store = CheckpointStore(self.config, self.ranks)
 
     def resume(self) -> Mapping[str, Any]:
-        """Go back to the newest good checkpoint of this stage; gives the stage's own state."""
+        """Go back to the newest good checkpoint of this stage; gives the stage's own state.
+
+        Raises:
+            NonFiniteError: on all ranks, if a weight is no number before anything was learned.
+        """
         # Loading models left every rank with the same stream, and equal prompts would get equal
         # answers.
         seed_everything(self.config.spec.seed, self.ranks.rank)
@@ -89,6 +98,7 @@ class TrainingLoop:
             checkpoint = self._store.newest()
             own: Mapping[str, Any] = {} if checkpoint is None else self._restore(checkpoint)
         self._saved = time.monotonic()
+        self.require_finite(_spoilt_weights(self.models))
         self.reporter.start(
             self.total_steps, self.step, None if checkpoint is None else checkpoint.time
         )
@@ -174,6 +184,7 @@ class TrainingLoop:
         rewards: Mapping[str, float] | None = None,
         *,
         keep: bool = True,
+        spoilt: Sequence[str] | None = None,
     ) -> None:
         """Count the step, tell its metrics and speed, and save if it is time.
 
@@ -183,6 +194,12 @@ class TrainingLoop:
             rewards: the mean of each reward that the stage names.
             keep: whether the state after the step may be saved; until the next step nothing else
                 saves it either.
+            spoilt: what is NaN or infinite and ends the stage, where nothing was learned; else that
+                is found in the metrics.
+
+        Raises:
+            NonFiniteError: on all ranks, after the step was told and before it is saved, if a
+                metric or a weight is NaN or infinite.
         """
         self.step += 1
         self._may_save = keep
@@ -194,6 +211,8 @@ class TrainingLoop:
         }
         self.reporter.trained_on(tokens, self.config.spec.batch_size)
         self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed}, rewards)
+        found = _spoilt_metrics(metrics) if spoilt is None else list(spoilt)
+        self.require_finite(found + _spoilt_weights(self.models))
         if keep and self._save_due():
             self.save()
 
@@ -207,6 +226,50 @@ class TrainingLoop:
         # By the clock of rank 0 alone: ranks that disagree would wait for each other.
         late = time.monotonic() - self._saved >= policy.every_seconds
         return any_rank(self.ranks, self.ranks.rank == 0 and late)
+
+    def evaluated(
+        self, metrics: Mapping[Metric, float], rewards: Mapping[str, float] | None = None
+    ) -> None:
+        """Tell what held-out rows say of the state after this step.
+
+        Raises:
+            NonFiniteError: on all ranks, if any of it is NaN or infinite.
+        """
+        self.reporter.evaluation(self.step, metrics, rewards)
+        self.require_finite(_spoilt_metrics(metrics))
+
+    def require_finite(self, spoilt: Sequence[str]) -> None:
+        """End the stage for good if any rank found something to be NaN or infinite.
+
+        Raises:
+            NonFiniteError: on all ranks.
+        """
+        found = list(dict.fromkeys(chain(*gather_objects(self.ranks, list(spoilt)))))
+        if found:
+            raise self.not_finite(found, self.step)
+
+    def not_finite(self, spoilt: Sequence[str], step: int) -> NonFiniteError:
+        """The error that says what was found to be NaN or infinite, and at which step."""
+        kept = (
+            "there is no checkpoint"
+            if self.last_checkpoint_step is None
+            else f"the last checkpoint is of step {self.last_checkpoint_step}"
+        )
+        verdict = HealthVerdict(
+            rule=GuardrailRule.NON_FINITE,
+            action=GuardrailAction.FAIL,
+            step=step,
+            value=float(len(spoilt)),
+            threshold=0.0,
+        )
+        others = (each for each in self.verdicts() if each.rule != verdict.rule)
+        return NonFiniteError(
+            f"spec.stages.{self.config.stage}: NaN or infinite at step {step}: "
+            f"{_listed(spoilt)}; {kept}, and nothing after it is kept; {FINITE_REMEDY}",
+            verdicts=(verdict, *others),
+            step=step,
+            last_checkpoint_step=self.last_checkpoint_step,
+        )
 
     def save_unless_saved(self) -> None:
         """Write the full state as of this step where no checkpoint has it and it may be kept."""
@@ -278,3 +341,21 @@ def total_steps(config: StageConfig, rows: int) -> int:
     if spec.max_steps is not None:
         return spec.max_steps
     return steps_of_epochs(rows, spec.batch_size, spec.epochs or 1)
+
+
+def _spoilt_metrics(metrics: Mapping[Metric, float]) -> list[str]:
+    return [metric.value for metric, value in metrics.items() if not math.isfinite(value)]
+
+
+def _spoilt_weights(models: Mapping[str, Kept]) -> list[str]:
+    return [
+        f"{name}'s {weight}" for name, each in models.items() for weight in each.spoilt_weights()
+    ]
+
+
+_NAMED = 8
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

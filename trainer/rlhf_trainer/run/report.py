@@ -4,7 +4,6 @@ Every rank makes a `Reporter` and calls it alike; only rank 0 writes, serves and
 waits for another rank.
 """
 
-import json
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ from rlhf_api.metrics import ROW_METRICS, LabelledMetric, Metric, Phase, phases_
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import HealthVerdict, RowCounts, StageConfig
 from rlhf_trainer.run.distributed import Ranks
-from rlhf_trainer.run.files import storage_errors
+from rlhf_trainer.run.files import json_text, storage_errors
 from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
 from rlhf_trainer.run.phases import PhaseClock
 from rlhf_trainer.run.readings import Reading, series_of
@@ -63,8 +62,7 @@ class JsonLines:
         Raises:
             StorageError: the disk is full; the file ends with the last complete line.
         """
-        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-        data = "".join(lines).encode(errors="backslashreplace")
+        data = "".join(json_text(row) for row in rows).encode(errors="backslashreplace")
         size = os.fstat(self._file.fileno()).st_size
         with storage_errors(self._path):
             try:

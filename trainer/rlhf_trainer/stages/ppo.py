@@ -39,7 +39,7 @@ from rlhf_trainer.ppo.evaluation import (
     samples_of,
     write_samples,
 )
-from rlhf_trainer.ppo.experience import Experience, shaped_scores, targets_of
+from rlhf_trainer.ppo.experience import SCORES, Experience, shaped_scores, spoilt_on_any, targets_of
 from rlhf_trainer.ppo.guardrails import heed, obey
 from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.learning import Learner
@@ -167,13 +167,13 @@ def _update(
     batch = loop.next_batch()
     rows = rank_slice(batch, ranks.rank, ranks.world_size)
     # 1. Roll out, 2. evaluate.
-    experience, usable = collector.collect([prompts[row].tokens.tolist() for row in rows])
+    experience, spoilt = collector.collect([prompts[row].tokens.tolist() for row in rows])
     with loop.reporter.phase(Phase.LEARNING):
         # Numbers that are not finite change nothing.
         metrics = (
-            _learn(collector, learner, experience, statistics)
-            if usable
-            else refused_metrics(experience, ranks)
+            refused_metrics(experience, ranks)
+            if spoilt
+            else _learned(collector, learner, experience, statistics)
         )
     # 6. Judge, tell and keep.
     responses = round(metrics[Metric.RESPONSE_TOKENS] * spec.batch_size)
@@ -183,12 +183,28 @@ def _update(
         sum(len(prompts[row].tokens) for row in batch) + responses,
         mean_rewards(experience, ranks),
         keep=not judgement.spoilt,
+        # Scores alone are the rewards' fault, and a guardrail's matter.
+        spoilt=[name for name in spoilt if name != SCORES] if spoilt else None,
     )
     loop.reporter.health(loop.step, judgement.readings)
     if loop.step % spec.samples_every_steps == 0 or loop.step == loop.total_steps:
         answers = answers_of(experience, rows, collector.rewards.tokenizer)
         loop.reporter.samples(loop.step, samples_of(prompts, answers))
     obey(judgement, loop)
+
+
+def _learned(
+    collector: Collector,
+    learner: Learner,
+    experience: Experience,
+    statistics: ScoreStatistics | None,
+) -> dict[Metric, float]:
+    """As `_learn`; what sums and moments refuse ends the stage like a loss that is not finite."""
+    try:
+        return _learn(collector, learner, experience, statistics)
+    except FloatingPointError as error:
+        loop = collector.loop
+        raise loop.not_finite([str(error)], loop.step + 1) from error
 
 
 def _learn(
@@ -204,6 +220,9 @@ def _learn(
     shaped = shaped_scores(experience, spec, kl_coef, state.score_moments, ranks, statistics)
     state.score_moments = shaped.moments
     targets = targets_of(experience, shaped.scores, spec, shaped.kl_coef)
+    found = spoilt_on_any(ranks, targets.numbers)
+    if found:
+        raise FloatingPointError(" and ".join(found))
     metrics = rollout_metrics(experience, targets, ranks) | {Metric.KL_COEF: kl_coef}
     if spec.reward_scaling != "None":
         metrics[Metric.REWARD_SCALE] = shaped.scale
@@ -244,8 +263,7 @@ def _answers(collector: Collector, prompts: Sequence[Prompt], policy: PlacedMode
 def _report(loop: TrainingLoop, answers: Sequence[Answer]) -> None:
     """Tell of an evaluation under the names of the training metrics."""
     measured = figures(answers)
-    loop.reporter.evaluation(
-        loop.step,
+    loop.evaluated(
         {
             Metric.REWARD: measured["score"],
             Metric.REWARD_STD: measured["scoreStd"],

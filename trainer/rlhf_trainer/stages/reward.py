@@ -273,8 +273,7 @@ def _evaluated(
     with loop.reporter.phase(Phase.EVALUATION):
         scores = evaluate(loop, model, pairs, pad_id)
     chosen, rejected = float(scores.chosen.mean()), float(scores.rejected.mean())
-    loop.reporter.evaluation(
-        loop.step,
+    loop.evaluated(
         {
             Metric.ACCURACY: scores.accuracy,
             Metric.CHOSEN_SCORE: chosen,

@@ -212,7 +212,7 @@ def _evaluated(
     """Evaluate and tell."""
     with loop.reporter.phase(Phase.EVALUATION):
         figures = evaluate(loop, model, held_out, spec)
-    loop.reporter.evaluation(loop.step, figures)
+    loop.evaluated(figures)
     return figures
 
 
