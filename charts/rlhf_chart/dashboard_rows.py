@@ -80,9 +80,19 @@ def _progress() -> list[AnyPanel]:
 
 def _reward() -> list[AnyPanel]:
     return [
-        lines("Reward", of_stage(Metric.REWARD), of_stage(Metric.REWARD_STD)),
-        lines("Reward by component", of_stage(LabelledMetric.REWARD_COMPONENT)),
-        lines("KL to the reference", of_stage(Metric.KL)),
+        lines(
+            "Reward",
+            of_stage(Metric.REWARD),
+            of_stage(Metric.REWARD_STD),
+            of_stage(Metric.EVAL_REWARD),
+            of_stage(Metric.EVAL_REWARD_STD),
+        ),
+        lines(
+            "Reward by component",
+            of_stage(LabelledMetric.REWARD_COMPONENT),
+            of_stage(LabelledMetric.EVAL_REWARD_COMPONENT),
+        ),
+        lines("KL to the reference", of_stage(Metric.KL), of_stage(Metric.EVAL_KL)),
         lines("Weight of the KL penalty", of_stage(Metric.KL_COEF), span=12),
         lines("Divisor of rewards", of_stage(Metric.REWARD_SCALE), span=12),
     ]
@@ -151,10 +161,18 @@ def _responses() -> list[AnyPanel]:
             of_stage(Metric.RESPONSE_TOKENS),
             low=0,
         ),
-        lines("Responses that end", of_stage(Metric.EOS_RATE), unit="percentunit", low=0, high=1),
+        lines(
+            "Responses that end",
+            of_stage(Metric.EOS_RATE),
+            of_stage(Metric.EVAL_EOS_RATE),
+            unit="percentunit",
+            low=0,
+            high=1,
+        ),
         lines(
             "Distinct pairs of tokens",
             of_stage(Metric.DISTINCT_2),
+            of_stage(Metric.EVAL_DISTINCT_2),
             unit="percentunit",
             low=0,
             high=1,
@@ -167,12 +185,22 @@ def _losses() -> list[AnyPanel]:
         lines("Loss", of_stage(Metric.LOSS), of_stage(Metric.EVAL_LOSS)),
         lines("Perplexity", of_stage(Metric.PERPLEXITY)),
         lines("Loss on ptxDataset", of_stage(Metric.PTX_LOSS)),
-        lines("Pairs ranked right", of_stage(Metric.ACCURACY), unit="percentunit", low=0, high=1),
+        lines(
+            "Pairs ranked right",
+            of_stage(Metric.ACCURACY),
+            of_stage(Metric.EVAL_ACCURACY),
+            unit="percentunit",
+            low=0,
+            high=1,
+        ),
         lines(
             "Scores of pairs",
             of_stage(Metric.CHOSEN_SCORE),
             of_stage(Metric.REJECTED_SCORE),
             of_stage(Metric.SCORE_MARGIN),
+            of_stage(Metric.EVAL_CHOSEN_SCORE),
+            of_stage(Metric.EVAL_REJECTED_SCORE),
+            of_stage(Metric.EVAL_SCORE_MARGIN),
         ),
         lines(
             "Learning rate",

@@ -96,8 +96,8 @@ namespace. None is called `job` or `instance`: these are Prometheus' own.
 - Counters (`*_total`) begin at 0 with each attempt, and steps that an attempt does again count
   again. Over all attempts:
   `sum by (namespace, rlhfjob, stage) (increase(rlhf_train_tokens_total[1h]))`.
-- Gauges are of the last step. After an evaluation, those that it tells as well (of PPO `reward` and
-  `kl`, of the reward model `accuracy`, among others) are of the held-out rows until the next step.
+- Gauges are of the last step; `perplexity` and those that begin with `eval_` are of the held-out
+  rows at the last evaluation.
 - `rule` is one of the rules of [guardrails.md](guardrails.md), `reward` a name from
   `spec.stages.ppo.rewards`.
 - `phase` is what rank 0 spends its time on. In a step, data, rollout, scoring and learning add up

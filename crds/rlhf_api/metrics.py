@@ -85,6 +85,10 @@ class Metric(StrEnum):
     CHOSEN_SCORE = "chosen_score"
     REJECTED_SCORE = "rejected_score"
     SCORE_MARGIN = "score_margin"
+    EVAL_ACCURACY = "eval_accuracy"
+    EVAL_CHOSEN_SCORE = "eval_chosen_score"
+    EVAL_REJECTED_SCORE = "eval_rejected_score"
+    EVAL_SCORE_MARGIN = "eval_score_margin"
     # PPO
     REWARD = "reward"
     REWARD_STD = "reward_std"
@@ -116,6 +120,11 @@ class Metric(StrEnum):
     EOS_RATE = "eos_rate"
     DISTINCT_2 = "distinct_2"
     SAMPLER_DRIFT = "sampler_drift"
+    EVAL_REWARD = "eval_reward"
+    EVAL_REWARD_STD = "eval_reward_std"
+    EVAL_KL = "eval_kl"
+    EVAL_EOS_RATE = "eval_eos_rate"
+    EVAL_DISTINCT_2 = "eval_distinct_2"
 
 
 class LabelledMetric(StrEnum):
@@ -123,6 +132,7 @@ class LabelledMetric(StrEnum):
 
     PHASE_SECONDS = "phase_seconds_total"
     REWARD_COMPONENT = "reward_component"
+    EVAL_REWARD_COMPONENT = "eval_reward_component"
     HEALTH_VALUE = "health_value"
     HEALTH_THRESHOLD = "health_threshold"
     HEALTH_VERDICT = "health_verdict"
@@ -148,6 +158,7 @@ ROW_METRICS: dict[LabelledMetric, str] = {
 LABEL_OF: dict[LabelledMetric, str] = {
     LabelledMetric.PHASE_SECONDS: MetricLabel.PHASE,
     LabelledMetric.REWARD_COMPONENT: MetricLabel.REWARD,
+    LabelledMetric.EVAL_REWARD_COMPONENT: MetricLabel.REWARD,
     LabelledMetric.HEALTH_VALUE: MetricLabel.RULE,
     LabelledMetric.HEALTH_THRESHOLD: MetricLabel.RULE,
     LabelledMetric.HEALTH_VERDICT: MetricLabel.RULE,
@@ -178,12 +189,16 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
         "Unix time in seconds at which the newest complete checkpoint was written."
     ),
     Metric.NONFINITE: "Metric values of this attempt that were NaN or infinite.",
-    Metric.EVAL_LOSS: "Loss on the held-out rows, in nats a token or a pair.",
+    Metric.EVAL_LOSS: "Loss on the held-out rows, in nats a token.",
     Metric.PERPLEXITY: "Perplexity on the held-out rows.",
     Metric.ACCURACY: "Share of pairs whose chosen response scores higher, 0 to 1.",
     Metric.CHOSEN_SCORE: "Mean score of chosen responses.",
     Metric.REJECTED_SCORE: "Mean score of rejected responses.",
     Metric.SCORE_MARGIN: "Mean difference of the scores of a pair.",
+    Metric.EVAL_ACCURACY: ("Share of held-out pairs whose chosen response scores higher, 0 to 1."),
+    Metric.EVAL_CHOSEN_SCORE: "Mean score of chosen responses of the held-out pairs.",
+    Metric.EVAL_REJECTED_SCORE: "Mean score of rejected responses of the held-out pairs.",
+    Metric.EVAL_SCORE_MARGIN: "Mean difference of the scores of a held-out pair.",
     Metric.REWARD: "Mean score of the last rollout.",
     Metric.REWARD_STD: "Standard deviation of the scores of the last rollout.",
     Metric.REWARD_SCALE: "What scores, or whole token rewards, are divided by.",
@@ -218,10 +233,22 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.EOS_RATE: "Share of responses that end by EOS or a stop token, 0 to 1.",
     Metric.DISTINCT_2: "Share of distinct pairs of neighbouring tokens in responses, 0 to 1.",
     Metric.SAMPLER_DRIFT: "Mean absolute log-probability gap of sampler and trainer in nats.",
+    Metric.EVAL_REWARD: "Mean score of the answers to held-out prompts.",
+    Metric.EVAL_REWARD_STD: "Standard deviation of the scores of the answers to held-out prompts.",
+    Metric.EVAL_KL: "KL of actor against reference on held-out prompts in nats an answer.",
+    Metric.EVAL_EOS_RATE: (
+        "Share of answers to held-out prompts that end by EOS or a stop token, 0 to 1."
+    ),
+    Metric.EVAL_DISTINCT_2: (
+        "Share of distinct pairs of neighbouring tokens in answers to held-out prompts, 0 to 1."
+    ),
     LabelledMetric.PHASE_SECONDS: (
         "Seconds of this attempt that rank 0 was in a phase, the one it is in included."
     ),
     LabelledMetric.REWARD_COMPONENT: "Mean of one reward of the last rollout, before its weight.",
+    LabelledMetric.EVAL_REWARD_COMPONENT: (
+        "Mean of one reward of the answers to held-out prompts, before its weight."
+    ),
     LabelledMetric.HEALTH_VALUE: "Quantity that a guardrail's rule compares with its threshold.",
     LabelledMetric.HEALTH_THRESHOLD: "Threshold of a guardrail's rule that is in force.",
     LabelledMetric.HEALTH_VERDICT: (
@@ -281,6 +308,10 @@ _OF_REWARD = frozenset(
         Metric.CHOSEN_SCORE,
         Metric.REJECTED_SCORE,
         Metric.SCORE_MARGIN,
+        Metric.EVAL_ACCURACY,
+        Metric.EVAL_CHOSEN_SCORE,
+        Metric.EVAL_REJECTED_SCORE,
+        Metric.EVAL_SCORE_MARGIN,
     }
 )
 
@@ -310,6 +341,10 @@ STATUS_METRICS = (
     Metric.ENTROPY,
     Metric.RESPONSE_TOKENS,
     Metric.EOS_RATE,
+    Metric.EVAL_LOSS,
+    Metric.EVAL_ACCURACY,
+    Metric.EVAL_REWARD,
+    Metric.EVAL_KL,
     Metric.SAMPLES_PER_SECOND,
     Metric.TOKENS_PER_SECOND,
 )

@@ -113,7 +113,7 @@ def _artifact_file(job: RLHFJob, storage: Path, stage: StageName, name: str) -> 
 
 def _evaluation(job: RLHFJob, storage: Path, stage: StageName) -> Any:
     path = _artifact_file(job, storage, stage, FileName.EVALUATION)
-    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+    return None if path is None else _read(path.read_text(encoding="utf-8"))
 
 
 def _samples(job: RLHFJob, storage: Path) -> list[dict[str, Any]]:
@@ -121,7 +121,12 @@ def _samples(job: RLHFJob, storage: Path) -> list[dict[str, Any]]:
     if path is None:
         return []
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line, _ in zip(file, range(SHOWN_SAMPLES), strict=False)]
+        return [_read(line) for line, _ in zip(file, range(SHOWN_SAMPLES), strict=False)]
+
+
+def _read(text: str) -> Any:
+    """An earlier release may have left NaN, which is no JSON and must not be written again."""
+    return json.loads(text, parse_constant=lambda constant: None)
 
 
 def _one_line(text: object) -> str:

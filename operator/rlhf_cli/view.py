@@ -25,9 +25,18 @@ LINE_SECONDS = 10.0
 LINE_PERCENT = 10
 
 SHOWN_METRICS: Mapping[StageName, Mapping[Metric, str]] = {
-    StageName.SFT: {Metric.LOSS: "loss"},
-    StageName.REWARD: {Metric.LOSS: "loss", Metric.ACCURACY: "accuracy"},
-    StageName.PPO: {Metric.REWARD: "reward", Metric.KL: "KL", Metric.CRITIC_LOSS: "critic loss"},
+    StageName.SFT: {Metric.LOSS: "loss", Metric.EVAL_LOSS: "held-out loss"},
+    StageName.REWARD: {
+        Metric.LOSS: "loss",
+        Metric.ACCURACY: "accuracy",
+        Metric.EVAL_ACCURACY: "held-out accuracy",
+    },
+    StageName.PPO: {
+        Metric.REWARD: "reward",
+        Metric.KL: "KL",
+        Metric.CRITIC_LOSS: "critic loss",
+        Metric.EVAL_REWARD: "held-out reward",
+    },
 }
 
 _STYLES: Mapping[str, str] = {

@@ -23,4 +23,4 @@ def test_the_quickstart_succeeds(jobs: Jobs, cluster: Cluster) -> None:
     cluster.kubectl(*waiting, "--for=condition=Succeeded", "rlhf/quickstart")
     metrics = jobs.stage("quickstart", "ppo")["metrics"]
     assert metrics["eos_rate"] > 0.5
-    assert jobs.stage("quickstart", "reward")["metrics"]["accuracy"] > 0.8
+    assert jobs.stage("quickstart", "reward")["metrics"]["eval_accuracy"] > 0.8

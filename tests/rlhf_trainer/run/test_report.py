@@ -24,7 +24,7 @@ def test_a_run_is_told_line_by_line(reporter: Reporter, config: StageConfig, clo
     clock.now += 2
     reporter.step(1, 0.25, {Metric.LOSS: 2.0, Metric.LEARNING_RATE: 1e-5})
     reporter.checkpoint(1)
-    reporter.evaluation(1, {Metric.ACCURACY: 0.75})
+    reporter.evaluation(1, {Metric.EVAL_ACCURACY: 0.75})
     reporter.end(4)
 
     events = lines(config)
@@ -50,7 +50,7 @@ def test_a_run_is_told_line_by_line(reporter: Reporter, config: StageConfig, clo
         "etaSeconds": 6.0,
     }
     assert step["time"] > 1.7e9
-    assert events[3]["metrics"] == {"accuracy": 0.75}
+    assert events[3]["metrics"] == {"eval_accuracy": 0.75}
     assert events[4]["etaSeconds"] == 0
 
 
@@ -139,7 +139,7 @@ def test_single_rewards_are_told_and_served_by_name(
     reporter.start(4, 0)
     reporter.step(1, 0.1, {Metric.REWARD: 1.0})
     reporter.step(2, 0.2, {Metric.REWARD: 1.0}, {"exact": 0.5, "model": math.nan})
-    reporter.evaluation(2, {Metric.REWARD: 2.0}, {"exact": 0.75, "model": 3.0})
+    reporter.evaluation(2, {Metric.EVAL_REWARD: 2.0}, {"exact": 0.75, "model": 3.0})
     reporter.samples(2, [Sample("p", "r", 1.0, 0.1, 3, "stop", {"exact": 1.0, "model": math.inf})])
 
     _, unnamed, step, evaluation = lines(config)
@@ -148,16 +148,18 @@ def test_single_rewards_are_told_and_served_by_name(
     assert evaluation["rewards"] == {"exact": 0.75, "model": 3.0}
     assert lines(config, "samples.jsonl")[0]["rewards"] == {"exact": 1.0, "model": None}
     labels = 'attempt="1",reward="exact",rlhfjob="demo",stage="sft"'
-    assert f"rlhf_train_reward_component{{{labels}}} 0.75" in scraped(reporter)
+    page = scraped(reporter)
+    assert f"rlhf_train_reward_component{{{labels}}} 0.5\n" in page
+    assert f"rlhf_train_eval_reward_component{{{labels}}} 0.75\n" in page
 
 
 def test_the_last_metrics_are_the_newest_finite_ones(reporter: Reporter) -> None:
     reporter.start(4, 0)
     reporter.step(1, 0.1, {Metric.LOSS: 3.0, Metric.KL: 1.0})
-    reporter.evaluation(1, {Metric.ACCURACY: 0.5})
+    reporter.evaluation(1, {Metric.EVAL_ACCURACY: 0.5})
     reporter.step(2, 0.2, {Metric.LOSS: 2.0, Metric.KL: math.nan})
 
-    assert reporter.last_metrics == {"loss": 2.0, "accuracy": 0.5}
+    assert reporter.last_metrics == {"loss": 2.0, "eval_accuracy": 0.5}
 
 
 def test_other_ranks_write_and_serve_nothing(config: StageConfig) -> None:

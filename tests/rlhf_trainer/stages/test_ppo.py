@@ -156,8 +156,8 @@ def test_before_and_after(
         assert figures[when]["meanLength"] == pytest.approx(np.mean(lengths))
     told = stage_runs.events(config, "evaluation")
     assert [event["step"] for event in told] == [6, UPDATES]
-    assert told[-1]["metrics"]["kl"] == figures["after"]["kl"]
-    assert outcome.metrics["reward"] == figures["after"]["score"]
+    assert told[-1]["metrics"]["eval_kl"] == figures["after"]["kl"]
+    assert outcome.metrics["eval_reward"] == figures["after"]["score"]
 
 
 def test_the_artifact_is_the_policy_that_was_judged(tmp_path: Path) -> None:

@@ -157,12 +157,13 @@ def test_the_outcome_has_the_evaluation(finished: Finished) -> None:
     figures = stage_runs.document(finished.folder, FileName.EVALUATION)
     told = stage_runs.events(finished.config, "evaluation")[-1]["metrics"]
     for name, metric in (
-        ("accuracy", "accuracy"),
-        ("chosenScore", "chosen_score"),
-        ("rejectedScore", "rejected_score"),
+        ("accuracy", "eval_accuracy"),
+        ("chosenScore", "eval_chosen_score"),
+        ("rejectedScore", "eval_rejected_score"),
     ):
         assert figures[name] == told[metric] == finished.outcome.metrics[metric]
-    assert told["score_margin"] == pytest.approx(told["chosen_score"] - told["rejected_score"])
+    margin = told["eval_chosen_score"] - told["eval_rejected_score"]
+    assert told["eval_score_margin"] == pytest.approx(margin)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

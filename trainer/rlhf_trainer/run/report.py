@@ -243,7 +243,8 @@ class Reporter:
         rewards: Mapping[str, float] | None = None,
     ) -> None:
         """The held-out rows were evaluated after `step` steps; `rewards` as in `step`."""
-        self._tell("evaluation", step, metrics, **self._rewards(rewards))
+        family = LabelledMetric.EVAL_REWARD_COMPONENT
+        self._tell("evaluation", step, metrics, **self._rewards(rewards, family))
         self._log("evaluation at step %d: %s", step, metrics_text(metrics))
 
     def health(self, step: int, readings: Sequence[Reading]) -> None:
@@ -343,12 +344,16 @@ class Reporter:
                 {Metric.LAST_CHECKPOINT_STEP: step, Metric.LAST_CHECKPOINT_TIMESTAMP: when}
             )
 
-    def _rewards(self, rewards: Mapping[str, float] | None) -> dict[str, object]:
+    def _rewards(
+        self,
+        rewards: Mapping[str, float] | None,
+        family: LabelledMetric = LabelledMetric.REWARD_COMPONENT,
+    ) -> dict[str, object]:
         """Serve the means of single rewards; what an event tells of them."""
         if not rewards:
             return {}
         if self._endpoint is not None:
-            self._endpoint.set_labelled(LabelledMetric.REWARD_COMPONENT, rewards)
+            self._endpoint.set_labelled(family, rewards)
         return {"rewards": _finite_or_null(rewards)}
 
     def _progress(self, eta: float | None) -> dict[Metric, float]:

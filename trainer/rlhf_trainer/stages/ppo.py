@@ -261,15 +261,15 @@ def _answers(collector: Collector, prompts: Sequence[Prompt], policy: PlacedMode
 
 
 def _report(loop: TrainingLoop, answers: Sequence[Answer]) -> None:
-    """Tell of an evaluation under the names of the training metrics."""
+    """Tell of an evaluation."""
     measured = figures(answers)
     loop.evaluated(
         {
-            Metric.REWARD: measured["score"],
-            Metric.REWARD_STD: measured["scoreStd"],
-            Metric.KL: measured["kl"],
-            Metric.EOS_RATE: measured["eosRate"],
-            Metric.DISTINCT_2: measured["distinct2"],
+            Metric.EVAL_REWARD: measured["score"],
+            Metric.EVAL_REWARD_STD: measured["scoreStd"],
+            Metric.EVAL_KL: measured["kl"],
+            Metric.EVAL_EOS_RATE: measured["eosRate"],
+            Metric.EVAL_DISTINCT_2: measured["distinct2"],
         },
         mean_answer_rewards(answers),
     )

@@ -275,10 +275,10 @@ def _evaluated(
     chosen, rejected = float(scores.chosen.mean()), float(scores.rejected.mean())
     loop.evaluated(
         {
-            Metric.ACCURACY: scores.accuracy,
-            Metric.CHOSEN_SCORE: chosen,
-            Metric.REJECTED_SCORE: rejected,
-            Metric.SCORE_MARGIN: chosen - rejected,
+            Metric.EVAL_ACCURACY: scores.accuracy,
+            Metric.EVAL_CHOSEN_SCORE: chosen,
+            Metric.EVAL_REJECTED_SCORE: rejected,
+            Metric.EVAL_SCORE_MARGIN: chosen - rejected,
         },
     )
     return scores
