@@ -1,6 +1,7 @@
 """Figures and samples of a job that has succeeded."""
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,13 @@ def test_what_was_not_evaluated_is_left_out(tmp_path: Path) -> None:
         f"sft: {tmp_path}/sft/artifact",
         f"reward: {tmp_path}/reward/artifact",
     ]
+
+
+def test_a_nan_of_an_earlier_release_is_not_written_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"sft": {"perplexity": math.nan}, "reward": {"accuracy": 0.5}})
+    summary = summarize(job, tmp_path)
+    assert json.loads(json.dumps(summary, allow_nan=False))["rewardAccuracy"] == 0.5
+    assert "sftPerplexity" not in summary
 
 
 def test_a_few_samples_on_one_line_each(tmp_path: Path) -> None:

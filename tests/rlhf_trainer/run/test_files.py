@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.files import (
     as_storage_error,
     fsync_tree,
+    json_text,
     list_files,
     publish_folder,
     remove_folder,
@@ -64,6 +66,14 @@ def test_an_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Pat
 
     assert path.read_text(encoding="utf-8") == "步骤 2\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_json_holds_numbers_only(number: float) -> None:
+    assert json_text({"语": 0.1, "none": None}) == '{"语": 0.1, "none": null}\n'
+    assert json_text([1], indent=2) == "[\n  1\n]\n"
+    with pytest.raises(FloatingPointError, match="cannot be written"):
+        json_text({"own": [{"klCoef": number}]})
 
 
 def test_a_refused_write_keeps_the_old_content(tmp_path: Path) -> None:

@@ -287,3 +287,10 @@ def test_all_ranks_end_alike(tmp_path: Path, name: str) -> None:
     assert first == second
     assert (first.exit_code, first.step) == (ExitCode.NUMERICS, 2)
     assert first.last_checkpoint_step == 1
+
+
+def test_moments_are_refused_by_all_ranks_at_once() -> None:
+    """The others would wait for one that raised alone."""
+    first, second = worlds.pair()(stage_runs.ON_RANK, "refused_moments")
+    assert first == second
+    assert "not finite" in first
