@@ -130,7 +130,7 @@ def test_a_frozen_model_is_itself_where_nothing_is_sharded(tmp_path: Path) -> No
 def test_a_gradient_that_is_not_finite_has_no_norm(
     tmp_path: Path, world_size: int, precision: str, value: float
 ) -> None:
-    """Some of DeepSpeed's optimizers skip such a step, and some say -1 of its gradient."""
+    """DeepSpeed skips such a step; the norm that it tells must not be that of the step before."""
     for found in on(
         world_size,
         "spoilt",
