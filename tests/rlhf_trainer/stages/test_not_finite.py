@@ -20,9 +20,10 @@ from rlhf_api.metrics import Metric
 from rlhf_api.names import ExitCode, GuardrailAction, GuardrailRule, Reason, StageName
 from rlhf_api.v1alpha1 import CheckpointPolicy, Guardrail, ModelSource, StageConfig
 from rlhf_trainer.errors import Failure, NonFiniteError, failure_of
+from rlhf_trainer.models import response_loss
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.run.loop import TrainingLoop
-from rlhf_trainer.stages import ppo, reward, sft
+from rlhf_trainer.stages import ppo, reward
 
 EVERY = CheckpointPolicy(every_steps=1, keep=4)
 LAST = {"sft": "model", "reward": "model", "ppo": "critic"}
@@ -194,7 +195,9 @@ def test_an_evaluation_that_is_not_finite_publishes_nothing(tmp_path: Path, stag
     config = tiny.stage_config(stage, tmp_path, eval_dataset=True, max_steps=1)
     spoilt: Any
     if stage == "sft":
-        spoilt = patch.object(sft, "sft_loss", not_finite_after(sft.sft_loss, 2))
+        spoilt = patch.object(
+            response_loss, "sft_loss", not_finite_after(response_loss.sft_loss, 2)
+        )
     elif stage == "reward":
         spoilt = patch.object(reward, "score_pairs", not_finite_after(reward.score_pairs, 2))
     else:
