@@ -25,7 +25,7 @@ from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.run.loop import TrainingLoop
 from rlhf_trainer.stages import ppo, reward
 
-EVERY = CheckpointPolicy(every_steps=1, keep=4)
+EVERY = CheckpointPolicy(every_steps=1, keep=4, keep_finished=True)
 LAST = {"sft": "model", "reward": "model", "ppo": "critic"}
 """The model of each stage whose optimizer steps last."""
 
