@@ -4,6 +4,7 @@ Called by the stages and by the process's edge. An artifact is a folder whose `m
 written last and names every other file by size and sha256; nothing here reads weights.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
