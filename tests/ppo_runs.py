@@ -40,6 +40,7 @@ METRICS = {
     "reward_scale",
     "reward_std",
     "sampler_drift",
+    "truncated_share",
 } | stage_runs.SPEED
 
 

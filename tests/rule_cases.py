@@ -120,6 +120,10 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         ({"uri": "hf://org/model", "scratch": LLAMA}, {2}),
         ({"fromStage": "sft", "scratch": LLAMA}, {2}),
         ({"uri": "scratch://bert", "scratch": LLAMA}, {3}),
+        ({"fromStage": "sft", "chatTemplate": "{{ messages }}"}, set()),
+        ({"fromStage": "sft", "chatTemplate": "{{ messages }}", "useChatTemplate": True}, set()),
+        ({"fromStage": "sft", "useChatTemplate": False}, set()),
+        ({"fromStage": "sft", "chatTemplate": "{{ messages }}", "useChatTemplate": False}, {4}),
     ],
     sources.Dataset: [
         ({"uri": "file://rows.jsonl"}, set()),
@@ -175,6 +179,12 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         (PPO | {"ptxDataset": STAGE["dataset"]}, set()),
         (PPO | {"ptxDataset": STAGE["dataset"], "ptxCoef": 27.8}, set()),
         (PPO | {"ptxCoef": 27.8}, {6}),
+        (PPO | {"truncatedAnswers": "Score"}, set()),
+        (PPO | {"truncatedAnswers": "Penalty", "missingEosPenalty": 0.5}, set()),
+        (PPO | {"truncatedAnswers": "Penalty", "missingEosPenalty": 1}, set()),
+        (PPO | {"truncatedAnswers": "Penalty", "missingEosPenalty": 0}, {7}),
+        (PPO | {"truncatedAnswers": "Penalty"}, {7}),
+        (PPO | {"truncatedAnswers": "Penalty", "preset": "dschat"}, {7}),
     ],
     stages.Stages: [
         ({"sft": STAGE}, set()),

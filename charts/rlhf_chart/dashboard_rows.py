@@ -162,9 +162,10 @@ def _responses() -> list[AnyPanel]:
             low=0,
         ),
         lines(
-            "Responses that end",
+            "Responses that end, or are cut off",
             of_stage(Metric.EOS_RATE),
             of_stage(Metric.EVAL_EOS_RATE),
+            of_stage(Metric.TRUNCATED_SHARE),
             unit="percentunit",
             low=0,
             high=1,

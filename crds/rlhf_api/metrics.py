@@ -118,6 +118,7 @@ class Metric(StrEnum):
     RESPONSE_TOKENS_P50 = "response_tokens_p50"
     RESPONSE_TOKENS_P95 = "response_tokens_p95"
     EOS_RATE = "eos_rate"
+    TRUNCATED_SHARE = "truncated_share"
     DISTINCT_2 = "distinct_2"
     SAMPLER_DRIFT = "sampler_drift"
     EVAL_REWARD = "eval_reward"
@@ -231,6 +232,9 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.RESPONSE_TOKENS_P50: "Median length of a response in tokens.",
     Metric.RESPONSE_TOKENS_P95: "95 % quantile of the length of a response in tokens.",
     Metric.EOS_RATE: "Share of responses that end by EOS or a stop token, 0 to 1.",
+    Metric.TRUNCATED_SHARE: (
+        "Share of responses cut off at maxResponseLength, judged as truncatedAnswers says, 0 to 1."
+    ),
     Metric.DISTINCT_2: "Share of distinct pairs of neighbouring tokens in responses, 0 to 1.",
     Metric.SAMPLER_DRIFT: "Mean absolute log-probability gap of sampler and trainer in nats.",
     Metric.EVAL_REWARD: "Mean score of the answers to held-out prompts.",

@@ -28,6 +28,12 @@ class EventLog:
         self._verdicts: dict[GuardrailRule, ObservedVerdict] = {}
         self._rows: dict[str, RowCounts] = {}
         self._last: dict[str, Any] | None = None
+        self._notes: list[str] = []
+
+    def take_notes(self) -> list[str]:
+        """What was found before training began, and was not taken yet."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def read(self) -> ObservedProgress | None:
         """What the file tells by now; None before its first whole line."""
@@ -65,6 +71,9 @@ class EventLog:
         if not isinstance(event, dict):
             return
         self._last = event
+        if event.get("type") == "start":
+            notes = event.get("notes")
+            self._notes += [str(note) for note in notes] if isinstance(notes, list) else []
         if event.get("type") == "checkpoint":
             self._checkpoint_step = _count(event.get("step"))
         if "rows" in event:

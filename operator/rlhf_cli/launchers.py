@@ -119,6 +119,14 @@ class Launchers:
                 attempts.append(self._seen(launcher))
         return Observed(tuple(attempts))
 
+    def take_notes(self) -> list[tuple[StageName, str]]:
+        """What stages have found before they began to train, each told once."""
+        return [
+            (launcher.stage, note)
+            for launcher in self._known.values()
+            for note in launcher.events.take_notes()
+        ]
+
     def start(self, action: StartAttempt, environment: Mapping[str, str]) -> None:
         """Make the attempt's folder and start its launcher."""
         folder = Path(action.config.attempt_folder)

@@ -148,6 +148,8 @@ class Runner:
         # Two events tell of the failure of a job's only stage.
         for event in dict.fromkeys(map(self._without_reason, result.events)):
             self.view.tell(event)
+        for stage, note in self._launchers.take_notes():
+            self.view.note(f"stage {stage}: {note}")
         self.view.show(self.job, stopping=request.number is not None)
 
     def _without_reason(self, event: Event) -> Event:

@@ -74,6 +74,9 @@ class View:
     def tell(self, event: Event) -> None:
         """Something has happened once."""
 
+    def note(self, text: str) -> None:
+        """A stage has found something that people should know."""
+
 
 class LineView(View):
     """Lines for a log: events, and progress every 10 seconds or 10 percent of a stage."""
@@ -94,6 +97,9 @@ class LineView(View):
 
     def tell(self, event: Event) -> None:
         self._say(event.message)
+
+    def note(self, text: str) -> None:
+        self._say(text)
 
     def _progress(self, name: StageName, stage: StageStatus) -> None:
         assert stage.progress is not None
@@ -139,6 +145,9 @@ class LiveView(View):
     def tell(self, event: Event) -> None:
         if event.type == "Warning":
             self._console.print(Text(event.message, "yellow"))
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text, "dim"))
 
 
 def make_view(console: Console, *, quiet: bool) -> View:

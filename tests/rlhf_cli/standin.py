@@ -118,7 +118,7 @@ class Attempt:
         if self.way.get("rank"):
             command = [sys.executable, "-c", "import time; time.sleep(300)", str(self.path)]
             subprocess.Popen(command, start_new_session=True)
-        self.tell("start", metricsPort=1234)
+        self.tell("start", metricsPort=1234, notes=self.way.get("notes", []))
         if "resumed" in self.way:
             self.tell("verdicts", verdicts=self.way["resumed"])
         while self.step < self.steps:

@@ -30,6 +30,20 @@ def test_a_file_that_grows(tmp_path: Path) -> None:
     assert log.read() == ObservedProgress(1, 10, None, {"loss": 2.0, "perplexity": 7.0}, 1)
 
 
+def test_what_was_found_before_training_is_taken_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    path.write_text(line("start", 0, notes=["answers end with x", 7]) + line("step", 1))
+    assert log.take_notes() == []
+    log.read()
+    assert log.take_notes() == ["answers end with x", "7"]
+    assert log.take_notes() == []
+    with path.open("a") as file:
+        file.write(line("start", 1, notes="none") + line("step", 2, notes=["no start"]))
+    log.read()
+    assert log.take_notes() == []
+
+
 def test_a_metric_that_is_no_number_any_more_is_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(

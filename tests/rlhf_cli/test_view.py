@@ -50,6 +50,7 @@ def test_the_table_on_a_terminal() -> None:
         view.show(make_job())
         view.tell(Event("Warning", Reason.CRASHED, "stage ppo: boom [x]"))
         view.tell(Event("Normal", Reason.CREATED, "stage ppo: attempt 2 starts"))
+        view.note("stage ppo: answers end with '[x]'")
         view.show(make_job(), stopping=True)
     out = text.getvalue()
     assert "RLHFJob reviews" in out
@@ -60,6 +61,7 @@ def test_the_table_on_a_terminal() -> None:
     assert "reward 1.308, KL 4.2, critic loss 0.0831" in out
     assert "stage ppo: boom [x]" in out
     assert "attempt 2 starts" not in out
+    assert "answers end with '[x]'" in out
     assert "once more to kill it" in out
 
 
@@ -91,12 +93,14 @@ def test_lines_tell_events_and_a_stop_once() -> None:
     text = io.StringIO()
     view = LineView(Console(file=text, width=20))
     view.tell(Event("Normal", Reason.CREATED, "stage sft: attempt 1 starts [x] and goes on"))
+    view.note("stage sft: answers end with '[x]', by EOS")
     view.show(make_job(state=StageState.STOPPING), stopping=True)
     view.show(make_job(state=StageState.STOPPING), stopping=True)
     lines = text.getvalue().splitlines()
     assert lines[0].endswith("stage sft: attempt 1 starts [x] and goes on")
-    assert len(lines) == 2
-    assert "at most 300 s" in lines[1]
+    assert lines[1].endswith("stage sft: answers end with '[x]', by EOS")
+    assert len(lines) == 3
+    assert "at most 300 s" in lines[2]
 
 
 def test_quiet_shows_nothing() -> None:
@@ -105,6 +109,7 @@ def test_quiet_shows_nothing() -> None:
         assert type(view) is View
         view.show(make_job())
         view.tell(Event("Warning", Reason.CRASHED, "boom"))
+        view.note("stage sft: answers end with '[x]'")
     assert text.getvalue() == ""
     assert isinstance(make_view(Console(file=io.StringIO()), quiet=False), LineView)
 

@@ -114,6 +114,11 @@ class ModelSource(Contract):
                 or m.uri.removeprefix("scratch://") in SCRATCH_ARCHITECTURES
             ),
         ),
+        Rule(
+            cel="!has(self.chatTemplate) || !has(self.useChatTemplate) || self.useChatTemplate",
+            message="chatTemplate is not used with useChatTemplate: false; remove one of them",
+            holds=lambda m: m.chat_template is None or m.use_chat_template,
+        ),
     )
 
     uri: URI | None = None
@@ -128,6 +133,12 @@ class ModelSource(Contract):
     EOS; when left out a reserved token of the vocabulary is looked for."""
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=16384)] | None = None
     """Jinja chat template that replaces the tokenizer's own."""
+    use_chat_template: bool = True
+    """Whether prompts are rendered by a chat template; without one they are read as they stand, as
+    a base model needs it whose tokenizer ships a template."""
+    end_of_turn: Token | None = None
+    """Token of the vocabulary that ends every answer; when left out what the chat template writes
+    behind an answer, or EOS; sampling stops at EOS and generation_config's list as well."""
 
 
 class Columns(Contract):

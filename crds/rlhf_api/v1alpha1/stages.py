@@ -26,6 +26,7 @@ AdvantageNormalization = Literal["None", "Minibatch", "Batch"]
 RewardScaling = Literal["None", "RunningStd", "RunningStdTotal", "ModelStats"]
 ValueNormalization = Literal["None", "PopArt"]
 ValueHeadInit = Literal["Keep", "Zero", "Normal"]
+TruncatedAnswers = Literal["Score", "Penalty"]
 
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_KL_HORIZON = 10_000
@@ -202,6 +203,13 @@ class PPOStage(StageSpec):
             message="ptxCoef needs ptxDataset, the rows whose loss it weighs",
             holds=lambda m: m.ptx_coef is None or m.ptx_dataset is not None,
         ),
+        Rule(
+            cel="!has(self.truncatedAnswers) || self.truncatedAnswers != 'Penalty' "
+            "|| (has(self.missingEosPenalty) && self.missingEosPenalty > 0.0)",
+            message="truncatedAnswers Penalty needs a missingEosPenalty above 0, whose negative is "
+            "the score",
+            holds=lambda m: m.truncated_answers != "Penalty" or m.missing_eos_penalty > 0,
+        ),
     )
 
     preset: Preset | None = None
@@ -264,6 +272,10 @@ class PPOStage(StageSpec):
     """Scores are clipped to plus and minus this first, or after scaling with ModelStats."""
     missing_eos_penalty: float = Field(0.0, ge=0, le=1e6)
     """Subtracted from the score of a response that ends neither by EOS nor by a stop token."""
+    truncated_answers: TruncatedAnswers = "Score"
+    """What a response counts that was cut off at maxResponseLength: Score, its score less
+    missingEosPenalty, though no reward model was trained on such an end; Penalty, minus
+    missingEosPenalty in place of any score."""
     advantage_normalization: AdvantageNormalization = "Batch"
     """Over which sequences advantages are brought to mean 0 and variance 1: none, those of a
     minibatch, or those of the whole rollout; always over all ranks and real tokens only."""

@@ -1,14 +1,26 @@
-"""What a digest covers: every field that determines the result, and nothing else.
-
-The tables below name every field once, with its default. Whoever adds a field has to say here which
-kind it is; whoever changes a default has to raise CONTRACT_VERSION, since files and digests leave
-defaults out.
-"""
+"""What a digest covers: every field that determines the result, and nothing else."""
 
 import json
 from typing import Any
 
 import pytest
+from digest_fields import (
+    CONSENTS,
+    COSMETICS,
+    DETERMINING,
+    DIGESTS,
+    ENDPOINT,
+    FUNCTION,
+    NEEDED,
+    NEEDS,
+    NESTED,
+    PLACE,
+    REQUIRED,
+    REWARDS,
+    SCRATCH,
+    WORK,
+    Table,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic.alias_generators import to_camel
@@ -24,179 +36,13 @@ from rlhf_api.v1alpha1 import (
     FunctionReward,
     ModelSource,
     PPOStage,
-    Reward,
     RewardStage,
     ScratchModel,
     SFTStage,
     StageConfig,
 )
 
-REQUIRED = object()
-Table = dict[str, tuple[Any, Any]]
-"""Default and another value, by the field's name in a document."""
-
-COMMON: Table = {
-    "model": (REQUIRED, {"uri": "hf://org/other"}),
-    "dataset": (REQUIRED, {"uri": "file://other.jsonl"}),
-    "evalDataset": (None, {"uri": "hf://org/held-out"}),
-    "evalEverySteps": (None, 5),
-    "precision": ("BF16", "FP32"),
-    "attentionImplementation": ("SDPA", "Eager"),
-    "zeroStage": (2, 0),
-    "microBatchSize": (4, 2),
-    "batchSize": (32, 64),
-    "seed": (42, 1),
-    "learningRate": (1e-5, 3e-4),
-    "adamBetas": ([0.9, 0.95], [0.9, 0.99]),
-    "adamEps": (1e-8, 1e-6),
-    "weightDecay": (0.0, 0.1),
-    "warmupRatio": (0.03, 0.1),
-    "schedule": ("Cosine", "Linear"),
-    "gradientClipping": (1.0, 0.5),
-    "epochs": (None, 2),
-    "maxSteps": (None, 7),
-}
-DETERMINING: dict[StageName, Table] = {
-    StageName.SFT: COMMON | {"maxLength": (1024, 512), "packing": (True, False)},
-    StageName.REWARD: COMMON
-    | {
-        "learningRate": (9e-6, 3e-4),
-        "maxLength": (1024, 512),
-        "margin": (0.0, 1.0),
-        "centeringCoef": (0.0, 0.01),
-    },
-    StageName.PPO: COMMON
-    | {
-        "learningRate": (1e-6, 3e-4),
-        "rewardModel": (None, {"uri": "hf://org/other-reward"}),
-        "rewards": ([], [{"name": "model", "type": "RewardModel"}]),
-        "criticModel": (None, {"uri": "hf://org/critic"}),
-        "maxPromptLength": (512, 256),
-        "maxResponseLength": (512, 256),
-        "stopTokens": ([], ["</s>"]),
-        "temperature": (1.0, 0.7),
-        "minibatchSize": (None, 16),
-        "updateEpochs": (1, 2),
-        "rolloutMicroBatchSize": (64, 32),
-        "criticLearningRate": (5e-6, 1e-5),
-        "criticWarmupSteps": (0, 5),
-        "klEstimator": ("K1", "K3"),
-        "klCoef": (0.05, 0.1),
-        "klController": ("Fixed", "Adaptive"),
-        "klTarget": (None, 6.0),
-        "klHorizon": (10_000, 5000),
-        "gamma": (1.0, 0.99),
-        "gaeLambda": (0.95, 0.9),
-        "clipRange": (0.2, 0.1),
-        "valueClipRange": (None, 0.2),
-        "valueCoef": (1.0, 0.5),
-        "entropyCoef": (0.0, 0.01),
-        "scoreClip": (10.0, 5.0),
-        "missingEosPenalty": (0.0, 1.0),
-        "advantageNormalization": ("Batch", "Minibatch"),
-        "rewardScaling": ("RunningStdTotal", "RunningStd"),
-        "valueNormalization": ("None", "PopArt"),
-        "valueHeadInit": ("Keep", "Zero"),
-        "ptxDataset": (None, {"uri": "file://ptx.jsonl"}),
-        "ptxCoef": (None, 1.0),
-        "emaDecay": (None, 0.992),
-    },
-}
-COSMETIC: dict[str, Any] = {
-    "nodes": 2,
-    "processesPerNode": 2,
-    "resources": {"limits": {"memory": "8Gi"}},
-    "nodeSelector": {"pool": "a"},
-    "tolerations": [{"key": "gpu", "operator": "Exists"}],
-    "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
-    "priorityClassName": "low",
-    "checkpoint": {"everySteps": 5, "keep": 1},
-}
-COSMETICS = {
-    StageName.SFT: COSMETIC,
-    StageName.REWARD: COSMETIC,
-    StageName.PPO: COSMETIC | {"samplesEverySteps": 3},
-}
-NEEDS: dict[str, dict[str, Any]] = {
-    "klController": {"klTarget": 6.0},
-    "ptxCoef": {"ptxDataset": {"uri": "file://ptx.jsonl"}},
-}
-"""What else has to be set for a value to be allowed."""
-NEEDED = {"rewardModel"}
-"""Fields that `document` has to set, whatever their default."""
-
-SCRATCH = {"layers": 2, "hiddenSize": 32, "heads": 4, "tokenizer": "file://words"}
-NESTED: dict[type[Contract], Table] = {
-    Dataset: {
-        "uri": (REQUIRED, "hf://org/other"),
-        "subset": (None, "zh"),
-        "split": ("train", "test"),
-        "columns": ({}, {"prompt": "question"}),
-        "maxRows": (None, 5),
-        "overLong": ("Drop", "Truncate"),
-        "titlePrefix": (False, True),
-        "pairsPerQuery": (1, 2),
-    },
-    ScratchModel: {
-        "layers": (REQUIRED, 3),
-        "hiddenSize": (REQUIRED, 64),
-        "heads": (REQUIRED, 2),
-        "keyValueHeads": (None, 2),
-        "intermediateSize": (None, 64),
-        "maxPositions": (1024, 512),
-        "tieEmbeddings": (True, False),
-        "tokenizer": (REQUIRED, "file://other-words"),
-    },
-    ModelSource: {
-        "uri": (None, "hf://org/other"),
-        "fromStage": (None, "reward"),
-        "scratch": (None, SCRATCH),
-        "padToken": (None, "<pad>"),
-        "chatTemplate": (None, "{{ messages }}"),
-    },
-}
-CONSENTS: dict[type[Contract], list[str]] = {Dataset: ["allowLoss"]}
-FUNCTION = {"name": "rewards:exact"}
-ENDPOINT = {"url": "http://scores/v1"}
-REWARDS: dict[type[Contract], Table] = {
-    Reward: {
-        "name": (REQUIRED, "other"),
-        "type": (REQUIRED, "Endpoint"),
-        "weight": (1.0, 0.5),
-        "function": (None, FUNCTION),
-        "endpoint": (None, ENDPOINT),
-    },
-    FunctionReward: {
-        "name": (REQUIRED, "rewards:close"),
-        "uri": (None, "file://rewards"),
-    },
-    EndpointReward: {
-        "url": (REQUIRED, "http://other/v1"),
-        "timeoutSeconds": (30.0, 5.0),
-        "retries": (5, 0),
-        "batchSize": (64, 8),
-        "tokenEnv": (None, "TOKEN"),
-    },
-}
-NESTED |= REWARDS
-PLACE: Table = {
-    "attempt": (REQUIRED, 7),
-    "masterAddress": ("127.0.0.1", "pod-0"),
-    "masterPort": (0, 29500),
-    "metricsPort": (0, 9400),
-    "storage": (REQUIRED, "/elsewhere"),
-    "claims": ({}, {"runs": "/mnt/other"}),
-    "guardrails": ([], [{"rule": "NegativeKL", "action": "Suspend"}]),
-    "guardrailAttempt": (0, 3),
-}
 GOLDEN = "sha256:3bdd418e0f3af42a2b3e5007ec1923f4950cf0730b56c28922e8c9cdc5bc9df8"
-DIGESTS = ["sha256:" + digit * 64 for digit in "01"]
-WORK: Table = {
-    "job": (REQUIRED, {"name": "reviews", "uid": "another-uid"}),
-    "nodes": (1, 2),
-    "processesPerNode": (1, 2),
-    "artifacts": ({}, {"reward": {"uri": "a", "digest": DIGESTS[0]}}),
-}
 STAGES: dict[StageName, type[Contract]] = {
     StageName.SFT: SFTStage,
     StageName.REWARD: RewardStage,
@@ -321,7 +167,7 @@ def test_how_rewards_are_computed_changes_the_digest(
     assert len({of(), *changed}) == len(changed) + 1
 
 
-@pytest.mark.parametrize("name", ["padToken", "chatTemplate"])
+@pytest.mark.parametrize("name", ["padToken", "chatTemplate", "useChatTemplate", "endOfTurn"])
 def test_how_a_model_is_fed_changes_the_digest(name: str) -> None:
     changed = {"model": {"uri": "hf://org/base", name: NESTED[ModelSource][name][1]}}
     assert digest(StageName.SFT, changed) != digest(StageName.SFT, {})
@@ -391,7 +237,7 @@ def test_defaults_are_left_out_of_the_file_and_come_back() -> None:
         read = StageConfig.from_json(text)
         assert (read, read.to_json()) == (config, text)
         spec = defaults(DETERMINING[stage]) | read.spec.to_resolved_document()
-        assert spec["checkpoint"] == {"everySteps": 100, "keep": 2}
+        assert spec["checkpoint"] == {"everySteps": 100, "keep": 2, "keepFinished": False}
 
 
 def test_the_same_work_keeps_its_digest_in_every_release() -> None:

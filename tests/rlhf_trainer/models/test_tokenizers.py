@@ -16,6 +16,7 @@ from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.models.tokenizers import load_tokenizer, stop_token_ids
 
 FIELD = "spec.stages.sft.model"
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
 
 
 def _saved(
@@ -121,6 +122,12 @@ def test_a_token_to_pad_with_is_found(
             id="pad is EOS",
         ),
         pytest.param(
+            ["</s>", "<|end|>"],
+            {"eos_token": "</s>", "pad_token": "<|end|>", "chat_template": CHAT},
+            "has the end of a turn (<|end|>) as its pad token",
+            id="pad ends a turn",
+        ),
+        pytest.param(
             ["<unk>", "</s>"],
             {"eos_token": "</s>", "unk_token": "<unk>"},
             "has no pad token",
@@ -161,12 +168,13 @@ def test_pad_token_of_the_spec_wins(tmp_path: Path) -> None:
         ("<none>", ["'<none>' is not in the vocabulary of", "name one of its tokens"]),
         ("ba", ["'ba' is not in the vocabulary of"]),
         ("</s>", ["'</s>' is EOS", "name another token"]),
+        ("<|end|>", ["'<|end|>' is the end of a turn", "name another token"]),
     ],
 )
 def test_a_pad_token_that_cannot_serve_is_named(
     tmp_path: Path, pad_token: str, words: list[str]
 ) -> None:
-    folder = _saved(tmp_path, ["</s>", "<pad>"], eos_token="</s>")
+    folder = _saved(tmp_path, ["</s>", "<pad>", "<|end|>"], eos_token="</s>", chat_template=CHAT)
 
     with pytest.raises(ConfigError) as caught:
         _load(folder, pad_token=pad_token)
@@ -225,10 +233,12 @@ def test_a_place_without_a_tokenizer_is_named(
 
 
 def test_the_spec_s_template_replaces_the_tokenizer_s(tmp_path: Path) -> None:
-    folder = _saved(tmp_path, ["</s>", "<pad>"], eos_token="</s>", chat_template="own")
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    own = "{{ messages[0].content }}"
+    special = ["</s>", "<pad>", "<|end|>"]
+    folder = _saved(tmp_path, special, eos_token="</s>", chat_template=own)
+    template = CHAT + "{% if add_generation_prompt %}<assistant>{% endif %}"
 
-    assert _load(folder).chat_template == "own"
+    assert _load(folder).chat_template == own
     assert _load(folder, chat_template=template).chat_template == template
 
 

@@ -126,6 +126,20 @@ def test_the_same_holds_where_positions_are_learned(folder: Path, architecture: 
             close(values[row, 0], first)
 
 
+def test_the_reward_model_reads_the_end_that_it_knows(four: Four, rollout: Rollout) -> None:
+    """Whatever ended an answer; what was cut off, and all other models, see what was sampled."""
+    plain, found = four.collect(rollout), four.collect(rollout, score_end=12)
+    for row, (prompt, response) in enumerate(cases.parts(rollout)):
+        known = [*response[:-1], 12] if rollout.ended[row] else response
+        with torch.no_grad():
+            ids = torch.tensor([prompt + known])
+            close(found.scores[row], four.reward_model.model(input_ids=ids).logits[0, 0])
+        assert torch.equal(found.scores[row], plain.scores[row]) != bool(rollout.ended[row])
+    for name in ("old_logprobs", "ref_logprobs", "values"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+    assert found.rollout is rollout
+
+
 def test_micro_batches_do_not_change_an_experience(four: Four, rollout: Rollout) -> None:
     whole = four.collect(rollout, micro_batch_size=64)
     split = four.collect(rollout, micro_batch_size=1)

@@ -89,6 +89,15 @@ def test_what_ends_by_itself_is_not_penalised(folder: Path) -> None:
     assert shaped.scores.tolist() == [1.0, 0.25]
 
 
+def test_what_was_cut_off_may_count_the_penalty_alone(folder: Path) -> None:
+    spec = ppo_spec(
+        folder, missing_eos_penalty=0.75, truncated_answers="Penalty", reward_scaling="None"
+    )
+    found = scored([1.0, 5.0, -5.0], [True, False, False])
+    shaped = shaped_scores(found, spec, 0.1, Moments(), tiny.ALONE)
+    assert shaped.scores.tolist() == [1.0, -0.75, -0.75]
+
+
 def test_a_models_own_moments_are_taken_off_before_the_clip(folder: Path) -> None:
     spec = ppo_spec(folder, score_clip=2.0, missing_eos_penalty=1.0, reward_scaling="ModelStats")
     found = scored([16.0, 7.0, -100.0, 11.0], [True, True, True, False])

@@ -120,6 +120,36 @@ def test_a_sampled_pad_id_is_a_token_like_any_other(words: Path) -> None:
         assert positions[row][attention[row].bool()].tolist() == list(range(real))
 
 
+def test_rows_without_a_token_are_never_sampled(words: Path) -> None:
+    """Sampler and actor alike: their log-probabilities are those of a softmax over the rest."""
+    absent = (17, 18, 19, 20, 21)
+    model = model_with(words, dict.fromkeys(absent, 3.0))
+    rollout = cases.sampler(model, absent_ids=absent).sample(PROMPTS * 8)
+    sampled = {token for _, response in cases.parts(rollout) for token in response}
+    assert len(sampled) > 8
+    assert not sampled & set(absent)
+    free = cases.sampler(model).sample(PROMPTS * 8)
+    assert {token for _, response in cases.parts(free) for token in response} & set(absent)
+
+    with torch.no_grad():
+        width = rollout.responses.shape[1]
+        found = Actor(model, absent)(*rollout.sequences, width).logprobs
+    mask = rollout.response_mask
+    torch.testing.assert_close(rollout.sampled_logprobs[mask], found[mask], rtol=0, atol=1e-5)
+
+
+def test_what_ended_an_answer_gives_way_to_another_token(words: Path) -> None:
+    rollout = cases.sampler(model_with(words, {}), stop_ids=(EOS, 9, 10)).sample(PROMPTS * 16)
+
+    changed = rollout.ended_by(12)
+
+    for at, (_, response) in enumerate(cases.parts(rollout)):
+        expected = [*response[:-1], 12] if rollout.ended[at] else response
+        assert cases.parts(changed)[at][1] == expected
+        assert (changed.responses[at, len(response) :] == PAD).all()
+    assert not torch.equal(changed.responses, rollout.responses)
+
+
 def test_an_eos_inside_a_prompt_ends_nothing(words: Path) -> None:
     rollout = cases.sampler(model_with(words, {EOS: -1e9})).sample([[3, EOS, 4], [EOS]])
     assert rollout.response_lengths.tolist() == [8, 8]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_trainer.rl.logprobs import token_statistics
+from rlhf_trainer.rl.logprobs import policy_logits, token_statistics
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
 
@@ -160,3 +160,33 @@ def test_shapes_that_disagree_are_refused() -> None:
     logits, tokens = batch()
     with pytest.raises(ValueError, match=r"tokens \[2, 6\]"):
         token_statistics(logits, tokens[:, 1:])
+
+
+def test_absent_rows_have_no_probability_and_change_nothing_else() -> None:
+    draw = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 5, 7, generator=draw, dtype=torch.float64).requires_grad_()
+    absent = torch.tensor([2, 6])
+    tokens = torch.randint(0, 2, (2, 5), generator=draw)
+    kept = [0, 1, 3, 4, 5]
+
+    logprobs, entropy = token_statistics(logits, tokens, 0.7, absent, chunk=2)
+
+    smaller = token_statistics(logits[..., kept], tokens, 0.7)
+    assert_close(logprobs, smaller.logprobs)
+    assert_close(entropy, smaller.entropy)
+    (logprobs + entropy).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[..., absent] == 0).all()
+    assert (logits.grad[..., kept] != 0).all()
+
+
+def test_the_policy_s_logits_are_drawn_from_without_absent_rows() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0]], dtype=torch.bfloat16)
+
+    found = policy_logits(logits, 0.5, torch.tensor([0]))
+
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[-math.inf, 2.0, 4.0]]
+    assert policy_logits(logits, 0.5).tolist() == [[6.0, 2.0, 4.0]]
+    assert policy_logits(logits, 0.5, torch.tensor([], dtype=torch.long)).tolist() == [[6, 2, 4]]

@@ -87,6 +87,12 @@ def test_missing_eos_costs_the_penalty_and_eos_costs_nothing() -> None:
     assert penalise_missing_eos(f64(-3.0, -3.0), ended, 0.0).tolist() == [-3.0, -3.0]
 
 
+def test_the_penalty_may_stand_in_for_a_score() -> None:
+    ended = torch.tensor([True, False, False])
+    found = penalise_missing_eos(f64(3.0, 3.0, -9.0), ended, 1.5, replaces=True)
+    assert found.tolist() == [3.0, -1.5, -1.5]
+
+
 def test_penalise_missing_eos_refuses() -> None:
     with pytest.raises(ValueError, match="penalty is -1"):
         penalise_missing_eos(torch.zeros(1), torch.tensor([True]), -1.0)

@@ -16,7 +16,8 @@ from reporting import FIRST, SECOND, Clock, lines, scraped
 from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import StorageError
-from rlhf_trainer.run.report import JsonLines, Reporter, Sample, StepClock
+from rlhf_trainer.run.json_lines import JsonLines
+from rlhf_trainer.run.report import Reporter, Sample, StepClock
 
 
 def test_a_run_is_told_line_by_line(reporter: Reporter, config: StageConfig, clock: Clock) -> None:

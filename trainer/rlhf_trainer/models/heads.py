@@ -6,6 +6,7 @@ with left padding; nothing here reads padding from token ids.
 
 import inspect
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,15 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
 class Actor(nn.Module):
     """A causal model that gives the log-probability and entropy of each response token."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    absent: Tensor
+
+    def __init__(self, model: PreTrainedModel, absent_ids: Sequence[int] = ()) -> None:
+        """`absent_ids` are rows of the embeddings that no policy samples, as they have no token."""
         super().__init__()
         self.model = model
+        # Not among the weights: a checkpoint needs it no more than the artifact does.
+        absent = torch.tensor(tuple(absent_ids), dtype=torch.long)
+        self.register_buffer("absent", absent, persistent=False)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(
@@ -55,7 +62,7 @@ class Actor(nn.Module):
             **kept,
         )
         logits = output.logits[:, -response_width - 1 : -1]
-        return token_statistics(logits, input_ids[:, -response_width:], temperature)
+        return token_statistics(logits, input_ids[:, -response_width:], temperature, self.absent)
 
 
 class ScalarModel(nn.Module):

@@ -4,10 +4,11 @@ Called by the stages; what they compute with them stands in `heads`.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,7 @@ from rlhf_trainer.errors import NonFiniteError
 from rlhf_trainer.models.configs import model_config
 from rlhf_trainer.models.engine import DTYPES
 from rlhf_trainer.models.finite import spoilt_weights
+from rlhf_trainer.models.generation import generation_config
 from rlhf_trainer.models.heads import score_head
 from rlhf_trainer.models.opening import one_line, opening
 from rlhf_trainer.run.artifact import ModelLocation
@@ -157,17 +159,16 @@ def load_reward_model(
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, stop_ids: list[int]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    stop_ids: Sequence[int],
+    sampling: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write weights as safetensors, configuration and tokenizer; for a causal model also the
-    generation configuration, with EOS and stop tokens."""
+    generation configuration, with what ends an answer and the values of `sampling`."""
     if model.can_generate():
-        model.generation_config = GenerationConfig(
-            do_sample=True,
-            eos_token_id=stop_ids,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-        )
+        model.generation_config = generation_config(stop_ids, sampling, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

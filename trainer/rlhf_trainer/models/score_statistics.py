@@ -8,7 +8,6 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from rlhf_api.errors import InputError
@@ -54,7 +53,8 @@ def model_statistics(spec: PPOStage, reward_model: Base | None) -> ScoreStatisti
     if spec.reward_scaling != "ModelStats":
         return None
     assert reward_model is not None, "the specification asks for ModelStats without a reward model"
-    path = _file(reward_model)
+    # `open_base` has fetched all of a repository's JSON files.
+    path = reward_model.location.file(FileName.REWARD_STATISTICS)
     remedy = (
         "train the reward model with stages.reward and an evalDataset, which writes it, or choose "
         "rewardScaling RunningStdTotal"
@@ -78,15 +78,3 @@ def _parsed(document: dict[str, float]) -> ScoreStatistics:
     if not (math.isfinite(found.mean) and math.isfinite(found.std) and found.std > 0):
         raise ValueError(f"mean is {found.mean} and std {found.std}")
     return found
-
-
-def _file(base: Base) -> Path | None:
-    location = base.location
-    if not location.on_hub:
-        path = Path(location.path) / FileName.REWARD_STATISTICS
-        return path if path.is_file() else None
-    # `open_base` has fetched all of the repository's JSON files.
-    cached = try_to_load_from_cache(
-        location.path, FileName.REWARD_STATISTICS, revision=location.revision
-    )
-    return Path(cached) if isinstance(cached, str) else None

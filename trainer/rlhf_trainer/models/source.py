@@ -17,6 +17,7 @@ from rlhf_api.v1alpha1 import ModelSource, StageConfig
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
 from rlhf_trainer.models.configs import checked_config, model_config
+from rlhf_trainer.models.generation import Generation, read_generation
 from rlhf_trainer.models.memory import ModelSize, count_parameters
 from rlhf_trainer.models.tokenizers import load_tokenizer
 from rlhf_trainer.run.artifact import ModelLocation, model_folder
@@ -40,17 +41,35 @@ class Base:
         location: where its files are.
         tokenizer: its tokenizer, with EOS and a pad token of its own.
         config: its configuration.
+        generation: where its answers end, and how they are sampled.
     """
 
     field: str
     location: ModelLocation
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
+    generation: Generation
+
+    @property
+    def ending(self) -> str:
+        """Where its answers end, as people read it."""
+        return f"{self.field}: {self.generation.described(self.tokenizer)}"
 
     @property
     def pad_id(self) -> int:
         """Id that fills a batch."""
         return int(self.tokenizer.pad_token_id)
+
+    @property
+    def embedding_rows(self) -> int:
+        """How many ids its embeddings take; often more than there are tokens."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def absent_ids(self) -> tuple[int, ...]:
+        """Rows of its embeddings without a token, ascending."""
+        tokens = set(self.tokenizer.get_vocab().values())
+        return tuple(i for i in range(self.embedding_rows) if i not in tokens)
 
     def require_positions(self, tokens: int, lengths: str) -> None:
         """Raise ConfigError if sequences of `tokens` tokens are longer than the model can take.
@@ -111,18 +130,16 @@ def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str
         checked_config(location, field)
     place = Hub(location.path, location.revision) if location.on_hub else Path(location.path)
     tokenizer = load_tokenizer(
-        place, pad_token=source.pad_token, chat_template=source.chat_template, field=field
+        place,
+        field=field,
+        pad_token=source.pad_token,
+        chat_template=source.chat_template,
+        use_chat_template=source.use_chat_template,
+        end_of_turn=source.end_of_turn,
     )
-    return Base(field, location, tokenizer, model_config(location, tokenizer, field))
-
-
-def require_same_tokenizer(one: Base, other: Base) -> None:
-    """Raise ConfigError unless both models read token ids alike."""
-    if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        raise ConfigError(
-            f"{other.field}: its tokenizer ({len(other.tokenizer)} tokens) differs from that of "
-            f"{one.field} ({len(one.tokenizer)} tokens); train both from models of one family"
-        )
+    model = model_config(location, tokenizer, field)
+    generation = read_generation(location, model, tokenizer, field)
+    return Base(field, location, tokenizer, model, generation)
 
 
 def _fetch(location: ModelLocation, field: str) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.data.tokenize.offsets import adds_prefix_space, has_offsets
 from rlhf_trainer.models.opening import opening, refuse_pointers
+from rlhf_trainer.models.templates import settle_end, settle_template
 
 PAD_TOKENS = (
     "<pad>",
@@ -36,27 +36,34 @@ PAD_TOKENS = (
 RESERVED = re.compile(r"[<\[]\|?_?(reserved|unused|extra|dummy|placeholder)[\w ]*?\d+\|?[>\]]")
 """Added tokens without a meaning, such as <|reserved_special_token_0|>, <unused0>, <|extra_0|>."""
 
-PROBE = "probe 7"
-
 
 def load_tokenizer(
-    place: Path | Hub, *, pad_token: str | None, chat_template: str | None, field: str
+    place: Path | Hub,
+    *,
+    field: str,
+    pad_token: str | None = None,
+    chat_template: str | None = None,
+    use_chat_template: bool = True,
+    end_of_turn: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's folder or repository, ready for training.
 
-    Its own pad token is kept if it is not EOS. Otherwise a token made for padding serves, a
+    Its own pad token is kept if it ends no answer. Otherwise a token made for padding serves, a
     reserved one, or the unknown token where byte fallback keeps it out of every text.
 
     Args:
         place: from `data.uris.locate`.
+        field: the model's path in the spec, such as `spec.stages.sft.model`, for messages.
         pad_token: `padToken` of the spec; wins over the tokenizer's own.
         chat_template: `chatTemplate` of the spec; replaces the tokenizer's own.
-        field: the model's path in the spec, such as `spec.stages.sft.model`, for messages.
+        use_chat_template: `useChatTemplate` of the spec.
+        end_of_turn: `endOfTurn` of the spec; wins over what the template and EOS say.
 
     Raises:
         InputError: there is no tokenizer that can be loaded, or one that tells no offsets and puts
             a space before each text, so that a response would begin by one that it does not have.
-        ConfigError: no EOS token, no token to pad with, or a template that cannot be rendered.
+        ConfigError: no EOS token, no token to pad with, or a template that cannot be rendered or
+            does not say where an answer begins and ends.
     """
     tokenizer = _loaded(place, field)
     if tokenizer.eos_token_id is None:
@@ -70,14 +77,13 @@ def load_tokenizer(
             "tells no offsets, so that no response could be cut out of a conversation; convert it "
             "to tokenizer.json, or name another model"
         )
+    settle_template(tokenizer, chat_template, used=use_chat_template, field=field)
+    end = settle_end(tokenizer, end_of_turn, place=place, field=field).token_id
     tokenizer.pad_token = (
-        _reserved_token(tokenizer, place, field)
+        _reserved_token(tokenizer, place, field, end)
         if pad_token is None
-        else _chosen_token(tokenizer, place, field, pad_token)
+        else _chosen_token(tokenizer, place, field, pad_token, end)
     )
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-        _check_template(tokenizer, chat_template, field)
     return tokenizer
 
 
@@ -144,7 +150,7 @@ def _without_code(name: str | Path, revision: str, place: Path | Hub, field: str
 
 
 def _chosen_token(
-    tokenizer: PreTrainedTokenizerBase, place: Path | Hub, field: str, pad_token: str
+    tokenizer: PreTrainedTokenizerBase, place: Path | Hub, field: str, pad_token: str, end: int
 ) -> str:
     vocabulary = tokenizer.get_vocab()
     if pad_token not in vocabulary:
@@ -152,29 +158,33 @@ def _chosen_token(
             f"{field}.padToken: {pad_token!r} is not in the vocabulary of {place}; name one of its "
             "tokens"
         )
-    if vocabulary[pad_token] == tokenizer.eos_token_id:
+    if vocabulary[pad_token] in (tokenizer.eos_token_id, end):
+        name = "EOS" if vocabulary[pad_token] == tokenizer.eos_token_id else "the end of a turn"
         raise ConfigError(
-            f"{field}.padToken: {pad_token!r} is EOS, so the end of a response would look like "
+            f"{field}.padToken: {pad_token!r} is {name}, so the end of a response would look like "
             "padding; name another token"
         )
     return pad_token
 
 
-def _reserved_token(tokenizer: PreTrainedTokenizerBase, place: Path | Hub, field: str) -> str:
+def _reserved_token(
+    tokenizer: PreTrainedTokenizerBase, place: Path | Hub, field: str, end: int
+) -> str:
     vocabulary = tokenizer.get_vocab()
     own = tokenizer.pad_token
-    if own is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    if own is not None and tokenizer.pad_token_id not in (tokenizer.eos_token_id, end):
         return str(own)
     added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
     candidates = [token for token in PAD_TOKENS if token in vocabulary]
     candidates += [token for token, _ in added if RESERVED.fullmatch(token)]
     if tokenizer.unk_token is not None and _has_byte_fallback(tokenizer):
         candidates.append(str(tokenizer.unk_token))
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, end}
     for token in candidates:
         if vocabulary[token] not in taken:
             return token
-    state = "no pad token" if own is None else f"EOS ({own}) as its pad token"
+    ending = "EOS" if tokenizer.pad_token_id == tokenizer.eos_token_id else "the end of a turn"
+    state = "no pad token" if own is None else f"{ending} ({own}) as its pad token"
     raise ConfigError(
         f"{field}.padToken: the tokenizer of {place} has {state} and no reserved one; set padToken "
         "to a token of its vocabulary that no text contains and that is not EOS"
@@ -185,23 +195,6 @@ def _has_byte_fallback(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether every text has tokens, so that the unknown one never occurs."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and bool(json.loads(backend.to_str())["model"].get("byte_fallback"))
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase, template: str, field: str) -> None:
-    shown = json.dumps(template[:80], ensure_ascii=False)
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": PROBE}], tokenize=False, add_generation_prompt=True
-        )
-    except (TemplateError, TypeError) as error:
-        raise ConfigError(
-            f"{field}.chatTemplate: {shown}: cannot be rendered: {error}; correct the template"
-        ) from error
-    if PROBE not in str(text):
-        raise ConfigError(
-            f"{field}.chatTemplate: {shown}: leaves out what the user says; render each message's "
-            "content"
-        )
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

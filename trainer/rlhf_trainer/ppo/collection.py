@@ -62,6 +62,7 @@ class Collector:
             reward_model=self.models.reward_model,
             temperature=self.spec.temperature,
             micro_batch_size=self.spec.rollout_micro_batch_size,
+            score_end=self.models.score_end,
         )
         return self.rewards.scored(experience)
 

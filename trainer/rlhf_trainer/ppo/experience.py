@@ -117,8 +117,12 @@ def collect(
     reward_model: Callable[..., Any] | None,
     temperature: float,
     micro_batch_size: int,
+    score_end: int | None = None,
 ) -> Experience:
     """Evaluate all models on a rollout; scores are 0 where there is no reward model.
+
+    `score_end` is the token that a reward model knows answers to end with: it stands for whatever
+    ended one, for the score alone. What was cut off ends as it is.
 
     Old log-probabilities are computed by the training engine and not taken from the sampler, so
     that the probability ratio of unchanged weights is 1 whatever the sampler's numerics.
@@ -136,7 +140,9 @@ def collect(
                 (
                     torch.zeros(len(rows.responses), device=rows.responses.device)
                     if reward_model is None
-                    else last_scores(reward_model, rows)
+                    else last_scores(
+                        reward_model, rows if score_end is None else rows.ended_by(score_end)
+                    )
                 ),
             )
         )
@@ -191,7 +197,12 @@ def shaped_scores(
     """
     scores = experience.scores if statistics is None else statistics.normalized(experience.scores)
     scores = clip_scores(scores, spec.score_clip)
-    scores = penalise_missing_eos(scores, experience.rollout.ended, spec.missing_eos_penalty)
+    scores = penalise_missing_eos(
+        scores,
+        experience.rollout.ended,
+        spec.missing_eos_penalty,
+        replaces=spec.truncated_answers == "Penalty",
+    )
     total = spec.reward_scaling == "RunningStdTotal"
     if total or spec.reward_scaling == "RunningStd":
         seen = scores

@@ -151,6 +151,7 @@ def _answer_metrics(experience: Experience, ranks: Ranks) -> dict[Metric, float]
         Metric.RESPONSE_TOKENS_P50: p50,
         Metric.RESPONSE_TOKENS_P95: p95,
         Metric.EOS_RATE: ended / answers,
+        Metric.TRUNCATED_SHARE: (answers - ended) / answers,
         # Over all ranks at once: the share falls as the set grows.
         Metric.DISTINCT_2: distinct_n(chain(*gather_objects(ranks, contents)), 2),
     }

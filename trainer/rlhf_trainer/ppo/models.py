@@ -6,6 +6,7 @@ Called by the PPO stage.
 from dataclasses import dataclass, replace
 
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
+from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
 from rlhf_trainer.models.engine import PlacedModel, TrainedModel, freeze, train
 from rlhf_trainer.models.heads import (
     Actor,
@@ -22,7 +23,7 @@ from rlhf_trainer.models.load import (
     load_reward_model,
 )
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
-from rlhf_trainer.models.source import Base, open_base, require_same_tokenizer
+from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.run.distributed import Ranks
 
 FIELD = "spec.stages.ppo"
@@ -30,15 +31,29 @@ FIELD = "spec.stages.ppo"
 
 @dataclass(frozen=True)
 class Bases:
-    """What the stage reads, before any weights."""
+    """What the stage reads, before any weights.
+
+    Attributes:
+        notes: where answers end, and how the models differ, for people to read.
+    """
 
     actor: Base
     reward_model: Base | None
     critic: Base
+    notes: tuple[str, ...] = ()
+
+    @property
+    def score_end(self) -> int | None:
+        """The token by which the reward model knows that an answer has ended."""
+        return None if self.reward_model is None else self.reward_model.generation.end.token_id
 
     @classmethod
     def open(cls, spec: PPOStage, config: StageConfig, ranks: Ranks) -> "Bases":
-        """Find all models and check that they read the same tokens."""
+        """Find all models, and check that they read the same tokens and prompts.
+
+        Raises:
+            ConfigError: they do not.
+        """
         actor = open_base(spec.model, config, ranks, f"{FIELD}.model")
         reward_model = (
             open_base(spec.reward_model, config, ranks, f"{FIELD}.rewardModel")
@@ -50,20 +65,28 @@ class Bases:
             if spec.critic_model is not None
             else reward_model or actor
         )
+        notes = [actor.ending]
         if reward_model is not None:
-            require_same_tokenizer(actor, reward_model)
-        require_same_tokenizer(actor, critic)
-        return cls(actor, reward_model, critic)
+            notes += require_same_tokens(actor, reward_model)
+            notes += require_same_prompts(actor, reward_model)
+        if critic is not actor and critic is not reward_model:
+            notes += require_same_tokens(actor, critic)
+        return cls(actor, reward_model, critic, tuple(notes))
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models of PPO; no reward model where the stage's rewards are others."""
+    """The models of PPO; no reward model where the stage's rewards are others.
+
+    Attributes:
+        score_end: the token by which the reward model knows that an answer has ended.
+    """
 
     actor: TrainedModel
     reference: PlacedModel
     critic: TrainedModel
     reward_model: PlacedModel | None
+    score_end: int | None = None
 
 
 def load_models(
@@ -102,7 +125,8 @@ def load_models(
         Actor(
             load_causal_model(
                 bases.actor.location, bases.actor.tokenizer, settings, bases.actor.field
-            )
+            ),
+            bases.actor.absent_ids,
         )
         for _ in range(2)
     )
@@ -116,6 +140,7 @@ def load_models(
         freeze(reference, spec, ranks),
         train(critic, spec, ranks, learning_rate=spec.critic_learning_rate),
         freeze(reward_model, spec, ranks) if reward_model is not None else None,
+        bases.score_end,
     )
 
 

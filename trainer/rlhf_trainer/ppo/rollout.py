@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from rlhf_trainer.data.collate import pad_left
-from rlhf_trainer.rl import position_ids, response_mask
+from rlhf_trainer.rl import policy_logits, position_ids, response_mask
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,13 @@ class Rollout:
     def last_index(self) -> Tensor:
         """Long[batch], column of the last real token in `sequences`."""
         return self.prompts.shape[1] + self.response_lengths - 1
+
+    def ended_by(self, token: int) -> "Rollout":
+        """The same rows, each that has ended with `token` in the place of what ended it."""
+        columns = torch.arange(self.responses.shape[1], device=self.responses.device)
+        last = columns == (self.response_lengths - 1).unsqueeze(1)
+        at = last & self.ended.unsqueeze(1)
+        return replace(self, responses=torch.where(at, token, self.responses))
 
     def __getitem__(self, rows: slice | Tensor) -> "Rollout":
         """Some of the rows, by a slice or by Long[n] indices."""
@@ -100,9 +107,10 @@ class Sampling:
     Attributes:
         max_response_length: in tokens, EOS counted.
         temperature: of the softmax.
-        stop_ids: EOS and the stop tokens.
+        stop_ids: end of turn, EOS and the stop tokens.
         pad_id: fills the rest of a row.
         wave: prompts that are answered at a time.
+        absent_ids: rows of the embeddings without a token, which are never sampled.
     """
 
     max_response_length: int
@@ -110,6 +118,7 @@ class Sampling:
     stop_ids: tuple[int, ...]
     pad_id: int
     wave: int
+    absent_ids: tuple[int, ...] = ()
 
 
 class GenerateSampler:
@@ -149,7 +158,8 @@ class GenerateSampler:
         sampling = self._sampling
         batch = pad_left(prompts, sampling.pad_id)
         input_ids = batch.input_ids.to(self._device)
-        recorder = _Recorder(sampling.temperature, sampling.stop_ids[0])
+        absent = torch.tensor(sampling.absent_ids, dtype=torch.long, device=self._device)
+        recorder = _Recorder(sampling.temperature, absent, sampling.stop_ids[0])
         # GenerationMixin is not among PreTrainedModel's declared bases.
         generate: Any = self._model.generate
         sequences: Tensor = generate(
@@ -193,26 +203,28 @@ def response_lengths(responses: Tensor, stop_ids: Sequence[int]) -> tuple[Tensor
 
 
 class _Recorder(LogitsProcessor):
-    """Applies the temperature and keeps each sampled token's log-probability, no more.
+    """Applies the temperature, leaves out rows without a token and keeps each sampled token's
+    log-probability, no more.
 
     Where logits are no distribution the answer ends by `stop_id`, with the log-probability NaN:
     sampling would raise on this rank alone, or stop the whole device.
     """
 
-    def __init__(self, temperature: float, stop_id: int) -> None:
+    def __init__(self, temperature: float, absent: Tensor, stop_id: int) -> None:
         self._temperature = temperature
+        self._absent = absent
         self._stop_id = stop_id
         self._last: Tensor | None = None
         self._taken: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self._take(input_ids[:, -1])
-        scaled = scores.float() / self._temperature
-        self._last = torch.log_softmax(scaled, dim=-1)
+        logits = policy_logits(scores, self._temperature, self._absent)
+        self._last = torch.log_softmax(logits, dim=-1)
         spoilt = ~torch.isfinite(self._last.amax(dim=-1, keepdim=True))
-        end = torch.full_like(scaled, -torch.inf)
+        end = torch.full_like(logits, -torch.inf)
         end[:, self._stop_id] = 0.0
-        return torch.where(spoilt, end, scaled)
+        return torch.where(spoilt, end, logits)
 
     def _take(self, tokens: Tensor) -> None:
         if self._last is not None:

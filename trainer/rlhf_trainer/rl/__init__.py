@@ -7,7 +7,7 @@ argument. Shapes stand in the docstrings as Type[dimensions].
 
 from rlhf_trainer.rl.advantages import gae, whiten
 from rlhf_trainer.rl.kl import adapted_kl_coef, token_kl
-from rlhf_trainer.rl.logprobs import TokenStatistics, token_statistics
+from rlhf_trainer.rl.logprobs import TokenStatistics, policy_logits, token_statistics
 from rlhf_trainer.rl.losses import (
     EntropyBonus,
     PolicyLoss,
@@ -44,6 +44,7 @@ __all__ = [
     "masked_mean",
     "masked_moments",
     "penalise_missing_eos",
+    "policy_logits",
     "policy_loss",
     "position_ids",
     "response_mask",

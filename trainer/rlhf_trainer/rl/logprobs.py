@@ -4,6 +4,9 @@ Called by every stage, with the temperature the tokens were sampled at. `logits[
 scores *of* `tokens[:, t]`, so the caller has shifted them. Never held at once: batch × time ×
 vocabulary in fp32, forward or backward. Chunks are recomputed in the backward pass, so that
 autograd keeps the caller's tensors and nothing of that size besides.
+
+PPO leaves out rows of the embedding that have no token (padded vocabularies): sampler, actor and
+reference alike give them probability 0. Supervised fine-tuning keeps the model's own softmax.
 """
 
 from collections.abc import Callable
@@ -29,19 +32,36 @@ class TokenStatistics(NamedTuple):
     """Float[...], nats of the distribution the token was drawn from."""
 
 
+def policy_logits(logits: Tensor, temperature: float, absent: Tensor | None = None) -> Tensor:
+    """z = logits / temperature, and −∞ at the ids of `absent`: tokens are drawn from softmax(z).
+
+    Shapes: logits Float[..., vocab], absent Long[n] -> Float[..., vocab], in fp32 (fp64 where
+    logits are).
+    """
+    scaled = at_least_float32(logits) / temperature
+    if absent is None or not absent.numel():
+        return scaled
+    return scaled.index_fill(-1, absent, -torch.inf)
+
+
 def token_statistics(
-    logits: Tensor, tokens: Tensor, temperature: float = 1.0, *, chunk: int = TIME_CHUNK
+    logits: Tensor,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    absent: Tensor | None = None,
+    *,
+    chunk: int = TIME_CHUNK,
 ) -> TokenStatistics:
     """log π(a_t) = z_{a_t} − log Σ_v exp z_v and H_t = −Σ_v p_v log p_v, by one softmax.
 
-    z = logits / temperature, p = softmax(z). Shapes: logits Float[batch, time, vocab], tokens
-    Long[batch, time] -> 2 × Float[batch, time], in fp32 (fp64 where logits are). Tokens lie in
-    [0, vocab), also where a mask hides them.
+    z = `policy_logits`, p = softmax(z). Shapes: logits Float[batch, time, vocab], tokens
+    Long[batch, time], absent Long[n] -> 2 × Float[batch, time], in fp32 (fp64 where logits are).
+    Tokens lie in [0, vocab), also where a mask hides them.
     Raises ValueError when shapes disagree, or temperature or chunk is not above 0.
     """
     _check(logits, tokens, temperature, chunk)
     parts = [
-        _recomputed(_statistics, part, of, temperature)
+        _recomputed(_statistics, part, of, temperature, absent)
         for part, of in zip(
             torch.split(logits, chunk, dim=1), torch.split(tokens, chunk, dim=1), strict=True
         )
@@ -66,10 +86,6 @@ def _recomputed(function: Callable[..., T], *args: object) -> T:
     return result
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(at_least_float32(logits) / temperature, dim=-1)
-
-
 def _gathered(log_softmax: Tensor, tokens: Tensor) -> Tensor:
     return log_softmax.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
@@ -81,6 +97,8 @@ def _summed(log_softmax: Tensor) -> Tensor:
     return -(log_softmax.exp() * bounded).sum(dim=-1)
 
 
-def _statistics(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    log_softmax = _log_softmax(logits, temperature)
+def _statistics(
+    logits: Tensor, tokens: Tensor, temperature: float, absent: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    log_softmax = torch.log_softmax(policy_logits(logits, temperature, absent), dim=-1)
     return _gathered(log_softmax, tokens), _summed(log_softmax)

@@ -21,11 +21,13 @@ def clip_scores(scores: Tensor, limit: float) -> Tensor:
     return scores.clamp(-limit, limit)
 
 
-def penalise_missing_eos(scores: Tensor, ended: Tensor, penalty: float) -> Tensor:
+def penalise_missing_eos(
+    scores: Tensor, ended: Tensor, penalty: float, *, replaces: bool = False
+) -> Tensor:
     """score − penalty where the response was cut off at its maximum length, score elsewhere.
 
-    S. Huang et al., "The N+ Implementation Details of RLHF with PPO", 2024, the "EOS trick" (there
-    a fixed score of −1 in place of a difference).
+    With `replaces` it is −penalty there, whatever the score. S. Huang et al., "The N+
+    Implementation Details of RLHF with PPO", 2024, the "EOS trick" (there −1, which replaces).
 
     Shapes: scores Float[batch], ended Bool[batch] -> Float[batch].
     Raises ValueError when the shapes differ, `ended` is not boolean or the penalty is negative.
@@ -35,7 +37,8 @@ def penalise_missing_eos(scores: Tensor, ended: Tensor, penalty: float) -> Tenso
         raise ValueError(f"ended has dtype {ended.dtype}: it must be torch.bool")
     if not penalty >= 0:
         raise ValueError(f"penalty is {penalty}: it must be 0 or more, and is taken off the score")
-    return torch.where(ended, scores, scores - penalty)
+    cut_off = torch.full_like(scores, -penalty) if replaces else scores - penalty
+    return torch.where(ended, scores, cut_off)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, response_lengths: Tensor, kl_coef: float) -> Tensor:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rlhf_api.contract import Contract
@@ -98,6 +99,14 @@ class ModelLocation:
     scratch: ScratchModel | None = None
     architecture: str | None = None
     on_hub: bool = False
+
+    def file(self, name: str) -> Path | None:
+        """The local path of one of its files, fetched before; None where there is none."""
+        if not self.on_hub:
+            path = Path(self.path) / name
+            return path if path.is_file() else None
+        cached = try_to_load_from_cache(self.path, name, revision=self.revision)
+        return Path(cached) if isinstance(cached, str) else None
 
 
 def write_artifact(

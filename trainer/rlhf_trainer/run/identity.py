@@ -22,6 +22,7 @@ from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.read.rows import data_files, is_saved
 from rlhf_trainer.data.read.uris import Hub, locate
 from rlhf_trainer.data.tokenize.rendering import reads_clock
+from rlhf_trainer.data.tokenize.turns import end_of_turn
 from rlhf_trainer.run.files import list_files, sha256_of
 
 Identity = list[tuple[str, str]]
@@ -109,6 +110,7 @@ def _tokenizer_parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         "class": type(tokenizer).__name__,
         "template": tokenizer.chat_template,
+        "endOfTurn": end_of_turn(tokenizer).token_id,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "model": _saved_digest(tokenizer) if backend is None else _digest(backend.to_str()),
     }

@@ -6,7 +6,6 @@ waits for another rank.
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from rlhf_api.metrics import ROW_METRICS, LabelledMetric, Metric, Phase, phases_
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import HealthVerdict, RowCounts, StageConfig
 from rlhf_trainer.run.distributed import Ranks
-from rlhf_trainer.run.files import json_text, storage_errors
+from rlhf_trainer.run.json_lines import JsonLines
 from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
 from rlhf_trainer.run.phases import PhaseClock
 from rlhf_trainer.run.readings import Reading, series_of
@@ -44,44 +43,6 @@ class Sample:
     length: int
     stop_reason: str
     rewards: Mapping[str, float] = field(default_factory=dict)
-
-
-class JsonLines:
-    """A file of one JSON object a line, each written whole or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
-            self._drop_torn_line()
-
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append the rows.
-
-        Raises:
-            StorageError: the disk is full; the file ends with the last complete line.
-        """
-        data = "".join(json_text(row) for row in rows).encode(errors="backslashreplace")
-        size = os.fstat(self._file.fileno()).st_size
-        with storage_errors(self._path):
-            try:
-                written = self._file.write(data)
-                while written < len(data):
-                    written += self._file.write(data[written:])
-            except OSError:
-                self._file.truncate(size)
-                raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _drop_torn_line(self) -> None:
-        """Cut off what a killed writer left after the last line break."""
-        content = self._path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            self._file.truncate(content.rfind(b"\n") + 1)
 
 
 class StepClock:
@@ -137,6 +98,7 @@ class Reporter:
         self._phases = PhaseClock(phases_of(config.stage), clock=clock)
         self._logged_at = -math.inf
         self._rows: dict[str, RowCounts] = {}
+        self._notes: list[str] = []
         self._last_metrics: dict[Metric, float] = {}
         self._events: JsonLines | None = None
         self._samples: JsonLines | None = None
@@ -184,6 +146,12 @@ class Reporter:
         """The time until the context is left is served as that of `phase`."""
         return self._phases.phase(phase)
 
+    def note(self, text: str) -> None:
+        """Something that was found before training begins, told with its start; `rlhf run` prints
+        it."""
+        self._notes.append(text)
+        self._log("%s", text)
+
     def start(
         self, total_steps: int, first_step: int = 0, checkpoint_time: float | None = None
     ) -> None:
@@ -198,9 +166,9 @@ class Reporter:
         if checkpoint_time is not None:
             self._serve_checkpoint(first_step, checkpoint_time)
         self._step_clock = StepClock(self._clock())
-        extra: dict[str, object] = (
-            {} if self.metrics_port is None else {"metricsPort": self.metrics_port}
-        )
+        extra: dict[str, object] = {"notes": self._notes} if self._notes else {}
+        if self.metrics_port is not None:
+            extra["metricsPort"] = self.metrics_port
         if self._rows:
             extra["rows"] = {name: each.to_resolved_document() for name, each in self._rows.items()}
         self._tell("start", first_step, {}, **extra)

@@ -72,6 +72,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     with Reporter(config, ranks) as reporter:
         # 1. Data first: a bad row is told before any weights are loaded.
         bases = Bases.open(spec, config, ranks)
+        for note in bases.notes:
+            reporter.note(note)
         statistics = model_statistics(spec, bases.reward_model)
         sampling = _sampling(spec, bases.actor)
         rewards = Rewards.open(
@@ -133,9 +135,10 @@ def _sampling(spec: PPOStage, base: Base) -> Sampling:
     return Sampling(
         max_response_length=spec.max_response_length,
         temperature=spec.temperature,
-        stop_ids=tuple(dict.fromkeys((int(base.tokenizer.eos_token_id), *stops))),
+        stop_ids=tuple(dict.fromkeys((*base.generation.stop_ids, *stops))),
         pad_id=base.pad_id,
         wave=spec.rollout_micro_batch_size,
+        absent_ids=base.absent_ids,
     )
 
 
@@ -286,8 +289,15 @@ def _keep(collector: Collector, held_out: Sequence[Prompt] | None) -> StageOutco
     def write(folder: Path) -> None:
         with whole_parameters(models.actor):
             if loop.ranks.rank == 0:
-                stop_ids = list(collector.sampling.stop_ids)
-                save_model(policy_model(models.actor), tokenizer, folder, stop_ids)
+                sampling = collector.sampling
+                save_model(
+                    policy_model(models.actor),
+                    tokenizer,
+                    folder,
+                    sampling.stop_ids,
+                    # As the policy has learned to be sampled, whatever its base asked for.
+                    {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0},
+                )
                 if held_out is not None:
                     answers = {"before": before, "after": after}
                     write_figures(

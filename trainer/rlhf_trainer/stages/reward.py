@@ -59,6 +59,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         # 1. Data first: a bad row is told before any weights are loaded.
         base = open_base(spec.model, config, ranks, f"{FIELD}.model")
         inputs = Inputs(config, ranks, reporter)
+        reporter.note(base.ending)
         with reporter.phase(Phase.DATA):
             pairs = _read(spec.dataset, "dataset", base, spec, inputs)
             held_out = (
@@ -292,9 +293,7 @@ def _keep(
             if loop.ranks.rank == 0:
                 reward_model = model.module
                 assert isinstance(reward_model, ScalarModel)
-                save_model(
-                    reward_model.model, base.tokenizer, folder, [base.tokenizer.eos_token_id]
-                )
+                save_model(reward_model.model, base.tokenizer, folder, base.generation.stop_ids)
                 if scores is not None:
                     _write_scores(folder, scores)
 

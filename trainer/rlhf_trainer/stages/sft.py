@@ -1,9 +1,9 @@
 """Supervised fine-tuning: the model learns responses to prompts.
 
-The loss is on response tokens and EOS only: a sum over the step's tokens, divided by their number
-over all ranks and micro-batches, so that a token weighs the same in whatever row it stands. With
-packing a sequence holds several rows, which never see each other. Packed or not, the logits of a
-row are those that the model gives it alone; see `models.layouts`.
+The loss is on responses and the end of their turns only: a sum over the step's tokens, divided by
+their number over all ranks and micro-batches, so that a token weighs the same in whatever row it
+stands. With packing a sequence holds several rows, which never see each other. Packed or not, the
+logits of a row are those that the model gives it alone; see `models.layouts`.
 
 Run by `python -m rlhf_trainer.launch stage.json`.
 """
@@ -59,6 +59,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             packing=spec.packing,
         )
         inputs = Inputs(config, ranks, reporter)
+        reporter.note(base.ending)
         with reporter.phase(Phase.DATA):
             sequences = _read(spec.dataset, "dataset", base, layout, spec, inputs)
             held_out = (
@@ -224,7 +225,8 @@ def _keep(
             if loop.ranks.rank == 0:
                 actor = model.module
                 assert isinstance(actor, Actor)
-                save_model(actor.model, base.tokenizer, folder, [base.tokenizer.eos_token_id])
+                ends = base.generation
+                save_model(actor.model, base.tokenizer, folder, ends.stop_ids, ends.sampling)
                 write_figures(
                     folder,
                     {

@@ -157,14 +157,14 @@ def test_a_pair_ends_with_one_eos(kind: str, template: str, chosen: str) -> None
         assert tokens[-2] != tokenizer.eos_token_id
 
 
-def test_a_template_s_own_end_of_turn_is_learned_in_earlier_turns() -> None:
+def test_a_template_s_own_end_of_turn_is_learned_in_every_turn() -> None:
     template = subwords.CHATML.replace("</s>", "<s>")
     tokenizer = subwords.with_template(subwords.metaspace(), template)
 
     example, _ = _sft(tokenizer, TALK[:3], "t sat")
 
     ids = example.tokens[example.response_mask].tolist()
-    assert tokenizer.convert_ids_to_tokens(ids) == ["t", "he", "▁cat", "<s>", "t", "▁sat", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["t", "he", "▁cat", "<s>", "t", "▁sat", "<s>"]
 
 
 def test_a_template_that_takes_no_answer_is_one_without_ending() -> None:

@@ -20,6 +20,7 @@ from rlhf_trainer.data.tokenize.tokenized import (
     prompts,
     sft_examples,
 )
+from rlhf_trainer.data.tokenize.turns import end_of_turn
 
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 SOURCE = Source("data.jsonl", 7)
@@ -81,16 +82,16 @@ def test_prompt_response_eos(
 @pytest.mark.parametrize(
     ("prompt", "tokens", "learned"),
     [
-        ("ab", "user:ab<|end|>\nassistant:w</s>", "w</s>"),
+        ("ab", "user:ab<|end|>\nassistant:w<|end|>", "w<|end|>"),
         (
             (Message("system", "s"), Message("user", "u")),
-            "system:s<|end|>\nuser:u<|end|>\nassistant:w</s>",
-            "w</s>",
+            "system:s<|end|>\nuser:u<|end|>\nassistant:w<|end|>",
+            "w<|end|>",
         ),
         (
             TALK,
-            "user:u<|end|>\nassistant:ab<|end|>\nuser:v<|end|>\nassistant:w</s>",
-            "ab<|end|>w</s>",
+            "user:u<|end|>\nassistant:ab<|end|>\nuser:v<|end|>\nassistant:w<|end|>",
+            "ab<|end|>w<|end|>",
         ),
     ],
 )
@@ -120,7 +121,7 @@ def test_a_template_that_trims_has_its_spans_found(
     found, _ = _sft(make_tokenizer(chat_template=trimming), talk, "w")
 
     assert found[0].startswith("user:u<|end|>\nassistant:ab<|end|>\n")
-    assert found[1] == "ab<|end|>w</s>"
+    assert found[1] == "ab<|end|>w<|end|>"
 
 
 def test_what_ends_a_turn_is_learned_only_if_it_is_a_special_token(
@@ -241,8 +242,8 @@ def test_pairs_take_template_and_bos_as_supervised_rows_do(
 
     assert _pair(make_tokenizer(adds_bos=True), texts) == ("<s>abc</s>", "<s>abd</s>")
     assert _pair(make_tokenizer(chat_template=chat_template), texts) == (
-        "user:ab<|end|>\nassistant:c</s>",
-        "user:ab<|end|>\nassistant:d</s>",
+        "user:ab<|end|>\nassistant:c<|end|>",
+        "user:ab<|end|>\nassistant:d<|end|>",
     )
 
 
@@ -308,7 +309,9 @@ def test_the_prompt_of_ppo_is_the_prompt_of_sft(
             [PromptRow(SOURCE, TALK)], tokenizer, max_length=99, over_long="Drop"
         )
         sequence, _ = _sft(tokenizer, TALK, "w")
-        assert sequence[0] == _spelled(tokenizer, prompt.tokens) + "w</s>"
+        assert (
+            sequence[0] == _spelled(tokenizer, prompt.tokens) + "w" + end_of_turn(tokenizer).token
+        )
 
 
 @pytest.mark.parametrize(

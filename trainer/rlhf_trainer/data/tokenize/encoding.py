@@ -19,6 +19,7 @@ from rlhf_trainer.data.parse.columns import Message, Text, Tools
 from rlhf_trainer.data.read.rows import Source, clipped
 from rlhf_trainer.data.tokenize.offsets import TokenizedText, cutter
 from rlhf_trainer.data.tokenize.rendering import Rendered, Renderer
+from rlhf_trainer.data.tokenize.turns import end_of_turn
 
 BATCH = 1024
 T = TypeVar("T")
@@ -73,14 +74,14 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._cutter = cutter(tokenizer)
         self._renderer = Renderer(tokenizer)
-        self.eos = int(tokenizer.eos_token_id)
+        self.end = end_of_turn(tokenizer).token_id
         self.bos: int | None = tokenizer.bos_token_id
         # A chat template says itself where BOS stands.
         added_ids = [] if tokenizer.chat_template else list(tokenizer("")["input_ids"])
         self._adds_bos = added_ids[:1] == [self.bos]
         (ending,) = self._cutter.texts([(self._renderer.ending, [])])
         # A tokenizer may take special tokens in a text for ordinary ones.
-        self._spells_ending = ending.ids[-1:] == [self.eos]
+        self._spells_ending = ending.ids[-1:] == [self.end]
         self._ending_length = len(ending.ids) if self._spells_ending else 1
 
     def rows(self, questions: Iterable[Question]) -> Iterator[EncodedRow]:
@@ -121,7 +122,7 @@ class Encoder:
         ending = self._renderer.ending if self._spells_ending else ""
         continued = self._cutter.continued([(prompt, text + ending) for prompt, text in texts])
         for (ids, is_apart), (_, text) in zip(continued, texts, strict=True):
-            ended = ids if self._spells_ending else [*ids, self.eos]
+            ended = ids if self._spells_ending else [*ids, self.end]
             has_content = len(ended) > self._ending_length or self._has_tokens(text)
             yield (ended if has_content else []), is_apart
 

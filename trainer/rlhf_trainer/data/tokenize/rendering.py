@@ -1,21 +1,21 @@
 """The text that a model reads for a prompt, and which stretches of it were an assistant's.
 
 Called by `encoding`. With a chat template that text is the template's, ending with its generation
-prompt; without one it is the prompt as it stands, or the turns one after the other with EOS behind
-each of the assistant's. The response that follows is never rendered: what is learned is what the
-policy samples, the response and what ends its turn.
+prompt; without one it is the prompt as it stands, or the turns one after the other with the end of
+a turn behind each of the assistant's. The response that follows is never rendered: what is learned
+is what the policy samples, the response and what ends its turn.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.errors import DataError
 from rlhf_trainer.data.parse.columns import THOUGHTS, Conversation, Message, Text, Tools
 from rlhf_trainer.data.read.rows import Source, clipped
+from rlhf_trainer.data.tokenize.turns import TemplateRenderError, end_of_turn, templated
 
 QUESTION, ANSWER = Message("user", "probe 7"), Message("assistant", "\t\tprobe 8\t\t")
 TRIMS: tuple[Callable[[str], str], ...] = (str, str.lstrip, str.rstrip, str.strip)
@@ -26,7 +26,7 @@ class TurnFormat:
     """What a chat template makes of a response."""
 
     ending: str
-    """What it writes behind the content, up to EOS; EOS where it writes none."""
+    """What it writes behind the content, up to the end of a turn."""
     opening: str = ""
     """White space between generation prompt and content, which is the response's: the policy sees
     the prompt without it."""
@@ -55,6 +55,7 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._eos = str(tokenizer.eos_token)
+        self._end = end_of_turn(tokenizer).token
         special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
         self._special = tuple(sorted(special, key=len, reverse=True))
         self._format = self._turn_format()
@@ -96,7 +97,9 @@ class Renderer:
             if self._tokenizer.chat_template is None:
                 self._require_plain((response,), source, tools)
             return self._written(_turns(prompt), response, source, tools)
-        spelled = next((end for end in (self.ending, self._eos) if response.endswith(end)), "")
+        spelled = next(
+            (end for end in (self.ending, self._end, self._eos) if response.endswith(end)), ""
+        )
         content = self._format.trim(response.removesuffix(spelled))
         return self._format.opening + content if content else ""
 
@@ -128,21 +131,21 @@ class Renderer:
 
     def _turn_format(self) -> TurnFormat:
         if self._tokenizer.chat_template is None:
-            return TurnFormat(self._eos)
+            return TurnFormat(self._end)
         try:
             prompt = _apply(self._tokenizer, (QUESTION,), add_generation_prompt=True)
             whole = _apply(self._tokenizer, (QUESTION, ANSWER), add_generation_prompt=False)
-        except (TemplateError, TypeError):
+        except TemplateRenderError:
             # The rows are asked one by one what the template makes of them.
-            return TurnFormat(self._eos)
+            return TurnFormat(self._end)
         trim = next((trim for trim in TRIMS if trim(ANSWER.content) in whole), None)
         if trim is None:
-            return TurnFormat(self._eos)
+            return TurnFormat(self._end)
         before, _, behind = whole.rpartition(trim(ANSWER.content))
-        ending, eos, _ = behind.partition(self._eos)
+        ending, end, _ = behind.partition(self._end)
         opening = before.removeprefix(prompt)
         return TurnFormat(
-            ending + eos if eos else self._eos, opening if opening.isspace() else "", trim
+            ending + end if end else self._end, opening if opening.isspace() else "", trim
         )
 
     def _joined(self, turns: Conversation) -> Rendered:
@@ -152,7 +155,7 @@ class Renderer:
             start = len(text)
             text += turn.content
             if turn.role == "assistant":
-                text += self._eos
+                text += self._end
                 if turn.is_learned:
                     learned.append((start, len(text)))
         return Rendered(text, tuple(learned))
@@ -169,7 +172,7 @@ class Renderer:
             return _apply(
                 self._tokenizer, turns, tools, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except TemplateRenderError as error:
             raise DataError(
                 f"{source}: the chat template refuses the turns {clipped(_messages(turns))}: "
                 f"{error}; correct the row or set the model's chatTemplate"
@@ -228,13 +231,8 @@ def _apply(
     *,
     add_generation_prompt: bool,
 ) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            _messages(turns),
-            tools=[dict(tool) for tool in tools] or None,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
+    return templated(
+        tokenizer, _messages(turns), generation_prompt=add_generation_prompt, tools=tools
     )
 
 

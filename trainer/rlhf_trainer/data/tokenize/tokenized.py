@@ -154,7 +154,7 @@ def preference_pairs(
         kept_prompt, kept_response = limit.shares(len(prompt.ids), longest)
         start = prompt.tail(kept_prompt, encoder.bos).ids
         good, bad = (
-            _tokens(start + _ended(response, kept_response, encoder.eos))
+            _tokens(start + _ended(response, kept_response, encoder.end))
             for response in (chosen, rejected)
         )
         if np.array_equal(good, bad):
@@ -260,9 +260,9 @@ class _Limit:
         )
 
 
-def _ended(response: list[int], count: int, eos: int) -> list[int]:
+def _ended(response: list[int], count: int, end: int) -> list[int]:
     """A response of at most `count` tokens that ends with EOS."""
-    return response if len(response) <= count else [*response[: count - 1], eos]
+    return response if len(response) <= count else [*response[: count - 1], end]
 
 
 def _tokens(ids: list[int]) -> Tokens:

@@ -1,0 +1,156 @@
+"""Actor and reward model: what differs is refused where it would change a score, else told."""
+
+from typing import Any
+
+import pytest
+import tiny
+from tokenizers import processors
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from rlhf_api.errors import ConfigError
+from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
+from rlhf_trainer.models.generation import read_generation
+from rlhf_trainer.models.source import Base
+from rlhf_trainer.run.artifact import ModelLocation
+
+ACTOR, REWARD = "spec.stages.ppo.model", "spec.stages.ppo.rewardModel"
+CHAT = "{% for m in messages %}{{ m.content }}!{% endfor %}"
+NO_TALKS = "{% if messages | length == 3 %}{{ raise_exception('no') }}{% endif %}"
+
+
+def base(
+    field: str,
+    characters: str = tiny.CHARACTERS,
+    *,
+    rows: int | None = None,
+    template: str | None = None,
+    eos: str = tiny.EOS,
+    adds_bos: bool = False,
+    more: tuple[str, ...] = (),
+) -> Base:
+    """A model as it is opened."""
+    tokenizer = tiny.tokenizer(characters)
+    tokenizer.add_tokens(list(more))
+    tokenizer.chat_template = template
+    tokenizer.eos_token = eos
+    if adds_bos:
+        tokenizer.bos_token = "a"
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="a $A", special_tokens=[("a", 3)]
+        )
+    config = LlamaConfig(vocab_size=len(tokenizer) if rows is None else rows)
+    location = ModelLocation("nowhere")
+    return Base(
+        field, location, tokenizer, config, read_generation(location, config, tokenizer, field)
+    )
+
+
+def told(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What is told of two models that agree."""
+    actor, reward_model = base(ACTOR, **one), base(REWARD, **other)
+    return require_same_tokens(actor, reward_model) + require_same_prompts(actor, reward_model)
+
+
+def test_equal_models_differ_in_nothing() -> None:
+    for settings in ({}, {"template": CHAT, "eos": "!"}, {"adds_bos": True}, {"rows": 64}):
+        assert told(settings, settings) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        pytest.param(
+            {},
+            {"characters": "ponmlkjihgfedcba .!"},
+            ["its tokenizer (22 tokens) differs", "(22 tokens)", "'a', which is token 3", "and 18"],
+            id="other ids",
+        ),
+        pytest.param(
+            {"more": ("<x>",)},
+            {},
+            ["(22 tokens) differs", "'<x>', which is token 22", "and none of the former"],
+            id="a token less",
+        ),
+        pytest.param(
+            {}, {"rows": 21}, ["has 21 rows of embeddings", "reach 21"], id="too few rows"
+        ),
+        pytest.param(
+            {"adds_bos": True}, {}, ["begin with no token of their own there", "'a'"], id="BOS"
+        ),
+        pytest.param(
+            {"template": CHAT},
+            {"template": ">" + CHAT},
+            ['">probe 7!"', '"probe 7!"'],
+            id="template",
+        ),
+        pytest.param(
+            {}, {"template": CHAT}, [f"{REWARD}.chatTemplate", "useChatTemplate: false"], id="none"
+        ),
+        pytest.param(
+            {"template": "{% if messages[0].role == 'system' %}a{% endif %}" + CHAT},
+            {"template": CHAT},
+            ['"probe 9!probe 7!"', '"aprobe 9!probe 7!"'],
+            id="the system's turn",
+        ),
+        pytest.param(
+            {"template": CHAT},
+            {"template": NO_TALKS + CHAT},
+            ["given nothing, since its template refuses the turns,"],
+            id="refuses what the actor takes",
+        ),
+    ],
+)
+def test_what_would_change_a_score_is_refused(
+    one: dict[str, Any], other: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        told(one, other)
+
+    assert str(caught.value).startswith(REWARD)
+    for word in [ACTOR, *words]:
+        assert word in str(caught.value)
+
+
+def test_other_tokens_for_the_same_text_are_refused() -> None:
+    actor, reward_model = base(ACTOR), base(REWARD)
+    backend: Any = reward_model.tokenizer
+    backend.backend_tokenizer.pre_tokenizer = None
+
+    with pytest.raises(ConfigError, match=rf'{REWARD}: its tokenizer makes 1 tokens of "probe 7"'):
+        require_same_prompts(actor, reward_model)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        pytest.param(
+            {"rows": 64}, {}, ["has 22 rows of embeddings", "64", "never sampled"], id="rows"
+        ),
+        pytest.param({}, {"more": ("<x>",)}, ["1 tokens that", "no answer holds them"], id="more"),
+        pytest.param(
+            {"template": CHAT}, {"template": CHAT + "{# v2 #}"}, ["renders prompts alike"], id="v2"
+        ),
+        pytest.param(
+            {},
+            {"eos": "!"},
+            ["EOS of", "'!'", "'</s>'", "ends with '</s>' is scored with '!' in its place"],
+            id="EOS",
+        ),
+    ],
+)
+def test_what_changes_no_score_is_told(
+    one: dict[str, Any], other: dict[str, Any], words: list[str]
+) -> None:
+    text = "\n".join(told(one, other))
+
+    for word in [REWARD, *words]:
+        assert word in text
+
+
+def test_rows_without_a_token_are_known() -> None:
+    assert base(ACTOR).absent_ids == ()
+    assert base(ACTOR, rows=25).absent_ids == (22, 23, 24)
+    padded = base(ACTOR, rows=25)
+    assert isinstance(padded.tokenizer, PreTrainedTokenizerFast)
+    padded.tokenizer.add_tokens(["<x>"])
+    assert padded.absent_ids == (23, 24)

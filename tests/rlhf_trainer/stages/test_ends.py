@@ -1,0 +1,130 @@
+"""Whole stages on models that differ from what a tokenizer alone says: stop lists, padded rows."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ppo_runs
+import pytest
+import stage_runs
+import tiny
+import torch
+from transformers import GenerationConfig
+
+from rlhf_api.errors import ConfigError
+from rlhf_api.v1alpha1 import ModelSource
+
+OWN = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 7, 9]}
+
+
+def listed(tmp_path: Path) -> ModelSource:
+    """A model with a generation configuration of its own."""
+    words = tiny.tokenizer_folder(tmp_path / "tokenizer")
+    folder = tiny.saved(tiny.causal_model(words), tmp_path / "listed", words)
+    (folder / "generation_config.json").write_text(json.dumps(OWN))
+    return tiny.file_source(folder)
+
+
+def generation(config: Any, outcome: Any) -> dict[str, Any]:
+    """What the artifact is sampled by."""
+    found = GenerationConfig.from_pretrained(stage_runs.artifact(config, outcome))
+    names = ("do_sample", "temperature", "top_k", "top_p", "eos_token_id")
+    return {name: getattr(found, name) for name in names if getattr(found, name) is not None}
+
+
+def test_sft_leaves_the_sampling_of_its_base(tmp_path: Path) -> None:
+    config = tiny.stage_config("sft", tmp_path, model=listed(tmp_path), max_steps=1)
+
+    outcome = stage_runs.run(config)
+
+    assert generation(config, outcome) == OWN
+    (start,) = stage_runs.events(config, "start")
+    assert start["notes"] == [
+        "spec.stages.sft.model: answers end with '</s>', by EOS; sampling stops at 'e', 'g' as well"
+    ]
+
+
+def test_ppo_stops_at_the_whole_list_and_leaves_its_own_sampling(tmp_path: Path) -> None:
+    config = tiny.stage_config(
+        "ppo",
+        tmp_path,
+        model=listed(tmp_path),
+        stop_tokens=("!",),
+        temperature=0.8,
+        max_response_length=5,
+        max_steps=1,
+        samples_every_steps=1,
+        batch_size=16,
+        rollout_micro_batch_size=16,
+    )
+
+    outcome = stage_runs.run(config)
+
+    assert generation(config, outcome) == {
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 0,
+        "top_p": 1.0,
+        "eos_token_id": [1, 7, 9, 21],
+    }
+    rows = stage_runs.samples(config)
+    assert not any(set("eg!") & set(row["response"]) for row in rows)
+    cut_off = [row for row in rows if row["stopReason"] == "length"]
+    assert cut_off
+    (told,) = stage_runs.steps(config)
+    assert told["truncated_share"] == pytest.approx(len(cut_off) / 16)
+    judge = ppo_runs.judge(ppo_runs.local(config.spec.sources()["rewardModel"]))
+    ended = [
+        row
+        for row in rows
+        # The text of others lacks special tokens.
+        if row["stopReason"] == "stop" and len(row["response"]) == row["length"] - 1
+    ]
+    assert len(ended) > 3
+    for row in ended:
+        ids = [*ppo_runs.ids_of(row["prompt"] + row["response"]), 1]
+        assert row["score"] == pytest.approx(ppo_runs.score(judge, ids), rel=1e-4, abs=1e-5)
+    (start,) = stage_runs.events(config, "start")
+    assert "an answer that ends with 'e', 'g' is scored with '</s>' in its place" in str(start)
+
+
+def test_a_padded_vocabulary_is_never_sampled_nor_scored(tmp_path: Path) -> None:
+    """Rows 22 to 39 have no token: the reward model has no row for them at all."""
+    words = tiny.tokenizer_folder(tmp_path / "tokenizer")
+    padded = tiny.causal_model(words)
+    padded.resize_token_embeddings(40, mean_resizing=False)
+    tiny.shake(padded)
+    folder = tiny.saved(padded, tmp_path / "padded", words)
+    config = tiny.stage_config(
+        "ppo",
+        tmp_path,
+        model=tiny.file_source(folder),
+        max_steps=2,
+        batch_size=16,
+        rollout_micro_batch_size=16,
+        critic_model=tiny.file_source(folder),
+        reward_scaling="None",
+    )
+
+    stage_runs.run(config)
+
+    first = stage_runs.steps(config)[0]
+    assert first["kl"] == pytest.approx(0, abs=1e-4)
+    assert first["sampler_drift"] == pytest.approx(0, abs=1e-5)
+    assert 0 < first["entropy"] < math.log(22)
+    (start,) = stage_runs.events(config, "start")
+    assert "rewardModel has 22 rows of embeddings and spec.stages.ppo.model 40" in str(start)
+    ids = torch.tensor([[3, 4, 5]])
+    logits = padded(input_ids=ids).logits[0, -1]
+    assert torch.softmax(logits, dim=-1)[22:].sum() > 0.05, "padded rows are hardly ever sampled"
+
+
+def test_a_reward_model_of_another_template_is_refused(tmp_path: Path) -> None:
+    chat = "{% for m in messages %}{{ m.content }}!{% endfor %}"
+    spec = tiny.stage_spec("ppo", tmp_path)
+    actor = spec.model.model_copy(update={"chat_template": chat})
+    config = tiny.stage_config("ppo", tmp_path, model=actor)
+
+    with pytest.raises(ConfigError, match=r"^spec\.stages\.ppo\.rewardModel\.chatTemplate: "):
+        stage_runs.run(config)

@@ -1,0 +1,172 @@
+"""Whether two models read the same tokens and the same prompts.
+
+Called by PPO before any weights: what a reward model or a critic is given are the actor's tokens.
+What would change a score is refused; what differs without doing so becomes a note.
+"""
+
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_api.errors import ConfigError
+from rlhf_trainer.data.tokenize.turns import (
+    ANSWER,
+    TemplateRenderError,
+    probe,
+    templated,
+)
+from rlhf_trainer.models.source import Base
+
+_CONVERSATIONS = (
+    probe(),
+    [*probe(ANSWER), *probe()],
+    [{"role": "system", "content": "probe 9"}, *probe()],
+)
+_SHOWN_CHARACTERS = 60
+
+
+def require_same_tokens(actor: Base, other: Base) -> list[str]:
+    """Every token of the actor must be the same one to `other`, and have a row in its embeddings.
+
+    Returns:
+        What differs besides, for people to read.
+
+    Raises:
+        ConfigError: a token has another id there, or none, or no row.
+    """
+    ours, theirs = actor.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    for token, i in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != i:
+            raise ConfigError(
+                f"{other.field}: its tokenizer ({len(other.tokenizer)} tokens) differs from that "
+                f"of {actor.field} ({len(actor.tokenizer)} tokens), first at {token!r}, which is "
+                f"token {i} of the latter and {theirs.get(token, 'none')} of the former; train "
+                "both from models of one family"
+            )
+    highest, rows = max(ours.values()), other.embedding_rows
+    if highest >= rows:
+        raise ConfigError(
+            f"{other.field}: has {rows} rows of embeddings, but the tokens of {actor.field} reach "
+            f"{highest}; use a model that was trained with this tokenizer"
+        )
+    notes = []
+    if len(theirs) > len(ours):
+        notes.append(
+            f"{other.field} has {len(theirs) - len(ours)} tokens that {actor.field} lacks: no "
+            "answer holds them"
+        )
+    if rows != actor.embedding_rows:
+        notes.append(
+            f"{other.field} has {rows} rows of embeddings and {actor.field} "
+            f"{actor.embedding_rows}: rows without a token are never sampled"
+        )
+    return notes
+
+
+def require_same_prompts(actor: Base, reward_model: Base) -> list[str]:
+    """The reward model must have been given prompts as the actor is: BOS, template and tokens.
+
+    Returns:
+        What differs without changing a score, for people to read.
+
+    Raises:
+        ConfigError: a prompt would be another one to the reward model.
+    """
+    _require_same_beginning(actor, reward_model)
+    for conversation in _CONVERSATIONS:
+        _require_same_text(actor, reward_model, conversation)
+    notes = []
+    if _template(actor) != _template(reward_model):
+        notes.append(
+            f"the chat template of {reward_model.field} is not that of {actor.field}, but renders "
+            "prompts alike"
+        )
+    return notes + _ending_notes(actor, reward_model)
+
+
+def _ending_notes(actor: Base, reward_model: Base) -> list[str]:
+    end = reward_model.generation.end
+    others = [i for i in actor.generation.stop_ids if i != end.token_id]
+    notes = []
+    if actor.tokenizer.eos_token_id != reward_model.tokenizer.eos_token_id:
+        notes.append(
+            f"EOS of {reward_model.field} is {str(reward_model.tokenizer.eos_token)!r} and that of "
+            f"{actor.field} {str(actor.tokenizer.eos_token)!r}"
+        )
+    if others:
+        named = ", ".join(repr(str(actor.tokenizer.convert_ids_to_tokens(i))) for i in others)
+        notes.append(
+            f"an answer that ends with {named} is scored with {end.token!r} in its place, by which "
+            f"{reward_model.field} knows the end of an answer"
+        )
+    return notes
+
+
+def _require_same_beginning(actor: Base, reward_model: Base) -> None:
+    ours, theirs = _beginning(actor.tokenizer), _beginning(reward_model.tokenizer)
+    if ours != theirs:
+        raise ConfigError(
+            f"{reward_model.field}: texts begin with {_tokens(reward_model, theirs)} there and "
+            f"with {_tokens(actor, ours)} in {actor.field}, so that its scores would be those of "
+            "other texts; set add_bos_token alike in both tokenizer_config.json, or train the "
+            "reward model from the same base"
+        )
+
+
+def _require_same_text(actor: Base, reward_model: Base, conversation: list[dict[str, str]]) -> None:
+    ours, theirs = (_rendered(base, conversation) for base in (actor, reward_model))
+    if ours != theirs:
+        raise ConfigError(
+            f"{reward_model.field}.chatTemplate: the reward model was given "
+            f"{_shown(theirs)} where {actor.field} is given {_shown(ours)}, so that its scores "
+            "would be those of other prompts; train both with one template, or, where the reward "
+            "model was trained with that of the actor, set chatTemplate to it, or "
+            "useChatTemplate: false"
+        )
+    if ours is None:
+        return
+    text = ours
+    ids, others = (
+        list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for base in (actor, reward_model)
+    )
+    if ids != others:
+        raise ConfigError(
+            f"{reward_model.field}: its tokenizer makes {len(others)} tokens of {_shown(text)}, "
+            f"and that of {actor.field} other {len(ids)}; train both from models of one family"
+        )
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a prompt; a chat template says itself where BOS stands."""
+    if tokenizer.chat_template is not None:
+        return []
+    return [i for i in tokenizer("")["input_ids"][:1] if i == tokenizer.bos_token_id]
+
+
+def _rendered(base: Base, conversation: list[dict[str, str]]) -> str | None:
+    """What the model reads; None where its template refuses such a conversation."""
+    if base.tokenizer.chat_template is None:
+        return "".join(message["content"] for message in conversation)
+    try:
+        return templated(base.tokenizer, conversation, generation_prompt=True)
+    except TemplateRenderError:
+        return None
+
+
+def _template(base: Base) -> Any:
+    own = base.tokenizer.chat_template
+    return own.get("default") if isinstance(own, dict) else own
+
+
+def _tokens(base: Base, ids: list[int]) -> str:
+    names = [str(base.tokenizer.convert_ids_to_tokens(i)) for i in ids]
+    return ", ".join(map(repr, names)) or "no token of their own"
+
+
+def _shown(text: str | None) -> str:
+    if text is None:
+        return "nothing, since its template refuses the turns,"
+    cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+    return json.dumps(cut, ensure_ascii=False)

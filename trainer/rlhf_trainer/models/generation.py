@@ -1,0 +1,128 @@
+"""How a model is sampled: where its answers end, and what its generation configuration says.
+
+Read when a model is opened, before any weights; `load.save_model` writes it beside an artifact.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from rlhf_api.errors import InputError
+from rlhf_trainer.data.tokenize.turns import EndOfTurn, end_of_turn
+from rlhf_trainer.run.artifact import ModelLocation
+
+GENERATION_FILE = "generation_config.json"
+_NOT_SAMPLING = (
+    "eos_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "_from_model_config",
+)
+"""What the file holds beside values of sampling; an artifact has its own."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a model's answers end and are sampled.
+
+    Attributes:
+        end: the end of a turn, which training teaches.
+        stop_ids: every token at which sampling stops, the end of a turn first.
+        sampling: values of its generation configuration, without token ids.
+    """
+
+    end: EndOfTurn
+    stop_ids: tuple[int, ...]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def described(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Where answers end, in words."""
+        text = f"answers end with {self.end.token!r}, by {self.end.origin}"
+        others = [str(tokenizer.convert_ids_to_tokens(i)) for i in self.stop_ids[1:]]
+        if not others:
+            return text
+        return f"{text}; sampling stops at {', '.join(map(repr, others))} as well"
+
+
+def read_generation(
+    location: ModelLocation,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    field: str,
+) -> Generation:
+    """Where answers of a model end: by template or `endOfTurn`, EOS and the list of its
+    generation configuration (of config.json in older repositories), all of them stop tokens.
+
+    Raises:
+        InputError: generation_config.json cannot be used.
+    """
+    end = end_of_turn(tokenizer)
+    path = None if location.scratch is not None else location.file(GENERATION_FILE)
+    if path is None:
+        # A single id may be the architecture's default and no word about this model.
+        listed = config.eos_token_id if isinstance(config.eos_token_id, list) else []
+        return Generation(end, _stop_ids(end, listed, tokenizer))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        listed = _ids(document.get("eos_token_id"))
+        sampling = _sampling({k: v for k, v in document.items() if k not in _NOT_SAMPLING})
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{field}.uri: {path}: is no usable generation configuration: {reason}; correct it, or "
+            "remove the file"
+        ) from error
+    return Generation(end, _stop_ids(end, listed, tokenizer), sampling)
+
+
+def generation_config(
+    stop_ids: Sequence[int], sampling: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """What an artifact is sampled by, unless `sampling` says otherwise by its probabilities."""
+    return GenerationConfig(
+        **{"do_sample": True, **sampling},
+        eos_token_id=list(stop_ids),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def _stop_ids(
+    end: EndOfTurn, listed: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    known = set(tokenizer.get_vocab().values())
+    # What is no token can never be sampled: it stops nothing.
+    ids = (end.token_id, int(tokenizer.eos_token_id), *(i for i in listed if i in known))
+    return tuple(dict.fromkeys(ids))
+
+
+def _ids(value: Any) -> list[int]:
+    """`eos_token_id` of a file as a list."""
+    if value is None:
+        return []
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise TypeError(f"eos_token_id is {value!r}, and no token id or list of them")
+    return ids
+
+
+def _sampling(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as they can be written again.
+
+    Raises:
+        ValueError, TypeError: they contradict each other.
+    """
+    try:
+        GenerationConfig(**values).validate(strict=True)
+    except ValueError:
+        if values.get("do_sample"):
+            raise
+        # Values of sampling in a file that does not ask for it, which transformers reads with a
+        # warning and refuses to write.
+        values = {**values, "do_sample": True}
+        GenerationConfig(**values).validate(strict=True)
+    return values
