@@ -66,3 +66,23 @@ def test_the_shift_is_added_to_every_value_and_learns(
     assert critic.shift.dtype == settings.dtype
     values.sum().backward()
     assert float(critic.shift.grad) == values.numel()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("settings", "relative"), [(tiny.FP32, 0.0), (tiny.BF16, 2**-8)])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_scores_leave_the_head_in_fp32(
+    tmp_path: Path, architecture: str, settings: ModelSettings, relative: float
+) -> None:
+    """What other tools get from the same model is theirs rounded to its precision."""
+    words = tiny.tokenizer_folder(tmp_path / "tokenizer")
+    found = tiny.scalar_model(words, architecture, settings).eval()
+    batch = pad_right([[3, 4, 9], [5, 6, 7], [8, 8, 4]], 0)[:3]
+    inputs = dict(zip(("input_ids", "attention_mask", "position_ids"), batch, strict=True))
+    with torch.no_grad():
+        theirs = found(**inputs).logits.squeeze(-1).float()
+        ours = ScalarModel(found)(*batch)[:, -1]
+        again = found(**inputs).logits.squeeze(-1)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=relative, atol=0)
+    assert torch.equal(again, ours), "the model itself scores alike from now on"
+    assert not torch.equal(ours.bfloat16().float(), ours), "a rounded score proves nothing"

@@ -1,18 +1,21 @@
-"""What each rank does in `test_ema` and `test_ptx`, on one rank and on two."""
+"""What each rank does in `test_ema`, `test_gradients` and `test_ptx`, on one rank and on two."""
 
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
+import tiny
 import torch
 import worlds
 from torch import Tensor
 
 from rlhf_api.v1alpha1 import SFTStage
-from rlhf_trainer.data.cursor import Cursor
+from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.ema import MovingAverage
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, train, whole_parameters
+from rlhf_trainer.models.engine import micro_batches as parts_of
 from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.run.distributed import Ranks, barrier
@@ -22,6 +25,8 @@ cases: Any = worlds.load(Path(__file__).with_name("engine_cases.py"))
 DECAY = 0.6
 RATES = [0.02, 0.005, 0.01]
 LATER = [0.01, 0.02]
+RATE = 100.0
+"""So large that weights add no rounding to a step."""
 
 
 def actor(folder: Path, ranks: Ranks, **settings: Any) -> TrainedModel:
@@ -39,20 +44,11 @@ def exact(model: TrainedModel) -> dict[str, Tensor]:
             for name, parameter in model.module.named_parameters()
         }
     copies = {
-        name: deepspeed.utils.safe_get_full_fp32_param(parameter)
+        name: model.engine.fp32_copy(parameter)
+        if model.zero_stage == 0
+        else deepspeed.utils.safe_get_full_fp32_param(parameter)
         for name, parameter in model.module.named_parameters()
     }
-    if model.zero_stage == 0 and next(model.module.parameters()).dtype == torch.bfloat16:
-        # Copies of which DeepSpeed's function knows nothing.
-        optimizer = model.engine.optimizer
-        whole = {
-            id(parameter): copy
-            for group, their_copies in zip(
-                optimizer.fp16_groups, optimizer.fp32_groups, strict=True
-            )
-            for parameter, copy in zip(group, their_copies, strict=True)
-        }
-        copies = {name: whole[id(each)] for name, each in model.module.named_parameters()}
     return {
         name: weight if copies[name] is None else copies[name].detach().clone().view_as(weight)
         for name, weight in plain.items()
@@ -96,6 +92,49 @@ def averages(
     last = exact(model)
     average.take_over()
     return by_hand, cases.weights_of(model), last
+
+
+def many_rows() -> list[np.ndarray]:
+    """As many sequences as micro-batches are asked for in one step."""
+    draw = np.random.default_rng(11)
+    return [draw.integers(3, 20, size=int(length)) for length in draw.integers(4, 12, size=256)]
+
+
+def tokens_of(rows: list[np.ndarray]) -> int:
+    return sum(len(row) - cases.PROMPT for row in rows)
+
+
+def gradients(
+    ranks: Ranks, folder: Path, zero_stages: list[int], micro_batches: list[int]
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """What the optimizer sees of one BF16 step over `many_rows`, by ZeRO stage and the number of
+    micro-batches: without decay and with epsilon 1 Adam's first step is g / (|g| + 1)."""
+    everything = many_rows()
+    mine = rank_slice(everything, ranks.rank, ranks.world_size)
+    settings: Any = {"precision": "BF16", "gradient_clipping": 0.0, "adam_eps": 1.0}
+    found = {}
+    for zero_stage in zero_stages:
+        for count in micro_batches:
+            spec = tiny.stage_spec("sft", folder, zero_stage=zero_stage, **settings)
+            module = cases.actor(folder, torch.bfloat16)
+            model = train(module, spec, ranks, learning_rate=1.0)
+            before = exact(model)
+            parts = parts_of(mine, len(everything) // count // ranks.world_size or 1)
+            for index, part in enumerate(parts):
+                loss = cases.loss_of(model, part, tokens_of(everything)).loss
+                model.accumulate(loss, last=index == len(parts) - 1)
+            model.step(RATE)
+            steps = {name: (before[name] - weight) / RATE for name, weight in exact(model).items()}
+            found[zero_stage, count] = {n: step / (1 - step.abs()) for n, step in steps.items()}
+    return found
+
+
+def exact_gradient(folder: Path) -> dict[str, Tensor]:
+    """The same gradient by plain PyTorch in fp32, from the same weights."""
+    model = cases.actor(folder, torch.bfloat16).float()
+    everything = many_rows()
+    cases.loss_of(model, everything, tokens_of(everything)).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def ptx(ranks: Ranks, examples: list[SFTExample], coef: float, rows: int, micro: int) -> PTX:

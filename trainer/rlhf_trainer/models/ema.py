@@ -1,7 +1,7 @@
 """A moving average of a model's weights, which wander less than the weights themselves.
 
-Called by the PPO stage. Kept in fp32 beside DeepSpeed's own fp32 weights and cut like them: a rank
-holds the part that it updates, and nothing is sent until the average is asked for.
+Called by the PPO stage. Kept in fp32 beside the optimizer's own fp32 weights and cut like them: a
+rank holds the part that it updates, and nothing is sent until the average is asked for.
 """
 
 from pathlib import Path
@@ -15,12 +15,11 @@ from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.models.finite import spoilt_weights
 
 _PARTITIONS = (
-    "single_partition_of_fp32_groups",  # ZeRO 1 and 2
+    "fp32_groups_flat_partition",  # ZeRO 1 of BF16
+    "single_partition_of_fp32_groups",  # ZeRO 1 of FP32, and 2
     "fp32_partitioned_groups_flat",  # ZeRO 3
 )
 """Where DeepSpeed's optimizers keep this rank's part of the fp32 weights."""
-_BF16_WEIGHTS = "fp16_groups"
-"""Where its optimizer of BF16 without ZeRO keeps the module's weights, beside whole fp32 copies."""
 
 
 class MovingAverage:
@@ -68,14 +67,10 @@ class MovingAverage:
         """
         for part, average in zip(_weights(self._model), self._averages, strict=True):
             part.copy_(average)
-        if not self._is_whole:
+        if self._is_whole:
+            self._model.engine.write_weights()
+        else:
             _assemble(self._model)
-            return
-        own = getattr(self._model.engine.optimizer, _BF16_WEIGHTS, None)
-        if own is not None:
-            parameters = [parameter for group in own for parameter in group]
-            for parameter, average in zip(parameters, self._averages, strict=True):
-                parameter.copy_(average)
 
     @property
     def _is_whole(self) -> bool:

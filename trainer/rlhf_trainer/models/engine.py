@@ -1,15 +1,17 @@
-"""DeepSpeed as the stages use it: one engine for each trained model, losses as global sums.
+"""Training as the stages use it: one engine for each trained model, losses as global sums.
 
-Called by the stages. DeepSpeed averages gradients over ranks and by default over accumulation
-steps; here a loss is already divided by a global count, so both averages are undone. That is what
-makes a step's gradient the same for 1 rank and 8, micro-batches of 2 and of 64. Learning rates are
-set from outside at every step: a resumed run needs its step number and no scheduler state.
+Called by the stages. The engine is DeepSpeed's under ZeRO 1 to 3, and `ReplicatedEngine` under
+ZeRO 0. Both average gradients over ranks, and DeepSpeed by default over accumulation steps; here a
+loss is already divided by a global count, so both averages are undone. That is what makes a step's
+gradient the same for 1 rank and 8, micro-batches of 2 and of 64. Learning rates are set from
+outside at every step: a resumed run needs its step number and no scheduler state.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.models.finite import spoilt_weights
+from rlhf_trainer.models.replicated import ReplicatedEngine
 from rlhf_trainer.run.distributed import Ranks
 
 # DeepSpeed logs its whole configuration at INFO and every step of a save.
@@ -76,16 +79,8 @@ class TrainedModel(PlacedModel):
         """Clip the accumulated gradient and apply it; returns its global norm before clipping."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._gradient_norm() if self.zero_stage == 0 else None
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0) if norm is None else norm
-
-    def _gradient_norm(self) -> float | None:
-        """Norm of gradients that are whole on every rank; None where DeepSpeed keeps it itself."""
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        if not gradients:
-            return None
-        return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients])))
+        return float(self.engine.get_global_grad_norm() or 0.0)
 
     def spoilt_weights(self) -> list[str]:
         """Names of the weights that hold a NaN or an infinity, as far as this rank has them."""
@@ -135,21 +130,8 @@ class TrainedModel(PlacedModel):
             whole = change(safe_get_full_fp32_param(parameter))
             safe_set_full_fp32_param(parameter, whole)
             return whole
-        copy = self._whole_copy(parameter)
+        copy: Tensor = self.engine.fp32_copy(parameter)
         return copy.copy_(change(copy))
-
-    def _whole_copy(self, parameter: nn.Parameter) -> Tensor:
-        """Under ZeRO 0: the fp32 copy beside a bf16 weight; an fp32 weight has none but itself."""
-        optimizer = self.engine.optimizer
-        # DeepSpeed's functions for fp32 copies do not know those of this optimizer.
-        weights = getattr(optimizer, "fp16_groups", [])
-        copies = getattr(optimizer, "fp32_groups", [])
-        for group, group_copies in zip(weights, copies, strict=True):
-            for weight, copy in zip(group, group_copies, strict=True):
-                if weight is parameter:
-                    found: Tensor = copy
-                    return found
-        return parameter
 
     def save(self, folder: Path, tag: str) -> None:
         """Write weights and optimizer state below `folder`/`tag`; all ranks take part.
@@ -186,7 +168,7 @@ def train(
     *,
     learning_rate: float,
 ) -> TrainedModel:
-    """Put a module, already on its device and in its precision, under DeepSpeed with AdamW."""
+    """Train a module, already on its device and in its precision, with AdamW."""
     optimizer = torch.optim.AdamW(
         _parameter_groups(module, spec.weight_decay),
         lr=learning_rate,
@@ -194,9 +176,12 @@ def train(
         eps=spec.adam_eps,
         fused=ranks.device.type == "cuda",
     )
-    engine = _initialize(
-        model=module, optimizer=optimizer, config=deepspeed_config(spec, spec.zero_stage)
-    )
+    engine: Any = None
+    if spec.zero_stage == 0:
+        engine = ReplicatedEngine(module, optimizer, spec.gradient_clipping)
+    else:
+        config = deepspeed_config(spec, spec.zero_stage)
+        engine = _initialize(model=module, optimizer=optimizer, config=config)
     return TrainedModel(module, engine, spec.zero_stage, ranks.world_size)
 
 
@@ -214,17 +199,32 @@ def _initialize(**arguments: Any) -> Any:
     # On CPU DeepSpeed would compile a shared-memory collective first: a minute, a compiler that an
     # image need not have, and nothing that training uses (it serves inference_all_reduce alone).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(**arguments)
+    with _quiet():
+        engine, *_ = deepspeed.initialize(**arguments)
     return engine
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Its optimizer of BF16 under ZeRO 1 prints how much memory there is, and what it loads."""
+    with redirect_stdout(StringIO()):
+        yield
+
+
 def deepspeed_config(spec: StageSpec, zero_stage: int) -> dict[str, Any]:
-    """DeepSpeed's configuration; accumulation is ours (see `TrainedModel.accumulate`)."""
+    """DeepSpeed's configuration; accumulation is ours (see `TrainedModel.accumulate`).
+
+    Gradients are added up in fp32, over micro-batches and over ranks: in bf16 a small one is lost
+    beside a large sum.
+    """
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spec.gradient_clipping,
-        "bf16": {"enabled": spec.precision == "BF16"},
+        # With the update at once, ZeRO 1 keeps no bf16 gradient beside the fp32 one.
+        "bf16": {"enabled": spec.precision == "BF16", "immediate_grad_update": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": zero_stage,
             # Overlap and buckets trade memory for speed on links that CPU tests do not have.

@@ -65,11 +65,32 @@ class Actor(nn.Module):
         return token_statistics(logits, input_ids[:, -response_width:], temperature, self.absent)
 
 
+class Float32Linear(nn.Linear):
+    """A layer whose arithmetic and output are fp32, whatever its weights are.
+
+    In bf16 scores near 1 lie 1/128 apart, and near 10 1/16: many pairs would be a tie.
+    """
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> "Float32Linear":
+        """With the parameters of `layer`, under the same names."""
+        with torch.device("meta"):
+            found = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        found.weight, found.bias = layer.weight, layer.bias
+        return found
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shapes: Float[..., in] -> Float[..., out] in fp32."""
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(input.float(), self.weight.float(), bias)
+
+
 class ScalarModel(nn.Module):
     """A model with one number for each token: the score read at a sequence's end, or its values."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        model.score = Float32Linear.of(score_head(model))
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
@@ -81,7 +102,7 @@ class ScalarModel(nn.Module):
             use_cache=False,
         )
         numbers: Tensor = score_head(self.model)(output.last_hidden_state)
-        return numbers.squeeze(-1).float()
+        return numbers.squeeze(-1)
 
 
 def switch_off_dropout(model: nn.Module) -> None:

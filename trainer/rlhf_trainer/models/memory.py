@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 WEIGHT_BYTES: dict[Precision, int] = {"BF16": 2, "FP32": 4}
+_GRADIENT = 4
 _MOMENTS = 2 * 4
 _MASTER = 4
 _UNLIMITED = 1 << 60
@@ -80,10 +81,10 @@ def footprint(
 ) -> Footprint:
     """Bytes on one rank under ZeRO (Rajbhandari et al., "ZeRO", 2020, section 5).
 
-    Weights and gradients have the precision's width; Adam's two moments are fp32, and so is the
-    master copy, which BF16 always has and FP32 only where ZeRO cuts it out of the weights. ZeRO 1
-    shards the optimizer over the ranks, 2 the gradients too, 3 the weights too. A moving average is
-    fp32 and sharded like the optimizer.
+    Weights have the precision's width. Gradients are added up in fp32; Adam's two moments are fp32,
+    and so is the master copy, which BF16 always has and FP32 only where ZeRO cuts it out of the
+    weights. ZeRO 1 shards the optimizer over the ranks, 2 the gradients too, 3 the weights too. A
+    moving average is fp32 and sharded like the optimizer.
     """
     width = WEIGHT_BYTES[precision]
     shards = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
@@ -93,7 +94,7 @@ def footprint(
     master = _MASTER if precision == "BF16" or zero_stage >= 1 else 0
     return Footprint(
         weights,
-        _share(model.parameters * width, shards[1]),
+        _share(model.parameters * _GRADIENT, shards[1]),
         _share(model.parameters * (master + _MOMENTS), shards[2]),
         _share(model.parameters * _MASTER, shards[2]) if model.averaged else 0,
     )
