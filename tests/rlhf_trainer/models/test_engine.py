@@ -4,6 +4,7 @@ The measure is plain PyTorch: one process, one batch, AdamW and `clip_grad_norm_
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import worlds
 from torch import nn
 
+from rlhf_api.errors import InputError
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, freeze, micro_batches, train
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "engine_cases.py"
@@ -232,3 +234,42 @@ def test_micro_batches_are_consecutive_and_complete() -> None:
     assert micro_batches(range(5), 2) == [[0, 1], [2, 3], [4]]
     assert micro_batches("ab", 8) == [["a", "b"]]
     assert micro_batches([], 8) == []
+
+
+class Call:
+    """What a pickle of it does when it is loaded: make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self._path,)
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+def test_a_checkpoint_that_would_run_code_is_refused(
+    tmp_path: Path, zero_stage: int, precision: str
+) -> None:
+    model = line(tmp_path, zero_stage, 1.0, precision=precision)
+    model.accumulate(model(torch.ones(8, dtype=DTYPES[precision])), last=True)
+    model.step(0.1)
+    model.save(tmp_path, "model")
+    model.load(tmp_path, "model")
+    ran = tmp_path / "ran"
+    files = sorted((tmp_path / "model").glob("*.pt"))
+    assert len(files) == (1 if zero_stage == 0 else 2)
+    for file in files:
+        good = file.read_bytes()
+        state = torch.load(file, weights_only=False)
+        # First proof that it would run, then that it does not.
+        torch.save(state | {"more": Call(ran)}, file)
+        torch.load(file, weights_only=False)
+        ran.rmdir()
+        with pytest.raises(InputError) as caught:
+            model.load(tmp_path, "model")
+        assert not ran.exists()
+        assert str(file) in str(caught.value)
+        assert "it calls posix.mkdir" in str(caught.value)
+        file.write_bytes(good)
+    model.load(tmp_path, "model")

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from rlhf_trainer.run.files import (
     fsync_tree,
     json_text,
     list_files,
+    load_tensors,
     publish_folder,
     remove_folder,
     remove_leftovers,
@@ -279,3 +280,52 @@ def test_files_and_names_are_flushed_before_the_rename_and_the_new_name_after(
     assert partial in before
     assert f"{partial}/weights" in before
     assert calls[-2:] == ["rename", str(tmp_path)]
+
+
+class Call:
+    """What a pickle of it does when it is loaded: make a folder, by one way or another."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self._call
+
+
+def test_tensors_and_numbers_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    torch.save({"a": torch.ones(2), "b": [1, "c", None]}, path)
+    found = load_tensors(path)
+    assert torch.equal(found.pop("a"), torch.ones(2))
+    assert found == {"b": [1, "c", None]}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda ran: Call(os.mkdir, ran), r"posix\.mkdir"),
+        (lambda ran: Call(eval, f"__import__('os').mkdir({str(ran)!r})"), "eval"),
+        (lambda ran: Call(subprocess.check_call, ["mkdir", str(ran)]), r"\.check_call"),
+    ],
+)
+def test_what_would_run_code_is_refused(
+    tmp_path: Path, call: Callable[[Path], Call], named: str, zipped: bool
+) -> None:
+    path, ran = tmp_path / "state.pt", tmp_path / "ran"
+    torch.save([call(ran)], path, _use_new_zipfile_serialization=zipped)
+    torch.load(path, weights_only=False)
+    ran.rmdir()
+    with pytest.raises(InputError, match=named) as caught:
+        load_tensors(path)
+    assert not ran.exists()
+    assert str(path) in str(caught.value)
+    assert "remove its checkpoint's folder" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle"])
+def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"state\.pt"):
+        load_tensors(path)

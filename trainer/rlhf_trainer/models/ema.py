@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.models.finite import spoilt_weights
+from rlhf_trainer.run.files import load_tensors
 
 _PARTITIONS = (
     "fp32_groups_flat_partition",  # ZeRO 1 of BF16
@@ -54,8 +55,8 @@ class MovingAverage:
             torch.save(self._averages, path)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Restore what `save` wrote."""
-        found = torch.load(self._path(folder, tag), map_location="cpu", weights_only=True)
+        """Restore what `save` wrote; InputError where loading it would run code."""
+        found = load_tensors(self._path(folder, tag))
         for average, kept in zip(self._averages, found, strict=True):
             average.copy_(kept)
 

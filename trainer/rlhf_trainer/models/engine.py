@@ -17,7 +17,10 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import (
+    fragment_address,
     safe_get_full_fp32_param,
     safe_get_local_fp32_param,
     safe_set_full_fp32_param,
@@ -29,9 +32,13 @@ from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.models.finite import spoilt_weights
 from rlhf_trainer.models.replicated import ReplicatedEngine
 from rlhf_trainer.run.distributed import Ranks
+from rlhf_trainer.run.files import load_tensors
 
 # DeepSpeed logs its whole configuration at INFO and every step of a save.
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+_KEPT_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
+"""Of DeepSpeed, in its checkpoints."""
 
 DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "FP32": torch.float32}
 
@@ -157,8 +164,24 @@ class TrainedModel(PlacedModel):
             raise failures[0]
 
     def load(self, folder: Path, tag: str) -> None:
-        """Restore what `save` wrote."""
-        self.engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
+        """Restore what `save` wrote.
+
+        Raises:
+            InputError: a file of it would run code.
+        """
+        reader = self.engine.checkpoint_engine
+        read = reader.load
+
+        def load(path: str, map_location: Any = None) -> Any:
+            return load_tensors(Path(path), _KEPT_CLASSES, map_location)
+
+        # DeepSpeed's own runs whatever the file names.
+        reader.load = load
+        try:
+            with _quiet():
+                self.engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
+        finally:
+            reader.load = read
 
 
 def train(

@@ -35,6 +35,7 @@ class ReplicatedEngine:
         """
         self.optimizer = optimizer
         self.checkpoint_engine: Any = TorchCheckpointEngine()
+        self.checkpoint_engine.zipfile_serialization = True
         self._module = module
         self._clip = clip
         self._last = True

@@ -27,6 +27,7 @@ from rlhf_trainer.run.distributed import Ranks, gather_objects
 from rlhf_trainer.run.files import (
     json_text,
     list_files,
+    load_tensors,
     publish_folder,
     remove_folder,
     remove_leftovers,
@@ -161,11 +162,15 @@ class CheckpointStore:
             self._alone = True
 
     def load_rank_state(self, checkpoint: Checkpoint, rank: int | None = None) -> dict[str, Any]:
-        """What rank `rank`, this one when left out, gave to `save`."""
+        """What rank `rank`, this one when left out, gave to `save`.
+
+        Raises:
+            InputError: its file would run code.
+        """
         own = self._ranks.rank if rank is None else rank
         path = checkpoint.folder / RANK_STATE.format(rank=own)
         with storage_errors(path):
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = load_tensors(path)
         return state
 
     def _seal(self, folder: Path, step: int, state: Mapping[str, Any]) -> None:

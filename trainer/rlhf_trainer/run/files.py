@@ -1,20 +1,24 @@
 """Files that are whole or not there: atomic writes, digests, folders published at once.
 
-Called by `artifact`, `checkpoint` and `report`. The one place that knows which failures mean "the
-storage is full, broken or closed to us"; decides nothing about what is kept.
+Called by `artifact`, `checkpoint`, `report` and the models. The one place that knows which failures
+mean "the storage is full, broken or closed to us"; decides nothing about what is kept.
 """
 
 import errno
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rlhf_api.errors import RLHFError
+import torch
+
+from rlhf_api.errors import InputError, RLHFError
 from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, PermissionDenied, StorageError
 from rlhf_trainer.run.distributed import Ranks, agree_on_failure
 
@@ -66,6 +70,33 @@ def storage_errors(path: Path) -> Iterator[None]:
         if translated is None or translated is error:
             raise
         raise translated from error
+
+
+def load_tensors(path: Path, classes: Sequence[type] = (), map_location: Any = "cpu") -> Any:
+    """What `torch.save` wrote, unless loading it would run code.
+
+    Args:
+        path: the file.
+        classes: that it may hold beside tensors, numbers, texts and containers of them.
+        map_location: as `torch.load` takes it.
+
+    Raises:
+        InputError: it names another class or function, or is no file of `torch.save`.
+    """
+    try:
+        with torch.serialization.safe_globals(list(classes)):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, EOFError) as error:
+        called = re.search(r"GLOBAL (\S+)|unrecognized function (.+)", str(error))
+        reason = (
+            f"it calls {called[1] or called[2]}, which no checkpoint of this trainer does"
+            if called
+            else "it holds more than tensors, numbers and texts, or is damaged"
+        )
+        raise InputError(
+            f"checkpoint: {path}: {reason}; nothing of it was run or loaded. Find out who wrote "
+            "it, and remove its checkpoint's folder to go on from an earlier one"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
