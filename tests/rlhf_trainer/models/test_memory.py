@@ -1,5 +1,6 @@
 """The estimate by hand numbers, the limits of a container, and the refusal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -7,9 +8,9 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    CodeGenConfig,
     GPT2Config,
     LlamaConfig,
-    PretrainedConfig,
 )
 
 from rlhf_api.names import ExitCode, StageName
@@ -21,13 +22,18 @@ from rlhf_trainer.models.memory import (
     Footprint,
     MicroBatch,
     ModelSize,
+    Sizes,
     activation_bytes,
     allowance,
     available_bytes,
+    cache_bytes,
     cgroup_free_bytes,
     check_memory,
     count_parameters,
+    count_scorer_parameters,
+    evaluation_allowance,
     footprint,
+    logit_bytes,
 )
 from rlhf_trainer.run.distributed import Ranks
 
@@ -107,12 +113,28 @@ def test_shares_round_up() -> None:
 
 
 def test_activations_by_hand() -> None:
-    sizes = {"layers": 2, "hidden": 8, "vocabulary": 50}
     batch = MicroBatch(sequences=3, length=10)
+    older = Sizes(layers=2, hidden=8, keys=8, intermediate=None, vocabulary=50, width=2)
 
-    # 34 * 30 tokens * 8 * 2, and the logits of one sequence 4 * 10 * 50.
-    assert activation_bytes(batch, precision="BF16", **sizes) == 16320 + 2000
-    assert activation_bytes(batch, precision="FP32", **sizes) == 2 * 16320 + 2000
+    assert activation_bytes(batch, older) == 34 * 30 * 8 * 2
+    assert activation_bytes(batch, replace(older, width=4)) == 2 * 34 * 30 * 8 * 2
+    # Two norms of 8 bytes a unit; queries, output and two inputs of 8, keys and values of 4, and
+    # four times 20 in the feed-forward layer.
+    gated = replace(older, keys=4, intermediate=20)
+    assert activation_bytes(batch, gated) == 30 * 2 * (16 * 8 + 2 * (4 * 8 + 2 * 4 + 4 * 20))
+
+
+@pytest.mark.parametrize(("columns", "chunk"), [(7, 7), (64, 64), (100, 64)])
+def test_logits_by_hand(columns: int, chunk: int) -> None:
+    batch = MicroBatch(sequences=3, length=120, logits=columns)
+    sizes = Sizes(layers=2, hidden=8, keys=8, intermediate=None, vocabulary=50, width=2)
+
+    float32 = 3 * 4 * 3 * 50 * chunk
+    assert logit_bytes(batch, sizes, learning=False) == 2 * 3 * 50 * columns + float32
+    assert logit_bytes(batch, sizes, learning=True) == 3 * 2 * 3 * 50 * columns + float32
+    assert logit_bytes(replace(batch, logits=0), sizes, learning=True) == 0
+    # Keys and values of 3 * 120 tokens in 2 layers.
+    assert cache_bytes(batch, sizes) == 2 * 360 * 2 * 8 * 2
 
 
 LLAMA = LlamaConfig(
@@ -146,11 +168,36 @@ def test_untied_embeddings_and_a_score_head_count() -> None:
     assert found == LLAMA_PARAMETERS + 16
 
 
-@pytest.mark.parametrize(
-    "config", [LLAMA, GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)]
-)
-def test_the_allowance_reads_the_sizes_of_any_configuration(config: PretrainedConfig) -> None:
-    assert allowance(config, MicroBatch(1, 10), "BF16") == 34 * 10 * 16 * 2 + 4 * 10 * 100
+def test_a_scorer_has_no_vocabulary_head() -> None:
+    untied = LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": False})
+
+    assert count_scorer_parameters(untied) == LLAMA_PARAMETERS + 16
+    assert count_parameters(untied) == LLAMA_PARAMETERS + 1600
+    assert untied.num_labels == 2, "the configuration is the caller's"
+    # Refused when it is loaded.
+    codegen = CodeGenConfig(vocab_size=100, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
+    assert count_scorer_parameters(codegen) == count_parameters(codegen)
+
+
+def test_the_sizes_of_any_configuration() -> None:
+    gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)
+    grouped = LlamaConfig(**{**LLAMA.to_dict(), "num_key_value_heads": 1})
+
+    assert Sizes.of(gpt2, "BF16") == Sizes(2, 16, 16, None, 100, 2)
+    assert Sizes.of(LLAMA, "FP32") == Sizes(2, 16, 16, 32, 100, 4)
+    assert Sizes.of(grouped, "BF16") == Sizes(2, 16, 8, 32, 100, 2)
+
+
+def test_learning_and_evaluation_are_what_they_are_made_of() -> None:
+    gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)
+    batch = MicroBatch(1, 10, logits=5)
+    kept, logits, float32 = 34 * 10 * 16 * 2, 2 * 100 * 5, 3 * 4 * 100 * 5
+
+    assert allowance(gpt2, batch, "BF16") == kept + 3 * logits + float32
+    assert evaluation_allowance(gpt2, batch, "BF16") == logits + float32
+    # Long prompts: keys and values of 1000 tokens outweigh the logits of 5.
+    long = MicroBatch(1, 1000, logits=5)
+    assert evaluation_allowance(gpt2, long, "BF16") == 2 * 1000 * 2 * 16 * 2 + 2 * 100 + 3 * 4 * 100
 
 
 def stage(**settings: object) -> StageConfig:

@@ -5,19 +5,26 @@ collectives, fragmentation, the framework itself) makes it a lower bound, so tha
 refused would not have run.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_api.v1alpha1.stages import Precision
 from rlhf_trainer.errors import MemoryEstimateError
+from rlhf_trainer.rl.logprobs import TIME_CHUNK
 from rlhf_trainer.run.distributed import Ranks, agree_on_failure
 
 logger = logging.getLogger(__name__)
@@ -27,6 +34,8 @@ WEIGHT_BYTES: dict[Precision, int] = {"BF16": 2, "FP32": 4}
 _GRADIENT = 4
 _MOMENTS = 2 * 4
 _MASTER = 4
+_FLOAT32_CHUNKS = 3
+"""How many copies of a chunk of logits there are at once: scaled, softmax and a product."""
 _UNLIMITED = 1 << 60
 """Cgroup v1 says "no limit" by a number near 2**63."""
 
@@ -68,12 +77,45 @@ class MicroBatch:
     """The largest piece of work that a rank holds activations of.
 
     Attributes:
-        sequences: in one forward and backward pass; two a pair.
+        sequences: in one forward pass; two a pair.
         length: tokens of the longest sequence that the data really holds.
+        logits: columns of a sequence that have logits; 0 where the model gives scores.
     """
 
     sequences: int
     length: int
+    logits: int = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What activations depend on."""
+
+    layers: int
+    hidden: int
+    keys: int
+    """Numbers of a token's keys in a layer; fewer than hidden units with grouped queries."""
+    intermediate: int | None
+    """Units of a gated feed-forward layer, where norms are RMSNorm; None for the older kind."""
+    vocabulary: int
+    width: int
+    """Bytes of a number."""
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, precision: Precision) -> "Sizes":
+        """The sizes that a configuration names."""
+        text = config.get_text_config()
+        heads = int(text.num_attention_heads)
+        groups = int(getattr(text, "num_key_value_heads", None) or heads)
+        gated = hasattr(text, "rms_norm_eps") and hasattr(text, "intermediate_size")
+        return cls(
+            layers=int(text.num_hidden_layers),
+            hidden=int(text.hidden_size),
+            keys=int(text.hidden_size) * groups // heads,
+            intermediate=int(text.intermediate_size) if gated else None,
+            vocabulary=int(text.vocab_size),
+            width=WEIGHT_BYTES[precision],
+        )
 
 
 def footprint(
@@ -100,18 +142,56 @@ def footprint(
     )
 
 
-def activation_bytes(
-    micro_batch: MicroBatch, *, layers: int, hidden: int, vocabulary: int, precision: Precision
-) -> int:
-    """Allowance for what a forward pass keeps for the backward pass, without checkpointing.
+def activation_bytes(micro_batch: MicroBatch, sizes: Sizes) -> int:
+    """What a forward pass keeps for the backward pass, without checkpointing.
 
     34 bytes a token, layer and hidden unit in BF16 (Korthikanti et al., "Reducing Activation
     Recomputation in Large Transformer Models", 2022, equation 2 without the attention matrix, which
-    SDPA does not keep), twice that in FP32, and the logits of one sequence once in fp32.
+    SDPA does not keep), twice that in FP32. With RMSNorm and a gated feed-forward layer, as Llama
+    has them: two norms keep their input and what they make of it in fp32, attention its queries,
+    keys, values and output, the layers their inputs, and the feed-forward layer four of its width.
     """
     tokens = micro_batch.sequences * micro_batch.length
-    kept = 34 * tokens * hidden * layers * WEIGHT_BYTES[precision] // 2
-    return kept + 4 * micro_batch.length * vocabulary
+    if sizes.intermediate is None:
+        return 34 * tokens * sizes.hidden * sizes.layers * sizes.width // 2
+    norms = 2 * (4 + 4) * sizes.hidden
+    numbers = 4 * sizes.hidden + 2 * sizes.keys + 4 * sizes.intermediate
+    return tokens * sizes.layers * (norms + sizes.width * numbers)
+
+
+def logit_bytes(micro_batch: MicroBatch, sizes: Sizes, *, learning: bool) -> int:
+    """Logits, and what log-probabilities take of one chunk of time in fp32 (`rl.logprobs`).
+
+    In a backward pass there are the logits, their gradient as the chunks give it and the one as the
+    head takes it.
+    """
+    words = micro_batch.sequences * sizes.vocabulary
+    chunk = _FLOAT32_CHUNKS * 4 * words * min(micro_batch.logits, TIME_CHUNK)
+    return (3 if learning else 1) * sizes.width * words * micro_batch.logits + chunk
+
+
+def cache_bytes(micro_batch: MicroBatch, sizes: Sizes) -> int:
+    """Keys and values of a rollout's sequences."""
+    tokens = micro_batch.sequences * micro_batch.length
+    return 2 * tokens * sizes.keys * sizes.layers * sizes.width
+
+
+def allowance(config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision) -> int:
+    """Bytes beside weights and optimizer that a learning pass takes at its peak."""
+    sizes = Sizes.of(config, precision)
+    return activation_bytes(micro_batch, sizes) + logit_bytes(micro_batch, sizes, learning=True)
+
+
+def evaluation_allowance(
+    config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision
+) -> int:
+    """The same of a rollout, which keeps keys and values, or of its evaluation."""
+    sizes = Sizes.of(config, precision)
+    scoring = logit_bytes(micro_batch, sizes, learning=False)
+    rollout = cache_bytes(micro_batch, sizes) + logit_bytes(
+        replace(micro_batch, logits=1), sizes, learning=False
+    )
+    return max(scoring, rollout)
 
 
 def count_parameters(config: PretrainedConfig, factory: Any = AutoModelForCausalLM) -> int:
@@ -121,16 +201,14 @@ def count_parameters(config: PretrainedConfig, factory: Any = AutoModelForCausal
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def allowance(config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision) -> int:
-    """`activation_bytes` with the sizes that `config` names."""
-    text = config.get_text_config()
-    return activation_bytes(
-        micro_batch,
-        layers=int(text.num_hidden_layers),
-        hidden=int(text.hidden_size),
-        vocabulary=int(text.vocab_size),
-        precision=precision,
-    )
+def count_scorer_parameters(config: PretrainedConfig) -> int:
+    """Parameters with a score in place of the vocabulary head, where transformers has such one."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        # Loading it will say so.
+        return count_parameters(config)
+    scorer = copy.deepcopy(config)
+    scorer.num_labels = 1
+    return count_parameters(scorer, AutoModelForSequenceClassification)
 
 
 def available_bytes(ranks: Ranks) -> tuple[int, str]:
@@ -174,6 +252,7 @@ def check_memory(
         ranks.rank,
         _gib(free),
         origin,
+        extra={"bytes_needed": needed},
     )
     failure = None
     if needed > free:

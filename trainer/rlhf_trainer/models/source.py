@@ -18,7 +18,7 @@ from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
 from rlhf_trainer.models.configs import checked_config, model_config
 from rlhf_trainer.models.generation import Generation, read_generation
-from rlhf_trainer.models.memory import ModelSize, count_parameters
+from rlhf_trainer.models.memory import ModelSize, count_parameters, count_scorer_parameters
 from rlhf_trainer.models.tokenizers import load_tokenizer
 from rlhf_trainer.run.artifact import ModelLocation, model_folder
 from rlhf_trainer.run.distributed import Ranks, on_first_rank_of_node
@@ -85,9 +85,13 @@ class Base:
                 f"reach {tokens}; lower {lengths}, or name a model that takes more"
             )
 
-    def size(self, name: str, *, trained: bool) -> ModelSize:
-        """How large the model is, for the estimate of memory."""
-        return ModelSize(name, count_parameters(self.config), trained)
+    def size(self, name: str, *, trained: bool, scores: bool = False) -> ModelSize:
+        """How large the model is, for the estimate of memory.
+
+        With `scores` it has a score head in place of one for the vocabulary.
+        """
+        count = count_scorer_parameters if scores else count_parameters
+        return ModelSize(name, count(self.config), trained)
 
 
 def max_positions(config: PretrainedConfig) -> int | None:

@@ -5,6 +5,8 @@ Called by the PPO stage.
 
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
 from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
 from rlhf_trainer.models.engine import PlacedModel, TrainedModel, freeze, train
@@ -22,7 +24,12 @@ from rlhf_trainer.models.load import (
     load_reward_base,
     load_reward_model,
 )
-from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models.memory import (
+    MicroBatch,
+    allowance,
+    check_memory,
+    evaluation_allowance,
+)
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.run.distributed import Ranks
 
@@ -108,49 +115,57 @@ def load_models(
     """
     sizes = [
         replace(bases.actor.size("actor", trained=True), averaged=spec.ema_decay is not None),
-        bases.critic.size("critic", trained=True),
+        bases.critic.size("critic", trained=True, scores=True),
         bases.actor.size("reference", trained=False),
     ]
     if bases.reward_model is not None:
-        sizes.append(bases.reward_model.size("reward model", trained=False))
+        sizes.append(bases.reward_model.size("reward model", trained=False, scores=True))
     for base in filter(None, (bases.actor, bases.reward_model, bases.critic)):
         base.require_positions(longest, f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength")
     settings = ModelSettings.of(spec)
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
         check_model(base, settings)
-    work = MicroBatch(spec.micro_batch_size, longest)
-    check_memory(config, ranks, sizes, allowance(bases.actor.config, work, spec.precision))
-    actor, reference = (
-        Actor(
-            load_causal_model(
-                bases.actor.location, bases.actor.tokenizer, settings, bases.actor.field
-            ),
-            bases.actor.absent_ids,
-        )
-        for _ in range(2)
+    columns = spec.max_response_length + 1
+    learning = MicroBatch(spec.micro_batch_size, longest, columns)
+    scoring = MicroBatch(spec.rollout_micro_batch_size, longest, columns)
+    activations = max(
+        allowance(bases.actor.config, learning, spec.precision),
+        evaluation_allowance(bases.actor.config, scoring, spec.precision),
     )
-    reward_model = _reward_model(bases.reward_model, settings)
-    critic = _load_critic(bases.critic, spec, settings)
-    for model in filter(None, (actor, reference, reward_model, critic)):
-        switch_off_dropout(model)
-        model.to(ranks.device)
-    return Models(
-        train(actor, spec, ranks, learning_rate=spec.learning_rate),
-        freeze(reference, spec, ranks),
-        train(critic, spec, ranks, learning_rate=spec.critic_learning_rate),
-        freeze(reward_model, spec, ranks) if reward_model is not None else None,
-        bases.score_end,
-    )
+    check_memory(config, ranks, sizes, activations)
+    return _load(bases, spec, settings, ranks)
 
 
-def _load_critic(base: Base, spec: PPOStage, settings: ModelSettings) -> ScalarModel:
+def _load(bases: Bases, spec: PPOStage, settings: ModelSettings, ranks: Ranks) -> Models:
+    """One model after the other: under ZeRO 3 no more than one is ever whole on a device."""
+    actor = _prepared(_policy(bases.actor, settings), ranks)
+    trained_actor = train(actor, spec, ranks, learning_rate=spec.learning_rate)
+    reference = freeze(_prepared(_policy(bases.actor, settings), ranks), spec, ranks)
+    critic = _prepared(_critic(bases.critic, spec, settings), ranks)
+    trained_critic = train(critic, spec, ranks, learning_rate=spec.critic_learning_rate)
+    reward_model: PlacedModel | None = None
+    if bases.reward_model is not None:
+        scorer = _prepared(_scorer(bases.reward_model, settings), ranks)
+        reward_model = freeze(scorer, spec, ranks)
+    return Models(trained_actor, reference, trained_critic, reward_model, bases.score_end)
+
+
+def _prepared(module: nn.Module, ranks: Ranks) -> nn.Module:
+    switch_off_dropout(module)
+    return module.to(ranks.device)
+
+
+def _policy(base: Base, settings: ModelSettings) -> Actor:
+    model = load_causal_model(base.location, base.tokenizer, settings, base.field)
+    return Actor(model, base.absent_ids)
+
+
+def _critic(base: Base, spec: PPOStage, settings: ModelSettings) -> ScalarModel:
     model = load_reward_base(base.location, base.tokenizer, settings, base.field, zero_head=True)
     initialize_value_head(model, spec.value_head_init, spec.seed)
     return Critic(model) if spec.value_normalization == "PopArt" else ScalarModel(model)
 
 
-def _reward_model(base: Base | None, settings: ModelSettings) -> ScalarModel | None:
-    if base is None:
-        return None
+def _scorer(base: Base, settings: ModelSettings) -> ScalarModel:
     return ScalarModel(load_reward_model(base.location, base.tokenizer, settings, base.field))

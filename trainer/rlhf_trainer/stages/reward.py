@@ -76,7 +76,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         check_memory(
             config,
             ranks,
-            [base.size("model", trained=True)],
+            [base.size("model", trained=True, scores=True)],
             allowance(base.config, work, spec.precision),
         )
         model = _load(base, spec, ranks)

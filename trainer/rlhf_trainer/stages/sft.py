@@ -70,7 +70,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         # 2. The model.
         for read in filter(None, (sequences, held_out)):
             base.require_positions(read.longest, f"{FIELD}.maxLength")
-        work = MicroBatch(spec.micro_batch_size, sequences.longest)
+        longest = sequences.longest
+        work = MicroBatch(spec.micro_batch_size, longest, logits=longest)
         check_memory(
             config,
             ranks,
