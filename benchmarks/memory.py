@@ -221,7 +221,9 @@ def run_apart(name: str, data: Path) -> Measured:
     )
     if done.returncode:
         raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-3000:]}")
-    return Measured(*json.loads(done.stdout.splitlines()[-1]))
+    measured = Measured(*json.loads(done.stdout.splitlines()[-1]))
+    sys.stderr.write(f"{name}: {measured.error:+.0%}, {measured}\n")
+    return measured
 
 
 def table(found: Mapping[str, Measured]) -> str:

@@ -34,6 +34,7 @@ from rlhf_trainer.models.memory import (
     evaluation_allowance,
     footprint,
     logit_bytes,
+    sharding_bytes,
 )
 from rlhf_trainer.run.distributed import Ranks
 
@@ -168,6 +169,28 @@ def test_untied_embeddings_and_a_score_head_count() -> None:
     assert found == LLAMA_PARAMETERS + 16
 
 
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "expected"),
+    [
+        ("BF16", 0, 0),
+        ("BF16", 1, 4000),
+        ("BF16", 2, 6000),
+        # The same, the reduced gradients, and the weights.
+        ("BF16", 3, 12000),
+        ("FP32", 1, 4000),
+        ("FP32", 2, 4000),
+        ("FP32", 3, 12000),
+    ],
+)
+def test_what_sharding_takes_by_hand(precision: Precision, zero_stage: int, expected: int) -> None:
+    for trained in (True, False):
+        model = ModelSize("actor", 1000, trained=trained)
+        found = sharding_bytes(model, precision=precision, zero_stage=zero_stage)
+        assert found == (expected if trained else 0)
+    huge = ModelSize("actor", GIB, trained=True)
+    assert sharding_bytes(huge, precision="BF16", zero_stage=2) == 6 * 50_000_000
+
+
 def test_a_scorer_has_no_vocabulary_head() -> None:
     untied = LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": False})
 
@@ -227,9 +250,11 @@ REFERENCE = ModelSize("reference", GIB, trained=False)
 def test_what_just_fits_is_accepted_and_a_byte_less_is_not() -> None:
     needed = 18 * GIB + 2 * GIB + 1000
 
-    check_memory(stage(), ALONE, [ACTOR, REFERENCE], 1000, available=lambda _: (needed, "t"))
+    whole = stage(zero_stage=0)
+
+    check_memory(whole, ALONE, [ACTOR, REFERENCE], 1000, available=lambda _: (needed, "t"))
     with pytest.raises(MemoryEstimateError):
-        check_memory(stage(), ALONE, [ACTOR, REFERENCE], 1000, available=lambda _: (needed - 1, ""))
+        check_memory(whole, ALONE, [ACTOR, REFERENCE], 1000, available=lambda _: (needed - 1, ""))
 
 
 def test_a_refusal_names_numbers_fields_and_remedies() -> None:
@@ -249,11 +274,11 @@ def test_a_refusal_names_numbers_fields_and_remedies() -> None:
     assert caught.value.exit_code == ExitCode.CONFIG
     for part in (
         "spec.stages.sft: not enough memory",
-        "at least 18.50 GiB, and 10.00 GiB are there (the container's memory limit",
+        "at least 18.69 GiB, and 10.00 GiB are there (the container's memory limit",
         "actor with 1,073,741,824 parameters 14.00 GiB",
         "weights 4.00 GiB, gradients 4.00 GiB, optimizer 6.00 GiB",
         "reference with 1,073,741,824 parameters 4.00 GiB",
-        "activations 0.50 GiB",
+        "activations and other work 0.69 GiB",
         "precision to BF16",
         "spec.stages.sft.zeroStage (1)",
         "spec.stages.sft.microBatchSize (8)",

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.models.finite import spoilt_weights
+from rlhf_trainer.models.memory import BUCKET_NUMBERS
 from rlhf_trainer.models.replicated import ReplicatedEngine
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.files import load_tensors
@@ -253,6 +254,7 @@ def deepspeed_config(spec: StageSpec, zero_stage: int) -> dict[str, Any]:
             # Overlap and buckets trade memory for speed on links that CPU tests do not have.
             "overlap_comm": False,
             "contiguous_gradients": True,
+            "reduce_bucket_size": BUCKET_NUMBERS,
             "stage3_gather_16bit_weights_on_model_save": False,
         },
         "zero_allow_untested_optimizer": True,

@@ -36,6 +36,10 @@ _MOMENTS = 2 * 4
 _MASTER = 4
 _FLOAT32_CHUNKS = 3
 """How many copies of a chunk of logits there are at once: scaled, softmax and a product."""
+BUCKET_NUMBERS = 50_000_000
+"""Gradients that DeepSpeed sends at once."""
+_LIVE_NUMBERS = 1_000_000_000
+"""Weights that ZeRO 3 keeps whole at once, DeepSpeed's stage3_max_live_parameters."""
 _UNLIMITED = 1 << 60
 """Cgroup v1 says "no limit" by a number near 2**63."""
 
@@ -194,6 +198,21 @@ def evaluation_allowance(
     return max(scoring, rollout)
 
 
+def sharding_bytes(model: ModelSize, *, precision: Precision, zero_stage: int) -> int:
+    """What ZeRO takes in a backward pass: gradients on their way, in fp32 when they are sent, and
+    under ZeRO 3 what comes back, and the weights while they are whole."""
+    if zero_stage < 1 or not model.trained:
+        return 0
+    if zero_stage == 1 and precision == "BF16":
+        return model.parameters * _GRADIENT
+    width = WEIGHT_BYTES[precision]
+    sent = width + (_GRADIENT if precision == "BF16" else 0)
+    bucket = min(model.parameters, BUCKET_NUMBERS)
+    if zero_stage < 3:
+        return bucket * sent
+    return bucket * (sent + _GRADIENT) + min(model.parameters, _LIVE_NUMBERS) * width
+
+
 def count_parameters(config: PretrainedConfig, factory: Any = AutoModelForCausalLM) -> int:
     """Parameters of the model that `config` describes; shared ones once, no memory taken."""
     with torch.device("meta"):
@@ -244,6 +263,11 @@ def check_memory(
         MemoryEstimateError: on every rank, if any has too little.
     """
     needs = [(model, _need(model, config)) for model in models]
+    # One model learns at a time.
+    activations += max(
+        sharding_bytes(model, precision=config.spec.precision, zero_stage=config.spec.zero_stage)
+        for model in models
+    )
     free, origin = available(ranks)
     needed = sum(need.total for _, need in needs) + activations
     logger.info(
@@ -345,7 +369,7 @@ def _refusal(
         f"{f', moving average {_gib(need.average)}' if need.average else ''})"
         for model, need in needs
     ]
-    parts.append(f"activations {_gib(activations)}")
+    parts.append(f"activations and other work {_gib(activations)}")
     field = f"spec.stages.{config.stage}"
     remedies = [f"lower {field}.microBatchSize ({spec.micro_batch_size})", "take a smaller model"]
     if config.world_size > 1 and spec.zero_stage < 3:

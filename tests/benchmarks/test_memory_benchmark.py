@@ -1,0 +1,41 @@
+"""The memory benchmark's arithmetic, and one of its cases."""
+
+import json
+from pathlib import Path
+
+import memory
+import pytest
+from memory import MIB, Measured
+
+
+def test_the_error_is_a_share_of_the_peak() -> None:
+    assert Measured(90 * MIB, 100 * MIB).error == pytest.approx(-0.1)
+    assert Measured(120 * MIB, 100 * MIB).error == pytest.approx(0.2)
+
+
+def test_the_table_has_a_line_a_case() -> None:
+    lines = memory.table({"one": Measured(90 * MIB, 100 * MIB)}).splitlines()
+    assert lines[-1] == "| one | 90 MiB | 100 MiB | -10% |"
+
+
+def test_memory_without_a_file_is_read(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("VmRSS:\t  90 kB\nRssAnon:\t  32 kB\nRssFile:\t  58 kB\n")
+    assert memory.anonymous_bytes(status) == 32 * 1024
+    assert memory.anonymous_bytes() > MIB
+
+
+def test_a_case_runs_and_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"sft, BF16": Measured(100, 90), "ppo, BF16": Measured(100, 80)}
+    monkeypatch.setattr(memory, "run_apart", lambda name, _: told[name])
+    path = tmp_path / "memory.json"
+    assert memory.main(["--cases", "sft, BF16", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["sft, BF16"]["peak"] == 90
+    assert memory.main(["--cases", *told, "--json", str(path)]) == 1
+
+
+def test_an_estimate_is_near_what_a_stage_takes(tmp_path: Path) -> None:
+    memory.write_inputs(tmp_path)
+    measured = memory.run_apart("sft, BF16", tmp_path)
+    # A reader that is not scheduled for a while misses some of a peak.
+    assert abs(measured.error) < 2 * memory.TOLERANCE
