@@ -91,11 +91,13 @@ class Launchers:
         port: int = 0,
         grace: float = 300.0,
         subreaper: bool = False,
+        gpu: bool = False,
     ) -> Launched:
         """Start a launcher.
 
         Args:
             program: how each rank ends, see `ending.py`; or the name of a stage of `collective.py`.
+            gpu: whether the launcher takes the machine for one with a GPU.
         """
         folder = self.folder / f"launcher-{len(self.started)}"
         folder.mkdir()
@@ -115,7 +117,14 @@ class Launchers:
             if isinstance(program, str)
             else [str(PROGRAMS / "ending.py"), json.dumps(program)]
         )
-        return self.start(folder, [str(folder / "stage.json")], command, variables, subreaper)
+        return self.start(
+            folder,
+            [str(folder / "stage.json")],
+            command,
+            variables,
+            subreaper=subreaper,
+            gpu=gpu,
+        )
 
     def start(
         self,
@@ -123,7 +132,9 @@ class Launchers:
         arguments: list[str],
         command: list[str],
         variables: dict[str, str],
+        *,
         subreaper: bool = False,
+        gpu: bool = False,
     ) -> Launched:
         """Start a launcher whose files lie in `folder`, by its command line."""
         case = {
@@ -132,6 +143,7 @@ class Launchers:
             "environment": {EnvVar.TERMINATION_MESSAGE: str(folder / "message"), **variables},
             "log": str(folder / "log"),
             "subreaper": subreaper,
+            "gpu": gpu,
         }
         process = FORKSERVER.Process(
             target=runpy.run_path,

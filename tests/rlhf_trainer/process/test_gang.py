@@ -46,6 +46,25 @@ def test_a_lost_peer_is_named_only_if_no_rank_tells_more(launch: Launchers) -> N
     assert launched.wait() == 3
 
 
+@pytest.mark.parametrize(
+    ("gpu", "processes", "code"), [(True, 2, 80), (False, 2, 134), (True, 1, 134)]
+)
+def test_what_nccls_watchdog_aborts_has_lost_a_peer(
+    launch: Launchers, gpu: bool, processes: int, code: int
+) -> None:
+    """It aborts the process, without a word; one rank has nobody to wait for."""
+    launched = launch(dict.fromkeys(range(processes), "signal 6"), processes=processes, gpu=gpu)
+    assert launched.wait() == code
+    result = launched.result()
+    assert (result.reason is Reason.PEER_LOST) == (code == 80)
+    assert ("NCCL" in result.message) == (code == 80)
+
+
+def test_a_cause_is_named_before_what_a_watchdog_aborted(launch: Launchers) -> None:
+    launched = launch({0: "@1:signal 6", 1: "slow 3"}, processes=2, gpu=True)
+    assert launched.wait() == 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(("kept", "code"), [("5", 75), ("none", 143)])
