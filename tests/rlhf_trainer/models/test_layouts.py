@@ -23,6 +23,8 @@ from transformers import (
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.packing import PackedBatch, RowLayout
+from rlhf_trainer.data.tokenize.turns import end_of_turn
+from rlhf_trainer.models.generation import Generation
 from rlhf_trainer.models.heads import switch_off_dropout
 from rlhf_trainer.models.layouts import Probe, check_model, row_layout
 from rlhf_trainer.models.load import ModelSettings
@@ -46,7 +48,10 @@ def settings(attention: str = "eager", dtype: torch.dtype = torch.float32) -> Mo
 def base(config: PreTrainedConfig | str) -> Base:
     if isinstance(config, str):
         config = zoo.ARCHITECTURES[config]
-    return Base("spec.stages.sft.model", ModelLocation("/models/base"), tiny.tokenizer(), config)
+    words = tiny.tokenizer()
+    end = end_of_turn(words)
+    generation = Generation(end, (end.token_id,))
+    return Base("spec.stages.sft.model", ModelLocation("/models/base"), words, config, generation)
 
 
 def layout(config: PreTrainedConfig | str, attention: str = "eager", **asked: Any) -> RowLayout:
