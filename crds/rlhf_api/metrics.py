@@ -231,7 +231,7 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.RESPONSE_TOKENS_P05: "5 % quantile of the length of a response in tokens.",
     Metric.RESPONSE_TOKENS_P50: "Median length of a response in tokens.",
     Metric.RESPONSE_TOKENS_P95: "95 % quantile of the length of a response in tokens.",
-    Metric.EOS_RATE: "Share of responses that end by EOS or a stop token, 0 to 1.",
+    Metric.EOS_RATE: "Share of responses that end by themselves, 0 to 1.",
     Metric.TRUNCATED_SHARE: (
         "Share of responses cut off at maxResponseLength, judged as truncatedAnswers says, 0 to 1."
     ),
@@ -240,9 +240,7 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.EVAL_REWARD: "Mean score of the answers to held-out prompts.",
     Metric.EVAL_REWARD_STD: "Standard deviation of the scores of the answers to held-out prompts.",
     Metric.EVAL_KL: "KL of actor against reference on held-out prompts in nats an answer.",
-    Metric.EVAL_EOS_RATE: (
-        "Share of answers to held-out prompts that end by EOS or a stop token, 0 to 1."
-    ),
+    Metric.EVAL_EOS_RATE: ("Share of answers to held-out prompts that end by themselves, 0 to 1."),
     Metric.EVAL_DISTINCT_2: (
         "Share of distinct pairs of neighbouring tokens in answers to held-out prompts, 0 to 1."
     ),

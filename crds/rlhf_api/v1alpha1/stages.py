@@ -227,7 +227,8 @@ class PPOStage(StageSpec):
     max_prompt_length: int = Field(512, ge=1, le=1_048_576)
     """Longest prompt in tokens."""
     max_response_length: int = Field(512, ge=1, le=1_048_576)
-    """Longest response in tokens with EOS; sampling stops at EOS or a stop token before that."""
+    """Longest response in tokens with its end; sampling stops at the end of a turn, EOS or a stop
+    token before that."""
     stop_tokens: Annotated[tuple[Token, ...], Field(max_length=16)] = ()
     """Tokens beside EOS that end a response; each must be one token of the vocabulary."""
     temperature: float = Field(1.0, gt=0, le=100)
@@ -271,7 +272,7 @@ class PPOStage(StageSpec):
     score_clip: float = Field(10.0, gt=0, le=1e6)
     """Scores are clipped to plus and minus this first, or after scaling with ModelStats."""
     missing_eos_penalty: float = Field(0.0, ge=0, le=1e6)
-    """Subtracted from the score of a response that ends neither by EOS nor by a stop token."""
+    """Subtracted from the score of a response that is cut off at the longest length."""
     truncated_answers: TruncatedAnswers = "Score"
     """What a response counts that was cut off at maxResponseLength: Score, its score less
     missingEosPenalty, though no reward model was trained on such an end; Penalty, minus

@@ -68,7 +68,7 @@ class Actor(nn.Module):
 class Float32Linear(nn.Linear):
     """A layer whose arithmetic and output are fp32, whatever its weights are.
 
-    In bf16 scores near 1 lie 1/128 apart, and near 10 1/16: many pairs would be a tie.
+    In bf16 scores above 1 lie 1/128 apart, and near 10 1/16: many pairs would be a tie.
     """
 
     @classmethod

@@ -256,7 +256,7 @@ _ROWS = (
         consecutive=5,
         evidence="reward {reward:.4g} is {value:.3g} deviations of {start:.4g} below its best mean "
         "of {best:.4g}",
-        remedy="lower learningRate or raise klCoef, and take the policy of an earlier checkpoint",
+        remedy="lower learningRate or raise klCoef, and train for fewer steps",
     ),
     HealthRule(
         GuardrailRule.SCORE_STD_COLLAPSE,

@@ -25,8 +25,8 @@ BETA = 0.1
 fivefold in a hundred, and moments over all of them would stay behind by half of that growth. A
 rollout has thousands of tokens, so that its own moments carry little noise."""
 SMALLEST_SCALE = 1e-2
-"""Returns that hardly vary must not blow up the critic's rounding errors: near 1, bf16 numbers lie
-1/256 apart."""
+"""Returns that hardly vary must not blow up the critic's rounding errors: above 1, bf16 weights
+lie 1/128 apart."""
 
 
 @dataclass(frozen=True)

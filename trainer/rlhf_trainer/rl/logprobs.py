@@ -6,7 +6,8 @@ vocabulary in fp32, forward or backward. Chunks are recomputed in the backward p
 autograd keeps the caller's tensors and nothing of that size besides.
 
 PPO leaves out rows of the embedding that have no token (padded vocabularies): sampler, actor and
-reference alike give them probability 0. Supervised fine-tuning keeps the model's own softmax.
+reference alike give them probability 0, and the loss of other texts that PPO mixes in. Supervised
+fine-tuning keeps the model's own softmax.
 """
 
 from collections.abc import Callable
