@@ -10,6 +10,7 @@ import tempfile
 import pytest
 
 from rlhf_api.names import EnvVar
+from rlhf_trainer.process.device import WITHOUT_GPUS
 
 pytest_plugins = ["cluster.kube_fixtures"]
 
@@ -19,7 +20,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tokens are kept for these tests alone, and go with them."""
+    """Tokens are kept for these tests alone, and go with them; GPUs are for `-m gpu` alone, since
+    all other tests state what the CPU computes."""
+    if config.option.markexpr != "gpu":
+        os.environ.update(WITHOUT_GPUS)
     folder = tempfile.TemporaryDirectory(prefix="rlhf-cache-")
     config.add_cleanup(folder.cleanup)
     os.environ[EnvVar.CACHE] = folder.name

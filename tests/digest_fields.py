@@ -97,6 +97,7 @@ COSMETIC: dict[str, Any] = {
     "nodeSelector": {"pool": "a"},
     "tolerations": [{"key": "gpu", "operator": "Exists"}],
     "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
+    "device": "CPU",
     "priorityClassName": "low",
     "checkpoint": {"everySteps": 5, "keep": 1},
 }
@@ -179,6 +180,7 @@ PLACE: Table = {
     "claims": ({}, {"runs": "/mnt/other"}),
     "guardrails": ([], [{"rule": "NegativeKL", "action": "Suspend"}]),
     "guardrailAttempt": (0, 3),
+    "gpusRequested": (0, 8),
 }
 DIGESTS = ["sha256:" + digit * 64 for digit in "01"]
 WORK: Table = {

@@ -138,6 +138,47 @@ def test_a_bad_environment_ends_before_any_rank_starts(
 
 
 @pytest.mark.parametrize(
+    ("device", "requested", "words"),
+    [
+        ("CUDA", 0, "stages.sft.device: CUDA needs a GPU for each rank (1 on this node), but "),
+        ("Auto", 1, "GPUs that resources.limits asks for (1), and needs one for each rank (1 on"),
+    ],
+)
+def test_gpus_that_are_not_there_end_before_any_rank_starts(
+    launch: Launchers, tmp_path: Path, device: str, requested: int, words: str
+) -> None:
+    config = stage_config(tmp_path)
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/c"}, "device": device}
+    path = document(tmp_path, sft=spec, gpusRequested=requested)
+    launched = launch.start(tmp_path, [str(path)], [], {})
+    assert launched.wait() == 78
+    result = launched.result()
+    assert (result.reason, result.config_digest) == (Reason.CONFIG_INVALID, config.config_digest)
+    assert words in result.message
+    log = launched.log.read_text()
+    assert "starts ranks" not in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("requested", [0, 2])
+def test_ranks_on_the_cpu_can_find_no_gpu(
+    launch: Launchers, tmp_path: Path, requested: int
+) -> None:
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/c"}, "device": "CPU"}
+    path = document(tmp_path, sft=spec, gpusRequested=requested)
+    program, seen = tmp_path / "rank.py", tmp_path / "seen.json"
+    program.write_text(
+        "import json, os, pathlib\n"
+        f"pathlib.Path({str(seen)!r}).write_text(json.dumps(dict(os.environ)))\n"
+    )
+    environment = {"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}
+    launched = launch.start(tmp_path, [str(path)], [str(program)], environment)
+    assert launched.wait() == 0, launched.log.read_text()
+    found = json.loads(seen.read_text())
+    assert (found["CUDA_VISIBLE_DEVICES"], found["DS_ACCELERATOR"]) == ("-1", "cpu")
+
+
+@pytest.mark.parametrize(
     ("arguments", "content", "code", "words"),
     [
         ([], {}, 64, "Usage: arguments: none: usage is python -m rlhf_trainer.launch stage.json"),

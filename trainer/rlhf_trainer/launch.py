@@ -27,6 +27,7 @@ from rlhf_api.names import (
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.errors import MEMORY_REMEDY, Failure, failure_of
 from rlhf_trainer.process.cgroup import memory_kills, processors
+from rlhf_trainer.process.device import settle_device
 from rlhf_trainer.process.edge import StopRequest, leave_process, set_up_logging
 from rlhf_trainer.process.outcome import (
     OUTCOME_FOLDER,
@@ -90,10 +91,9 @@ def run(
 ) -> StageResult:
     """Run `command` in every rank of this node; the node's result."""
     # Here, when signals are heard and the configuration is good: this imports torch.
-    import torch
-
     from rlhf_trainer.process.gang import Gang
 
+    device = settle_device(config, place.processes, os.environ)
     threads = str(max(1, processors() // place.processes))
     # Ranks that each take all processors slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", threads)
@@ -101,15 +101,16 @@ def run(
     os.environ[OUTCOME_FOLDER] = str(folder)
     kills = memory_kills()
     try:
-        # With one rank nobody is waited for; without a GPU ranks talk by gloo, which raises.
-        watched = config.world_size > 1 and torch.cuda.is_available()
+        # With one rank nobody is waited for; on the CPU ranks talk by gloo, which raises.
+        watched = config.world_size > 1 and device == "cuda"
         gang = Gang(place, command, folder, stop, patience, watched=watched)
         logger.info(
-            "node %d of %d starts ranks %d to %d, which meet at %s:%d: %s",
+            "node %d of %d starts ranks %d to %d on %s, which meet at %s:%d: %s",
             place.node,
             place.nodes,
             place.ranks[0],
             place.ranks[-1],
+            device,
             place.address,
             gang.port,
             shlex.join(command),

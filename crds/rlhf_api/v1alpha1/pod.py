@@ -1,5 +1,8 @@
 """Environment, resources and tolerations of a pod. Secrets are named, never held."""
 
+import math
+import re
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
@@ -25,6 +28,12 @@ LabelValue = Annotated[
 ]
 
 _QUANTITY = r"^[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+
+_GPU = re.compile(r"[^/]+/(gpu(\.shared)?|mig-.+)|gpu\.intel\.com/(i915|xe)")
+"""Extended resources that are GPUs, shares or slices of them. What others sell in parts of a GPU
+(gpu-mem, gpucores, ...) has units of its own, and comes beside one of these or counts nothing."""
+_SCALE = {"m": Decimal("0.001"), "k": Decimal(1000)}
+"""Suffixes that a number of GPUs may have; a larger one would be more than there are."""
 
 
 def _quantity_text(value: Any) -> Any:
@@ -147,6 +156,13 @@ class EnvFromSource(Contract):
     """The ConfigMap."""
 
 
+def _whole(amount: str) -> int:
+    """The number of devices in a quantity; at least 0."""
+    scale = _SCALE.get(amount[-1], Decimal(1))
+    number = amount[:-1] if amount[-1] in _SCALE else amount.rstrip("KMGTPEinu")
+    return max(0, math.ceil(Decimal(number) * scale))
+
+
 class Resources(Contract):
     """Compute resources of each pod."""
 
@@ -155,6 +171,12 @@ class Resources(Contract):
     limits: Annotated[dict[Name, Quantity], Field(max_length=32)] | None = None
     """Amounts that a pod cannot exceed, by name of the resource; GPUs go here, for example
     nvidia.com/gpu: 8."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the limits ask for; shares and slices of one count as GPUs."""
+        limits = self.limits or {}
+        return sum(_whole(amount) for name, amount in limits.items() if _GPU.fullmatch(name))
 
 
 class Toleration(Contract):

@@ -171,3 +171,9 @@ class RLHFJobSpec(Contract):
         """Ranks in each pod of `stage`."""
         own: int | None = getattr(self.stages, stage).processes_per_node
         return own if own is not None else self.template.processes_per_node
+
+    def gpus(self, stage: str) -> int:
+        """GPUs that each pod of `stage` asks for; its limits replace those of the template."""
+        own, shared = getattr(self.stages, stage).resources, self.template.resources
+        given = [each for each in (own, shared) if each is not None and each.limits is not None]
+        return given[0].gpus if given else 0

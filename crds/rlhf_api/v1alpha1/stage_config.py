@@ -46,8 +46,12 @@ POD_FIELDS = (
 )
 """What a stage says about its pods; the trainer has no use for it, and no result depends on it."""
 
-COSMETIC_FIELDS = (*POD_FIELDS, "checkpoint", "samples_every_steps")
-"""Fields of a stage's specification that do not determine its result; never in a digest."""
+COSMETIC_FIELDS = (*POD_FIELDS, "device", "checkpoint", "samples_every_steps")
+"""Fields of a stage's specification that do not determine its result; never in a digest.
+
+A device rounds in another way, as another model of GPU does, which nobody states either: what is
+computed is the same, and a stage that lost its GPUs may go on without them.
+"""
 
 PATIENCE_FIELDS = ("timeout_seconds", "retries", "batch_size", "token_env")
 """Fields of a reward's endpoint that say how it is asked, and not what it answers."""
@@ -73,6 +77,7 @@ def outside_result(spec: StageSpec) -> dict[str, Any]:
 
 _OUTSIDE_DIGEST = (
     "attempt",
+    "gpus_requested",
     "master_address",
     "master_port",
     "metrics_port",
@@ -147,6 +152,8 @@ class StageConfig(Contract):
     """Number of pods."""
     processes_per_node: int = Field(1, ge=1)
     """Ranks in each pod."""
+    gpus_requested: int = Field(0, ge=0)
+    """GPUs that resources.limits asks for in each pod; device Auto puts no CPU in their place."""
     master_address: Annotated[str, StringConstraints(max_length=253)] = "127.0.0.1"
     """Host name of the pod with rank 0."""
     master_port: int = Field(0, ge=0, le=65535)

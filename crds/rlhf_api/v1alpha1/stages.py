@@ -19,6 +19,7 @@ from rlhf_api.v1alpha1.sources import Dataset, ModelSource, Token
 
 Precision = Literal["BF16", "FP32"]
 AttentionImplementation = Literal["SDPA", "Eager", "FlashAttention2"]
+Device = Literal["Auto", "CUDA", "CPU"]
 Schedule = Literal["Constant", "Linear", "Cosine"]
 KLEstimator = Literal["K1", "K2", "K3"]
 KLController = Literal["Fixed", "Adaptive"]
@@ -85,6 +86,10 @@ class StageSpec(Contract):
     priority_class_name: Name | None = None
     """Priority class of this stage's pods; spec.template.priorityClassName when left out."""
 
+    device: Device = "Auto"
+    """What ranks compute on: CUDA takes one GPU a rank (of AMD too) and nothing else; CPU touches
+    no GPU; Auto takes GPUs if there is one for each rank, and the CPU otherwise, but never where
+    resources.limits asks for GPUs."""
     precision: Precision = "BF16"
     """Number format of weights and activations; with BF16 the optimizer keeps fp32 copies."""
     attention_implementation: AttentionImplementation = "SDPA"

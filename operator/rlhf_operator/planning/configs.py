@@ -66,6 +66,7 @@ def stage_config(
         attempt=attempt,
         nodes=job.spec.nodes(stage),
         processes_per_node=job.spec.processes_per_node(stage),
+        gpus_requested=job.spec.gpus(stage),
         master_address=placement.master_address.format(stage=stage, attempt=attempt),
         master_port=placement.master_port,
         metrics_port=placement.metrics_port,

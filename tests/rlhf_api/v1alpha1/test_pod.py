@@ -25,6 +25,30 @@ def test_integers_become_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("limits", "gpus"),
+    [
+        (None, 0),
+        ({"memory": "64Gi", "cpu": "8"}, 0),
+        ({"nvidia.com/gpu": "8", "memory": "64Gi"}, 8),
+        ({"nvidia.com/gpu": "0"}, 0),
+        ({"nvidia.com/gpu": "-1"}, 0),
+        ({"amd.com/gpu": "2"}, 2),
+        ({"vendor.example/gpu": "1"}, 1),
+        ({"gpu.intel.com/i915": "1"}, 1),
+        ({"nvidia.com/gpu.shared": "2"}, 2),
+        ({"nvidia.com/mig-1g.5gb": "1"}, 1),
+        ({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "8000", "nvidia.com/gpucores": "30"}, 1),
+        ({"aliyun.com/gpu-mem": "16", "gpu": "4"}, 0),
+        ({"nvidia.com/gpu": "2000m"}, 2),
+        ({"nvidia.com/gpu": "1e1"}, 10),
+        ({"nvidia.com/gpu": "1k"}, 1000),
+    ],
+)
+def test_gpus_of_the_limits(limits: dict[str, str] | None, gpus: int) -> None:
+    assert Resources(limits=limits, requests={"nvidia.com/gpu": "9"}).gpus == gpus
+
+
+@pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
         (EnvName, ["A", "_a.b-c", "a1"], ["", "1a", "a b", "a=b"]),

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Artifact, StageConfig, claim_of, uris
 from rlhf_operator.planning.configs import Configs, Placement, stage_config
@@ -63,6 +65,32 @@ def test_the_digest_does_not_know_the_attempt(trial: Callable[..., Any]) -> None
     job = trial().job
     digests = {stage_config(job, StageName.SFT, k, {}, PLACEMENT).config_digest for k in (1, 2)}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "own", "gpus"),
+    [
+        (None, None, 0),
+        ({"limits": {"nvidia.com/gpu": 8}}, None, 8),
+        ({"limits": {"nvidia.com/gpu": 8}}, {"requests": {"memory": "1Gi"}}, 8),
+        ({"limits": {"nvidia.com/gpu": 8}}, {"limits": {"memory": "1Gi"}}, 0),
+        ({"limits": {"memory": "1Gi"}}, {"limits": {"amd.com/gpu": 2}}, 2),
+    ],
+)
+def test_gpus_are_told_and_change_no_digest(
+    trial: Callable[..., Any], template: Any, own: Any, gpus: int
+) -> None:
+    """As in the pod, where a stage's limits replace those of the template."""
+    sft = {"model": {"uri": "hf://a/b"}, "dataset": DATASET}
+    plain = trial(stages={"sft": sft}).job
+    asking = trial(
+        stages={"sft": sft | ({"resources": own} if own else {})},
+        template={"resources": template} if template else {},
+    ).job
+    configs = [stage_config(job, StageName.SFT, 1, {}, PLACEMENT) for job in (plain, asking)]
+    assert configs[1].gpus_requested == gpus
+    assert StageConfig.from_json(configs[1].to_json()).gpus_requested == gpus
+    assert configs[0].config_digest == configs[1].config_digest
 
 
 def test_a_preset_is_settled(trial: Callable[..., Any]) -> None:

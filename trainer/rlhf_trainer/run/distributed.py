@@ -22,6 +22,7 @@ import torch.distributed as dist
 from rlhf_api.errors import RLHFError, UsageError
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import Failure, RankFailed, failure_of, is_peer_loss
+from rlhf_trainer.process.device import settle_device
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def start_ranks(config: StageConfig, timeout: timedelta = COLLECTIVE_TIMEOUT) ->
 
     Raises:
         UsageError: not started by the launcher, or by one of another configuration.
+        ConfigError: the node lacks GPUs that the stage asks for.
     """
     missing = [name for name in _ENVIRONMENT if name not in os.environ]
     if missing:
@@ -73,7 +75,10 @@ def start_ranks(config: StageConfig, timeout: timedelta = COLLECTIVE_TIMEOUT) ->
             f"environment: WORLD_SIZE is {world_size}, but stage.json asks for {config.nodes} "
             f"nodes of {config.processes_per_node} processes; start as many"
         )
-    device = _device(local_rank, local_world_size)
+    device = torch.device(settle_device(config, local_world_size, os.environ))
+    if device.type == "cuda":
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timeout)
     return Ranks(rank, local_rank, world_size, local_world_size, device)
@@ -214,17 +219,3 @@ def _gather(ranks: Ranks, value: T, group: Any) -> list[T]:
     found: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(found, value, group=group)
     return found
-
-
-def _device(local_rank: int, local_world_size: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if local_world_size > count:
-        raise UsageError(
-            f"processesPerNode is {local_world_size}, but this node shows {count} GPUs; ask for "
-            "as many GPUs in resources.limits, or for fewer processes"
-        )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
