@@ -15,6 +15,7 @@ from rlhf_api.v1alpha1 import (
     DATASETS,
     ModelSource,
     PPOStage,
+    Resources,
     Reward,
     RLHFJob,
     StageSpec,
@@ -51,8 +52,14 @@ def localized(job: RLHFJob, folder: Path) -> RLHFJob:
     """The job with file:// paths taken from `folder`, and each stage's ranks on a single node."""
     changes: dict[str, Any] = {}
     for name, stage in job.spec.stages.present().items():
-        ranks = job.spec.nodes(name) * job.spec.processes_per_node(name)
-        size = {"nodes": 1, "processes_per_node": ranks}
+        nodes, gpus = job.spec.nodes(name), job.spec.gpus(name)
+        size: dict[str, Any] = {
+            "nodes": 1,
+            "processes_per_node": nodes * job.spec.processes_per_node(name),
+        }
+        if gpus and nodes > 1:
+            # All nodes' GPUs; of the resources nothing else counts here.
+            size["resources"] = Resources(limits={"nvidia.com/gpu": str(nodes * gpus)})
         changes[name.value] = stage.model_copy(update=size | _absolute_inputs(stage, folder))
     stages = job.spec.stages.model_copy(update=changes)
     return job.model_copy(update={"spec": job.spec.model_copy(update={"stages": stages})})

@@ -5,6 +5,7 @@ cluster; here it is only carried out, with processes in place of Jobs and a file
 API server.
 """
 
+import os
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from rlhf_api.names import ConditionType, ExitCode, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_cli.gpus import stages_on_gpus
 from rlhf_cli.launchers import Launchers, read_exit_code
 from rlhf_cli.local_job import local_environment, localized
 from rlhf_cli.retrying import retried
@@ -95,7 +97,11 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._local = localized(self.job, self.origin.parent)
-        self._placement = Placement(storage=str(self.workdir.folder), claims=self.mounts)
+        self._placement = Placement(
+            storage=str(self.workdir.folder),
+            claims=self.mounts,
+            in_turn=stages_on_gpus(self._local, os.environ),
+        )
         grace = self.job.spec.template.termination_grace_period_seconds
         self._launchers = Launchers(self.workdir, self.launcher, grace)
 

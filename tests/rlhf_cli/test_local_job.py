@@ -77,6 +77,22 @@ def test_a_rewards_folder_is_taken_from_the_jobs_folder(tmp_path: Path) -> None:
         check_inputs(job, {"data": str(tmp_path)})
 
 
+@pytest.mark.parametrize(
+    ("size", "gpus"),
+    [
+        ({}, 0),
+        ({"resources": {"limits": {"nvidia.com/gpu": 2}}}, 2),
+        ({"resources": {"limits": {"amd.com/gpu": 2}}, "nodes": 3, "processesPerNode": 2}, 6),
+        ({"resources": {"limits": {"memory": "1Gi"}}, "nodes": 2}, 0),
+    ],
+)
+def test_the_gpus_of_all_nodes_are_asked_of_one(
+    tmp_path: Path, size: dict[str, Any], gpus: int
+) -> None:
+    job = localized(make_job(stages={"sft": SFT | {"batchSize": 12} | size}), tmp_path)
+    assert job.spec.gpus("sft") == gpus
+
+
 def test_ranks_are_brought_to_one_node(tmp_path: Path) -> None:
     job = make_job(
         template={"nodes": 2, "processesPerNode": 2},

@@ -31,6 +31,7 @@ class Placement:
         master_address: host name of rank 0's pod; `{stage}` and `{attempt}` in it are filled in.
         master_port: port of the rendezvous; 0 lets the launcher of a single node choose.
         metrics_port: port of rank 0's Prometheus endpoint; 0 lets it choose.
+        in_turn: stages of which at most one runs at a time, since they share this place's GPUs.
     """
 
     storage: str
@@ -38,6 +39,7 @@ class Placement:
     master_address: str = "127.0.0.1"
     master_port: int = 0
     metrics_port: int = 0
+    in_turn: frozenset[StageName] = frozenset()
 
 
 def stage_config(
@@ -99,6 +101,11 @@ class Configs:
         """The stages that this one reads and that have left nothing yet."""
         sources = dict.fromkeys(stage_inputs(self._job.spec.stages)[stage].values())
         return [source for source in sources if source not in self._artifacts]
+
+    def rivals(self, stage: StageName) -> frozenset[StageName]:
+        """The stages that cannot run beside this one."""
+        in_turn = self._placement.in_turn
+        return in_turn - {stage} if stage in in_turn else frozenset()
 
     def of(self, stage: StageName, attempt: int) -> StageConfig:
         """What an attempt is given; nothing may be missing."""

@@ -6,7 +6,7 @@ waited for or started here. The caller writes `Plan.status` first, and only then
 pass, since an attempt that status names and nobody sees is started again under the same name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -34,6 +34,7 @@ from rlhf_operator.planning.guardrails import awaits_resume, resumed
 from rlhf_operator.planning.looks import expiry, next_change
 from rlhf_operator.planning.observed import Observed
 from rlhf_operator.planning.stages import (
+    ACTIVE,
     CLOSED,
     Case,
     absorb,
@@ -277,7 +278,8 @@ def _decided(
         elif not observed.live(name) and (
             _is_due(stage, now) or _is_outdated(name, stage, observed, configs)
         ):
-            decided[name] = _begun(name, stage, now, configs)
+            busy = _busy(configs.rivals(name), decided, observed)
+            decided[name] = _begun(name, stage, now, configs, busy)
     suspended = is_suspended(job, decided, observed)
     return {name: _with_idle(stage, now, suspended) for name, stage in decided.items()}
 
@@ -309,16 +311,31 @@ def _is_unmade(name: StageName, stage: StageStatus, observed: Observed) -> bool:
     return stage.state is StageState.STARTING and observed.find(name, stage.attempt) is None
 
 
-def _begun(name: StageName, stage: StageStatus, now: datetime, configs: Configs) -> StageStatus:
-    """The stage at its next attempt, or waiting for the stages that it reads."""
+def _busy(
+    rivals: Iterable[StageName], stages: Mapping[StageName, StageStatus], observed: Observed
+) -> list[StageName]:
+    """Those of `rivals` that run, or are about to."""
+    return [
+        name
+        for name, stage in stages.items()
+        if name in rivals and (stage.state in ACTIVE or observed.live(name))
+    ]
+
+
+def _begun(
+    name: StageName, stage: StageStatus, now: datetime, configs: Configs, busy: list[StageName]
+) -> StageStatus:
+    """The stage at its next attempt, or waiting for the stages that it reads or that are `busy`."""
     missing = configs.missing(name)
-    if missing:
-        message = f"waits for {' and '.join(missing)}"
+    if busy and not missing and stage.state is not StageState.WAITING:
+        return stage
+    if missing or busy:
+        waits = f"waits for {' and '.join(missing or busy)}"
         return stage.model_copy(
             update={
                 "state": StageState.WAITING,
                 "reason": Reason.WAITING_FOR_STAGE,
-                "message": message,
+                "message": waits if missing else f"{waits} to leave the GPUs",
             }
         )
     return begin(stage, configs.of(name, stage.attempt + 1).config_digest, now)

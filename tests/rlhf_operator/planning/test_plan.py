@@ -1,6 +1,7 @@
 """What a job does next, case by case: order, acceptance, the end."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,56 @@ def test_independent_stages_run_side_by_side(trial: MakeTrial) -> None:
     t.finish("reward")
     t.look()
     assert (t.started(), t.stage("ppo").message) == ([("sft", 1)], "waits for sft")
+
+
+def independent(trial: MakeTrial, *in_turn: str) -> Any:
+    base = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
+    t = trial(stages={"sft": base, "reward": base})
+    names = frozenset(StageName(name) for name in in_turn)
+    t.placement = replace(t.placement, in_turn=names)
+    return t
+
+
+def test_stages_that_share_gpus_follow_one_another(trial: MakeTrial) -> None:
+    t = independent(trial, "sft", "reward")
+    t.look()
+    assert t.started() == [("sft", 1)]
+    assert t.stage("reward").message == "waits for sft to leave the GPUs"
+    assert t.condition("Running").message
+    t.run("sft", step=10)
+    t.look(60)
+    assert t.started() == []
+    t.finish("sft")
+    t.look()
+    assert t.started() == [("reward", 1)]
+    t.finish("reward")
+    t.look()
+    assert is_finished(t.job.status)
+
+
+def test_a_restart_waits_for_who_has_the_gpus_by_then(trial: MakeTrial) -> None:
+    t = independent(trial, "sft", "reward")
+    t.look()
+    t.run("sft", step=10)
+    t.look(1)
+    t.end("sft")
+    t.look(1)
+    assert (t.stage("sft").state, t.started()) == ("Restarting", [("reward", 1)])
+    t.run("reward", step=1)
+    t.look(3600)
+    assert (t.stage("sft").state, t.started()) == ("Restarting", [])
+    t.finish("reward")
+    t.look(1)
+    assert t.started() == [("sft", 2)]
+
+
+@pytest.mark.parametrize("in_turn", [(), ("sft",), ("reward", "ppo")])
+def test_a_stage_without_a_rival_waits_for_nobody(
+    trial: MakeTrial, in_turn: tuple[str, ...]
+) -> None:
+    t = independent(trial, *in_turn)
+    t.look()
+    assert t.started() == [("sft", 1), ("reward", 1)]
 
 
 def test_a_start_that_was_not_seen_is_repeated_under_its_number(trial: MakeTrial) -> None:
