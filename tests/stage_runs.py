@@ -179,9 +179,9 @@ def checkpoints(config: StageConfig) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
-def kept_weights(config: StageConfig, step: int) -> dict[str, torch.Tensor]:
-    """The actor's weights in a checkpoint, without ZeRO."""
-    folder = Path(config.attempt_folder) / FileName.CHECKPOINTS / f"step-{step}" / "actor"
+def kept_weights(config: StageConfig, step: int, model: str = "actor") -> dict[str, torch.Tensor]:
+    """A model's weights in a checkpoint, without ZeRO."""
+    folder = Path(config.attempt_folder) / FileName.CHECKPOINTS / f"step-{step}" / model
     state = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=False)["module"]
     return {name.removeprefix("model."): weight for name, weight in state.items()}
 

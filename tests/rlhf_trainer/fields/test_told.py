@@ -1,0 +1,84 @@
+"""Fields that decide about no weight: what a stage tells and how it computes, as asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import stage_runs
+import tiny
+import torch
+from transformers import PreTrainedModel
+
+from rlhf_trainer.models.engine import TrainedModel
+from rlhf_trainer.run.loop import TrainingLoop
+
+STAGES = ("sft", "reward", "ppo")
+
+
+def settings_of(stage: str, **fields: Any) -> dict[str, Any]:
+    """Rows that pack into batches of any size."""
+    return ({"packing": False} if stage == "sft" else {}) | fields
+
+
+@pytest.mark.parametrize(("longest", "reached"), [(3, True), (6, True)])
+def test_answers_are_as_long_as_they_may_be(tmp_path: Path, longest: int, reached: bool) -> None:
+    config = tiny.stage_config(
+        "ppo", tmp_path, max_response_length=longest, max_steps=1, batch_size=8
+    )
+    stage_runs.run(config)
+    lengths = [row["length"] for row in stage_runs.samples(config)]
+    assert (max(lengths) == longest) is reached
+
+
+@pytest.mark.parametrize(("every", "at"), [(1, {1, 2, 3}), (2, {2, 3}), (5, {3})])
+def test_samples_are_written_as_often_as_asked(tmp_path: Path, every: int, at: set[int]) -> None:
+    config = tiny.stage_config("ppo", tmp_path, samples_every_steps=every, max_steps=3)
+    stage_runs.run_with_fixed_answers(config)
+    assert {row["step"] for row in stage_runs.samples(config)} == at
+
+
+@pytest.mark.parametrize(("every", "at"), [(None, [3]), (1, [1, 2, 3]), (2, [2, 3])])
+@pytest.mark.parametrize("stage", STAGES)
+def test_evaluations_come_as_often_as_asked(
+    tmp_path: Path, stage: str, every: int | None, at: list[int]
+) -> None:
+    fields = settings_of(stage, eval_every_steps=every, eval_dataset=True, max_steps=3)
+    config = tiny.stage_config(stage, tmp_path, **fields)
+    stage_runs.run(config)
+    assert [event["step"] for event in stage_runs.events(config, "evaluation")] == at
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("FP32", "float32"), ("BF16", "bfloat16")])
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_have_the_precision_that_was_asked_for(
+    tmp_path: Path, stage: str, precision: str, dtype: str
+) -> None:
+    fields = settings_of(stage, precision=precision, max_steps=1)
+    config = tiny.stage_config(stage, tmp_path, **fields)
+    folder = stage_runs.artifact(config, stage_runs.run(config))
+    weights = safetensors.torch.load_file(folder / "model.safetensors").values()
+    assert {each.dtype for each in weights} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize(("asked", "name"), [("SDPA", "sdpa"), ("Eager", "eager")])
+@pytest.mark.parametrize("stage", STAGES)
+def test_attention_is_computed_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, asked: str, name: str
+) -> None:
+    """The implementation of every model that learns, when training begins."""
+    found: list[str] = []
+    resume = TrainingLoop.resume
+
+    def look(loop: TrainingLoop) -> Any:
+        for model in loop.models.values():
+            assert isinstance(model, TrainedModel)
+            inner = model.module.model
+            assert isinstance(inner, PreTrainedModel)
+            found.append(str(inner.config._attn_implementation))
+        return resume(loop)
+
+    monkeypatch.setattr(TrainingLoop, "resume", look)
+    fields = settings_of(stage, attention_implementation=asked, max_steps=1)
+    stage_runs.run(tiny.stage_config(stage, tmp_path, **fields))
+    assert set(found) == {name}
