@@ -118,11 +118,13 @@ def test_a_stage_overrides_the_template(job: Callable[..., RLHFJob]) -> None:
             "env": [{"name": "A", "value": "stage"}],
             "nodeSelector": {"gpu": "h100"},
             "tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "priorityClassName": "high",
         },
         template={
             "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}},
             "env": [{"name": "A", "value": "job"}, {"name": "B", "value": "job"}],
             "nodeSelector": {"gpu": "a100"},
+            "priorityClassName": "low",
             "terminationGracePeriodSeconds": 60,
             "labels": {"team": "a"},
         },
@@ -134,6 +136,7 @@ def test_a_stage_overrides_the_template(job: Callable[..., RLHFJob]) -> None:
     assert (values["A"], values["B"], values["RLHF_GRACE_PERIOD_SECONDS"]) == ("stage", "job", "60")
     assert container["resources"]["limits"] == {"memory": "2Gi"}
     assert pod["nodeSelector"] == {"gpu": "h100"}
+    assert pod["priorityClassName"] == "high"
     assert {"key": "gpu", "operator": "Exists"} in pod["tolerations"]
     assert pod["terminationGracePeriodSeconds"] == 60
     assert manifest["spec"]["template"]["metadata"]["labels"]["team"] == "a"

@@ -1,7 +1,7 @@
 """No field of a stage is without a test that sees what it does.
 
-A field has a case in `training_cases`, or a test that is named here, or a reason why it determines
-nothing that a stage computes.
+A field has a case in `training_cases`, or a test that is named here; where it determines nothing
+that a stage computes, that test sees what it does instead.
 """
 
 import ast
@@ -19,18 +19,16 @@ cases: Any = worlds.load(Path(__file__).with_name("training_cases.py"))
 TESTS = Path(__file__).parents[2]
 STAGES: dict[str, type[StageSpec]] = {"sft": SFTStage, "reward": RewardStage, "ppo": PPOStage}
 
-POD = dict.fromkeys(
-    (
-        "resources",
-        "node_selector",
-        "tolerations",
-        "env",
-        "priority_class_name",
-        "nodes",
-        "processes_per_node",
+POD = {
+    **dict.fromkeys(
+        ("resources", "node_selector", "tolerations", "env", "priority_class_name"),
+        "rlhf_operator/test_manifests.py::test_a_stage_overrides_the_template",
     ),
-    "rlhf_operator/test_manifests.py::test_a_stage_overrides_the_template",
-)
+    **dict.fromkeys(
+        ("nodes", "processes_per_node"),
+        "rlhf_operator/planning/test_configs.py::test_pods_are_not_the_trainers_business",
+    ),
+}
 """What the operator makes of fields that say where a stage runs; the trainer reads none of them."""
 
 MEMORY = {
@@ -55,8 +53,8 @@ NAMED: dict[str, dict[str, str]] = {
         "preset": "rlhf_api/v1alpha1/test_presets.py::test_a_preset_is_its_values_written_out",
         "rewards": "stages/test_ppo_rewards.py::test_rewards_are_told_one_by_one_and_summed",
         "stop_tokens": "stages/test_ppo_updates.py::test_a_stop_token_ends_a_response",
-        "value_normalization": "ppo/test_popart.py"
-        "::test_values_stay_over_the_next_step_and_learn_as_plain_torch",
+        "value_normalization": "stages/test_scaling.py"
+        "::test_value_units_follow_the_returns_and_the_loss_is_in_them",
         "ema_decay": "stages/test_actor_steps.py"
         "::test_what_is_left_is_the_average_and_the_checkpoint_has_the_last_weights",
         "rollout_micro_batch_size": "ppo/test_experience.py"
