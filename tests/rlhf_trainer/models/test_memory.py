@@ -12,6 +12,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
 )
+from zoo import ARCHITECTURES
 
 from rlhf_api.names import ExitCode, StageName
 from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
@@ -22,7 +23,6 @@ from rlhf_trainer.models.memory import (
     Footprint,
     MicroBatch,
     ModelSize,
-    Sizes,
     activation_bytes,
     allowance,
     available_bytes,
@@ -36,6 +36,7 @@ from rlhf_trainer.models.memory import (
     logit_bytes,
     sharding_bytes,
 )
+from rlhf_trainer.models.sizes import Sizes
 from rlhf_trainer.run.distributed import Ranks
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
@@ -113,9 +114,14 @@ def test_shares_round_up() -> None:
     assert found == Footprint(501, 1001, 3003)
 
 
+PLAIN = Sizes(
+    layers=2, hidden=8, keys=8, intermediate=None, vocabulary=50, width=2, windows=(None, None)
+)
+
+
 def test_activations_by_hand() -> None:
     batch = MicroBatch(sequences=3, length=10)
-    older = Sizes(layers=2, hidden=8, keys=8, intermediate=None, vocabulary=50, width=2)
+    older = PLAIN
 
     assert activation_bytes(batch, older) == 34 * 30 * 8 * 2
     assert activation_bytes(batch, replace(older, width=4)) == 2 * 34 * 30 * 8 * 2
@@ -128,7 +134,7 @@ def test_activations_by_hand() -> None:
 @pytest.mark.parametrize(("columns", "chunk"), [(7, 7), (64, 64), (100, 64)])
 def test_logits_by_hand(columns: int, chunk: int) -> None:
     batch = MicroBatch(sequences=3, length=120, logits=columns)
-    sizes = Sizes(layers=2, hidden=8, keys=8, intermediate=None, vocabulary=50, width=2)
+    sizes = PLAIN
 
     float32 = 3 * 4 * 3 * 50 * chunk
     assert logit_bytes(batch, sizes, learning=False) == 2 * 3 * 50 * columns + float32
@@ -136,6 +142,10 @@ def test_logits_by_hand(columns: int, chunk: int) -> None:
     assert logit_bytes(replace(batch, logits=0), sizes, learning=True) == 0
     # Keys and values of 3 * 120 tokens in 2 layers.
     assert cache_bytes(batch, sizes) == 2 * 360 * 2 * 8 * 2
+    # In one of them of the last 7 alone, or of none.
+    assert cache_bytes(batch, replace(sizes, windows=(None, 7))) == 2 * 3 * (120 + 7) * 8 * 2
+    assert cache_bytes(batch, replace(sizes, windows=(None, 500))) == 2 * 360 * 2 * 8 * 2
+    assert cache_bytes(batch, replace(sizes, windows=())) == 0
 
 
 LLAMA = LlamaConfig(
@@ -202,15 +212,6 @@ def test_a_scorer_has_no_vocabulary_head() -> None:
     assert count_scorer_parameters(codegen) == count_parameters(codegen)
 
 
-def test_the_sizes_of_any_configuration() -> None:
-    gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)
-    grouped = LlamaConfig(**{**LLAMA.to_dict(), "num_key_value_heads": 1})
-
-    assert Sizes.of(gpt2, "BF16") == Sizes(2, 16, 16, None, 100, 2)
-    assert Sizes.of(LLAMA, "FP32") == Sizes(2, 16, 16, 32, 100, 4)
-    assert Sizes.of(grouped, "BF16") == Sizes(2, 16, 8, 32, 100, 2)
-
-
 def test_learning_and_evaluation_are_what_they_are_made_of() -> None:
     gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)
     batch = MicroBatch(1, 10, logits=5)
@@ -221,6 +222,14 @@ def test_learning_and_evaluation_are_what_they_are_made_of() -> None:
     # Long prompts: keys and values of 1000 tokens outweigh the logits of 5.
     long = MicroBatch(1, 1000, logits=5)
     assert evaluation_allowance(gpt2, long, "BF16") == 2 * 1000 * 2 * 16 * 2 + 2 * 100 + 3 * 4 * 100
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_has_an_estimate(name: str) -> None:
+    config, batch = ARCHITECTURES[name], MicroBatch(2, 10, logits=5)
+
+    assert allowance(config, batch, "BF16") > 0
+    assert evaluation_allowance(config, batch, "BF16") > 0
 
 
 def stage(**settings: object) -> StageConfig:

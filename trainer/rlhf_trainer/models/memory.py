@@ -24,13 +24,13 @@ from transformers import (
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_api.v1alpha1.stages import Precision
 from rlhf_trainer.errors import MemoryEstimateError
+from rlhf_trainer.models.sizes import WEIGHT_BYTES, Sizes
 from rlhf_trainer.rl.logprobs import TIME_CHUNK
 from rlhf_trainer.run.distributed import Ranks, agree_on_failure
 
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-WEIGHT_BYTES: dict[Precision, int] = {"BF16": 2, "FP32": 4}
 _GRADIENT = 4
 _MOMENTS = 2 * 4
 _MASTER = 4
@@ -91,37 +91,6 @@ class MicroBatch:
     logits: int = 0
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What activations depend on."""
-
-    layers: int
-    hidden: int
-    keys: int
-    """Numbers of a token's keys in a layer; fewer than hidden units with grouped queries."""
-    intermediate: int | None
-    """Units of a gated feed-forward layer, where norms are RMSNorm; None for the older kind."""
-    vocabulary: int
-    width: int
-    """Bytes of a number."""
-
-    @classmethod
-    def of(cls, config: PretrainedConfig, precision: Precision) -> "Sizes":
-        """The sizes that a configuration names."""
-        text = config.get_text_config()
-        heads = int(text.num_attention_heads)
-        groups = int(getattr(text, "num_key_value_heads", None) or heads)
-        gated = hasattr(text, "rms_norm_eps") and hasattr(text, "intermediate_size")
-        return cls(
-            layers=int(text.num_hidden_layers),
-            hidden=int(text.hidden_size),
-            keys=int(text.hidden_size) * groups // heads,
-            intermediate=int(text.intermediate_size) if gated else None,
-            vocabulary=int(text.vocab_size),
-            width=WEIGHT_BYTES[precision],
-        )
-
-
 def footprint(
     model: ModelSize, *, precision: Precision, zero_stage: int, world_size: int
 ) -> Footprint:
@@ -176,8 +145,9 @@ def logit_bytes(micro_batch: MicroBatch, sizes: Sizes, *, learning: bool) -> int
 
 def cache_bytes(micro_batch: MicroBatch, sizes: Sizes) -> int:
     """Keys and values of a rollout's sequences."""
-    tokens = micro_batch.sequences * micro_batch.length
-    return 2 * tokens * sizes.keys * sizes.layers * sizes.width
+    length = micro_batch.length
+    kept = sum(length if window is None else min(length, window) for window in sizes.windows)
+    return 2 * micro_batch.sequences * kept * sizes.keys * sizes.width
 
 
 def allowance(config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision) -> int:
