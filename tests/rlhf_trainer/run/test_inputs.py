@@ -10,7 +10,7 @@ import pytest
 import stage_runs
 import tiny
 import worlds
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from rlhf_api.errors import DataError
 from rlhf_api.names import FileName, StageName
@@ -156,6 +156,19 @@ def with_other_pad() -> Any:
     return words
 
 
+def splitting_special_tokens() -> Any:
+    words = tiny.tokenizer()
+    words.split_special_tokens = True
+    return words
+
+
+def with_special_letter() -> Any:
+    """Its tokenizer.json is the same: the letter is a special token for transformers alone."""
+    words = tiny.tokenizer()
+    words.extra_special_tokens = ["a"]
+    return words
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     return tiny.write_rows(tmp_path / "rows.jsonl", tiny.sft_rows()).parent
@@ -167,6 +180,8 @@ def rows(tmp_path: Path) -> Path:
         {"tokenizer": tiny.tokenizer("abcd")},
         {"tokenizer": templated("{{ messages[0].content }}")},
         {"tokenizer": with_other_pad()},
+        {"tokenizer": splitting_special_tokens()},
+        {"tokenizer": with_special_letter()},
         {"settings": {"max_length": 9}},
         {"settings": {"limits": "maxLength"}},
         {"loader": "load_prompts"},
@@ -214,6 +229,33 @@ def test_a_tokenizer_in_python_counts_by_what_it_saves(rows: Path) -> None:
     assert getattr(one, "backend_tokenizer", None) is None
     assert key(rows, tokenizer=one) == key(rows, tokenizer=ByT5Tokenizer(extra_ids=3))
     assert key(rows, tokenizer=one) != key(rows, tokenizer=other)
+
+
+class Shouting(PreTrainedTokenizerFast):  # type: ignore[misc]
+    """Changes the text before its backend sees it, by a setting of its own."""
+
+    def __init__(self, *args: Any, mark: str = "a", **settings: Any) -> None:
+        super().__init__(*args, mark=mark, **settings)
+        self.mark = mark
+
+    def __call__(self, text: Any, *args: Any, **settings: Any) -> Any:
+        return super().__call__(self.mark + text, *args, **settings)
+
+
+def test_what_a_class_does_before_its_backend_counts_too(rows: Path) -> None:
+    def marking(mark: str) -> Shouting:
+        words = tiny.tokenizer()
+        return Shouting(
+            tokenizer_object=words.backend_tokenizer,
+            mark=mark,
+            eos_token=words.eos_token,
+            pad_token=words.pad_token,
+        )
+
+    one = marking("a")
+    assert one("b", add_special_tokens=False).input_ids != tiny.tokenizer()("b").input_ids
+    assert key(rows, tokenizer=one) == key(rows, tokenizer=marking("a"))
+    assert key(rows, tokenizer=one) != key(rows, tokenizer=marking("b"))
 
 
 # A hub

@@ -21,6 +21,7 @@ import rlhf_trainer.data
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.read.rows import data_files, is_saved
 from rlhf_trainer.data.read.uris import Hub, locate
+from rlhf_trainer.data.tokenize.offsets import has_offsets
 from rlhf_trainer.data.tokenize.rendering import reads_clock
 from rlhf_trainer.data.tokenize.turns import end_of_turn
 from rlhf_trainer.run.files import list_files, sha256_of
@@ -106,18 +107,26 @@ def token_key(
 
 
 def _tokenizer_parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    """All that tokens are asked of; sides and lengths of padding and truncation never are."""
+    # Elsewhere the class changes the text by settings of its own.
+    by_backend = has_offsets(tokenizer)
     return {
         "class": type(tokenizer).__name__,
         "template": tokenizer.chat_template,
         "endOfTurn": end_of_turn(tokenizer).token_id,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "model": _saved_digest(tokenizer) if backend is None else _digest(backend.to_str()),
+        # Not all of them have a name.
+        "allSpecial": [str(token) for token in tokenizer.all_special_tokens],
+        # No tokenizer.json holds it.
+        "splitsSpecial": bool(tokenizer.split_special_tokens),
+        "model": _digest(tokenizer.backend_tokenizer.to_str())
+        if by_backend
+        else _saved_digest(tokenizer),
     }
 
 
 def _saved_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of a tokenizer that is written in Python, by what it saves."""
+    """Of a tokenizer that is written in Python, all or in part, by what it saves."""
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return _digest(repr([(path.name, sha256_of(path)) for path in list_files(Path(folder))]))
