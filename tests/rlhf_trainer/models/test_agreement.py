@@ -15,6 +15,7 @@ from rlhf_trainer.run.artifact import ModelLocation
 
 ACTOR, REWARD = "spec.stages.ppo.model", "spec.stages.ppo.rewardModel"
 CHAT = "{% for m in messages %}{{ m.content }}!{% endfor %}"
+BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 NO_TALKS = "{% if messages | length == 3 %}{{ raise_exception('no') }}{% endif %}"
 
 
@@ -98,6 +99,12 @@ def test_equal_models_differ_in_nothing() -> None:
             ["given nothing, since its template refuses the turns,"],
             id="refuses what the actor takes",
         ),
+        pytest.param(
+            {},
+            {"eos": "!"},
+            [f"{REWARD}.endOfTurn", '"probe 7probe 8!probe 7"', '"probe 7probe 8</s>probe 7"'],
+            id="ends of earlier turns",
+        ),
     ],
 )
 def test_what_would_change_a_score_is_refused(
@@ -131,8 +138,8 @@ def test_other_tokens_for_the_same_text_are_refused() -> None:
             {"template": CHAT}, {"template": CHAT + "{# v2 #}"}, ["renders prompts alike"], id="v2"
         ),
         pytest.param(
-            {},
-            {"eos": "!"},
+            {"template": BARE},
+            {"template": BARE, "eos": "!"},
             ["EOS of", "'!'", "'</s>'", "ends with '</s>' is scored with '!' in its place"],
             id="EOS",
         ),

@@ -24,6 +24,17 @@ _CONVERSATIONS = (
     [{"role": "system", "content": "probe 9"}, *probe()],
 )
 _SHOWN_CHARACTERS = 60
+_TEMPLATES_DIFFER = (
+    "chatTemplate",
+    "train both with one template, or, where the reward model was trained with that of the actor, "
+    "set chatTemplate to it, or useChatTemplate: false",
+)
+_ENDS_DIFFER = (
+    "endOfTurn",
+    "train both with one end of a turn, and set endOfTurn to it where the tokenizer's EOS is "
+    "another",
+)
+"""Field and remedy."""
 
 
 def require_same_tokens(actor: Base, other: Base) -> list[str]:
@@ -117,12 +128,13 @@ def _require_same_beginning(actor: Base, reward_model: Base) -> None:
 def _require_same_text(actor: Base, reward_model: Base, conversation: list[dict[str, str]]) -> None:
     ours, theirs = (_rendered(base, conversation) for base in (actor, reward_model))
     if ours != theirs:
+        name, remedy = _TEMPLATES_DIFFER
+        if _template(actor) is None and _template(reward_model) is None:
+            name, remedy = _ENDS_DIFFER
         raise ConfigError(
-            f"{reward_model.field}.chatTemplate: the reward model was given "
+            f"{reward_model.field}.{name}: the reward model was given "
             f"{_shown(theirs)} where {actor.field} is given {_shown(ours)}, so that its scores "
-            "would be those of other prompts; train both with one template, or, where the reward "
-            "model was trained with that of the actor, set chatTemplate to it, or "
-            "useChatTemplate: false"
+            f"would be those of other prompts; {remedy}"
         )
     if ours is None:
         return
@@ -148,7 +160,9 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _rendered(base: Base, conversation: list[dict[str, str]]) -> str | None:
     """What the model reads; None where its template refuses such a conversation."""
     if base.tokenizer.chat_template is None:
-        return "".join(message["content"] for message in conversation)
+        # As `Renderer` joins turns: the end of a turn behind each of the assistant's.
+        ends = {"assistant": base.generation.end.token}
+        return "".join(turn["content"] + ends.get(turn["role"], "") for turn in conversation)
     try:
         return templated(base.tokenizer, conversation, generation_prompt=True)
     except TemplateRenderError:
