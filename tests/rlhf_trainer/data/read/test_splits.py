@@ -8,6 +8,14 @@ from rlhf_api.errors import InputError
 from rlhf_trainer.data.read.splits import files_of_split
 
 FIELD = "spec.stages.sft.dataset"
+ULTRA = [
+    "train_prefs-00000-of-00002.jsonl",
+    "train_prefs-00001-of-00002.jsonl",
+    "train_sft-00000-of-00001.jsonl",
+    "test_prefs.jsonl",
+    "test_sft.jsonl",
+]
+"""As UltraFeedback has them."""
 
 
 def _folder(root: Path, names: list[str]) -> Path:
@@ -57,6 +65,28 @@ def _files(folder: Path, split: str) -> list[str]:
         (["test.jsonl", "dev.jsonl"], "train", None),
         (["train.jsonl", "more.jsonl"], "train", None),
         (["a.jsonl", "test/a.jsonl"], "train", None),
+        (ULTRA, "test_prefs", ["test_prefs.jsonl"]),
+        (
+            ULTRA,
+            "train_prefs",
+            ["train_prefs-00000-of-00002.jsonl", "train_prefs-00001-of-00002.jsonl"],
+        ),
+        (ULTRA, "train", None),
+        (ULTRA, "prefs", None),
+        ([*ULTRA, "train.jsonl"], "train", ["train.jsonl"]),
+        (["zh_train.jsonl", "en_train.jsonl"], "train", None),
+        (["zh_train.jsonl", "en_train.jsonl"], "zh_train", ["zh_train.jsonl"]),
+        (["val.jsonl", "dev.jsonl"], "validation", None),
+        (["val.jsonl", "dev.jsonl"], "dev", ["dev.jsonl"]),
+        (["eval.jsonl", "test.jsonl"], "test", ["test.jsonl"]),
+        (["easy.jsonl", "hard.jsonl"], "hard", ["hard.jsonl"]),
+        (["rows-2023.jsonl", "rows-2024.jsonl"], "rows-2024", ["rows-2024.jsonl"]),
+        (["train_sft/a.jsonl", "train_prefs/a.jsonl"], "train_prefs", ["train_prefs/a.jsonl"]),
+        (
+            ["train-00000-of-00001-0123456789abcdef.jsonl", "test-0.jsonl"],
+            "train",
+            ["train-00000-of-00001-0123456789abcdef.jsonl"],
+        ),
     ],
 )
 def test_files_of_a_split(
@@ -90,4 +120,14 @@ def test_a_split_that_no_file_names_is_named(tmp_path: Path) -> None:
         _files(folder, "test")
 
     for word in [f"{FIELD}.split: test", "no split by name", "the file itself in uri"]:
+        assert word in str(caught.value)
+
+
+def test_several_names_of_one_split_are_named(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, ULTRA)
+
+    with pytest.raises(InputError) as caught:
+        _files(folder, "train")
+
+    for word in [f"{FIELD}.split: train: {folder}", "holds train_prefs and train_sft,", "in split"]:
         assert word in str(caught.value)

@@ -1,13 +1,13 @@
 """Which files of a folder hold the split that is asked for.
 
 Called by `rows`. A file or subfolder names its split as those of the hub do: train.jsonl,
-test-00000-of-00001.parquet, reviews_validation.json, train/0.parquet. Nothing is guessed: where
-some files name a split and others do not, or none names the one that is asked for, that is an
-error.
+test-00000-of-00001.parquet, reviews_validation.json, train/0.parquet. A whole name less its shard
+numbers, such as train_prefs, is a split too. Nothing is guessed: where some files name a split and
+others do not, none names the one that is asked for, or several names are of it, that is an error.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rlhf_api.errors import InputError
@@ -26,6 +26,8 @@ NAMES = {
     "evaluation": "test",
 }
 """Words that name a split, as `datasets` reads them."""
+_SHARD = re.compile(r"[-._\s]\d+([-._]of[-._]\d+(-[0-9a-f]{16})?)?$")
+"""Behind a split's name, as `datasets` numbers files; older files end by a hash as well."""
 
 
 def files_of_split(
@@ -42,28 +44,57 @@ def files_of_split(
     Raises:
         InputError: no file is of that split, or it cannot be told which ones are.
     """
-    files = sorted(path for path in folder.iterdir() if is_data(path))
-    of_file = {path: _named(path.stem, split) for path in files}
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if (name := _own_name(inner.name, split)) is not None:
-            inside = sorted(path for path in inner.iterdir() if is_data(path))
-            of_file |= dict.fromkeys(inside, name)
-    names = sorted({name for name in of_file.values() if name is not None})
+    whole, of_file = _split_names(folder, is_data, split)
+    exact = [path for path, name in whole.items() if split in (name, path.stem)]
+    if exact and split not in NAMES:
+        return exact
     wanted = NAMES.get(split, split)
+    names = sorted({whole[path] for path, name in of_file.items() if name is not None})
     if not names and wanted == DEFAULT:
-        return files
+        return list(of_file)
     unnamed = [path.name for path, name in of_file.items() if name is None]
     if names and unnamed:
         raise InputError(
             f"{field}.uri: {folder} holds files of the splits {', '.join(names)} and "
             f"{', '.join(unnamed[:3])}, which names none; name that file itself, or move it away"
         )
-    if of_file and wanted not in names:
+    found = [path for path, name in of_file.items() if name == wanted]
+    if of_file and not found:
         raise InputError(
             f"{field}.split: {split}: the files in {folder} are of {_told(names)}; name one of "
             "them, or the file itself in uri"
         )
-    return [path for path, name in of_file.items() if name == wanted]
+    return exact or _of_one_name(found, whole, folder, f"{field}.split: {split}")
+
+
+def _split_names(
+    folder: Path, is_data: Callable[[Path], bool], split: str
+) -> tuple[dict[Path, str], dict[Path, str | None]]:
+    """Of each file its whole name less shard numbers, or its subfolder's; and the split's word."""
+    files = sorted(path for path in folder.iterdir() if is_data(path))
+    whole = {path: _SHARD.sub("", path.stem) for path in files}
+    of_file = {path: _named(name, split) for path, name in whole.items()}
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if (word := _own_name(inner.name, split)) is not None:
+            inside = sorted(path for path in inner.iterdir() if is_data(path))
+            of_file |= dict.fromkeys(inside, word)
+            whole |= dict.fromkeys(inside, inner.name)
+    return whole, of_file
+
+
+def _of_one_name(
+    files: list[Path], whole: Mapping[Path, str], folder: Path, asked: str
+) -> list[Path]:
+    """`files`, unless their names say that they are of several splits, such as train_prefs and
+    train_sft.
+    """
+    names = sorted({whole[path] for path in files})
+    if len({name.casefold() for name in names}) > 1:
+        raise InputError(
+            f"{asked}: {folder} holds {' and '.join(names)}, which may all be of it; name one of "
+            "them in split, or the file itself in uri"
+        )
+    return files
 
 
 def require_only_split(place: Path, split: str, field: str, own: str | None = None) -> None:
