@@ -186,6 +186,26 @@ def test_a_place_without_rows_is_named(tmp_path: Path, name: str, words: list[st
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["data/train-0.parquet", "data/test-0.parquet", "dataset_infos.json"], "data"),
+        (["default/train/0000.parquet"], "default/train"),
+        (["zh/train.jsonl", "en/train.jsonl", ".cache/a.json"], "en, zh"),
+    ],
+)
+def test_subfolders_with_data_are_named(tmp_path: Path, files: list[str], named: str) -> None:
+    """Clones of the hub's repositories."""
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        _write((tmp_path / file).parent, b"{}", Path(file).name)
+
+    with pytest.raises(InputError) as caught:
+        _read(tmp_path)
+
+    assert f"its subfolders {named} do; name one of them in uri" in str(caught.value)
+
+
 def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
     rows = [{"prompt": "好", "response": str(i)} for i in range(3)]
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "one"))

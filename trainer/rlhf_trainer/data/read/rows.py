@@ -24,6 +24,10 @@ from rlhf_trainer.data.read.uris import Hub, locate
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 CLIP = 120
+_DESCRIPTION = "dataset_infos.json"
+"""What older repositories of the hub say about their data."""
+_NAMED = 5
+"""How many subfolders a message names."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,14 @@ def data_files(place: Path, dataset: Dataset, field: str) -> list[Path]:
     if place.is_dir():
         files = files_of_split(place, _is_data, dataset.split, field)
         if not files:
+            inner = _folders_with_data(place)
+            remedy = (
+                f"its subfolders {', '.join(inner[:_NAMED])} do; name one of them in uri"
+                if inner
+                else "put the data there or name another folder"
+            )
             raise InputError(
-                f"{field}.uri: {uri}: folder {place} holds no file that ends by {known}; put the "
-                "data there or name another folder"
+                f"{field}.uri: {uri}: folder {place} holds no file that ends by {known}; {remedy}"
             )
         return files
     if not place.exists():
@@ -132,7 +141,18 @@ def data_files(place: Path, dataset: Dataset, field: str) -> list[Path]:
 
 
 def _is_data(path: Path) -> bool:
-    return path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    hidden = path.name.startswith(".") or path.name == _DESCRIPTION
+    return path.suffix in SUFFIXES and not hidden and path.is_file()
+
+
+def _folders_with_data(place: Path) -> list[str]:
+    """Subfolders at any depth that hold data, relative to `place`, in the order of their names."""
+    folders = {
+        path.parent.relative_to(place)
+        for path in place.rglob("*")
+        if path.suffix in SUFFIXES and _is_data(path)
+    }
+    return [str(folder) for folder in sorted(folders) if not str(folder).startswith(".")]
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
