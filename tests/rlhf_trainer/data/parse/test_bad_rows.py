@@ -3,7 +3,19 @@
 from typing import Any
 
 import pytest
-from row_shapes import ASSISTANT, CALL, FIELD, PAIR, USER, N, P, dataset_of, rows_of, turns_of
+from row_shapes import (
+    ASSISTANT,
+    CALL,
+    FIELD,
+    PAIR,
+    TOOLS,
+    USER,
+    N,
+    P,
+    dataset_of,
+    rows_of,
+    turns_of,
+)
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
@@ -12,6 +24,7 @@ from rlhf_trainer.data.read.rows import Row
 
 ADD = "add it, or name it in spec.stages.sft.dataset.columns."
 BEFORE = '"assistant": put a turn of user or system before it'
+ASKED = {"prompt": "p", "response": "r"}
 BAD_ROWS = [
     ("sft", {"prompt": "p"}, {}, "response", ['has "prompt"', ADD + "response"]),
     ("sft", {"response": "r"}, {}, "prompt", ['has "response"', ADD + "prompt"]),
@@ -182,6 +195,41 @@ BAD_ROWS = [
     ),
     ("prompt", {"prompt": "p", "tools": ["add"]}, {}, "tools", ['["add"]: must be a list of func']),
     ("prompt", {"prompt": "p", "tools": "add"}, {}, "tools", ['"add": not JSON']),
+    (
+        "prompt",
+        {"prompt": "p", "tools": TOOLS, "functions": [{"name": "add"}]},
+        {},
+        "functions",
+        ["the row has tools too", "keep one"],
+    ),
+    ("prompt", {"prompt": "p", "functions": "add"}, {}, "functions", ['"add": not JSON']),
+    ("sft", {**ASKED, "system": "s"}, {}, "system", ['"s": would not be learned', "messages"]),
+    ("pref", {**PAIR, "system": "s"}, {}, "system", ["would not be learned"]),
+    (
+        "sft",
+        {"messages": [USER, ASSISTANT], "system": "s"},
+        {},
+        "system",
+        ["would not be learned"],
+    ),
+    ("prompt", {"prompt": "p", "documents": [{"text": "t"}]}, {}, "documents", ["remove the col"]),
+    ("sft", {**ASKED, "chat_template_kwargs": {"a": 1}}, {}, "chat_template_kwargs", ['{"a": 1}']),
+    ("sft", {**ASKED, "weight": 0.5}, {}, "weight", ["0.5: must be 0 or 1", "a row is learned"]),
+    ("sft", {**ASKED, "train": "no"}, {}, "train", ['"no": must be 0 or 1']),
+    (
+        "sft",
+        {"messages": [USER, {**ASSISTANT, "prefix": True}]},
+        {},
+        "messages[1].prefix",
+        ["true: an answer is learned as a whole"],
+    ),
+    (
+        "pref",
+        {**PAIR, "chosen": [USER, {**ASSISTANT, "partial": True}]},
+        {},
+        "chosen[1].partial",
+        ["remove it"],
+    ),
     ("prompt", {"text": "t"}, {}, "prompt", ['has "text"', ADD + "prompt"]),
     ("prompt", {"prompt": ""}, {}, "prompt", ["is empty"]),
     ("prompt", {"messages": [USER, ASSISTANT]}, {}, "messages[1].role", ['"assistant"', "remove"]),
@@ -242,6 +290,7 @@ def test_a_title_that_is_missing_is_named_where_it_is_wanted() -> None:
 @pytest.mark.parametrize("kind", ["sft", "pref", "prompt"])
 def test_a_dataset_without_rows_is_an_error(kind: str) -> None:
     with pytest.raises(
-        DataError, match=r"dataset\.uri: file:///data\.jsonl: holds no rows; name a dataset"
+        DataError,
+        match=r"dataset\.uri: file:///data\.jsonl: holds no rows that are learned; name a",
     ):
         _validate(kind, [], dataset_of())

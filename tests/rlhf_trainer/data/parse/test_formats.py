@@ -102,6 +102,53 @@ def test_no_tools_are_none(tools: object) -> None:
     assert row.tools == ()
 
 
+@pytest.mark.parametrize("functions", [[{"name": "add"}], '[{"name": "add"}]'])
+def test_functions_are_tools(functions: object) -> None:
+    (row,) = prompt_rows(rows_of({"prompt": "p", "functions": functions}), dataset_of(), FIELD)
+
+    assert row.tools == tuple(TOOLS)
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_a_call_needs_no_content(key: str) -> None:
+    values = {"messages": [USER, {"role": "assistant", key: CALL}]}
+    (row,) = sft_rows(rows_of(values), dataset_of(), FIELD)
+
+    assert row.response == Message("assistant", "", {key: CALL})
+
+
+@pytest.mark.parametrize("left_out", [{"weight": 0}, {"train": False}, {"weight": 0.0, "train": 1}])
+def test_a_row_may_be_left_out_of_what_is_learned(left_out: dict[str, Any]) -> None:
+    """Its shape is asked of no other row."""
+    first, second = {"messages": [USER, ASSISTANT], **left_out}, {**PAIR, "response": "r"}
+    rows = rows_of(first, {**second, "weight": 1}, {**second, "weight": None})
+
+    assert [row.source.line for row in sft_rows(rows, dataset_of(), FIELD)] == [2, 3]
+    assert len(preference_rows(rows, dataset_of(), FIELD, seed=1)[0]) == 2
+    assert len(prompt_rows(rows, dataset_of(), FIELD)) == 2
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"system": ""},
+        {"system": None, "documents": [], "images": None, "chat_template_kwargs": {}},
+        {"system": "s", "messages": [SYSTEM, USER]},
+        {"tokens": 3, "id": "x"},
+    ],
+)
+def test_what_says_nothing_of_its_own_may_stand_beside(beside: dict[str, Any]) -> None:
+    assert prompt_rows(rows_of({"messages": [USER], **beside}), dataset_of(), FIELD)
+
+
+def test_a_column_that_the_spec_names_is_read_as_it_says() -> None:
+    columns = {"prompt": "documents", "margin": "weight"}
+    values = {"documents": "p", "chosen": "c", "rejected": "r", "weight": 0}
+    (row,), _ = preference_rows(rows_of(values), dataset_of(columns), FIELD, seed=1)
+
+    assert (row.prompt, row.margin) == ("p", 0.0)
+
+
 @pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
 @pytest.mark.parametrize("value", [0, 0.0, False])
 def test_a_turn_may_be_left_out_of_what_is_learned(key: str, value: object) -> None:

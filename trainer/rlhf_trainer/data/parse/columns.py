@@ -20,6 +20,8 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """One thing under the names that transformers hands to a chat template as one."""
 WRITTEN = (*CALLS, *THOUGHTS)
 """Keys of a message that say what the assistant wrote beside its content."""
+CONTINUED = ("prefix", "partial")
+"""Keys of a message that ask for an answer which goes on from it, each spelled so by some API."""
 NAMES = ("name", "tool_call_id")
 """Keys of a message that a chat template may use and need not."""
 LEARNED = ("weight", "train", "training", "loss")
@@ -121,20 +123,30 @@ class Reader:
         return _messages(row, self.column(name), self.value(row, name))
 
     def tools(self, row: Row) -> Tools:
-        """The tools that the chat template shows the assistant; none in most rows."""
-        value = row.values.get("tools")
-        if isinstance(value, str) and value.strip():
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise mistake(row, "tools", value, f"not JSON ({error}); correct it") from error
-        if not value:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-            raise mistake(
-                row, "tools", value, "must be a list of functions' JSON schemas; correct or drop it"
-            )
-        return tuple(value)
+        """The tools that the chat template shows the assistant; none in most rows.
+
+        OpenAI's older `functions` are tools as well.
+        """
+        tools, functions = (_schemas(row, name) for name in ("tools", "functions"))
+        if tools and functions:
+            raise mistake(row, "functions", functions, "the row has tools too; keep one of them")
+        return tools or tuple({"type": "function", "function": each} for each in functions)
+
+
+def _schemas(row: Row, name: str) -> Tools:
+    value = row.values.get(name)
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise mistake(row, name, value, f"not JSON ({error}); correct it") from error
+    if not value:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise mistake(
+            row, name, value, "must be a list of functions' JSON schemas; correct or drop it"
+        )
+    return tuple(value)
 
 
 def _messages(row: Row, field: str, value: object) -> Conversation:
@@ -146,7 +158,8 @@ def _messages(row: Row, field: str, value: object) -> Conversation:
 def _message(row: Row, field: str, value: object) -> Message:
     if not isinstance(value, dict):
         raise mistake(row, field, value, "must be an object with role and content")
-    for key in ("role", "content"):
+    is_call = any(value.get(key) for key in CALLS)
+    for key in ("role",) if is_call else ("role", "content"):
         if key not in value:
             raise mistake(row, f"{field}.{key}", value, "is missing; add it to the message")
     if value["role"] not in ROLES:
@@ -156,7 +169,15 @@ def _message(row: Row, field: str, value: object) -> Message:
 
 def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
     """A message and those of its other keys that change what is learned; null is no value."""
-    role, content = value["role"], value["content"]
+    role, content = value["role"], value.get("content")
+    for key in CONTINUED:
+        if value.get(key):
+            raise mistake(
+                row,
+                f"{field}.{key}",
+                value[key],
+                "an answer is learned as a whole, not from its beginning on; remove it",
+            )
     written = {key: value[key] for key in WRITTEN if value.get(key)}
     if written and role != "assistant":
         name = next(iter(written))

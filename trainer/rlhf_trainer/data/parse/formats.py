@@ -11,6 +11,7 @@ from itertools import chain
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
+from rlhf_trainer.data.parse.beside import learned_rows
 from rlhf_trainer.data.parse.columns import (
     Conversation,
     Message,
@@ -131,11 +132,14 @@ def prompt_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[Promp
 
 
 def _first(rows: Iterable[Row], dataset: Dataset, field: str) -> tuple[Row, Iterator[Row]]:
-    """The first row, and all rows."""
-    found = iter(rows)
+    """The first row that is learned, and all of them."""
+    found = learned_rows(rows, dataset.columns)
     first = next(found, None)
     if first is None:
-        raise DataError(f"{field}.uri: {dataset.uri}: holds no rows; name a dataset that has some")
+        raise DataError(
+            f"{field}.uri: {dataset.uri}: holds no rows that are learned; name a dataset that has "
+            "some"
+        )
     return first, chain([first], found)
 
 

@@ -1,0 +1,67 @@
+"""What a row says beside the columns that a stage reads, where it would change what is learned.
+
+Called by `formats`. A row may say that it is not learned; what else only other trainers read is
+refused by name, never dropped.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from rlhf_api.v1alpha1 import Columns
+from rlhf_trainer.data.parse.columns import mistake
+from rlhf_trainer.data.read.rows import Row
+
+LEARNED = ("weight", "train")
+"""Columns that say whether a row is learned, as the keys of a message do."""
+UNREAD = ("system", "documents", "images", "chat_template_kwargs")
+"""Columns that some trainer puts before a prompt or gives to the chat template."""
+
+
+def learned_rows(rows: Iterable[Row], columns: Columns) -> Iterator[Row]:
+    """The rows without those that say, by `weight: 0` or `train: false`, not to be learned.
+
+    Args:
+        rows: of a dataset.
+        columns: of its spec; what it names is read as it says.
+
+    Raises:
+        DataError: a row holds something of its own in a column that would not be learned.
+    """
+    mapped = set(columns.model_dump().values())
+    weighed, unread = (
+        [name for name in names if name not in mapped] for names in (LEARNED, UNREAD)
+    )
+    for row in rows:
+        for name in unread:
+            _require_nothing(row, name)
+        if all(_is_learned(row, name) for name in weighed):
+            yield row
+
+
+def _require_nothing(row: Row, name: str) -> None:
+    value = row.values.get(name)
+    if value and not _is_said(row, value):
+        raise mistake(
+            row,
+            name,
+            value,
+            "would not be learned; write it into the turns of messages, or remove the column",
+        )
+
+
+def _is_said(row: Row, value: object) -> bool:
+    """Whether a turn of the row is this text, as datasets have it that keep a copy of it."""
+    return any(
+        isinstance(turn, dict) and turn.get("content") == value
+        for turns in row.values.values()
+        if isinstance(turns, list)
+        for turn in turns
+    )
+
+
+def _is_learned(row: Row, name: str) -> bool:
+    value = row.values.get(name)
+    # 1 and 1.0 are equal to true.
+    if value is not None and value not in (0, 1):
+        remedy = "must be 0 or 1: a row is learned or not; correct it or remove the column"
+        raise mistake(row, name, value, remedy)
+    return value is None or bool(value)
