@@ -52,6 +52,8 @@ NAMED: dict[str, dict[str, str]] = {
         "eval_dataset": "stages/test_ppo.py::test_before_and_after",
         "preset": "rlhf_api/v1alpha1/test_presets.py::test_a_preset_is_its_values_written_out",
         "rewards": "stages/test_ppo_rewards.py::test_rewards_are_told_one_by_one_and_summed",
+        "truncated_answers": "ppo/test_reward_scaling.py"
+        "::test_what_was_cut_off_may_count_the_penalty_alone",
         "stop_tokens": "stages/test_ppo_updates.py::test_a_stop_token_ends_a_response",
         "value_normalization": "stages/test_scaling.py"
         "::test_value_units_follow_the_returns_and_the_loss_is_in_them",
@@ -67,6 +69,7 @@ NAMED: dict[str, dict[str, str]] = {
 
 ALL = POD | MEMORY
 ALL |= {
+    "device": "rlhf_trainer/process/test_device.py::test_the_table",
     "precision": "fields/test_told.py::test_weights_have_the_precision_that_was_asked_for",
     "attention_implementation": "fields/test_told.py::test_attention_is_computed_as_asked_for",
     "eval_every_steps": "fields/test_told.py::test_evaluations_come_as_often_as_asked",

@@ -68,8 +68,11 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
                 else None
             )
         # 2. The model.
+        limit = f"{FIELD}.maxLength ({spec.max_length})"
+        if spec.packing:
+            limit += ", up to which rows are packed into one sequence"
         for read in filter(None, (sequences, held_out)):
-            base.require_positions(read.longest, f"{FIELD}.maxLength")
+            base.require_positions(read.longest, limit)
         longest = sequences.longest
         work = MicroBatch(spec.micro_batch_size, longest, logits=longest)
         check_memory(

@@ -72,6 +72,9 @@ def test_a_row_of_a_megabyte_is_a_row(tmp_path: Path) -> None:
         pytest.param(
             b'{"a": 1\n', 1, ["not JSON (Expecting", "at column 8", "one object a line"], id="cut"
         ),
+        pytest.param(
+            b'{"a": "1\n', 1, ["not JSON (Unterminated string starting at column 7)"], id="open"
+        ),
         pytest.param(b"[" * 100_000, 1, ["not JSON", "[[[", "..."], id="deep"),
         pytest.param(b'{"a": ' + b"9" * 5000 + b"}", 1, ["not JSON", "9999"], id="long number"),
         pytest.param(

@@ -194,7 +194,8 @@ def _parsed(text: str, top: Source) -> Any:
     except json.JSONDecodeError as error:
         source = replace(top, line=top.line + error.lineno - 1)
         around = text[max(0, error.pos - CLIP // 2) : error.pos + CLIP // 2].strip()
-        reason = f"{error.msg} at column {error.colno}"
+        # Some of json's messages end with the "at" that its own text goes on with.
+        reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
     # A number of thousands of digits, or brackets nested too deeply.
     except (ValueError, RecursionError) as error:
         source, around, reason = top, text, str(error)
