@@ -1,11 +1,15 @@
 """PPO's models come one after the other."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import worlds
+
+from rlhf_trainer.models import memory
+from rlhf_trainer.ppo.models import Bases, load_models
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loading_cases.py"
 cases: Any = worlds.load(PROGRAM)
@@ -25,3 +29,24 @@ def test_no_other_model_is_whole_when_one_is_loaded_under_zero_3(tmp_path: Path)
     tiny.stage_config("ppo", tmp_path)
     for told in worlds.pair()(PROGRAM, "loaded", folder=tmp_path, zero_stage=3):
         assert told == [(name, placed, 0) for placed, name in enumerate(ORDER)]
+
+
+@pytest.mark.parametrize("longest_text", [0, 8, 60])
+def test_rows_of_ptx_have_logits_of_all_their_tokens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, longest_text: int
+) -> None:
+    config = tiny.stage_config("ppo", tmp_path, precision="BF16", micro_batch_size=4)
+    assert config.ppo is not None
+    bases = Bases.open(config.ppo, config, tiny.ranks())
+
+    def needed(*longest: int) -> int:
+        with caplog.at_level(logging.INFO, logger=memory.__name__):
+            load_models(bases, config.ppo, config, tiny.ranks(), *longest)
+        return int(caplog.records[-1].__dict__["bytes_needed"])
+
+    def learning(length: int, columns: int) -> int:
+        return memory.allowance(bases.actor.config, memory.MicroBatch(4, length, columns), "BF16")
+
+    larger = max(learning(16, 9), learning(longest_text, longest_text)) - learning(16, 9)
+    assert needed(16, longest_text) - needed(16) == larger
+    assert (larger > 0) == (longest_text > 16)

@@ -1,5 +1,6 @@
 """The SFT stage from its configuration to the artifact, on one rank and two."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,31 @@ def test_rows_as_long_as_a_sequence_pack_one_by_one(tmp_path: Path) -> None:
         "sft", tmp_path, dataset=Dataset(uri=f"file://{path}"), max_steps=None, batch_size=2
     )
     assert stage_runs.run(config).step == 2
+
+
+@pytest.mark.parametrize("length", [4, 400])
+def test_the_estimate_of_memory_counts_held_out_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int
+) -> None:
+    long = tiny.write_rows(tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * length}])
+    short = tiny.write_rows(tmp_path / "short.jsonl", [{"prompt": "a", "response": "bcd"}] * 4)
+    words = tiny.tokenizer_folder(tmp_path / "tokenizer")
+
+    def needed(folder: str, **held_out: Any) -> int:
+        config = tiny.stage_config(
+            "sft",
+            tmp_path / folder,
+            model=tiny.scratch_source(words, max_positions=512),
+            dataset=Dataset(uri=f"file://{short}"),
+            max_length=512,
+            max_steps=1,
+            **held_out,
+        )
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="rlhf_trainer.models.memory"):
+            stage_runs.run(config)
+        (told,) = [one for one in caplog.records if hasattr(one, "bytes_needed")]
+        return int(told.__dict__["bytes_needed"])
+
+    larger = needed("with", eval_dataset=Dataset(uri=f"file://{long}")) - needed("without")
+    assert (larger > 0) == (length > 4)

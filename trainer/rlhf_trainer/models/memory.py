@@ -156,12 +156,19 @@ def allowance(config: PretrainedConfig, micro_batch: MicroBatch, precision: Prec
     return activation_bytes(micro_batch, sizes) + logit_bytes(micro_batch, sizes, learning=True)
 
 
+def scoring_allowance(
+    config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision
+) -> int:
+    """The same of a pass that neither learns nor keeps keys and values, over held-out rows."""
+    return logit_bytes(micro_batch, Sizes.of(config, precision), learning=False)
+
+
 def evaluation_allowance(
     config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision
 ) -> int:
     """The same of a rollout, which keeps keys and values, or of its evaluation."""
     sizes = Sizes.of(config, precision)
-    scoring = logit_bytes(micro_batch, sizes, learning=False)
+    scoring = scoring_allowance(config, micro_batch, precision)
     rollout = cache_bytes(micro_batch, sizes) + logit_bytes(
         replace(micro_batch, logits=1), sizes, learning=False
     )

@@ -97,7 +97,12 @@ class Models:
 
 
 def load_models(
-    bases: Bases, spec: PPOStage, config: StageConfig, ranks: Ranks, longest: int
+    bases: Bases,
+    spec: PPOStage,
+    config: StageConfig,
+    ranks: Ranks,
+    longest: int,
+    longest_text: int = 0,
 ) -> Models:
     """Load all models onto this rank's device and wrap those that learn.
 
@@ -107,6 +112,7 @@ def load_models(
         config: how much memory there is.
         ranks: every rank must call.
         longest: tokens of the longest sequence, prompt and response.
+        longest_text: tokens of the longest row of `ptxDataset`.
 
     Raises:
         ConfigError: a model cannot read so many tokens.
@@ -121,20 +127,29 @@ def load_models(
     if bases.reward_model is not None:
         sizes.append(bases.reward_model.size("reward model", trained=False, scores=True))
     for base in filter(None, (bases.actor, bases.reward_model, bases.critic)):
-        base.require_positions(longest, f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength")
+        base.require_positions(
+            max(longest, longest_text), f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength"
+        )
     settings = ModelSettings.of(spec)
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
         check_model(base, settings)
+    check_memory(config, ranks, sizes, _activations(bases.actor, spec, longest, longest_text))
+    return _load(bases, spec, settings, ranks)
+
+
+def _activations(actor: Base, spec: PPOStage, longest: int, longest_text: int) -> int:
+    """Bytes of the largest of its passes, of which there is one at a time."""
     columns = spec.max_response_length + 1
     learning = MicroBatch(spec.micro_batch_size, longest, columns)
+    # What is learned beside stands anywhere in its row.
+    texts = MicroBatch(spec.micro_batch_size, longest_text, longest_text)
     scoring = MicroBatch(spec.rollout_micro_batch_size, longest, columns)
-    activations = max(
-        allowance(bases.actor.config, learning, spec.precision),
-        evaluation_allowance(bases.actor.config, scoring, spec.precision),
+    return max(
+        allowance(actor.config, learning, spec.precision),
+        allowance(actor.config, texts, spec.precision),
+        evaluation_allowance(actor.config, scoring, spec.precision),
     )
-    check_memory(config, ranks, sizes, activations)
-    return _load(bases, spec, settings, ranks)
 
 
 def _load(bases: Bases, spec: PPOStage, settings: ModelSettings, ranks: Ranks) -> Models:

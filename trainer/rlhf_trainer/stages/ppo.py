@@ -91,8 +91,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         # 2. The models.
         answered = [*prompts, *(held_out or ())]
         longest = max(len(prompt.tokens) for prompt in answered) + spec.max_response_length
-        longest = max(longest, ptx.longest if ptx is not None else 0)
-        models = load_models(bases, spec, config, ranks, longest)
+        longest_text = ptx.longest if ptx is not None else 0
+        models = load_models(bases, spec, config, ranks, longest, longest_text)
         steps = ActorSteps.of(models.actor, spec, ptx, ranks)
         state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))
         loop = TrainingLoop(

@@ -26,7 +26,7 @@ from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole
 from rlhf_trainer.models.heads import Actor, switch_off_dropout
 from rlhf_trainer.models.layouts import row_layout
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
-from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory, scoring_allowance
 from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
@@ -73,13 +73,11 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             limit += ", up to which rows are packed into one sequence"
         for read in filter(None, (sequences, held_out)):
             base.require_positions(read.longest, limit)
-        longest = sequences.longest
-        work = MicroBatch(spec.micro_batch_size, longest, logits=longest)
         check_memory(
             config,
             ranks,
             [base.size("model", trained=True)],
-            allowance(base.config, work, spec.precision),
+            _activations(base, spec, sequences, held_out),
         )
         model = _load(base, spec, ranks)
         loop = TrainingLoop(
@@ -152,6 +150,20 @@ def _read(
     lengths = [len(example.tokens) for example in examples]
     members = pack(lengths, spec.max_length) if spec.packing else [[i] for i in range(len(lengths))]
     return Sequences(examples, members, base.pad_id, layout)
+
+
+def _activations(
+    base: Base, spec: SFTStage, sequences: Sequences, held_out: Sequences | None
+) -> int:
+    """Bytes of the largest pass, be it over rows to learn or over held-out ones."""
+
+    def work(read: Sequences) -> MicroBatch:
+        return MicroBatch(spec.micro_batch_size, read.longest, logits=read.longest)
+
+    learning = allowance(base.config, work(sequences), spec.precision)
+    if held_out is None:
+        return learning
+    return max(learning, scoring_allowance(base.config, work(held_out), spec.precision))
 
 
 def _load(base: Base, spec: SFTStage, ranks: Ranks) -> TrainedModel:
