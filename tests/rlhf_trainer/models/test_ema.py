@@ -7,6 +7,11 @@ import pytest
 import tiny
 import torch
 import worlds
+from torch import nn
+
+from rlhf_api.errors import InputError
+from rlhf_trainer.models.ema import MovingAverage
+from rlhf_trainer.models.engine import train
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "actor_cases.py"
 cases: Any = worlds.load(PROGRAM)
@@ -45,3 +50,19 @@ def test_only_what_is_cut_is_kept_by_every_rank(tmp_path: Path) -> None:
         worlds.pair()(PROGRAM, "averages", folder=tmp_path, zero_stage=zero_stage, precision="FP32")
         kept = tmp_path / f"kept-{zero_stage}-FP32-2" / "average"
         assert {path.name for path in kept.iterdir()} == files
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_damaged_average_is_refused(tmp_path: Path, zero_stage: int) -> None:
+    spec = tiny.stage_spec("sft", tmp_path, zero_stage=zero_stage)
+    model = train(nn.Linear(300, 300), spec, tiny.ranks(), learning_rate=0.5)
+    average = MovingAverage(model, 0.5, rank=0)
+    average.save(tmp_path, "average")
+    (file,) = (tmp_path / "average").iterdir()
+    good = file.read_bytes()
+    file.write_bytes(good[:-1000])
+    with pytest.raises(InputError, match="damaged") as caught:
+        average.load(tmp_path, "average")
+    assert str(file) in str(caught.value)
+    file.write_bytes(good)
+    average.load(tmp_path, "average")

@@ -273,3 +273,17 @@ def test_a_checkpoint_that_would_run_code_is_refused(
         assert "it calls posix.mkdir" in str(caught.value)
         file.write_bytes(good)
     model.load(tmp_path, "model")
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, zero_stage: int) -> None:
+    model = line(tmp_path, zero_stage, 1.0)
+    model.save(tmp_path, "model")
+    for file in sorted((tmp_path / "model").glob("*.pt")):
+        good = file.read_bytes()
+        file.write_bytes(good[: len(good) // 2])
+        with pytest.raises(InputError, match="damaged") as caught:
+            model.load(tmp_path, "model")
+        assert str(file) in str(caught.value)
+        file.write_bytes(good)
+    model.load(tmp_path, "model")

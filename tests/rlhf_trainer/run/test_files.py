@@ -329,3 +329,38 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, content: bytes) -
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"state\.pt"):
         load_tensors(path)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def without_an_end(content: bytes) -> bytes:
+    return content[:-30]
+
+
+def with_another_name(content: bytes) -> bytes:
+    return content.replace(b"state/byteorder", b"stAte/byteorder")
+
+
+def with_another_pickle(content: bytes) -> bytes:
+    """What torch itself does not see."""
+    assert b"weights" in content
+    return content.replace(b"weights", b"weightz", 1)
+
+
+@pytest.mark.parametrize("damage", [cut, without_an_end, with_another_name, with_another_pickle])
+def test_a_damaged_file_of_tensors_is_refused(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "state.pt"
+    torch.save({"weights": torch.ones(10_000)}, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"state\.pt: .*damaged.*remove its checkpoint's folder"):
+        load_tensors(path)
+
+
+def test_a_file_of_tensors_that_cannot_be_read_is_a_storage_error() -> None:
+    # Nothing is mapped at its start, which the kernel answers like a broken disk.
+    with pytest.raises(StorageError, match="/proc/self/mem: Input/output error"):
+        load_tensors(Path("/proc/self/mem"))

@@ -55,7 +55,7 @@ class MovingAverage:
             torch.save(self._averages, path)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Restore what `save` wrote; InputError where loading it would run code."""
+        """Restore what `save` wrote; InputError where it is damaged or would run code."""
         found = load_tensors(self._path(folder, tag))
         for average, kept in zip(self._averages, found, strict=True):
             average.copy_(kept)

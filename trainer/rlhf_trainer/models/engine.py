@@ -168,7 +168,7 @@ class TrainedModel(PlacedModel):
         """Restore what `save` wrote.
 
         Raises:
-            InputError: a file of it would run code.
+            InputError: a file of it is damaged, or would run code.
         """
         reader = self.engine.checkpoint_engine
         read = reader.load

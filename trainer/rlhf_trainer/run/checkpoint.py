@@ -32,7 +32,6 @@ from rlhf_trainer.run.files import (
     remove_folder,
     remove_leftovers,
     sha256_of,
-    storage_errors,
     together,
     write_atomically,
 )
@@ -165,12 +164,10 @@ class CheckpointStore:
         """What rank `rank`, this one when left out, gave to `save`.
 
         Raises:
-            InputError: its file would run code.
+            InputError: its file is damaged, or would run code.
         """
         own = self._ranks.rank if rank is None else rank
-        path = checkpoint.folder / RANK_STATE.format(rank=own)
-        with storage_errors(path):
-            state: dict[str, Any] = load_tensors(path)
+        state: dict[str, Any] = load_tensors(checkpoint.folder / RANK_STATE.format(rank=own))
         return state
 
     def _seal(self, folder: Path, step: int, state: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,18 @@ from rlhf_trainer.run.distributed import Ranks, agree_on_failure
 # What libraries that write by themselves say in place of an OSError: safetensors gives the number
 # in its text, torch's legacy writer the text, and torch's zip writer only that it lost its place.
 _TORCH_ZIP_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")
+
+_TORCH_ZIP_READER = re.compile("PytorchStreamReader|inline_container")
+# What is read of a damaged file, as an archive or as what it says that it holds.
+_DAMAGES = (
+    pickle.UnpicklingError,
+    EOFError,
+    zipfile.BadZipFile,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 
 HIDDEN = "."
 PARTIAL = ".partial"
@@ -82,21 +95,47 @@ def load_tensors(path: Path, classes: Sequence[type] = (), map_location: Any = "
 
     Raises:
         InputError: it names another class or function, or is no file of `torch.save`.
+        StorageError: it cannot be read.
+        PermissionDenied: it may not be read.
     """
-    try:
-        with torch.serialization.safe_globals(list(classes)):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, EOFError) as error:
-        called = re.search(r"GLOBAL (\S+)|unrecognized function (.+)", str(error))
-        reason = (
-            f"it calls {called[1] or called[2]}, which no checkpoint of this trainer does"
-            if called
-            else "it holds more than tensors, numbers and texts, or is damaged"
-        )
-        raise InputError(
-            f"checkpoint: {path}: {reason}; nothing of it was run or loaded. Find out who wrote "
-            "it, and remove its checkpoint's folder to go on from an earlier one"
-        ) from error
+    with storage_errors(path):
+        try:
+            _check_structure(path)
+            with torch.serialization.safe_globals(list(classes)):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:
+            reason = _why_unreadable(error)
+            if reason is None:
+                raise
+            raise InputError(
+                f"checkpoint: {path}: {reason}; nothing of it was run or loaded. Find out who "
+                "wrote it, and remove its checkpoint's folder to go on from an earlier one"
+            ) from error
+
+
+def _check_structure(path: Path) -> None:
+    """Compare the part that says which tensors there are with its checksum, which torch does not.
+
+    Raises:
+        zipfile.BadZipFile: it is another than was written.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    archive.read(name)
+
+
+def _why_unreadable(error: Exception) -> str | None:
+    """What is wrong with a file of `torch.save`; None where the error is of another kind."""
+    called = re.search(r"GLOBAL (\S+)|unrecognized function (.+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and called:
+        return f"it calls {called[1] or called[2]}, which no checkpoint of this trainer does"
+    # A damaged archive may name a place before its start, which no file can seek.
+    misplaced = isinstance(error, OSError) and error.errno == errno.EINVAL
+    if misplaced or isinstance(error, _DAMAGES) or _TORCH_ZIP_READER.search(str(error)):
+        return "it holds more than tensors, numbers and texts, or is damaged"
+    return None
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
