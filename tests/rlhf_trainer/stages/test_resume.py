@@ -16,6 +16,7 @@ from rlhf_api.names import ExitCode, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
 from rlhf_trainer.models.engine import TrainedModel
+from rlhf_trainer.ppo import ptx
 from rlhf_trainer.ppo.learning import Learner
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
@@ -242,12 +243,13 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert stage_runs.events(second)[0]["step"] == 2
 
 
-@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("after", ["nothing", "a micro-batch", "a micro-batch of other texts"])
 def test_a_stop_while_ppo_learns_leads_back_to_before_the_update(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:
-    """Before the update's first micro-batch, or between it and the second: PopArt has rewritten the
-    critic and half of a gradient is there, but no optimizer has stepped."""
+    """Before the update's first micro-batch, or between it and the second, or those of the texts
+    that are mixed in: PopArt has rewritten the critic and half of a gradient is there, but no
+    optimizer has stepped."""
     settings = {
         "value_normalization": "PopArt",
         "minibatch_size": 4,
@@ -261,16 +263,25 @@ def test_a_stop_while_ppo_learns_leads_back_to_before_the_update(
     follow, updates = ppo.follow, itertools.count(1)
 
     def ask_when_followed(*arguments: Any) -> Any:
-        if next(updates) == 3 and after == 0:
+        if next(updates) == 3 and after == "nothing":
             flag.ask()
         return follow(*arguments)
 
     def ask_when_accumulated(*arguments: Any) -> None:
         accumulate(*arguments)
         # Each update: two passes over one minibatch of two micro-batches.
-        if next(calls) == 2 * 4 + 1 and after == 1:
+        if next(calls) == 2 * 4 + 1 and after == "a micro-batch":
             flag.ask()
 
+    loss, texts = ptx.response_loss, itertools.count(1)
+
+    def ask_when_read(*arguments: Any) -> Any:
+        # As many as of the rollout, but none in the first update, in which the critic warms up.
+        if next(texts) == 4 + 1 and after == "a micro-batch of other texts":
+            flag.ask()
+        return loss(*arguments)
+
+    monkeypatch.setattr(ptx, "response_loss", ask_when_read)
     monkeypatch.setattr(ppo, "follow", ask_when_followed)
     monkeypatch.setattr(Learner, "_accumulate_critic", ask_when_accumulated)
     error = stopped(config, flag)

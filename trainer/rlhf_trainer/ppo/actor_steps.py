@@ -11,7 +11,7 @@ from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.models.ema import MovingAverage
 from rlhf_trainer.models.engine import TrainedModel
-from rlhf_trainer.ppo.ptx import PTX
+from rlhf_trainer.ppo.ptx import PTX, StopCheck
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.loop import Kept, TrainingLoop
 
@@ -46,13 +46,14 @@ class ActorSteps:
         if self.ptx is not None:
             self.ptx.load(document)
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, check_stop: StopCheck | None = None) -> float:
         """Add the texts' gradient and apply all of it; its global norm before clipping.
 
-        With texts the stage's own last `accumulate` was not the step's last.
+        With texts the stage's own last `accumulate` was not the step's last, and before each of
+        their micro-batches a request to stop is heard.
         """
         if self.ptx is not None:
-            self.ptx.accumulate(self.actor)
+            self.ptx.accumulate(self.actor, check_stop)
         norm = self.actor.step(learning_rate)
         if self.average is not None:
             self.average.update()

@@ -23,13 +23,11 @@ from rlhf_trainer.ppo.experience import (
     response_values,
 )
 from rlhf_trainer.ppo.metrics import UpdateSums
+from rlhf_trainer.ppo.ptx import StopCheck
 from rlhf_trainer.ppo.state import State
 from rlhf_trainer.rl import entropy_bonus, policy_loss, value_loss
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
 from rlhf_trainer.run.loop import TrainingLoop
-
-Heed = Callable[[], None]
-"""Ends the attempt if any rank was asked to stop; all ranks call it together."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,14 @@ class Learner:
             targets = replace(targets, advantages=advantages)
         size = (spec.minibatch_size or spec.batch_size) // ranks.world_size
         sums = UpdateSums()
-        heed: Heed | None = partial(self.loop.stop_if_asked, inside_step=True, undo=undo)
+        check_stop: StopCheck | None = partial(self.loop.stop_if_asked, inside_step=True, undo=undo)
         for epoch in range(spec.update_epochs):
             generator = torch.Generator().manual_seed(
                 int(np.random.SeedSequence([spec.seed, self.loop.step, epoch]).generate_state(1)[0])
             )
             for part, part_targets in minibatches(experience, targets, size, generator):
-                self._learn_minibatch(part, part_targets, sums, heed)
-                heed = None
+                self._learn_minibatch(part, part_targets, sums, check_stop)
+                check_stop = None
         return (
             sums.means(ranks)
             | self.steps.metrics()
@@ -75,7 +73,7 @@ class Learner:
         )
 
     def _learn_minibatch(
-        self, part: Experience, targets: Targets, sums: UpdateSums, heed: Heed | None
+        self, part: Experience, targets: Targets, sums: UpdateSums, check_stop: StopCheck | None
     ) -> None:
         spec, ranks = self.spec, self.ranks
         if spec.advantage_normalization == "Minibatch":
@@ -85,8 +83,8 @@ class Learner:
         rows = torch.arange(len(part.scores), device=part.scores.device)
         splits = rows.split(spec.micro_batch_size)
         for index, at in enumerate(splits):
-            if heed is not None:
-                heed()
+            if check_stop is not None:
+                check_stop()
             micro, micro_targets = part[at], targets[at]
             last = index == len(splits) - 1
             if self._actor_learns():
@@ -94,7 +92,7 @@ class Learner:
                 self._accumulate_actor(micro, micro_targets, tokens, last_of_step, sums)
             self._accumulate_critic(micro, micro_targets, tokens, last, sums)
         if self._actor_learns():
-            sums.actor_norms.append(self.steps.step(self._learning_rate()))
+            sums.actor_norms.append(self.steps.step(self._learning_rate(), check_stop))
         critic_rate = self.loop.learning_rate(spec.critic_learning_rate)
         sums.critic_norms.append(self.critic.step(critic_rate))
 

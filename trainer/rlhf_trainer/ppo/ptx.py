@@ -4,7 +4,7 @@ Called by the PPO stage. Texts are read and checked like those of supervised fin
 weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,9 @@ from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
 from rlhf_trainer.run.inputs import Inputs
+
+StopCheck = Callable[[], None]
+"""Ends the attempt if any rank was asked to stop; all ranks call it together."""
 
 
 @dataclass
@@ -63,7 +66,7 @@ class PTX:
         """Tokens of the longest row."""
         return max(len(example.tokens) for example in self.examples)
 
-    def accumulate(self, actor: TrainedModel) -> None:
+    def accumulate(self, actor: TrainedModel, check_stop: StopCheck | None = None) -> None:
         """Add the gradient of the next batch, as the last part of an optimizer step."""
         batch = self.cursor.next_batch()
         # Every rank knows the whole batch, so the global count needs no communication.
@@ -71,6 +74,8 @@ class PTX:
         mine = rank_slice(batch, self.ranks.rank, self.ranks.world_size)
         parts = micro_batches(mine, self.micro_batch_size)
         for index, part in enumerate(parts):
+            if check_stop is not None:
+                check_stop()
             rows = collate_packed([[self.examples[row]] for row in part], self.pad_id)
             loss = response_loss(actor, rows, RowLayout.PADDED, tokens, self.ranks)
             actor.accumulate(self.coef * loss.loss, last=index == len(parts) - 1)
