@@ -127,7 +127,8 @@ def test_a_frozen_model_is_itself_where_nothing_is_sharded(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(
-    ("precision", "value"), [("FP32", math.inf), ("FP32", math.nan), ("BF16", math.nan)]
+    ("precision", "value"),
+    [("FP32", math.inf), ("FP32", math.nan), ("BF16", math.nan), ("BF16", math.inf)],
 )
 def test_a_gradient_that_is_not_finite_has_no_norm(
     tmp_path: Path, world_size: int, precision: str, value: float
