@@ -30,7 +30,7 @@ from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.__main__ import stage_named
 from rlhf_trainer.data.collate import pad_left, pad_right
 from rlhf_trainer.ppo import collection
-from rlhf_trainer.ppo.experience import Experience, collect
+from rlhf_trainer.ppo.experience import Experience
 from rlhf_trainer.ppo.rollout import Rollout, Sampling
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
@@ -118,10 +118,10 @@ def run_with_fixed_answers(config: StageConfig, ranks: Ranks | None = None) -> S
 @contextmanager
 def spoilt_rollout(name: str, update: int, value: float = math.nan) -> Iterator[None]:
     """One number of the experience of PPO's n-th update, in its first row, is `value`."""
-    updates = itertools.count(1)
+    updates, plain = itertools.count(1), collection.collect
 
     def spoil(*arguments: Any, **settings: Any) -> Experience:
-        experience = collect(*arguments, **settings)
+        experience = plain(*arguments, **settings)
         if next(updates) == update:
             getattr(experience, name)[0, ...].fill_(value)
         return experience

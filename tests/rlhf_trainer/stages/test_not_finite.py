@@ -243,6 +243,14 @@ def test_a_critic_whose_loss_overflows_ends_the_stage(tmp_path: Path) -> None:
     assert [step["critic_loss"] for step in stage_runs.steps(config)] == [None]
 
 
+def require_refused_step(config: StageConfig) -> None:
+    """The second step was told, and nothing was learned in it."""
+    first, second = stage_runs.steps(config)
+    assert None not in first.values()
+    assert second[Metric.RETURNS_MEAN] is None
+    assert "policy_loss" not in second
+
+
 @pytest.mark.parametrize("name", ["old_logprobs", "ref_logprobs", "values"])
 @pytest.mark.parametrize("action", ["Observe", "Suspend"])
 def test_no_guardrail_comes_before_it(tmp_path: Path, name: str, action: str) -> None:
@@ -252,10 +260,7 @@ def test_no_guardrail_comes_before_it(tmp_path: Path, name: str, action: str) ->
         found = failure(config)
     assert (found.step, found.last_checkpoint_step) == (2, 1)
     assert stage_runs.checkpoints(config) == ["latest", "step-1"]
-    first, second = stage_runs.steps(config)
-    assert None not in first.values()
-    assert second[Metric.RETURNS_MEAN] is None
-    assert "policy_loss" not in second
+    require_refused_step(config)
 
 
 @pytest.mark.parametrize(
@@ -269,16 +274,21 @@ def test_a_penalty_that_overflows_is_not_learned_from(
     with stage_runs.spoilt_rollout("ref_logprobs", update=2, value=logprob):
         found = failure(config)
     assert "at step 2: KL penalty;" in found.message
-    assert found.last_checkpoint_step == 1
+    assert (found.step, found.last_checkpoint_step) == (2, 1)
+    require_refused_step(config)
 
 
 def test_returns_that_overflow_are_not_learned_from(tmp_path: Path) -> None:
     """Each value and each reward is finite, and their differences are not."""
-    config = tiny.stage_config("ppo", tmp_path, checkpoint=EVERY)
-    with stage_runs.spoilt_rollout("values", update=2, value=-3e38):
+    config = tiny.stage_config(
+        "ppo", tmp_path, checkpoint=EVERY, kl_coef=1.0, reward_scaling="None"
+    )
+    spoilt = stage_runs.spoilt_rollout
+    with spoilt("values", 2, value=3.4e38), spoilt("ref_logprobs", 2, value=-1e37):
         found = failure(config)
-    assert "at step 2: " in found.message
-    assert found.last_checkpoint_step == 1
+    assert "at step 2: advantages" in found.message
+    assert (found.step, found.last_checkpoint_step) == (2, 1)
+    require_refused_step(config)
 
 
 @pytest.mark.parametrize("name", ["values", "old_logprobs"])

@@ -246,10 +246,10 @@ class TrainingLoop:
         """
         found = list(dict.fromkeys(chain(*gather_objects(self.ranks, list(spoilt)))))
         if found:
-            raise self.not_finite(found, self.step)
+            raise self._not_finite(found)
 
-    def not_finite(self, spoilt: Sequence[str], step: int) -> NonFiniteError:
-        """The error that says what was found to be NaN or infinite, and at which step."""
+    def _not_finite(self, spoilt: Sequence[str]) -> NonFiniteError:
+        """The error that says what was found to be NaN or infinite at this step."""
         kept = (
             "there is no checkpoint"
             if self.last_checkpoint_step is None
@@ -258,16 +258,16 @@ class TrainingLoop:
         verdict = HealthVerdict(
             rule=GuardrailRule.NON_FINITE,
             action=GuardrailAction.FAIL,
-            step=step,
+            step=self.step,
             value=float(len(spoilt)),
             threshold=0.0,
         )
         others = (each for each in self.verdicts() if each.rule != verdict.rule)
         return NonFiniteError(
-            f"spec.stages.{self.config.stage}: NaN or infinite at step {step}: "
+            f"spec.stages.{self.config.stage}: NaN or infinite at step {self.step}: "
             f"{_listed(spoilt)}; {kept}, and nothing after it is kept; {FINITE_REMEDY}",
             verdicts=(verdict, *others),
-            step=step,
+            step=self.step,
             last_checkpoint_step=self.last_checkpoint_step,
         )
 

@@ -173,11 +173,10 @@ def _update(
     experience, spoilt = collector.collect([prompts[row].tokens.tolist() for row in rows])
     with loop.reporter.phase(Phase.LEARNING):
         # Numbers that are not finite change nothing.
-        metrics = (
-            refused_metrics(experience, ranks)
-            if spoilt
-            else _learned(collector, learner, experience, statistics)
-        )
+        if not spoilt:
+            metrics, spoilt = _learned(collector, learner, experience, statistics)
+        else:
+            metrics = refused_metrics(experience, ranks)
     # 6. Judge, tell and keep.
     responses = round(metrics[Metric.RESPONSE_TOKENS] * spec.batch_size)
     judgement = state.health.judge(loop.step + 1, metrics)
@@ -201,13 +200,13 @@ def _learned(
     learner: Learner,
     experience: Experience,
     statistics: ScoreStatistics | None,
-) -> dict[Metric, float]:
-    """As `_learn`; what sums and moments refuse ends the stage like a loss that is not finite."""
+) -> tuple[dict[Metric, float], list[str]]:
+    """As `_learn`, and what sums and moments refuse: it ends the stage like a loss that is not
+    finite."""
     try:
-        return _learn(collector, learner, experience, statistics)
+        return _learn(collector, learner, experience, statistics), []
     except FloatingPointError as error:
-        loop = collector.loop
-        raise loop.not_finite([str(error)], loop.step + 1) from error
+        return refused_metrics(experience, collector.ranks), [str(error)]
 
 
 def _learn(
