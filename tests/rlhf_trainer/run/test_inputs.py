@@ -1,7 +1,9 @@
 """The rows of a stage: read by name, and what became of them told everywhere."""
 
+import functools
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from rlhf_api.errors import DataError
 from rlhf_api.names import FileName, StageName
 from rlhf_api.v1alpha1 import Dataset, ModelSource, StageConfig, StageResult
+from rlhf_trainer.data.loading import load_sft
 from rlhf_trainer.process.outcome import success
 from rlhf_trainer.run.artifact import write_artifact
 from rlhf_trainer.run.identity import identity_of, pinned, token_key
+from rlhf_trainer.run.inputs import Inputs
+from rlhf_trainer.run.report import Reporter
+from rlhf_trainer.run.token_cache import TokenCache
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "input_cases.py"
 
@@ -128,6 +134,65 @@ def test_a_mistake_in_the_rows_is_told_on_every_rank(tmp_path: Path) -> None:
     found = read(tmp_path, tiny.stage_config("sft", tmp_path, dataset=dataset, world_size=2))
     assert [rank[1] for rank in found] == ["DataError"] * 2
     assert "rows.jsonl: line 1: response" in found[1][2]
+
+
+def test_ranks_share_tokens_that_say_the_date_and_leave_nothing(tmp_path: Path) -> None:
+    words = tiny.tokenizer_folder(tmp_path / "tokenizer")
+    source = tiny.scratch_source(words).model_copy(
+        update={"chat_template": "{{ strftime_now('ab') }}{{ messages[0].content }}"}
+    )
+    config = tiny.stage_config("sft", tmp_path, world_size=2, model=source)
+    first, second = read(tmp_path, config)
+    assert (first[0], second[0]) == (1, 0)
+    assert first[1:] == second[1:]
+    assert first[-1] is True, "mapped, and read after it was removed"
+    assert list((tmp_path / "cache" / "node-0").iterdir()) == []
+
+
+def read_here(folder: Path, words: Any, load: Any = load_sft) -> tuple[list[Any], dict[str, str]]:
+    """Rows and digests, of this process alone."""
+    config = tiny.stage_config("sft", folder)
+    with Reporter(config, tiny.ranks()) as reporter:
+        inputs = Inputs(config, tiny.ranks(), reporter, cache=TokenCache(folder / "cache"))
+        rows = inputs.read("dataset", load, config.spec.dataset, words, max_length=32)
+        return [row.tokens.tolist() for row in rows], inputs.digests
+
+
+def test_rows_encoded_apart_are_told_also_when_their_tokens_are_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    @functools.wraps(load_sft)
+    def straddling(*arguments: Any, **settings: Any) -> Any:
+        found, counts = load_sft(*arguments, **settings)
+        calls.append(arguments)
+        return found, replace(counts, encoded_apart=3)
+
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            read_here(tmp_path, tiny.tokenizer(), straddling)
+        told = [each.getMessage() for each in caplog.records]
+        assert (
+            "spec.stages.sft.dataset: 3 rows encoded apart where a token would straddle a boundary"
+        ) in told
+    assert len(calls) == 1
+
+
+def test_tokens_that_say_the_date_are_kept_nowhere_and_told_by_their_rows(tmp_path: Path) -> None:
+    template = "{{ strftime_now('ab') }}{{ messages[0].content }}"
+    rows, digests = read_here(tmp_path, templated(template))
+    assert len(rows) == 16
+    assert list((tmp_path / "cache").iterdir()) == []
+    again, same = read_here(tmp_path, templated(template.replace("ab", "cd")))
+    assert again != rows
+    assert same == digests.copy() != {}
+    plain, tokens = read_here(tmp_path, tiny.tokenizer())
+    assert tokens.keys() == digests.keys()
+    assert tokens != digests
+    assert len(list((tmp_path / "cache").glob("*/tokens.json"))) == 1
+    assert len(plain) == 16
 
 
 # What tokens depend on

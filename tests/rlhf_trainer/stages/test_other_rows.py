@@ -84,12 +84,16 @@ def test_a_checkpoint_without_digests_is_accepted(tmp_path: Path) -> None:
     assert start["step"] > 0
 
 
-def test_rows_that_say_the_date_may_change_over_night(tmp_path: Path) -> None:
+def test_tokens_that_say_the_date_may_change_over_night_and_their_rows_not(tmp_path: Path) -> None:
     template = "{{ strftime_now('%S') }}{{ messages[0].content }}"
     words = tiny.tokenizer_folder(tmp_path / "tokenizer", tiny.CHARACTERS + "0123456789")
     source = tiny.scratch_source(words).model_copy(update={"chat_template": template})
     config = interrupted(tmp_path, "sft", model=source)
-    (state, *_) = Path(config.stage_folder).glob("attempt-1/checkpoints/step-*/state.json")
-    assert json.loads(state.read_text())["data"] == {}
-    swap_first_rows(rows_of(config, "dataset"))
+    path = rows_of(config, "dataset")
+    before = path.read_text()
+    swap_first_rows(path)
+    with pytest.raises(InputError, match=r"spec\.stages\.sft\.dataset: .* sha256:.* sha256:"):
+        stage_runs.run(config)
+    path.write_text(before)
+    # By now the second is another one, and with it all tokens.
     assert stage_runs.run(config).step == 4

@@ -75,6 +75,11 @@ def pinned(dataset: Dataset, identity: Identity | None) -> Dataset:
     return dataset.model_copy(update={"uri": f"hf://{name}@{commit}"})
 
 
+def rows_digest(identity: Identity) -> str:
+    """`sha256:<hex>` of what a dataset's rows are, whatever tokens they have."""
+    return f"sha256:{_digest(json.dumps(identity))}"
+
+
 def token_key(
     loader: str,
     dataset: Dataset,
@@ -99,7 +104,7 @@ def token_key(
         "settings": dict(settings),
         "code": _code_digest(),
         "libraries": {name: version(name) for name in _LIBRARIES},
-        # Nobody finds it again; the other ranks of the node are told.
+        # Nobody finds it again; the other ranks of the node are told, and then it goes.
         "time": datetime.now(UTC).isoformat() if reads_clock(tokenizer) else None,
     }
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)

@@ -16,12 +16,27 @@ from rlhf_api.v1alpha1 import Dataset, StageConfig
 from rlhf_trainer.data.tokenize.rendering import reads_clock
 from rlhf_trainer.data.tokenize.table import T, Table
 from rlhf_trainer.data.tokenize.tokenized import Counts
-from rlhf_trainer.run.distributed import Ranks, on_first_rank_of_node
-from rlhf_trainer.run.identity import identity_of, pinned, token_key
+from rlhf_trainer.run.distributed import Ranks, barrier, on_first_rank_of_node
+from rlhf_trainer.run.identity import identity_of, pinned, rows_digest, token_key
 from rlhf_trainer.run.report import Reporter
 from rlhf_trainer.run.token_cache import TokenCache, Tokens, cache_folder
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one rank of a node tells the others of a dataset.
+
+    Attributes:
+        dataset: at the commit that it was identified by.
+        folder: of its tokens; None where they could not be kept.
+        rows: digest of what its rows are; None where it cannot be told.
+    """
+
+    dataset: Dataset
+    folder: Path | None = None
+    rows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,8 @@ class Inputs:
 
     Attributes:
         cache: where this node keeps tokens.
-        digests: sha256 of the token arrays of the datasets that were read, by their fields.
+        digests: sha256 of the token arrays of the datasets that were read, by their fields; of
+            their rows where the tokens hold the date.
     """
 
     config: StageConfig
@@ -68,27 +84,47 @@ class Inputs:
             found, counts = load(
                 dataset, tokenizer, claims=self.config.claims, field=field_path, **settings
             )
-            if counts.encoded_apart:
-                logger.info("%s: %s", field_path, counts)
-            made.append(Tokens.of(found, counts.row_counts))
+            made.append(Tokens.of(found, counts.row_counts, counts.encoded_apart))
             return made[0]
 
-        def keep() -> tuple[Dataset, Path | None]:
+        def keep() -> Kept:
             identity = identity_of(dataset, self.config.claims, field_path)
             known = pinned(dataset, identity)
             if identity is None:
                 # A hub's files are fetched before the other ranks of the node ask for them.
                 make(known)
-                return known, None
+                return Kept(known)
             key = token_key(load.__name__, dataset, identity, tokenizer, settings)
-            return known, self.cache.folder_of(key, lambda: make(known))
+            folder = self.cache.folder_of(key, lambda: make(known))
+            return Kept(known, folder, rows_digest(identity))
 
-        known, folder = on_first_rank_of_node(self.ranks, keep)
-        if folder is not None:
-            tokens: Tokens[T] = Tokens.open(folder)
+        kept = on_first_rank_of_node(self.ranks, keep)
+        if kept.folder is not None:
+            tokens: Tokens[T] = Tokens.open(kept.folder)
         else:
-            tokens = made[0] if made else make(known)
-        self.reporter.read_rows(name, tokens.counts)
-        if not reads_clock(tokenizer):
-            self.digests[name] = tokens.digest
+            tokens = made[0] if made else make(kept.dataset)
+        self._tell(name, tokens)
+        if reads_clock(tokenizer):
+            self._forget(kept.folder)
+        # Tokens with the date in them are others tomorrow; their rows must be the same.
+        digest = kept.rows if reads_clock(tokenizer) else tokens.digest
+        if digest is not None:
+            self.digests[name] = digest
         return tokens.table
+
+    def _tell(self, name: str, tokens: Tokens[Any]) -> None:
+        """What became of the rows, whether their tokens were made now or long ago."""
+        self.reporter.read_rows(name, tokens.counts)
+        if tokens.encoded_apart and self.ranks.rank == 0:
+            logger.info(
+                "spec.stages.%s.%s: %d rows encoded apart where a token would straddle a boundary",
+                self.config.stage,
+                name,
+                tokens.encoded_apart,
+            )
+
+    def _forget(self, folder: Path | None) -> None:
+        """Remove tokens that nobody will ask for again, once every rank has mapped them."""
+        barrier(self.ranks)
+        if folder is not None and self.ranks.local_rank == 0:
+            self.cache.discard(folder)

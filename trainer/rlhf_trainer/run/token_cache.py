@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "tokens.json"
 LOCK_SECONDS = 3600.0
 """How long one process waits for another that makes the same tokens."""
+_TOLD = {"kind", "counts", "encodedApart", "digest", "checksum"}
 UNUSED_SECONDS = 30 * 24 * 3600.0
 """How long tokens that nobody asks for are kept."""
 
@@ -47,17 +48,19 @@ class Tokens(Generic[T]):
         table: its rows.
         counts: what became of those that were read.
         digest: of the table.
+        encoded_apart: how many were used with prompt and response encoded apart.
     """
 
     table: Table[T]
     counts: RowCounts
     digest: str
+    encoded_apart: int = 0
 
     @classmethod
-    def of(cls, rows: list[T], counts: RowCounts) -> "Tokens[T]":
+    def of(cls, rows: list[T], counts: RowCounts, encoded_apart: int = 0) -> "Tokens[T]":
         """The tokens of rows that were just made."""
         table: Table[T] = Table.of(rows)
-        return cls(table, counts, table.digest())
+        return cls(table, counts, table.digest(), encoded_apart)
 
     @classmethod
     def open(cls, folder: Path) -> "Tokens[T]":
@@ -69,7 +72,8 @@ class Tokens(Generic[T]):
         """
         told = _description(folder)
         counts = RowCounts.model_validate(told["counts"])
-        return cls(Table.open(folder, told["kind"]), counts, told["digest"])
+        table: Table[T] = Table.open(folder, told["kind"])
+        return cls(table, counts, told["digest"], int(told["encodedApart"]))
 
     def save(self, folder: Path) -> None:
         """Write them into an empty folder."""
@@ -77,6 +81,7 @@ class Tokens(Generic[T]):
         told = {
             "kind": self.table.kind,
             "counts": self.counts.to_resolved_document(),
+            "encodedApart": self.encoded_apart,
             "digest": self.digest,
             "checksum": self.table.checksum(),
         }
@@ -106,6 +111,12 @@ class TokenCache:
         with held:
             return self._found_or_made(self._folder / key, make)
 
+    def discard(self, folder: Path) -> None:
+        """Remove what `folder_of` gave; whoever has opened it goes on reading."""
+        shutil.rmtree(folder, ignore_errors=True)
+        # Two that hold locks of one name only do the same work twice.
+        folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+
     def _found_or_made(self, target: Path, make: Callable[[], Tokens[Any]]) -> Path | None:
         if _is_whole(target):
             target.touch()
@@ -123,9 +134,7 @@ class TokenCache:
         oldest = time.time() - UNUSED_SECONDS
         for path in self._folder.iterdir():
             if path.is_dir() and path.stat().st_mtime < oldest:
-                shutil.rmtree(path, ignore_errors=True)
-                # Two that hold locks of one name only do the same work twice.
-                path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+                self.discard(path)
 
 
 def _write(tokens: Tokens[Any], target: Path) -> None:
@@ -159,6 +168,6 @@ def _is_whole(folder: Path) -> bool:
 
 def _description(folder: Path) -> dict[str, Any]:
     told = json.loads((folder / DESCRIPTION).read_text())
-    if not isinstance(told, dict) or not {"kind", "counts", "digest", "checksum"} <= told.keys():
+    if not isinstance(told, dict) or not told.keys() >= _TOLD:
         raise ValueError(f"{DESCRIPTION} is not whole")
     return told

@@ -140,7 +140,6 @@ def test_a_straddled_boundary_is_counted(kind: str) -> None:
     assert _prompt(tokenizer, TALK[:3])[1] == Counts(kept=1, encoded_apart=1)
     assert _prompt(tokenizer, "hello")[1] == Counts(kept=1)
     assert _templated(tokenizer, TALK[:3], "the hat") != example.tokens.tolist()
-    assert "1 encoded apart where a token" in str(counts)
 
 
 @pytest.mark.parametrize("chosen", ["t sat", "t sat</s>", "t sat </s>"])

@@ -203,7 +203,7 @@ def test_over_long_rows_are_dropped_and_counted(make_tokenizer: MakeTokenizer) -
 
     assert [len(example.tokens) for example in examples] == [3, 5]
     assert counts == Counts(kept=2, dropped_over_long=2)
-    assert str(counts) == "2 rows used, 2 left out as too long"
+    assert counts.row_counts.text == "2 rows used, 2 left out as too long"
 
 
 def _pair(

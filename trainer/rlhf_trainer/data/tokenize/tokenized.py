@@ -70,12 +70,6 @@ class Counts:
     dropped_identical: int = 0
     """Pairs left out, since both sequences are the same tokens, be it by truncation."""
 
-    def __str__(self) -> str:
-        text = self.row_counts.text
-        if self.encoded_apart:
-            text += f", {self.encoded_apart} encoded apart where a token would straddle a boundary"
-        return text
-
     @property
     def row_counts(self) -> RowCounts:
         """The same as status tells it."""
