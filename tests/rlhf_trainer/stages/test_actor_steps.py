@@ -36,16 +36,15 @@ def test_what_is_left_is_the_average_and_the_checkpoint_has_the_last_weights(
     tmp_path: Path,
 ) -> None:
     """Two steps by hand. The checkpoint is not due, and still there when the average takes over."""
-    never = CheckpointPolicy(every_steps=100)
+    never = CheckpointPolicy(every_steps=100, keep_finished=True)
+    always = CheckpointPolicy(every_steps=1, keep_finished=True)
     plain = tiny.stage_config("ppo", tmp_path / "plain", max_steps=2, checkpoint=never)
     last = left(plain, stage_runs.run(plain))
     config = tiny.stage_config(
         "ppo", tmp_path / "ema", max_steps=2, checkpoint=never, ema_decay=DECAY
     )
     found = left(config, stage_runs.run(config))
-    once = tiny.stage_config(
-        "ppo", tmp_path / "once", max_steps=2, checkpoint=CheckpointPolicy(every_steps=1)
-    )
+    once = tiny.stage_config("ppo", tmp_path / "once", max_steps=2, checkpoint=always)
     stage_runs.run(once)
     first, second = stage_runs.kept_weights(once, 1), stage_runs.kept_weights(once, 2)
     for name, weight in initial(config).items():
@@ -80,7 +79,7 @@ def test_while_the_critic_warms_up_nothing_is_averaged_or_mixed_in(tmp_path: Pat
         critic_warmup_steps=2,
         ema_decay=DECAY,
         ptx_dataset=True,
-        checkpoint=CheckpointPolicy(every_steps=1, keep=3),
+        checkpoint=CheckpointPolicy(every_steps=1, keep=3, keep_finished=True),
     )
     found = left(config, stage_runs.run(config))
     assert [("ptx_loss" in step) for step in stage_runs.steps(config)] == [False, False, True]

@@ -221,7 +221,7 @@ TOLD_OF_SCORES = {"reward", "returns_mean"}
 
 
 def spoilt_config(folder: Path, *guardrails: Guardrail, **settings: Any) -> StageConfig:
-    every = CheckpointPolicy(every_steps=1, keep=STEPS)
+    every = CheckpointPolicy(every_steps=1, keep=STEPS, keep_finished=True)
     config = tiny.stage_config("ppo", folder, checkpoint=every, max_steps=STEPS, **settings)
     return config.model_copy(update={"guardrails": guardrails})
 
