@@ -87,5 +87,5 @@ def test_every_figure_of_the_summary_is_there(summary: dict[str, float]) -> None
     assert set(summary) == {
         "rewardAccuracy", "scoreSft", "scoreSftStd", "scorePpo", "kl", "eosRate", "meanLength",
         "distinct2Sft", "distinct2Ppo", "sftPerplexity", "secondsTotal", "secondsByStage",
-        "judgeSft", "judgePpo",
+        "judgeSft", "judgePpo", "rowsByStage",
     }  # fmt: skip
