@@ -22,8 +22,8 @@ if CASE["subreaper"]:
     PR_SET_CHILD_SUBREAPER = 36
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 if CASE["gpu"]:
-    import torch
+    from rlhf_trainer.process import device
 
-    # The launcher asks for no more than whether ranks talk by NCCL.
-    torch.cuda.is_available = lambda: True
+    # The ranks here take none; the launcher does what it does where ranks talk by NCCL.
+    device.visible_gpus = lambda: device.GPUs(8)
 leave_process(main(CASE["arguments"], (sys.executable, *CASE["program"])))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -321,6 +322,36 @@ def test_what_would_run_code_is_refused(
     assert not ran.exists()
     assert str(path) in str(caught.value)
     assert "remove its checkpoint's folder" in str(caught.value)
+
+
+class Side(Enum):
+    LEFT = 1
+
+
+class Other(Enum):
+    LEFT = 1
+
+
+def test_members_are_loaded_as_python_before_3_11_4_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    torch.save([Call(getattr, Side, "LEFT"), Side.LEFT], path)
+    assert load_tensors(path, [Side]) == [Side.LEFT, Side.LEFT]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call(getattr, Side, "__subclasses__"),
+        Call(getattr, Other, "LEFT"),
+        Call(getattr, Call(getattr, Side, "LEFT"), "__class__"),
+        Call(getattr, [], "LEFT"),
+    ],
+)
+def test_nothing_else_is_found_by_getattr(tmp_path: Path, call: Call) -> None:
+    path = tmp_path / "state.pt"
+    torch.save([call, Side.LEFT], path)
+    with pytest.raises(InputError, match=r"state\.pt"):
+        load_tensors(path, [Side])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle"])

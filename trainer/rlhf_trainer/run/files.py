@@ -14,6 +14,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def load_tensors(path: Path, classes: Sequence[type] = (), map_location: Any = "
     with storage_errors(path):
         try:
             _check_structure(path)
-            with torch.serialization.safe_globals(list(classes)):
+            with torch.serialization.safe_globals([*classes, _members_of(classes)]):
                 return torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:
             reason = _why_unreadable(error)
@@ -111,6 +112,18 @@ def load_tensors(path: Path, classes: Sequence[type] = (), map_location: Any = "
                 f"checkpoint: {path}: {reason}; nothing of it was run or loaded. Find out who "
                 "wrote it, and remove its checkpoint's folder to go on from an earlier one"
             ) from error
+
+
+def _members_of(classes: Sequence[type]) -> tuple[Callable[[Any, Any], Any], str]:
+    """What stands for `getattr` in a file of `torch.save`, by which Python before 3.11.4 writes a
+    member of an enumeration: it finds members of the named ones and nothing else."""
+
+    def member(kind: Any, name: Any) -> Any:
+        if kind not in classes or not issubclass(kind, Enum) or name not in kind.__members__:
+            raise pickle.UnpicklingError("unrecognized function getattr")
+        return kind.__members__[name]
+
+    return member, "builtins.getattr"
 
 
 def _check_structure(path: Path) -> None:
