@@ -22,8 +22,11 @@ if CASE["subreaper"]:
     PR_SET_CHILD_SUBREAPER = 36
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 if CASE["gpu"]:
-    from rlhf_trainer.process import device
+    from functools import partial
+
+    from rlhf_trainer import launch
+    from rlhf_trainer.process.device import GPUs, settle_device
 
     # The ranks here take none; the launcher does what it does where ranks talk by NCCL.
-    device.visible_gpus = lambda: device.GPUs(8)
+    launch.settle_device = partial(settle_device, look=lambda: GPUs(8))
 leave_process(main(CASE["arguments"], (sys.executable, *CASE["program"])))
