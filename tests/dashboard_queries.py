@@ -7,7 +7,7 @@ from pathlib import Path
 
 from waiting import eventually
 
-from rlhf_api.metrics import METRIC_HELP, Metric, metric_name, stages_of
+from rlhf_api.metrics import METRIC_HELP, LabelledMetric, Metric, metric_name, stages_of
 from rlhf_api.names import StageName
 from rlhf_chart.dashboard import Asked, queries
 from rlhf_chart.panel_queries import filled, names_in
@@ -25,6 +25,11 @@ ABSENT_IN_PPO: dict[str, str] = {
         if StageName.PPO not in stages_of(metric)
     },
     metric_name(Metric.PTX_LOSS): "the job has no ptxDataset",
+    **{
+        metric_name(metric): "the job has no evalDataset"
+        for metric in (*Metric, *LabelledMetric)
+        if metric.startswith("eval_")
+    },
     metric_name(Metric.VALUE_MEAN): "the critic does not learn under PopArt",
     metric_name(Metric.VALUE_SCALE): "the critic does not learn under PopArt",
     PENDING_SINCE.name: "no stage waits for its pods",
