@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,17 +145,6 @@ def test_a_failed_write_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     found = make_store(tmp_path, keep=1).newest()
     assert found is not None
     assert found.step == 10
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, timeout=300).returncode != 0:
-        pytest.skip("mounting a tmpfs of 1 MiB is not permitted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -50,17 +50,6 @@ def files_limited_to(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, old_handler)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, timeout=300).returncode != 0:
-        pytest.skip("mounting a tmpfs of 1 MiB is not permitted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=300)
-
-
 def test_an_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "latest"
     write_atomically(path, "old")

@@ -165,16 +165,15 @@ class TrainingLoop:
         """
         if not any_rank(self.ranks, self.stop.is_set):
             return
-        own = self.own_state
+        own = None
         if inside_step:
             before = self._before_step
             self.cursor.load_state_dict(before["cursor"])
             restore_rng_state(before["rng"])
-            self.own_state = lambda: before["own"]
+            own = before["own"]
             if undo is not None:
                 undo()
-        self.save_unless_saved()
-        self.own_state = own
+        self.save_unless_saved(own)
         raise StopRequested(self.step, self.last_checkpoint_step, self.verdicts())
 
     def finish_step(
@@ -271,13 +270,13 @@ class TrainingLoop:
             last_checkpoint_step=self.last_checkpoint_step,
         )
 
-    def save_unless_saved(self) -> None:
+    def save_unless_saved(self, own: Mapping[str, Any] | None = None) -> None:
         """Write the full state as of this step where no checkpoint has it and it may be kept."""
         if self._may_save and self.last_checkpoint_step != self.step:
-            self.save()
+            self.save(own)
 
-    def save(self) -> None:
-        """Write the full state as of this step."""
+    def save(self, own: Mapping[str, Any] | None = None) -> None:
+        """Write the full state as of this step, `own` in the place of the stage's own state."""
 
         def write(folder: Path) -> None:
             for name, model in self.models.items():
@@ -290,7 +289,7 @@ class TrainingLoop:
                 state={
                     "cursor": self.cursor.state_dict(),
                     "data": dict(self.data),
-                    "own": dict(self.own_state()),
+                    "own": dict(self.own_state() if own is None else own),
                     "metrics": self._last_metrics,
                 },
                 rank_state=rng_state(),

@@ -297,12 +297,18 @@ def _read_offline(home: Path, *specs: dict[str, str]) -> list[str]:
 COMMIT = "a" * 40
 
 
-def test_a_downloaded_repository_is_read_offline(tmp_path: Path) -> None:
-    repository = tmp_path / "hub" / "datasets--acme--reviews"
+def _downloaded(folder: Path, name: str) -> Path:
+    """Where the files of a dataset lie that the hub's library has fetched."""
+    repository = folder / "hub" / f"datasets--acme--{name}"
     files = repository / "snapshots" / COMMIT
     files.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
+    return files
+
+
+def test_a_downloaded_repository_is_read_offline(tmp_path: Path) -> None:
+    files = _downloaded(tmp_path, "reviews")
     (files / "train.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
     (files / "test.jsonl").write_text('{"a": 3}\n')
     uri = "hf://acme/reviews"
@@ -352,11 +358,7 @@ def test_tables_in_the_cache_are_read_offline_of_their_revision_only(tmp_path: P
 
 
 def test_a_broken_file_of_a_repository_is_a_data_error(tmp_path: Path) -> None:
-    repository = tmp_path / "hub" / "datasets--acme--broken"
-    files = repository / "snapshots" / COMMIT
-    files.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
+    files = _downloaded(tmp_path, "broken")
     (files / "train.jsonl").write_text("not json\n")
 
     (line,) = _read_offline(tmp_path, {"uri": "hf://acme/broken"})
