@@ -125,7 +125,7 @@ class TrainingLoop:
         for name, digest in self.data.items():
             if kept.get(name, digest) != digest:
                 raise InputError(
-                    f"spec.stages.{self.config.stage}.{name}: the tokens of its rows have digest "
+                    f"spec.stages.{self.config.stage}.{name}: its rows have digest "
                     f"{digest}, but checkpoint {checkpoint.folder} was made with {kept[name]}; "
                     "restore the rows and the release that it was made with, or start another job"
                 )
