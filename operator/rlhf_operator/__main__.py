@@ -1,10 +1,13 @@
 """`python -m rlhf_operator`: the operator as a process. `settings` says how it is set."""
 
 import asyncio
+import faulthandler
 import gc
 import logging
+import os
 import signal
 import sys
+from typing import NoReturn
 
 import uvloop
 from kubernetes.aio.config import ConfigException
@@ -83,5 +86,19 @@ def main() -> int:
     return ExitCode.CRASH if failures else ExitCode.DONE
 
 
+def leave(code: int) -> NoReturn:
+    """End the process at once, whatever threads still run.
+
+    A kopf that did not end in time runs on in its thread. While the interpreter would take down
+    everything around it, that thread can crash the process, and the exit code would be the
+    crash's.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    faulthandler.enable()
+    leave(main())
