@@ -184,12 +184,24 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     # ChildrenReady
     CREATED = "Created"
-    QUOTA_EXCEEDED = "QuotaExceeded"
-    FORBIDDEN = "Forbidden"
     NAME_CONFLICT = "NameConflict"
-    API_ERROR = "ApiError"
     CLAIM_MISSING = "ClaimMissing"
+    # ChildrenReady, and why the Job controller could make no pods: `REFUSALS`
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    RESOURCES_REQUIRED = "ResourcesRequired"
+    LIMIT_RANGE_VIOLATED = "LimitRangeViolated"
+    POD_SECURITY_VIOLATED = "PodSecurityViolated"
+    PRIORITY_CLASS_MISSING = "PriorityClassMissing"
+    SERVICE_ACCOUNT_MISSING = "ServiceAccountMissing"
+    RUNTIME_CLASS_MISSING = "RuntimeClassMissing"
+    POLICY_DENIED = "PolicyDenied"
+    WEBHOOK_DENIED = "WebhookDenied"
+    WEBHOOK_UNAVAILABLE = "WebhookUnavailable"
+    ADMISSION_DENIED = "AdmissionDenied"
+    INVALID_POD = "InvalidPod"
+    FORBIDDEN = "Forbidden"
     NAMESPACE_TERMINATING = "NamespaceTerminating"
+    API_ERROR = "ApiError"
     # Admitted
     NOT_QUEUED = "NotQueued"
     QUEUED = "Queued"
@@ -243,6 +255,28 @@ class Reason(StrEnum):
     USAGE = "Usage"
     CONTRACT_VERSION = "ContractVersion"
 
+
+REFUSALS = frozenset(
+    {
+        Reason.QUOTA_EXCEEDED,
+        Reason.RESOURCES_REQUIRED,
+        Reason.LIMIT_RANGE_VIOLATED,
+        Reason.POD_SECURITY_VIOLATED,
+        Reason.PRIORITY_CLASS_MISSING,
+        Reason.SERVICE_ACCOUNT_MISSING,
+        Reason.RUNTIME_CLASS_MISSING,
+        Reason.POLICY_DENIED,
+        Reason.WEBHOOK_DENIED,
+        Reason.WEBHOOK_UNAVAILABLE,
+        Reason.ADMISSION_DENIED,
+        Reason.INVALID_POD,
+        Reason.FORBIDDEN,
+        Reason.NAMESPACE_TERMINATING,
+        Reason.API_ERROR,
+    }
+)
+"""Why the cluster does not let a valid child, or a pod of one, be made: waited for, and counted by
+no deadline but `runPolicy.pendingDeadlineSeconds`."""
 
 REASON_OF_EXIT_CODE: dict[int, Reason] = {
     ExitCode.GUARDRAIL: Reason.GUARDRAIL,

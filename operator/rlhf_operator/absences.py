@@ -68,7 +68,7 @@ class Absences:
         if now >= lookup.next and self._kube.has_spare():
             lookup.pause = min(LAST_RETRY_SECONDS, lookup.pause * 2)
             lookup.next = now + lookup.pause
-            lookup.found = await self._refusal_of_pods(seen)
+            lookup.hear(await self._refusal_of_pods(seen))
         look_at = datetime.now(UTC) + timedelta(seconds=max(1.0, lookup.next - now))
         name = seen.gang.job["metadata"]["name"]
         unmade = lookup.found or ObservedProcess(f"{name}-?", -1)

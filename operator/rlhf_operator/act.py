@@ -97,8 +97,8 @@ class Actor:
                 raise ChildError(refusal(name, error)) from error
             found = await self._find(name, f"{path}/{manifest['metadata']['name']}")
             if found is None:
-                gone = Refusal(Reason.API_ERROR, f"{name} is being deleted; waits until it is gone")
-                raise ChildError(gone) from error
+                message = f"{name} is being deleted; waits until it is gone"
+                raise ChildError(Refusal(Reason.API_ERROR, message, child=name)) from error
             _check_owner(job, manifest, found)
             return found
 
@@ -107,7 +107,7 @@ class Actor:
         name = f"PersistentVolumeClaim {claim}"
         if await self._find(name, core_path(namespace, "persistentvolumeclaims", claim)) is None:
             message = f"{name} is not in namespace {namespace}; create it"
-            raise ChildError(Refusal(Reason.CLAIM_MISSING, message, at_least=5))
+            raise ChildError(Refusal(Reason.CLAIM_MISSING, message, at_least=5, child=name))
 
     async def _find(self, name: str, path: str) -> Raw | None:
         try:
@@ -127,9 +127,9 @@ def _check_owner(job: RLHFJob, manifest: Raw, found: Raw) -> None:
     child = f"{manifest['kind']} {manifest['metadata']['name']}"
     if _is_of_earlier_job(job, found):
         message = f"{child} is of a deleted {KIND} of the same name; waits until it is gone"
-        raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=1))
+        raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=1, child=child))
     message = f"{child} exists and is not of this job; delete it, or give the job another name"
-    raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=15))
+    raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=15, child=child))
 
 
 def _is_of_earlier_job(job: RLHFJob, found: Raw) -> bool:

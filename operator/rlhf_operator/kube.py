@@ -48,10 +48,10 @@ class ApiError(RLHFError):
         )
         super().__init__(self.message)
 
-    def has_cause(self, reason: str) -> bool:
-        """Whether the Status object names this cause."""
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the object that the Status object finds fault with."""
         causes = (self.body.get("details") or {}).get("causes") or ()
-        return any(cause.get("reason") == reason for cause in causes)
+        return tuple(cause["field"] for cause in causes if cause.get("field"))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Called by `reconcile`. A new leader starts with none of it and comes to the same
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from rlhf_api.names import StageName
+from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJobStatus
 from rlhf_operator.planning.observed import ObservedProcess, Refusal
 from rlhf_operator.planning.plan import Action
@@ -26,12 +26,14 @@ class Refused:
     """An action that was refused.
 
     Attributes:
-        refusal: why.
+        refusal: why, as it is told.
+        last: what the last try said.
         not_before: when it may be tried again, whatever wakes the job; on the monotonic clock.
         failures: how often it was refused in a row.
     """
 
     refusal: Refusal
+    last: str
     not_before: float
     failures: int = 1
 
@@ -43,12 +45,21 @@ class Lookup:
     Attributes:
         next: when they are asked for again; on the monotonic clock.
         pause: seconds between the last two times.
-        found: what they told; None before they were asked for.
+        found: what they tell; None before they were asked for.
+        last: what they told the last time.
     """
 
     next: float
     pause: float = LACKING_SECONDS
     found: ObservedProcess | None = None
+    last: str = ""
+
+    def hear(self, found: ObservedProcess) -> None:
+        """Note what the Events tell now, in the words of the last time unless they are repeated."""
+        told = found
+        if self.found is not None and self.found.reason is found.reason:
+            told = replace(found, message=_words(self.found.message, self.last, found.message))
+        self.found, self.last = told, found.message
 
 
 @dataclass
@@ -78,12 +89,24 @@ class Memory:
         return refused is None or now >= refused.not_before
 
     def refuse(self, ident: ActionId, refusal: Refusal, now: float) -> bool:
-        """Note a refusal; True if it says something new."""
+        """Note a refusal; True if it says something new.
+
+        What is refused for the same reason is told in other words only when two tries in a row say
+        them: a text that is never the same twice would be written after every try.
+        """
         known = self.refused.get(ident)
         failures = 1 if known is None else known.failures + 1
         pause = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16))
-        self.refused[ident] = Refused(refusal, now + max(refusal.at_least, pause), failures)
-        return known is None or known.refusal != refusal
+        told = refusal
+        if known is not None and _kind(known.refusal) == _kind(refusal):
+            words = _words(known.refusal.message, known.last, refusal.message)
+            told = replace(refusal, message=words)
+        not_before = now + max(refusal.at_least, pause)
+        self.refused[ident] = Refused(told, refusal.message, not_before, failures)
+        if known is None:
+            return True
+        old = known.refusal
+        return (_kind(old), old.message) != (_kind(told), told.message)
 
     def forget_all_but(self, wanted: Iterable[ActionId]) -> None:
         """Forget the refusals of what is not to be done any more."""
@@ -93,3 +116,12 @@ class Memory:
     def next_try(self) -> float | None:
         """When the first refused action may be tried again; None if there is none."""
         return min((refused.not_before for refused in self.refused.values()), default=None)
+
+
+def _kind(refusal: Refusal) -> tuple[Reason, bool, str]:
+    return refusal.reason, refusal.final, refusal.child
+
+
+def _words(told: str, last: str, new: str) -> str:
+    """The words for what was told before in others: the new ones as soon as they are repeated."""
+    return new if new == last else told

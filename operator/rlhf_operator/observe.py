@@ -12,7 +12,7 @@ from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import StageResult
 from rlhf_operator.fields import INDEX_ANNOTATION, TRAINER
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
-from rlhf_operator.refusals import steady
+from rlhf_operator.refusals import refusal_of_pods
 from rlhf_operator.store import Gang
 
 Raw = dict[str, Any]
@@ -73,13 +73,8 @@ def refused_pod(job: Raw, events: Sequence[Raw]) -> ObservedProcess:
     if not events:
         return ObservedProcess(f"{name}-?", -1)
     last = max(events, key=lambda event: event.get("lastTimestamp") or "")
-    said = str(last.get("message", ""))
-    quota = "exceeded quota" in said
-    reason = Reason.QUOTA_EXCEEDED if quota else Reason.FORBIDDEN
-    remedy = "free or raise the quota" if quota else "change the job, or what refuses its pods"
-    # The end names a pod that was not made, another one each time.
-    text = steady(re.sub(rf'pods "{re.escape(name)}-\S+" is ', "pods are ", said))
-    return ObservedProcess(f"{name}-?", -1, reason=reason, message=f"Job {name}: {text}; {remedy}")
+    refused = refusal_of_pods(name, str(last.get("message", "")))
+    return ObservedProcess(f"{name}-?", -1, reason=refused.reason, message=refused.message)
 
 
 def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None:

@@ -1,6 +1,12 @@
-"""What follows when the API server refuses something about a child. Pure; called by `act`."""
+"""What follows when the cluster refuses a child, or a pod of one. Pure.
+
+Called by `act` with answers of the API server, and by `observe` with what the Job controller tells
+of pods. An answer is judged by what it says: a policy, a quota and a mistake in the manifest come
+with the same HTTP statuses.
+"""
 
 import re
+from dataclasses import dataclass
 
 from rlhf_api.names import Reason
 from rlhf_operator.kube import ApiError
@@ -8,14 +14,130 @@ from rlhf_operator.planning.observed import Refusal
 
 _VARYING = re.compile(
     r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"  # a UUID
+    r"|\b[0-9A-HJKMNP-TV-Z]{26}\b"  # a ULID
+    r"|\b0x[0-9a-f]+\b"  # an address in memory
     r"|(?<!-)\b(?=[0-9a-fA-F]*[0-9])(?=[0-9a-fA-F]*[a-fA-F])[0-9a-fA-F]{8,}\b"  # a hash, a trace
     r"|\b\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|[+-]\d\d:?\d\d)?"  # a time
     r"|(?<!-)\b\d{6,}\b"  # a counter, a request's number
+    r"|(?:\[[\da-f:]+\]|\b\d+(?:\.\d+){3}):\d+(?=->)"  # our end of a connection
+    r"|\b(?:\d+m)?\d+\.\d+m?s\b|\b\d+[nuµm]s\b"  # a time that was taken
+    r"|(?<=\bused: )\S+(?=, limited: )"  # what others take of a quota, who come and go
     r"|(?<=\d-)[bcdfghjklmnpqrstvwxz2456789]{5}\b"  # the end of a pod's name
 )
 """What differs from one refusal to the next of the same thing; what stands in a name stays."""
-_DENIED = re.compile(r"\bdenied (?:the )?request\b")
-"""Of a webhook or a ValidatingAdmissionPolicy: whoever made it may take it back."""
+
+_OF_A_CONTROLLER = re.compile(r"^(?:\(combined from similar events\): )?(?:Error creating: )?")
+_OBJECT = re.compile(r'^(?:\S+ "[^"]*"|\S+) is forbidden: ')
+"""What stands before the sentence of whoever refused an object."""
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """One cause of refusals.
+
+    Attributes:
+        reason: its word.
+        form: how its sentence begins, or what is in it.
+        remedy: what to do about it.
+        at_least: seconds to wait before the next try.
+    """
+
+    reason: Reason
+    form: re.Pattern[str]
+    remedy: str
+    at_least: float = 15.0
+
+
+_CAUSES = (
+    # Those that quote others come first: what they quote may read like anything below.
+    _Cause(
+        Reason.WEBHOOK_DENIED,
+        re.compile(r'admission webhook ".*?" denied the request'),
+        "satisfy its policy in a new job, or change the policy",
+    ),
+    _Cause(
+        Reason.POLICY_DENIED,
+        re.compile(r"(?:ValidatingAdmissionPolicy|policy) ['\"].*? denied request: "),
+        "satisfy the policy in a new job, or change the policy",
+    ),
+    _Cause(
+        Reason.WEBHOOK_UNAVAILABLE,
+        re.compile(r'Internal error occurred: failed calling webhook "'),
+        "bring the webhook back, or remove its configuration",
+        at_least=2.0,
+    ),
+    _Cause(
+        Reason.FORBIDDEN,
+        re.compile(r'User ".*?" cannot |cannot set (?:an ownerRef|blockOwnerDeletion if) '),
+        "grant it to {who}",
+    ),
+    _Cause(
+        Reason.API_ERROR,
+        # OwnerReferencesPermissionEnforcement learns of a new CRD half a minute late.
+        re.compile(r"cannot set blockOwnerDeletion in this case because cannot find RESTMapping"),
+        "the CRD is new, and it is tried again until the API server knows it",
+        at_least=3.0,
+    ),
+    _Cause(
+        Reason.API_ERROR,
+        re.compile(r"not yet ready to handle request|status unknown for quota: "),
+        "it is tried again",
+        at_least=3.0,
+    ),
+    _Cause(
+        Reason.QUOTA_EXCEEDED,
+        re.compile(r"exceeded quota: |insufficient quota to "),
+        "free or raise the quota",
+    ),
+    _Cause(
+        Reason.RESOURCES_REQUIRED,
+        re.compile(r"failed quota: "),
+        "give template.resources what the quota asks for in a new job, or let a LimitRange set it",
+    ),
+    _Cause(
+        Reason.LIMIT_RANGE_VIOLATED,
+        re.compile(
+            r"\[?(?:(?:minimum|maximum) \S+ usage|\S+ max limit to request ratio) per \w+ is "
+        ),
+        "keep resources within the LimitRange in a new job, or change the LimitRange",
+    ),
+    _Cause(
+        Reason.POD_SECURITY_VIOLATED,
+        re.compile(r"violates PodSecurity |unable to validate against any security context"),
+        "satisfy it by template.securityContext in a new job, or let the namespace allow it",
+    ),
+    _Cause(
+        Reason.PRIORITY_CLASS_MISSING,
+        re.compile(r"no PriorityClass with name "),
+        "create it, or name another one by priorityClassName in a new job",
+    ),
+    _Cause(
+        Reason.SERVICE_ACCOUNT_MISSING,
+        re.compile(r"error looking up service account "),
+        "create it, or name another one by template.serviceAccountName in a new job",
+    ),
+    _Cause(
+        Reason.RUNTIME_CLASS_MISSING,
+        re.compile(r'pod rejected: RuntimeClass ".*?" not found'),
+        "create it, or name another one by template.runtimeClassName in a new job",
+    ),
+    _Cause(
+        Reason.NAMESPACE_TERMINATING,
+        re.compile(r"unable to create new content in namespace .* is being terminated"),
+        "make the job in another namespace",
+        at_least=60.0,
+    ),
+)
+_NOT_ADMITTED = _Cause(
+    Reason.ADMISSION_DENIED,
+    re.compile(r""),
+    "satisfy what refuses it in a new job, or have that changed",
+)
+_INVALID_POD = _Cause(
+    Reason.INVALID_POD,
+    re.compile(r'Pod "[^"]*" is invalid: '),
+    "see what the cluster adds to pods: defaults of a LimitRange, a mutating webhook",
+)
 
 
 class ChildError(Exception):
@@ -33,29 +155,50 @@ class ChildError(Exception):
 def refusal(child: str, error: ApiError) -> Refusal:
     """What the answer to a request about `child` means."""
     said = f"{child}: {steady(error.message)}"
-    if error.status == 403 and "exceeded quota" in error.message:
-        return Refusal(Reason.QUOTA_EXCEEDED, f"{said}; free or raise the quota", at_least=15)
-    if error.has_cause("NamespaceTerminating"):
-        told = f"{said}; make the job in another namespace"
-        return Refusal(Reason.NAMESPACE_TERMINATING, told, at_least=60)
-    if _DENIED.search(error.message):
-        # Whatever its status, which is 400 or 422 unless the policy says otherwise.
-        remedy = "satisfy the admission policy in a new job, or change the policy"
-        return Refusal(Reason.FORBIDDEN, f"{said}; {remedy}", at_least=15)
-    if error.status == 403 and "cannot find RESTMapping" in error.message:
-        # OwnerReferencesPermissionEnforcement learns of a new CRD half a minute late.
-        told = f"{said}; the CRD is new, and it is tried again until the API server knows it"
-        return Refusal(Reason.API_ERROR, told, at_least=3)
-    if error.status == 403:
-        return Refusal(Reason.FORBIDDEN, f"{said}; grant it to the operator", at_least=15)
-    if error.status in (400, 422):
-        return Refusal(Reason.INVALID_SPEC, f"{said}; correct the spec in a new job", final=True)
-    if error.status == 429:
+    cause = _cause(error.message)
+    if cause is None and error.status == 429:
         told = f"{child}: the API server is busy (429); it is asked again when it says"
-        return Refusal(Reason.API_ERROR, told, at_least=error.retry_after or 1)
-    return Refusal(Reason.API_ERROR, f"{said}; it is tried again")
+        return Refusal(Reason.API_ERROR, told, at_least=error.retry_after or 1, child=child)
+    if cause is None and error.status == 422 and error.fields():
+        # The API server's own: a webhook may name fields, too, and was found above.
+        told = f"{said}; correct the spec in a new job"
+        return Refusal(Reason.INVALID_SPEC, told, final=True, child=child)
+    if cause is None and error.status == 403:
+        cause = _NOT_ADMITTED
+    if cause is None:
+        return Refusal(Reason.API_ERROR, f"{said}; it is tried again", child=child)
+    told = f"{said}; {cause.remedy.format(who='the operator')}"
+    return Refusal(cause.reason, told, at_least=cause.at_least, child=child)
+
+
+def refusal_of_pods(job_name: str, told: str) -> Refusal:
+    """What it means that pods of a batch/v1 Job could not be made.
+
+    Args:
+        job_name: of the Job.
+        told: the message of its Event FailedCreate.
+    """
+    child, said = f"Job {job_name}", _OF_A_CONTROLLER.sub("", told)
+    cause = _cause(said)
+    if cause is None and _INVALID_POD.form.match(said):
+        cause = _INVALID_POD
+    if cause is None and _OBJECT.match(said):
+        cause = _NOT_ADMITTED
+    # Each try is of another pod, by the number of its index and by what is made up for it.
+    own = rf"(?<![a-z0-9.-]){re.escape(job_name)}-\d+(?:-[a-z0-9]*)?(?![a-z0-9])"
+    text = steady(re.sub(own, f"{job_name}-...", said))
+    text = text.replace(f'pods "{job_name}-..." is forbidden', "pods are forbidden")
+    if cause is None:
+        return Refusal(Reason.API_ERROR, f"{child}: {text}; it is tried again", child=child)
+    remedy = cause.remedy.format(who="the Job controller")
+    return Refusal(cause.reason, f"{child}: {text}; {remedy}", child=child)
+
+
+def _cause(said: str) -> _Cause | None:
+    sentence = _OBJECT.sub("", said)
+    return next((cause for cause in _CAUSES if cause.form.match(sentence)), None)
 
 
 def steady(text: str) -> str:
-    """The text without what would make it another one each time: a status would be, too."""
-    return _VARYING.sub("...", text)
+    """The text in one line, without what would make it, and a status, another one each time."""
+    return _VARYING.sub("...", re.sub(r"\s+", " ", text).strip())

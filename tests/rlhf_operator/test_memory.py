@@ -3,8 +3,8 @@
 import pytest
 
 from rlhf_api.names import Reason, StageName
-from rlhf_operator.memory import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, ActionId, Memory
-from rlhf_operator.planning.observed import Refusal
+from rlhf_operator.memory import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, ActionId, Lookup, Memory
+from rlhf_operator.planning.observed import ObservedProcess, Refusal
 from rlhf_operator.planning.plan import StartAttempt, StopAttempt
 
 START: ActionId = (StartAttempt, StageName.SFT, 1)
@@ -38,6 +38,47 @@ def test_a_refusal_is_news_once_and_is_told_by_attempt() -> None:
     assert not memory.refuse(STOP, NO, 1.0)
     assert memory.refuse(STOP, Refusal(Reason.API_ERROR, "busy"), 2.0)
     assert memory.refusals() == {(StageName.SFT, 1): Refusal(Reason.API_ERROR, "busy")}
+
+
+def refused(message: str, reason: Reason = Reason.WEBHOOK_DENIED, child: str = "a") -> Refusal:
+    return Refusal(reason, message, child=child)
+
+
+@pytest.mark.parametrize(
+    ("second", "third", "told"),
+    [
+        ("trace red", "trace blue", ["trace", "trace", "trace"]),
+        ("two pods", "two pods", ["trace", "trace", "two pods"]),
+        ("two pods", "trace", ["trace", "trace", "trace"]),
+    ],
+)
+def test_other_words_for_the_same_are_told_when_they_are_repeated(
+    second: str, third: str, told: list[str]
+) -> None:
+    memory, found = Memory(), []
+    for said in ("trace", second, third):
+        memory.refuse(START, refused(said), 0.0)
+        found.append(memory.refusals()[START[1:]].message)
+    assert found == told
+    lookup, heard = Lookup(0.0), []
+    for said in ("trace", second, third):
+        lookup.hear(ObservedProcess("a-?", -1, reason=Reason.WEBHOOK_DENIED, message=said))
+        assert lookup.found is not None
+        heard.append(lookup.found.message)
+    assert heard == told
+
+
+@pytest.mark.parametrize("other", [refused("no", Reason.QUOTA_EXCEEDED), refused("no", child="b")])
+def test_another_reason_or_another_child_is_told_at_once(other: Refusal) -> None:
+    memory = Memory()
+    memory.refuse(START, refused("yes"), 0.0)
+    assert memory.refuse(START, other, 1.0)
+    assert memory.refusals() == {START[1:]: other}
+    lookup = Lookup(0.0)
+    lookup.hear(ObservedProcess("a-?", -1))
+    lookup.hear(ObservedProcess("a-?", -1, reason=Reason.API_ERROR, message="no"))
+    assert lookup.found is not None
+    assert lookup.found.message == "no"
 
 
 def test_the_refusal_of_what_is_not_wanted_any_more_is_forgotten() -> None:

@@ -286,19 +286,19 @@ def test_pods_that_cannot_be_made_are_told_without_their_names() -> None:
         assert not lacks_pods(Gang(other, ()))
     event = {
         "lastTimestamp": at(1),
-        "message": 'pods "demo-sft-3-0-abc" is forbidden: exceeded quota',
+        "message": 'pods "demo-sft-3-0-abc" is forbidden: exceeded quota: q',
     }
     found = refused_pod(job, [event])
     assert found.reason is Reason.QUOTA_EXCEEDED
     assert found.message == (
-        "Job demo-sft-3: pods are forbidden: exceeded quota; free or raise the quota"
+        "Job demo-sft-3: pods are forbidden: exceeded quota: q; free or raise the quota"
     )
     assert refused_pod(job, []).reason is None
     texts = {
         refused_pod(job, [event | {"message": f"webhook: trace {trace}"}]).message
         for trace in ("6b1f0c9e8a52", "7c2f1d0f9b63")
     }
-    assert texts == {"Job demo-sft-3: webhook: trace ...; change the job, or what refuses its pods"}
+    assert texts == {"Job demo-sft-3: webhook: trace ...; it is tried again"}
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_an_event_may_lack_reason_and_message() -> None:
     bare = event("", kind="Warning")
     del bare["reason"], bare["message"]
     assert vanished_pod("demo-sft-3", [bare]) is not None
-    assert refused_pod(make_job(), [bare]).reason is Reason.FORBIDDEN
+    assert refused_pod(make_job(), [bare]).reason is Reason.API_ERROR
 
 
 @pytest.mark.parametrize("pod", ["demo-sft-30-0-x7k2p", "other", "demo-sft-3-0"])

@@ -1,42 +1,152 @@
-"""What each answer of the API server means."""
+"""What each answer of the API server, and each Event about pods that were not made, means."""
+
+from typing import Any
 
 import pytest
 
-from rlhf_api.names import Reason
+from rlhf_api.names import REFUSALS, Reason
 from rlhf_operator.kube import ApiError
-from rlhf_operator.refusals import refusal, steady
+from rlhf_operator.refusals import refusal, refusal_of_pods, steady
 
-TERMINATING = {
-    "message": "namespace x is being terminated",
-    "details": {"causes": [{"reason": "NamespaceTerminating"}]},
-}
+JOB = 'jobs.batch "a-sft-1" is forbidden: '
+PODS = 'pods "a-sft-1-0-x7k2p" is forbidden: '
+
+SENTENCES = [
+    (JOB + "exceeded quota: q, requested: pods=1, used: pods=3, limited: pods=3", "QuotaExceeded"),
+    (JOB + "insufficient quota to match these scopes: [{PriorityClass In [x]}]", "QuotaExceeded"),
+    (PODS + "failed quota: q: must specify limits.cpu for: trainer", "ResourcesRequired"),
+    (PODS + "status unknown for quota: q, resources: pods", "ApiError"),
+    (PODS + "maximum cpu usage per Container is 1, but limit is 2", "LimitRangeViolated"),
+    (
+        PODS + "[minimum memory usage per Pod is 1Gi.  No request is specified, "
+        "maximum cpu usage per Pod is 1.  No limit is specified]",
+        "LimitRangeViolated",
+    ),
+    (
+        PODS + "cpu max limit to request ratio per Container is 2, but provided ratio is 4.0",
+        "LimitRangeViolated",
+    ),
+    (
+        PODS + 'violates PodSecurity "restricted:latest": runAsNonRoot != true (pod must not set '
+        "securityContext.runAsNonRoot=false)",
+        "PodSecurityViolated",
+    ),
+    (
+        PODS + 'unable to validate against any security context constraint: [provider "anyuid": '
+        "Forbidden: not usable by user or serviceaccount]",
+        "PodSecurityViolated",
+    ),
+    (PODS + "no PriorityClass with name urgent was found", "PriorityClassMissing"),
+    (
+        PODS + 'error looking up service account team/x: serviceaccount "x" not found',
+        "ServiceAccountMissing",
+    ),
+    (PODS + 'pod rejected: RuntimeClass "nvidia" not found', "RuntimeClassMissing"),
+    (
+        JOB + "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: exceeded quota: no",
+        "PolicyDenied",
+    ),
+    (JOB + "policy 'p' with binding 'b' denied request: no", "PolicyDenied"),
+    ('admission webhook "w.example.com" denied the request: exceeded quota: no', "WebhookDenied"),
+    ('admission webhook "w.example.com" denied the request without explanation', "WebhookDenied"),
+    (
+        'Internal error occurred: failed calling webhook "w": failed to call webhook: Post '
+        '"https://127.0.0.1:1/?timeout=10s": dial tcp 127.0.0.1:1: connect: connection refused',
+        "WebhookUnavailable",
+    ),
+    (PODS + "pod node label selector conflicts with its namespace node label", "AdmissionDenied"),
+    (
+        'jobs.batch is forbidden: User "u" cannot create resource "jobs" in API group "batch" in '
+        'the namespace "team"',
+        "Forbidden",
+    ),
+    (
+        'persistentvolumeclaims "runs" is forbidden: User "u" cannot get resource '
+        '"persistentvolumeclaims" in API group "" in the namespace "team"',
+        "Forbidden",
+    ),
+    (
+        JOB + "cannot set blockOwnerDeletion if an ownerReference refers to a resource you can't "
+        "set finalizers on: , <nil>",
+        "Forbidden",
+    ),
+    (
+        JOB + "cannot set blockOwnerDeletion in this case because cannot find RESTMapping for "
+        "APIVersion rlhf.dev/v1alpha1 Kind RLHFJob: no matches",
+        "ApiError",
+    ),
+    (
+        JOB + "unable to create new content in namespace team because it is being terminated",
+        "NamespaceTerminating",
+    ),
+    ("etcdserver: request timed out", "ApiError"),
+]
+
+
+@pytest.mark.parametrize(("sentence", "reason"), SENTENCES)
+@pytest.mark.parametrize("status", [400, 403, 422, 500])
+def test_an_answer_is_judged_by_what_it_says(sentence: str, reason: str, status: int) -> None:
+    """A policy may choose its status, and a webhook says what fields it likes."""
+    fields = [{"field": "spec.template", "reason": "FieldValueInvalid"}]
+    own = "webhook" in sentence or "denied request" in sentence
+    body: dict[str, Any] = {"message": sentence, "details": {"causes": fields if own else []}}
+    if status != 403 and reason == "AdmissionDenied":
+        reason = "ApiError"
+    if status == 403 and reason == "ApiError" and sentence.startswith("etcd"):
+        reason = "AdmissionDenied"
+    found = refusal("Job a-sft-1", ApiError("POST /jobs", status, body))
+    assert (found.reason.value, found.final, found.child) == (reason, False, "Job a-sft-1")
+    assert found.reason in REFUSALS
+    assert found.message.startswith("Job a-sft-1: ")
+
+
+@pytest.mark.parametrize(("sentence", "reason"), SENTENCES)
+@pytest.mark.parametrize("before", ["", "(combined from similar events): "])
+def test_refused_pods_have_the_same_reasons(sentence: str, reason: str, before: str) -> None:
+    found = refusal_of_pods("a-sft-1", f"{before}Error creating: {sentence}")
+    assert (found.reason.value, found.final) == (reason, False)
+    assert found.message.startswith("Job a-sft-1: ")
+    assert "similar events" not in found.message
+    answer = refusal("Job a-sft-1", ApiError("POST /jobs", 403, {"message": sentence}))
+    if reason not in ("Forbidden", "ApiError"):
+        assert found.message.rsplit("; ", 1)[1] == answer.message.rsplit("; ", 1)[1]
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "reason", "final", "at_least"),
+    ("status", "fields", "final"),
+    [(422, ["spec.template.spec.priorityClassName"], True), (422, [], False), (400, [], False)],
+)
+def test_only_a_field_that_the_api_server_names_is_the_user_s_mistake(
+    status: int, fields: list[str], final: bool
+) -> None:
+    causes = [{"field": field, "message": "Invalid value"} for field in fields]
+    message = 'Job.batch "a-sft-1" is invalid: spec.template.spec.priorityClassName: Invalid'
+    body = {"message": message, "details": {"causes": causes}}
+    found = refusal("Job a-sft-1", ApiError("POST /jobs", status, body))
+    assert found.final is final
+    assert found.reason is (Reason.INVALID_SPEC if final else Reason.API_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "at_least"),
     [
-        (403, {"message": "exceeded quota: q, requested"}, Reason.QUOTA_EXCEEDED, False, 15),
-        (403, {"message": "cannot create jobs"}, Reason.FORBIDDEN, False, 15),
-        (403, {"message": "cannot find RESTMapping for Kind"}, Reason.API_ERROR, False, 3),
-        (403, TERMINATING, Reason.NAMESPACE_TERMINATING, False, 60),
-        (422, {"message": "spec.x: invalid"}, Reason.INVALID_SPEC, True, 0),
-        (400, {"message": "cannot be parsed"}, Reason.INVALID_SPEC, True, 0),
-        (400, {"message": 'webhook "w" denied the request: no'}, Reason.FORBIDDEN, False, 15),
-        (422, {"message": "policy 'p' denied request: no"}, Reason.FORBIDDEN, False, 15),
-        (429, {}, Reason.API_ERROR, False, 7),
-        (500, {"message": "etcdserver: timeout"}, Reason.API_ERROR, False, 0),
-        (0, {"message": "refused"}, Reason.API_ERROR, False, 0),
+        (403, JOB + "exceeded quota: q, requested", 15),
+        (
+            403,
+            JOB + "cannot set blockOwnerDeletion in this case because cannot find RESTMapping",
+            3,
+        ),
+        (403, JOB + "unable to create new content in namespace x: it is being terminated", 60),
+        (400, 'admission webhook "w" denied the request: no', 15),
+        (500, 'Internal error occurred: failed calling webhook "w": EOF', 2),
+        (429, "too many requests", 7),
+        (500, "etcdserver: timeout", 0),
+        (0, "refused", 0),
     ],
 )
-def test_each_answer(
-    status: int, body: dict[str, object], reason: Reason, final: bool, at_least: float
-) -> None:
-    error = ApiError("POST /jobs", status, body, 7 if status == 429 else None)
-    found = refusal("Job a-sft-1", error)
-    assert (found.reason, found.final, found.at_least) == (reason, final, at_least)
-    assert found.message.startswith("Job a-sft-1: ")
-    if "message" in body:
-        assert str(body["message"]) in found.message
+def test_when_it_is_tried_again(status: int, message: str, at_least: float) -> None:
+    error = ApiError("POST /jobs", status, {"message": message}, 7 if status == 429 else None)
+    assert refusal("Job a-sft-1", error).at_least == at_least
 
 
 def test_an_error_without_a_sentence_names_the_request() -> None:
@@ -44,16 +154,59 @@ def test_an_error_without_a_sentence_names_the_request() -> None:
 
 
 @pytest.mark.parametrize(
+    "sentence",
+    [
+        'pods "{}" is forbidden: no PriorityClass with name x was found',
+        'admission webhook "w" denied the request: Pod/team/{}: not signed',
+        'admission webhook "w" denied the request: resource Pod/team/{} was blocked\n\n  by p',
+        'Pod "{}" is invalid: spec.containers[0].resources.requests: Invalid value: "2"',
+        "pods \"{0}\" is forbidden: ValidatingAdmissionPolicy 'p' denied request: {0}: no",
+        "{}.demo.team.svc is no host",
+    ],
+)
+def test_pods_that_are_tried_one_after_another_are_told_in_the_same_words(sentence: str) -> None:
+    names = ("a-sft-1-0-x7k2p", "a-sft-1-0-abcde", "a-sft-1-12-zzz99", "a-sft-1-3-", "a-sft-1-7")
+    texts = {refusal_of_pods("a-sft-1", f"Error creating: {sentence.format(n)}") for n in names}
+    (told,) = texts
+    assert "\n" not in told.message
+    assert not any(name in told.message for name in names)
+
+
+def test_other_names_stay() -> None:
+    told = refusal_of_pods("a-sft-1", PODS + 'exceeded quota: a-sft-10-0-x7k2p of "b-a-sft-1-0-y"')
+    assert "exceeded quota: a-sft-10-0-... of" in told.message
+    assert '"b-a-sft-1-0-y"' in told.message
+    assert told.message.startswith("Job a-sft-1: pods are forbidden: exceeded quota: ")
+
+
+def test_a_pod_that_is_invalid_by_what_others_add_to_it_is_no_mistake_of_the_job() -> None:
+    text = (
+        'Error creating: Pod "a-sft-1-0-x7k2p" is invalid: spec.containers[0].resources.requests: '
+        'Invalid value: "2": must be less than or equal to cpu limit of 1'
+    )
+    told = refusal_of_pods("a-sft-1", text)
+    assert (told.reason, told.final) == (Reason.INVALID_POD, False)
+
+
+@pytest.mark.parametrize(
     ("text", "kept"),
     [
         ("trace 6b1f0c9e-8a52-4c1d-9d0e-0d7f6a1b2c3d", "trace ..."),
         ("trace 6b1f0c9e8a52", "trace ..."),
+        ("trace 01HZX3J8Q4N6T2V9B7C5D3F1G0", "trace ..."),
+        ("error at 0xc0002", "error at ..."),
         ("at 2026-01-02T03:04:05.678Z", "at ..."),
         ("at 2026-01-02 03:04:05+00:00", "at ..."),
         ("request 1234567", "request ..."),
+        ("after 10.002s, 1m2.5s, 12.5ms or 300ms", "after ..., ..., ... or ..."),
+        ("read tcp 10.0.0.1:51514->10.96.1.2:443: reset", "read tcp ...->10.96.1.2:443: reset"),
+        ("read tcp [::1]:51514->[::1]:443: reset", "read tcp ...->[::1]:443: reset"),
+        ("1, used: cpu=2,memory=1Gi, limited: cpu=3", "1, used: ..., limited: cpu=3"),
         ("pods demo-sft-3-0-x7k2p", "pods demo-sft-3-0-..."),
+        ("blocked\n\n  by  p\n", "blocked by p"),
         ("namespace team-085d64e4 and claim runs-20260102", None),
         ("port 9400, uid 12345, demo-sft-3-0-adieu", None),
+        ("must be at least 300s, timeout=10s, version 1.29.3", None),
     ],
 )
 def test_what_varies_is_left_out(text: str, kept: str | None) -> None:

@@ -8,15 +8,13 @@ counted right by an operator that was not there when it began or ended.
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from rlhf_api.names import Reason, StageName, StageState
+from rlhf_api.names import REFUSALS, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, StageStatus
 from rlhf_operator.planning.guardrails import awaits_resume
 from rlhf_operator.planning.observed import ObservedAttempt
 
 Stages = Mapping[StageName, StageStatus]
 
-REFUSED_PODS = frozenset({Reason.QUOTA_EXCEEDED, Reason.FORBIDDEN})
-"""Reasons of a process that the platform does not let be made."""
 _RUNNING = frozenset({StageState.STARTING, StageState.RUNNING, StageState.STOPPING})
 
 
@@ -126,7 +124,7 @@ def _is_kept(stage: StageStatus, attempt: ObservedAttempt | None, *, refused: bo
         # A new leader does not know of the refusal before it has tried for itself.
         return refused or stage.idle_since is not None
     waiting = (process for process in attempt.processes if not process.ended)
-    return is_held(attempt) or any(process.reason in REFUSED_PODS for process in waiting)
+    return is_held(attempt) or any(process.reason in REFUSALS for process in waiting)
 
 
 def _released(stage: StageStatus, attempt: ObservedAttempt | None, now: datetime) -> StageStatus:

@@ -170,12 +170,14 @@ class Refusal:
         message: object, what the API server said, remedy.
         final: whether trying again cannot help.
         at_least: seconds to wait before the next try.
+        child: kind and name of what was refused; empty if that is not one object.
     """
 
     reason: Reason
     message: str
     final: bool = False
     at_least: float = 0.0
+    child: str = ""
 
 
 @dataclass(frozen=True)

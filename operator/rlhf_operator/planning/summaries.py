@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Literal
 
 from rlhf_api.metrics import Metric
-from rlhf_api.names import ConditionType, Phase, Reason, StageName, StageState
+from rlhf_api.names import REFUSALS, ConditionType, Phase, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Condition, RLHFJob, RLHFJobStatus, StageStatus
 from rlhf_api.v1alpha1.status import MAX_TEXT_LENGTH
 from rlhf_operator.planning.conditions import (
@@ -37,8 +37,7 @@ _PENDING_REASONS = (
     Reason.UNSCHEDULABLE,
     Reason.IMAGE_PULL,
     Reason.QUEUED,
-    Reason.QUOTA_EXCEEDED,
-    Reason.FORBIDDEN,
+    *REFUSALS,
 )
 _SHOWN_STATES = (*ACTIVE, StageState.RESTARTING)
 _RESTING_STATES = (*CLOSED, StageState.WAITING, StageState.SUSPENDED)

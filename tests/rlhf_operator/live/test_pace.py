@@ -60,7 +60,7 @@ def test_a_refusal_that_reads_otherwise_each_time_is_tried_and_told_seldom(
     # None, unless the machine is slow: a hundred turns take four seconds.
     retries = (time.monotonic() - started) // RETRY_SECONDS
     again = jobs.condition("denied", "ChildrenReady")
-    assert (told["status"], told["reason"], again) == ("False", "Forbidden", told)
+    assert (told["status"], told["reason"], again) == ("False", "WebhookDenied", told)
     assert "Job denied-sft-1: admission webhook" in told["message"]
     assert "not on Fridays (trace ..., took ... ns)" in told["message"]
     assert "change the policy" in told["message"]
