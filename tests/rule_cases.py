@@ -102,6 +102,17 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         ({"labels": {"rlhf.dev/job": "a"}}, {1}),
         ({"labels": {"team": "a", "app.kubernetes.io/managed-by": "me"}}, {1}),
         ({"labels": {"kueue.x-k8s.io/queue-name": "q"}}, {1}),
+        ({"labels": {"kueue.x-k8s.io/priority-class": "high", "job-names": "a"}}, set()),
+        ({"labels": {"kueue.x-k8s.io/priority-class-x": "high"}}, {1}),
+        ({"labels": {"job-name": "a"}}, {1}),
+        ({"labels": {"controller-uid": "a"}}, {1}),
+        ({"labels": {"batch.kubernetes.io/job-name": "a"}}, {1}),
+        ({"annotations": {"kueue.x-k8s.io/podset-required-topology": "rack"}}, set()),
+        ({"annotations": {"sidecar.istio.io/inject": "false", "job-name": "a"}}, set()),
+        ({"annotations": {"rlhf.dev/guardrails": "a"}}, {2}),
+        ({"annotations": {"batch.kubernetes.io/job-completion-index": "1"}}, {2}),
+        ({"annotations": {"kueue.x-k8s.io/job-min-parallelism": "1"}}, {2}),
+        ({"labels": {"job-name": "a"}, "annotations": {"rlhf.dev/a": "b"}}, {1, 2}),
     ],
     sources.ScratchModel: [
         (LLAMA, set()),
@@ -233,6 +244,53 @@ TRANSITIONS: list[tuple[str, Any, Any, bool]] = [
     ("stages", {"sft": STAGE}, {"sft": STAGE | {"seed": 1}}, False),
     ("stages", {"sft": STAGE}, {"sft": STAGE, "reward": STAGE}, False),
 ]
+
+CPU = {"requests": {"memory": "1Gi"}, "limits": {"cpu": 4}}
+"""Quantities as an integer and as text."""
+
+
+def _sized(limit: Any) -> dict[str, Any]:
+    return {"volumes": [VOLUME, {"name": "cache", "emptyDir": {"sizeLimit": limit}}]}
+
+
+# A spec before and after, beside the stages where none are named, and the field that the refusal
+# names because its quantities are compared as written; empty if it is not about quantities.
+WRITTEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    *(
+        (
+            {"template": {"resources": CPU}},
+            {"template": {"resources": CPU | {"limits": {"cpu": other}}}},
+            "template.resources",
+        )
+        for other in ("4", "4000m", 5)
+    ),
+    ({"template": {"resources": CPU}}, {"template": {"nodes": 2, "resources": CPU}}, ""),
+    ({"template": {"resources": CPU}}, {"template": {"nodes": 1}}, ""),
+    ({"template": {"resources": CPU}}, {}, ""),
+    *(
+        (
+            {"stages": {name: stage | {"resources": CPU}}},
+            {"stages": {name: stage | {"resources": CPU | {"requests": {"memory": "1024Mi"}}}}},
+            f"stages.{name}.resources",
+        )
+        for name, stage in (("sft", STAGE), ("reward", STAGE), ("ppo", PPO))
+    ),
+    ({"template": _sized("1Gi")}, {"template": _sized("1024Mi")}, "template.volumes[].emptyDir"),
+    ({"template": _sized(1024)}, {"template": _sized("1024")}, "template.volumes[].emptyDir"),
+    ({"template": _sized("1Gi")}, {"template": {"volumes": [VOLUME]}}, ""),
+    ({"template": {"volumes": [VOLUME]}}, {"template": _sized("1Gi")}, ""),
+]
+
+QUEUES = [
+    ("team-a", True),
+    ("team.a", True),
+    ("a" * 63, True),
+    ("a" * 64, False),
+    ("Team", False),
+    ("a/b", False),
+    ("", False),
+]
+"""Names of queues, and whether they may be the value of a label."""
 
 
 Whole = Iterator[tuple[dict[str, Any], str]]

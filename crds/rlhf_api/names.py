@@ -41,6 +41,8 @@ class Label:
     STAGE = f"{GROUP}/stage"
     ATTEMPT = f"{GROUP}/attempt"
     QUEUE = "kueue.x-k8s.io/queue-name"
+    QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+    """The user's: Kueue orders queued Jobs by it."""
 
 
 class Annotation:

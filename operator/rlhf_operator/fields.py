@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from rlhf_api.names import Annotation
+
 Raw = dict[str, Any]
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
@@ -18,6 +20,7 @@ _METADATA = (
     "deletionTimestamp",
 )
 _OWNER = ("uid", "controller")
+_JOB_ANNOTATIONS = (Annotation.CHECKPOINT_STEP, Annotation.GUARDRAILS)
 _JOB_SPEC = ("parallelism", "suspend")
 _JOB_STATUS = ("conditions",)
 _POD_STATUS = ("phase", "podIP", "message", "reason", "conditions")
@@ -64,8 +67,10 @@ def _trimmed_rlhfjob(raw: Raw) -> Raw:
 
 def _trimmed_job(raw: Raw) -> Raw:
     metadata = _metadata(raw) | _only(raw["metadata"], ("labels",))
+    # Those of the job's template may be large.
+    annotations = _only(raw["metadata"].get("annotations") or {}, _JOB_ANNOTATIONS)
     return {
-        "metadata": metadata | {"annotations": raw["metadata"].get("annotations") or {}},
+        "metadata": metadata | {"annotations": annotations},
         "spec": _only(raw.get("spec") or {}, _JOB_SPEC),
         "status": _only(raw.get("status") or {}, _JOB_STATUS),
     }

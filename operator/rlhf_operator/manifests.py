@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import hashlib
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -24,6 +26,10 @@ from rlhf_operator.planning.guardrails import guardrails_digest
 from rlhf_operator.planning.plan import StartAttempt
 
 Raw = dict[str, Any]
+
+_LABEL_LENGTH = 63
+_HASH_LENGTH = 10
+_LOOKS_HASHED = re.compile(rf"-[0-9a-f]{{{_HASH_LENGTH}}}$")
 
 _PASSED_ON = ("affinity", "serviceAccountName", "imagePullSecrets", "runtimeClassName")
 _OF_THE_POD = (*_PASSED_ON, "nodeSelector", "priorityClassName", "terminationGracePeriodSeconds")
@@ -98,7 +104,7 @@ def stage_job(job: RLHFJob, action: StartAttempt, image: str, pull_policy: str) 
     """
     name, labels = child_name(job, action.stage, action.attempt), _labels(job, action)
     metadata = _metadata(job, name, labels | _queue_label(job))
-    metadata["annotations"] = {
+    metadata["annotations"] |= {
         Annotation.CONFIG_DIGEST: action.config.config_digest,
         Annotation.GUARDRAILS: guardrails_digest(action.config.guardrails),
     }
@@ -117,10 +123,7 @@ def stage_job(job: RLHFJob, action: StartAttempt, image: str, pull_policy: str) 
             # Kueue lets it run.
             "suspend": job.spec.queue_name is not None,
             "template": {
-                "metadata": {
-                    "labels": template.get("labels", {}) | labels,
-                    "annotations": template.get("annotations", {}),
-                },
+                "metadata": _of_the_user(job, labels),
                 "spec": _pod(job, action, template, image, pull_policy),
             },
         },
@@ -191,8 +194,17 @@ def _metadata(job: RLHFJob, name: str, labels: dict[str, str]) -> Raw:
         "controller": True,
         "blockOwnerDeletion": True,
     }
-    namespace = job.metadata.namespace
-    return {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
+    where = {"name": name, "namespace": job.metadata.namespace}
+    return where | {"ownerReferences": [owner]} | _of_the_user(job, labels)
+
+
+def _of_the_user(job: RLHFJob, labels: dict[str, str]) -> Raw:
+    """Labels and annotations of `spec.template`, which policies look at, and ours above them."""
+    template = job.spec.template
+    return {
+        "labels": dict(template.labels or {}) | labels,
+        "annotations": dict(template.annotations or {}),
+    }
 
 
 def _spread(labels: dict[str, str]) -> Raw:
@@ -214,5 +226,14 @@ def _folder(claim: str) -> str:
 
 
 def _volume(claim: str) -> str:
-    # A claim's name may be longer than a volume's, and hold dots.
-    return f"rlhf-claim-{claim}"[:63].replace(".", "-").rstrip("-")
+    """Name of a claim's volume: no two claims have the same.
+
+    A claim's own name may hold dots and be longer than a DNS label. What is changed ends in a hash,
+    and so does what would look as if it were.
+    """
+    name = f"rlhf-claim-{claim}"
+    if len(name) <= _LABEL_LENGTH and "." not in claim and not _LOOKS_HASHED.search(claim):
+        return name
+    digest = hashlib.sha256(claim.encode()).hexdigest()[:_HASH_LENGTH]
+    cut = name[: _LABEL_LENGTH - _HASH_LENGTH - 1].replace(".", "-").rstrip("-")
+    return f"{cut}-{digest}"

@@ -11,7 +11,7 @@ from cluster.kube_fixtures import Access
 from example_files import MANIFESTS
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from rule_cases import CASES, NAMES, STAGE, TRANSITIONS, batches, graphs
+from rule_cases import CASES, NAMES, QUEUES, STAGE, TRANSITIONS, WRITTEN, batches, graphs
 from waiting import eventually
 
 from rlhf_api.contract import Contract
@@ -102,6 +102,38 @@ def test_what_may_change(
     assert caught.value.status == 422
     sentence = f"{field} cannot be changed; delete the job and create it anew"
     assert sentence in json.loads(str(caught.value.body))["message"]
+
+
+@pytest.mark.parametrize(("old", "new", "field"), WRITTEN)
+def test_a_quantity_that_is_written_differently_is_named(
+    control_plane: Access, namespace: str, old: Raw, new: Raw, field: str
+) -> None:
+    custom = client.CustomObjectsApi(control_plane.api)
+    where = (GROUP, VERSION, namespace, PLURAL)
+    made = custom.create_namespaced_custom_object(*where, job(**old))
+    custom.replace_namespaced_custom_object(*where, "job", made)
+    changed = job(**new)
+    changed["metadata"]["resourceVersion"] = custom.get_namespaced_custom_object(*where, "job")[
+        "metadata"
+    ]["resourceVersion"]
+    with pytest.raises(ApiException) as caught:
+        custom.replace_namespaced_custom_object(*where, "job", changed)
+    message = json.loads(str(caught.value.body))["message"]
+    assert "cannot be changed; delete the job and create it anew" in message
+    assert ("quantities are compared as written" in message) == bool(field)
+    assert field in message
+
+
+@pytest.mark.parametrize(("name", "allowed"), [each for each in QUEUES if each[0]])
+def test_names_of_queues(control_plane: Access, namespace: str, name: str, allowed: bool) -> None:
+    custom = client.CustomObjectsApi(control_plane.api)
+    where = (GROUP, VERSION, namespace, PLURAL)
+    if allowed:
+        custom.create_namespaced_custom_object(*where, job(queueName=name), dry_run="All")
+        return
+    with pytest.raises(ApiException) as caught:
+        custom.create_namespaced_custom_object(*where, job(queueName=name), dry_run="All")
+    assert "spec.queueName" in json.loads(str(caught.value.body))["message"]
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from typing import Any
 import cel
 import pytest
 from pydantic import BaseModel, ValidationError
-from rule_cases import CASES, LLAMA, PPO, STAGE, TRANSITIONS
+from rule_cases import CASES, LLAMA, PPO, QUEUES, STAGE, TRANSITIONS, WRITTEN
 
 from rlhf_api.contract import CelRule, Contract, Rule
+from rlhf_api.errors import ConfigError
 from rlhf_api.v1alpha1 import sources, stages
 from rlhf_api.v1alpha1.job import RLHFJob
 from rlhf_api.v1alpha1.spec import MUTABLE_FIELDS, RLHFJobSpec
@@ -192,11 +193,34 @@ def test_what_may_change(field: str, old: Any, new: Any, allowed: bool) -> None:
     assert all(verdicts) is allowed
 
 
+@pytest.mark.parametrize(("old", "new", "field"), WRITTEN)
+def test_quantities_are_compared_as_written(
+    old: dict[str, Any], new: dict[str, Any], field: str
+) -> None:
+    whole = {"stages": {"sft": STAGE}}
+    RLHFJobSpec.model_validate(whole | new)
+    rules = [rule for rule in RLHFJobSpec.API_RULES if "oldSelf" in rule.cel]
+    broken = [rule.message for rule in rules if not cel_says(rule, whole | new, whole | old)]
+    assert any("cannot be changed" in message for message in broken)
+    told = [message for message in broken if "quantities are compared as written" in message]
+    assert [message.startswith(field) for message in told] == ([True] if field else [])
+
+
+@pytest.mark.parametrize(("name", "allowed"), QUEUES)
+def test_the_name_of_a_queue_can_be_a_label(make_document: Any, name: str, allowed: bool) -> None:
+    document = make_document({"spec.queueName": name})
+    if allowed:
+        RLHFJob.from_document(document)
+        return
+    with pytest.raises(ConfigError, match="queueName"):
+        RLHFJob.from_document(document)
+
+
 def test_every_field_is_mutable_or_frozen() -> None:
     frozen = {
         rule.cel.split(")")[0].removeprefix("has(self.")
         for rule in RLHFJobSpec.API_RULES
-        if "oldSelf" in rule.cel
+        if "oldSelf" in rule.cel and rule.cel.startswith("has(")
     }
     fields = {info.alias for info in RLHFJobSpec.model_fields.values()}
     assert frozen == fields - set(MUTABLE_FIELDS)

@@ -1,9 +1,12 @@
 """The children of a job, as plain objects."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import RLHFJob
@@ -162,3 +165,103 @@ def test_the_guardrails_are_kept_beside_the_attempt(job: Callable[..., RLHFJob])
     one, other = {"rule": "NegativeKL"}, {"rule": "NonFinite", "action": "Suspend"}
     assert kept(one, other) == kept(other, one)
     assert len({kept(), kept(one), kept(one, other), kept(one | {"action": "Fail"})}) == 4
+
+
+def test_labels_of_the_template_are_on_every_child_and_ours_win(
+    job: Callable[..., RLHFJob],
+) -> None:
+    labels = {"team": "a", "kueue.x-k8s.io/priority-class": "high"}
+    given = job(template={"labels": labels, "annotations": {"cost": "42"}}, queueName="q")
+    # As if an API server without our rules had let them pass.
+    stolen = {
+        "rlhf.dev/stage": "ppo",
+        "app.kubernetes.io/managed-by": "me",
+        "rlhf.dev/job-uid": "x",
+    }
+    theirs = {"rlhf.dev/config-digest": "x", "cost": "42"}
+    template = given.spec.template.model_copy(
+        update={"labels": labels | stolen, "annotations": theirs}
+    )
+    forged = given.model_copy(update={"spec": given.spec.model_copy(update={"template": template})})
+    for one in (given, forged):
+        action, child = made(one)
+        pod = child["spec"]["template"]
+        for each in (child, service(one), config_map(one, action), pod):
+            metadata = each["metadata"]
+            assert labels.items() <= metadata["labels"].items()
+            assert metadata["labels"]["app.kubernetes.io/managed-by"] == "rlhf-operator"
+            assert metadata["labels"]["rlhf.dev/job-uid"] == UID
+            assert metadata["annotations"]["cost"] == "42"
+        assert child["metadata"]["labels"]["rlhf.dev/stage"] == "sft"
+        assert child["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
+        assert child["metadata"]["annotations"]["rlhf.dev/config-digest"].startswith("sha256:")
+        assert pod["metadata"]["labels"]["rlhf.dev/stage"] == "sft"
+        assert "kueue.x-k8s.io/queue-name" not in pod["metadata"]["labels"]
+
+
+def volumes_of(job: RLHFJob) -> dict[str, str]:
+    """Claims by the names of their volumes, each of which is mounted where it belongs."""
+    pod = pod_of(made(job)[1])
+    found = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert {name: mounts[name] for name in found} == {
+        name: f"/mnt/claims/{claim}" for name, claim in found.items()
+    }
+    return found
+
+
+CLAIM = st.from_regex(r"[ab]([-ab.]{0,70}[ab])?", fullmatch=True)
+ALIKE = ["a.b", "a-b", "a--b", "a.-b", "a" * 52, "a" * 53, "a" * 53 + "b", "a" * 252 + "b"]
+
+
+@given(st.lists(CLAIM | st.sampled_from(ALIKE), min_size=1, max_size=6))
+def test_no_two_claims_have_one_volume(claims: list[str]) -> None:
+    # And none is called like what another one's name was changed to.
+    before = volume_names(claims)
+    looks_changed = [name.removeprefix("rlhf-claim-") for name in before.values()]
+    claims = [*claims, *looks_changed]
+    names = volume_names(claims)
+    assert len(set(names.values())) == len(set(claims))
+    for claim, name in names.items():
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)
+        assert name.startswith("rlhf-")
+        assert before.get(claim, name) == name
+
+
+def volume_names(claims: list[str]) -> dict[str, str]:
+    spec = {
+        "storage": {"uri": "pvc://runs"},
+        "stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}}},
+    }
+    found = {}
+    for claim in claims:
+        spec["stages"]["sft"]["dataset"] = {"uri": f"pvc://{claim}/x"}
+        document = {
+            "apiVersion": "rlhf.dev/v1alpha1",
+            "kind": "RLHFJob",
+            "metadata": {"name": "demo", "namespace": "team", "uid": UID},
+            "spec": spec,
+        }
+        (name,) = [
+            name
+            for name, each in volumes_of(RLHFJob.from_document(document)).items()
+            if each == claim
+        ]
+        found[claim] = name
+    return found
+
+
+@pytest.mark.parametrize(
+    ("claim", "name"),
+    [
+        ("runs", "rlhf-claim-runs"),
+        ("a" * 52, "rlhf-claim-" + "a" * 52),
+        ("a.b", "rlhf-claim-a-b-2e7336dc8e"),
+    ],
+)
+def test_the_name_of_a_volume_is_that_of_its_claim_where_it_can_be(claim: str, name: str) -> None:
+    assert volume_names([claim])[claim] == name

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_api.names import Annotation
 from rlhf_operator.fields import owner_uid, trimmed
 from rlhf_operator.store import REMEMBER_SECONDS, Kind, Store
 
@@ -79,6 +80,14 @@ def test_what_was_trimmed_before_is_taken_in_as_it_is(kind: Kind) -> None:
     assert trimmed(kind, once) == once
     assert "managedFields" not in once["metadata"]
     assert owner_uid(once) == "owner"
+
+
+def test_of_the_annotations_of_a_job_those_are_kept_that_are_read() -> None:
+    """Those of its template are there, too, and may be large."""
+    own = {Annotation.CHECKPOINT_STEP: "4", Annotation.GUARDRAILS: "sha256:0"}
+    whole = raw("uid", 1, owner="owner")
+    whole["metadata"]["annotations"] = own | {"notes": "x" * 10_000}
+    assert trimmed(Kind.JOB, whole)["metadata"]["annotations"] == own
 
 
 def test_objects_share_their_keys() -> None:

@@ -10,7 +10,7 @@ from rlhf_api.contract import CelRule, Contract, ListMap, Rule
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1.graph import graph_rules, stage_order
 from rlhf_api.v1alpha1.guardrails import Guardrail
-from rlhf_api.v1alpha1.pod import Name
+from rlhf_api.v1alpha1.pod import QueueName
 from rlhf_api.v1alpha1.sources import S3_REFUSAL, URI
 from rlhf_api.v1alpha1.stages import DEFAULT_BATCH_SIZE, PPOStage, Stages
 from rlhf_api.v1alpha1.template import PodTemplate
@@ -110,6 +110,27 @@ def _transition_rule(field: str) -> CelRule:
     )
 
 
+def _quantity_rules() -> Iterator[CelRule]:
+    """Say more than the rules above where `4` was written and `"4"` is."""
+    as_written = (
+        "is not as it was, and quantities are compared as written: 4 is neither '4' nor 4000m; "
+        "write them as before, or delete the job and create it anew"
+    )
+    for holder in ("template", *(f"stages.{stage}" for stage in StageName)):
+        path = f"{holder}.resources"
+        given = [f"has({side}.{holder}) && has({side}.{path})" for side in ("self", "oldSelf")]
+        cel = f"!({' && '.join(given)}) || self.{path} == oldSelf.{path}"
+        yield CelRule(cel=cel, message=f"{path} {as_written}")
+    path, size = "template.volumes", "emptyDir.sizeLimit"
+    given = [f"has({side}.template) && has({side}.{path})" for side in ("self", "oldSelf")]
+    limits = [f"has({each}.emptyDir) && has({each}.{size})" for each in ("v", "w")]
+    other = f"v.name == w.name && {' && '.join(limits)} && v.{size} != w.{size}"
+    yield CelRule(
+        cel=f"!({' && '.join(given)}) || !self.{path}.exists(v, oldSelf.{path}.exists(w, {other}))",
+        message=f"{path}[].{size} {as_written}",
+    )
+
+
 class RLHFJobSpec(Contract):
     """Desired state of an RLHFJob."""
 
@@ -120,6 +141,7 @@ class RLHFJobSpec(Contract):
             _transition_rule(field)
             for field in ("image", "storage", "template", "queueName", "stages")
         ),
+        *_quantity_rules(),
     )
 
     suspend: bool = False
@@ -136,7 +158,7 @@ class RLHFJobSpec(Contract):
     guardrails: Annotated[tuple[Guardrail, ...], Field(max_length=16), ListMap("rule")] = ()
     """What is done when PPO goes wrong, for each rule at most once; all others are observed, and a
     change holds from the next attempt on."""
-    queue_name: Name | None = None
+    queue_name: QueueName | None = None
     """Kueue queue that admits the job's pods; not queued when left out."""
     stages: Stages
     """The stages of the job."""

@@ -20,7 +20,15 @@ from rlhf_api.v1alpha1.volumes import SecurityContext, Volume, VolumeMount
 
 AnnotationValue = Annotated[str, StringConstraints(max_length=16384)]
 
-_RESERVED_LABEL_PREFIXES = (f"{GROUP}/", "batch.kubernetes.io/", "kueue.x-k8s.io/")
+_OWN_PREFIXES = (f"{GROUP}/", "batch.kubernetes.io/")
+_KUEUE = "kueue.x-k8s.io/"
+# What the Job controller called its labels before they had a prefix.
+_RESERVED_LABELS = (Label.MANAGED_BY, "job-name", "controller-uid")
+# With these Kueue would run a part of a gang.
+_RESERVED_ANNOTATIONS = (
+    f"{_KUEUE}job-min-parallelism",
+    f"{_KUEUE}job-completions-equal-parallelism",
+)
 
 
 class ImagePullSecret(Contract):
@@ -30,8 +38,19 @@ class ImagePullSecret(Contract):
     """Name of the Secret."""
 
 
-def _is_reserved(label: str) -> bool:
-    return label == Label.MANAGED_BY or label.startswith(_RESERVED_LABEL_PREFIXES)
+def _cel_of_keys(field: str, reserved: tuple[str, ...], also: str = "") -> str:
+    names = ", ".join(f"'{name}'" for name in reserved)
+    prefixes = "".join(f" && !key.startsWith('{prefix}')" for prefix in _OWN_PREFIXES)
+    return f"!has(self.{field}) || self.{field}.all(key, !(key in [{names}]){prefixes}{also})"
+
+
+def _is_reserved_label(key: str) -> bool:
+    of_kueue = key.startswith(_KUEUE) and key != Label.QUEUE_PRIORITY
+    return key in _RESERVED_LABELS or key.startswith(_OWN_PREFIXES) or of_kueue
+
+
+def _is_reserved_annotation(key: str) -> bool:
+    return key in _RESERVED_ANNOTATIONS or key.startswith(_OWN_PREFIXES)
 
 
 class PodTemplate(Contract):
@@ -48,16 +67,22 @@ class PodTemplate(Contract):
             ),
         ),
         Rule(
-            cel="!has(self.labels) || self.labels.all(key, "
-            + " && ".join(
-                [f"key != '{Label.MANAGED_BY}'"]
-                + [f"!key.startsWith('{prefix}')" for prefix in _RESERVED_LABEL_PREFIXES]
-            )
-            + ")",
-            message=f"labels {Label.MANAGED_BY} and those that start with "
-            f"{', '.join(_RESERVED_LABEL_PREFIXES)} are not the user's; remove them (a Kueue queue "
-            "is named by spec.queueName)",
-            holds=lambda m: not any(_is_reserved(label) for label in m.labels or ()),
+            cel=_cel_of_keys(
+                "labels",
+                _RESERVED_LABELS,
+                f" && (!key.startsWith('{_KUEUE}') || key == '{Label.QUEUE_PRIORITY}')",
+            ),
+            message=f"labels {', '.join(_RESERVED_LABELS)} and those that start with "
+            f"{', '.join(_OWN_PREFIXES)} are not the user's, nor are those of Kueue but for "
+            f"{Label.QUEUE_PRIORITY}; remove them (a Kueue queue is named by spec.queueName)",
+            holds=lambda m: not any(map(_is_reserved_label, m.labels or ())),
+        ),
+        Rule(
+            cel=_cel_of_keys("annotations", _RESERVED_ANNOTATIONS),
+            message=f"annotations {', '.join(_RESERVED_ANNOTATIONS)} and those that start with "
+            f"{', '.join(_OWN_PREFIXES)} are not the user's; remove them (a stage runs with all of "
+            "its nodes)",
+            holds=lambda m: not any(map(_is_reserved_annotation, m.annotations or ())),
         ),
     )
 
@@ -97,8 +122,9 @@ class PodTemplate(Contract):
     runtime_class_name: Name | None = None
     """Runtime class of the pods, for example nvidia; the cluster's default when left out."""
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
-    """Labels added to the pods."""
+    """Labels added to the pods, and to the Job, ConfigMap and Service that are made for them."""
     annotations: Annotated[dict[LabelKey, AnnotationValue], Field(max_length=64)] | None = None
-    """Annotations added to the pods."""
+    """Annotations added to the pods, and to the Job, ConfigMap and Service that are made for
+    them."""
     termination_grace_period_seconds: int = Field(300, ge=15, le=86_400)
     """Seconds that a pod has to save a checkpoint after SIGTERM; a step and a save must fit."""
