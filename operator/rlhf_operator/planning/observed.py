@@ -79,6 +79,7 @@ class ObservedProcess:
         disrupted: whether the platform ended it, by preemption, a drain or a lost node.
         lost: whether nobody can say that it ended, since its node does not answer; not waited for.
         terminating: whether it was asked to stop.
+        beside: what runs on beside it though it has ended, and keeps its place.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ObservedProcess:
     disrupted: bool = False
     lost: bool = False
     terminating: bool = False
+    beside: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -113,7 +115,8 @@ class ObservedAttempt:
         stage: the stage.
         attempt: number of the attempt.
         processes: its launchers, in any order.
-        complete: whether all of them ended well; says so even when they are gone.
+        complete: whether all of them ended well; says so even when they are gone, and although
+            others run on beside them.
         failed: whether it was given up; says so even when they are gone.
         killed_at: when the rest began to be killed; what ends after that is no evidence.
         checkpoint_step: step of the newest checkpoint when the attempt was started.
@@ -150,9 +153,19 @@ class ObservedAttempt:
         return not (self.complete or self.failed)
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """What runs on beside processes that have ended, each name once."""
+        return tuple(dict.fromkeys(name for process in self.processes for name in process.beside))
+
+    @property
+    def occupied(self) -> bool:
+        """Whether it still has a place to give up: anything of it may run, or runs on beside it."""
+        return self.live or bool(self.beside)
+
+    @property
     def stopping(self) -> bool:
         """Whether everything that still runs was asked to stop."""
-        running = [process for process in self.processes if not process.ended]
+        running = [each for each in self.processes if each.beside or not each.ended]
         return bool(running) and all(process.terminating for process in running)
 
     @property
@@ -202,6 +215,6 @@ class Observed:
                 return found
         return None
 
-    def live(self, stage: StageName) -> tuple[ObservedAttempt, ...]:
-        """The attempts of `stage` of which something may still run."""
-        return tuple(found for found in self.attempts if found.stage is stage and found.live)
+    def occupied(self, stage: StageName) -> tuple[ObservedAttempt, ...]:
+        """The attempts of `stage` of which something may still run, or runs on beside them."""
+        return tuple(found for found in self.attempts if found.stage is stage and found.occupied)

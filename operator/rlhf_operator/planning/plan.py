@@ -182,7 +182,7 @@ def _at_rest(job: RLHFJob, observed: Observed, now: datetime) -> Plan:
     """A finished job: nothing of it is to run, and every generation of its spec was looked at."""
     stages = stages_of(job.status)
     conditions = with_children(job.status.conditions, job, stages, observed, now)
-    leftovers = [found for found in observed.attempts if found.live and not found.stopping]
+    leftovers = [found for found in observed.attempts if found.occupied and not found.stopping]
     stops = tuple(StopAttempt(each.stage, each.attempt, Reason.FINISHED) for each in leftovers)
     generation = job.metadata.generation
     status = job.status.model_copy(
@@ -275,7 +275,7 @@ def _decided(
         elif job.spec.suspend:
             halted = halt(stage, attempt, Reason.USER_REQUESTED, "stopped on request")
             decided[name] = resumed(halted)
-        elif not observed.live(name) and (
+        elif not observed.occupied(name) and (
             _is_due(stage, now) or _is_outdated(name, stage, observed, configs)
         ):
             busy = _busy(configs.rivals(name), decided, observed)
@@ -318,7 +318,7 @@ def _busy(
     return [
         name
         for name, stage in stages.items()
-        if name in rivals and (stage.state in ACTIVE or observed.live(name))
+        if name in rivals and (stage.state in ACTIVE or observed.occupied(name))
     ]
 
 
@@ -356,7 +356,7 @@ def _actions(
         if not is_known(stage):
             continue
         wanted = stage.attempt if stage.state in (StageState.STARTING, StageState.RUNNING) else 0
-        strays = [found for found in observed.live(name) if found.attempt != wanted]
+        strays = [found for found in observed.occupied(name) if found.attempt != wanted]
         for found in strays:
             if not found.stopping:
                 yield StopAttempt(name, found.attempt, stage.reason or Reason.STOPPED)

@@ -20,6 +20,7 @@ from rlhf_api.metrics import STATUS_METRICS
 from rlhf_api.names import FailureClass, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Progress, RunPolicy, StageArtifact, StageResult, StageStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
+from rlhf_operator.planning.beside import with_beside
 from rlhf_operator.planning.clocks import (
     idle_seconds,
     is_held,
@@ -73,6 +74,8 @@ def absorb(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> S
     stage = with_holds(stage, attempt, case.now, refused=case.refusal is not None)
     if stage.state in ACTIVE:
         stage = _settle(stage, attempt, case)
+        if attempt is not None and stage.state not in ACTIVE:
+            stage = with_beside(stage, attempt)
     return _within_deadlines(stage, attempt, case)
 
 

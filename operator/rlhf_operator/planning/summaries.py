@@ -161,7 +161,7 @@ def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
 
 def _is_resting(stages: Stages, observed: Observed) -> bool:
     """Whether nothing runs, or is about to."""
-    live = any(observed.live(name) for name in stages)
+    live = any(observed.occupied(name) for name in stages)
     # A state that only a newer operator knows may be one in which something runs.
     return not live and all(stage.state in _RESTING_STATES for stage in stages.values())
 
@@ -237,7 +237,7 @@ def _children(stages: Stages, observed: Observed, told: Condition | None) -> Ite
     """Whether all children that are wanted could be made; nothing is said in between."""
     kind = ConditionType.CHILDREN_READY
     wanted = [(name, stage.attempt) for name, stage in stages.items() if stage.state in ACTIVE]
-    left = any(found.live for found in observed.attempts)
+    left = any(found.occupied for found in observed.attempts)
     refusal = _standing_refusal(wanted, observed)
     if refusal is not None:
         yield Finding(kind, "False", refusal.reason, refusal.message)

@@ -268,7 +268,7 @@ class World(Happenings):
             assert not self.trial.job.spec.suspend
             assert action.stage not in self.held
             assert key not in self.trial.attempts
-            assert seen.live(action.stage) == ()
+            assert seen.occupied(action.stage) == ()
             assert action.attempt == self._current(action.stage)
             inputs = stage_inputs(self.trial.job.spec.stages)[action.stage].values()
             assert all(self._state(each) is StageState.SUCCEEDED for each in inputs)
@@ -295,7 +295,7 @@ class World(Happenings):
             if new.state is StageState.STARTING:
                 assert grown or (old is not None and old.state is StageState.STARTING)
             if grown:
-                assert Observed(tuple(self.trial.attempts.values())).live(name) == ()
+                assert Observed(tuple(self.trial.attempts.values())).occupied(name) == ()
             assert new.restarts <= POLICY["maxRestarts"]
             self._check_clock(new, old.idle_seconds if old is not None else 0)
             if old is not None and old.state in (StageState.SUCCEEDED, StageState.FAILED):
