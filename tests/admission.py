@@ -1,4 +1,5 @@
-"""A validating webhook on this machine, for tests that need the API server to refuse or to wait."""
+"""Webhooks on this machine and admission policies, for tests that need the API server to refuse, to
+wait, or to change what it is given."""
 
 import base64
 import contextlib
@@ -10,12 +11,13 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from cluster.control_plane import ControlPlane
+from cluster.control_plane import ControlPlane, free_port
 from cluster.kube_fixtures import Access
 from kubernetes import client
 
 Raw = dict[str, Any]
-Verdict = Callable[[Raw], str | None]
+Verdict = Callable[[Raw], str | Raw | None]
+"""What an object is refused with: a sentence, or a Status as a webhook may answer; None lets it."""
 
 
 class Webhook:
@@ -30,27 +32,42 @@ class Webhook:
         self._api = client.AdmissionregistrationV1Api(access.api)
         self._namespace, self._plural = namespace, plural
         self._authority = own.authority
+        self._server: ThreadingHTTPServer | None = None
+        self.is_registered = False
         self.asked: list[str] = []
         self.name = f"{plural}.{namespace}.test"
 
     def answer(self, verdict: Verdict, seconds: float = 0.0) -> Self:
-        """Refuse with the text that `verdict` gives for an object, after so many seconds."""
+        """Refuse with what `verdict` gives for an object, after so many seconds."""
         certificate, key = self._authority.issue("webhook", "webhook", hosts=("127.0.0.1",))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(verdict, seconds))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._api.create_validating_webhook_configuration(self._configuration())
+        self._register(self._server.server_address[1])
+        return self
+
+    def be_away(self) -> Self:
+        """Register it, with nobody there who answers."""
+        self._register(free_port())
         return self
 
     def close(self) -> None:
-        """Take the webhook back."""
-        self._api.delete_validating_webhook_configuration(self.name)
-        self._server.shutdown()
-        self._server.server_close()
+        """Take the webhook back, unless that is done."""
+        if self.is_registered:
+            self._api.delete_validating_webhook_configuration(self.name)
+            self.is_registered = False
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
 
-    def _configuration(self) -> Raw:
+    def _register(self, port: int) -> None:
+        self._api.create_validating_webhook_configuration(self._configuration(port))
+        self.is_registered = True
+
+    def _configuration(self, port: int) -> Raw:
         bundle = base64.b64encode(self._authority.certificate.read_bytes()).decode()
         rule = {
             "apiGroups": ["*"],
@@ -65,7 +82,7 @@ class Webhook:
             "rules": [rule],
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self._namespace}},
             "clientConfig": {
-                "url": f"https://127.0.0.1:{self._server.server_address[1]}/",
+                "url": f"https://127.0.0.1:{port}/",
                 "caBundle": bundle,
             },
         }
@@ -86,7 +103,8 @@ class Webhook:
                 refused = verdict(request["object"])
                 answer: Raw = {"uid": request["uid"], "allowed": refused is None}
                 if refused is not None:
-                    answer["status"] = {"message": refused}
+                    told = {"message": refused} if isinstance(refused, str) else refused
+                    answer["status"] = told
                 text = json.dumps(body | {"response": answer}).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
@@ -99,3 +117,68 @@ class Webhook:
                 """Say nothing."""
 
         return Handler
+
+
+class Policy:
+    """An admission policy for the objects of a kind that are made in a namespace.
+
+    Attributes:
+        name: of the policy, which refusals tell.
+    """
+
+    def __init__(self, access: Access, namespace: str, plural: str, group: str = "") -> None:
+        self._access, self._namespace = access, namespace
+        self.name = f"{plural}.{namespace}.policy"
+        rule = {
+            "apiGroups": [group],
+            "apiVersions": ["v1"],
+            "operations": ["CREATE"],
+            "resources": [plural],
+        }
+        labels = {"kubernetes.io/metadata.name": namespace}
+        self._matches = {
+            "resourceRules": [rule],
+            "namespaceSelector": {"matchLabels": labels},
+        }
+        self._made: list[str] = []
+
+    def deny(self, message: str, reason: str = "Invalid", unless: str = "false") -> Self:
+        """Refuse what is not so, with what the CEL expression `message` gives."""
+        validation = {"expression": unless, "messageExpression": message, "reason": reason}
+        self._make("Validating", {"validations": [validation], "failurePolicy": "Fail"}, ["Deny"])
+        return self
+
+    def inject(self, container: str) -> Self:
+        """Put a container of that name before those of every pod."""
+        patch = (
+            'JSONPatch{op: "add", path: "/spec/containers/0", value: '
+            f'Object.spec.containers{{name: "{container}", image: "registry.test/{container}:1"}}}}'
+        )
+        mutation = {"patchType": "JSONPatch", "jsonPatch": {"expression": f"[{patch}]"}}
+        spec = {"mutations": [mutation], "failurePolicy": "Fail", "reinvocationPolicy": "Never"}
+        self._make("Mutating", spec, None)
+        return self
+
+    def close(self) -> None:
+        """Take the policy back, unless that is done."""
+        for kind in reversed(self._made):
+            self._access.kubectl("delete", kind, self.name)
+        self._made = []
+
+    def _make(self, kind: str, spec: Raw, actions: list[str] | None) -> None:
+        kind = f"{kind}AdmissionPolicy"
+        binding: Raw = {"policyName": self.name}
+        if actions is not None:
+            binding["validationActions"] = actions
+        for name, content in (
+            (kind, spec | {"matchConstraints": self._matches}),
+            (f"{kind}Binding", binding),
+        ):
+            document = {
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": name,
+                "metadata": {"name": self.name},
+                "spec": content,
+            }
+            self._access.kubectl("create", "-f", "-", text=json.dumps(document))
+            self._made.append(name)

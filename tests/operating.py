@@ -223,6 +223,12 @@ class Jobs:
         phase = "Succeeded" if code == 0 else "Failed"
         self._set(pod, phase, {"terminated": ended}, ready=False)
 
+    def end_trainer(self, pod: Any, code: int, message: str, beside: str) -> None:
+        """As the kubelet: the trainer of a pod ends, and the container `beside` runs on."""
+        ended = {"exitCode": code, "reason": "Completed", "finishedAt": now(), "message": message}
+        runs = {"running": {"startedAt": now()}}
+        self._set(pod, "Running", {"terminated": ended}, ready=False, others={beside: runs})
+
     def result(self, name: str, stage: str, attempt: int, code: int, **more: Any) -> str:
         """The termination message of an attempt's launcher."""
         uid = self.get(name)["metadata"]["uid"]
@@ -292,20 +298,25 @@ class Jobs:
         )
         return [(each.type, each.reason) for each in found.items]
 
-    def _set(self, pod: Any, phase: str, state: Raw, *, ready: bool) -> None:
-        container = {
-            "name": "trainer",
-            "image": "registry.test/trainer:1",
-            "imageID": "",
-            "ready": ready,
-            "restartCount": 0,
-            "state": state,
-        }
+    def _set(
+        self, pod: Any, phase: str, state: Raw, *, ready: bool, others: Raw | None = None
+    ) -> None:
+        containers = [
+            {
+                "name": name,
+                "image": f"registry.test/{name}:1",
+                "imageID": "",
+                "ready": ready,
+                "restartCount": 0,
+                "state": each,
+            }
+            for name, each in ((others or {}) | {"trainer": state}).items()
+        ]
         conditions = [
             {"type": "Ready", "status": str(ready), "lastTransitionTime": now()},
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()},
         ]
-        status = {"phase": phase, "containerStatuses": [container], "conditions": conditions}
+        status = {"phase": phase, "containerStatuses": containers, "conditions": conditions}
         body = {"status": status | {"startTime": now()}}
         self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, body)
 

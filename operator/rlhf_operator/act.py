@@ -20,6 +20,10 @@ from rlhf_operator.store import Kind, Store
 
 Raw = dict[str, Any]
 
+CREATE_SECONDS = 15
+"""Longer than the API server waits for one webhook, which is 10 s unless its configuration says
+otherwise: who gives up first does not learn which one it was."""
+
 
 class Actor:
     """Makes and deletes the children of jobs."""
@@ -90,7 +94,7 @@ class Actor:
         """The child, made unless it is there."""
         name = f"{manifest['kind']} {manifest['metadata']['name']}"
         try:
-            return await self._kube.request("POST", path, manifest)
+            return await self._kube.request("POST", path, manifest, timeout=CREATE_SECONDS)
         except ApiError as error:
             # 409 is the answer, too, when a quota is written to at the same time.
             if error.status != 409 or error.body.get("reason") != "AlreadyExists":

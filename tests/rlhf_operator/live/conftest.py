@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from admission import Webhook
+from admission import Policy, Webhook
 from cluster.control_plane import ControlPlane
 from cluster.kube_fixtures import Access
 from operating import Jobs, OperatorProcess
@@ -73,6 +73,20 @@ def webhook(
 
     def make(plural: str) -> Webhook:
         made.append(Webhook(control_plane, own_control_plane, namespace, plural))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def policy(control_plane: Access, namespace: str) -> Iterator[Callable[..., Policy]]:
+    """Makes an admission policy for the objects of a kind."""
+    made: list[Policy] = []
+
+    def make(plural: str, group: str = "") -> Policy:
+        made.append(Policy(control_plane, namespace, plural, group))
         return made[-1]
 
     yield make

@@ -1,0 +1,78 @@
+"""Containers that the cluster injects into pods, and that run on when the trainer has ended."""
+
+from collections.abc import Callable
+
+import pytest
+from admission import Policy
+from operating import Jobs, OperatorProcess, eventually, stage
+
+PROXY = "proxy"
+
+
+@pytest.fixture
+def injected(jobs: Jobs, policy: Callable[..., Policy]) -> None:
+    """Every pod of the namespace gets a proxy, which stands before the trainer."""
+    policy("pods").inject(PROXY)
+    pod = {
+        "metadata": {"name": "probe"},
+        "spec": {"containers": [{"name": "a", "image": "b"}]},
+    }
+
+    def is_injected() -> bool:
+        made = jobs.core.create_namespaced_pod(jobs.namespace, pod, dry_run="All")
+        return [each.name for each in made.spec.containers] == [PROXY, "a"]
+
+    eventually(is_injected)
+
+
+@pytest.mark.usefixtures("injected")
+def test_trainers_that_are_done_end_the_stage_and_the_job_is_deleted(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("proxied", stages={"sft": stage(nodes=2, batchSize=32)})
+    jobs.run("proxied", n=2)
+    jobs.reaches("proxied", "Running")
+    pods = jobs.pods("proxied")
+    assert [each.name for each in pods[0].spec.containers] == [PROXY, "trainer"]
+    for pod in pods:
+        # A finalizer, as that of a policy that keeps logs, so that the order can be seen.
+        jobs.core.patch_namespaced_pod(
+            pod.metadata.name,
+            jobs.namespace,
+            {"metadata": {"finalizers": ["rlhf.dev/held-by-a-test"]}},
+        )
+    result = jobs.result("proxied", "sft", 1, 0)
+    for pod in pods:
+        jobs.end_trainer(pod, 0, result, PROXY)
+    found = jobs.reaches("proxied", "Succeeded")
+    said = f"attempt 1 is deleted, and its logs with it, since {PROXY} would run on beside it"
+    assert found["message"].endswith(said)
+    eventually(lambda: jobs.phase("proxied") == "Succeeded")
+    read = jobs.batch.read_namespaced_job
+    eventually(lambda: read("proxied-sft-1", jobs.namespace).metadata.deletion_timestamp)
+    for pod in jobs.pods("proxied"):
+        jobs.core.patch_namespaced_pod(
+            pod.metadata.name, jobs.namespace, {"metadata": {"finalizers": None}}
+        )
+    eventually(lambda: not jobs.batch.list_namespaced_job(jobs.namespace).items)
+    assert jobs.phase("proxied") == "Succeeded"
+    told = jobs.core.list_namespaced_event(
+        jobs.namespace, field_selector="involvedObject.name=proxied,reason=Finished"
+    ).items
+    assert [each.message for each in told] == [f"stage sft: done; {said}"]
+
+
+@pytest.mark.usefixtures("injected")
+def test_a_trainer_that_fails_is_started_again_when_its_pod_is_gone(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("failing")
+    jobs.run("failing")
+    jobs.reaches("failing", "Running")
+    (pod,) = jobs.pods("failing")
+    jobs.end_trainer(pod, 1, jobs.result("failing", "sft", 1, 1), PROXY)
+    found = jobs.reaches("failing", "Starting", attempt=2)
+    assert (found["restarts"], found["attempt"]) == (1, 2)
+    jobs.run("failing", attempt=2)
+    jobs.reaches("failing", "Running", attempt=2)
+    assert not jobs.pods("failing")
