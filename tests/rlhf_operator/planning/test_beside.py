@@ -76,6 +76,7 @@ def test_a_failed_attempt_makes_room_before_the_next_one(trial: MakeTrial) -> No
     leave(t, "sft", terminating=True)
     t.look(60)
     assert (t.stops(), t.started()) == ([], [])
+    assert (t.stage("sft").state, t.stage("sft").attempt) == ("Restarting", 1)
     drop(t, "sft", 1)
     t.look(1)
     assert t.started() == [("sft", 2)]
