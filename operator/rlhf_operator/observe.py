@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from rlhf_api.errors import ContractVersionError
 from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import StageResult
 from rlhf_operator.fields import INDEX_ANNOTATION, TRAINER
+from rlhf_operator.injected import is_done, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
 from rlhf_operator.refusals import refusal_of_pods
 from rlhf_operator.store import Gang
@@ -21,10 +22,6 @@ logger = logging.getLogger(__name__)
 
 NODE_SILENCE = timedelta(seconds=30)
 """How long a pod may be not ready though its containers run, or exceed its grace period."""
-
-BESIDE_SECONDS = timedelta(seconds=10)
-"""How long what was injected beside a trainer may take to end after it before the trainer counts as
-ended without it."""
 
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _DISRUPTIONS = ("Preempted", "TaintManagerEviction", "Evicted", "NodeNotReady", "NodeShutdown")
@@ -140,9 +137,10 @@ def _attempt(gang: Gang, now: datetime) -> SeenAttempt | None:
     true = true_conditions(job)
     deleted_at = _time(metadata.get("deletionTimestamp"))
     failing = true.get("FailureTarget") or true.get("Failed")
+    failed = failing is not None or deleted_at is not None
     failed_at = _time(failing["lastTransitionTime"]) if failing else None
     seen = [
-        _without_others(pod, now, *_process(pod, now, deleting=deleted_at is not None))
+        without_others(pod, now, *_process(pod, now, deleting=deleted_at is not None))
         for _, pod in _in_order(gang)
     ]
     processes = [process for process, _ in seen]
@@ -153,8 +151,8 @@ def _attempt(gang: Gang, now: datetime) -> SeenAttempt | None:
         stage=stage,
         attempt=number,
         processes=tuple(processes),
-        complete="Complete" in true or _is_done(spec, processes, failed_at or deleted_at),
-        failed=failing is not None or deleted_at is not None,
+        complete="Complete" in true or (not failed and is_done(spec, processes)),
+        failed=failed,
         killed_at=min((t for t in (deleted_at, failed_at) if t is not None), default=None),
         checkpoint_step=step,
         guardrails=(metadata.get("annotations") or {}).get(Annotation.GUARDRAILS),
@@ -164,13 +162,6 @@ def _attempt(gang: Gang, now: datetime) -> SeenAttempt | None:
         over="Failed" in true,
     )
     return SeenAttempt(attempt, gang, min((at for _, at in seen if at is not None), default=None))
-
-
-def _is_done(spec: Raw, processes: list[ObservedProcess], given_up: datetime | None) -> bool:
-    """Whether a Job would be complete but for what was injected into its pods."""
-    done = all(each.phase is ProcessPhase.SUCCEEDED for each in processes)
-    whole = len(processes) == spec.get("parallelism", 1)
-    return given_up is None and done and whole and any(each.beside for each in processes)
 
 
 def _in_order(gang: Gang) -> list[tuple[int, Raw]]:
@@ -240,25 +231,6 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
     )
     look_at = quiet_since + NODE_SILENCE if quiet_since is not None and not silent else None
     return process, look_at
-
-
-def _without_others(
-    pod: Raw, now: datetime, process: ObservedProcess, look_at: datetime | None
-) -> tuple[ObservedProcess, datetime | None]:
-    """The process as its trainer left it, where other containers run on in its pod."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    beside = tuple(
-        each["name"]
-        for each in statuses
-        if each["name"] != TRAINER and "terminated" not in (each.get("state") or {})
-    )
-    if process.exit_code is None or process.ended or not beside:
-        return process, look_at
-    end = (process.finished_at or now - BESIDE_SECONDS) + BESIDE_SECONDS
-    if now < end:
-        return process, min(end, look_at or end)
-    phase = ProcessPhase.SUCCEEDED if process.exit_code == 0 else ProcessPhase.FAILED
-    return replace(process, phase=phase, beside=beside), look_at
 
 
 def _trainer(status: Raw) -> Raw:
