@@ -31,10 +31,12 @@ def run_helm(major: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def template(major: int, *arguments: str, namespace: str = "ops") -> list[Raw]:
-    """The objects that release `demo` consists of."""
+def template(
+    major: int, *arguments: str, release: str = "demo", namespace: str = "ops"
+) -> list[Raw]:
+    """The objects that a release consists of."""
     place = ["--namespace", namespace, MONITORING]
-    done = run_helm(major, "template", "demo", str(CHART), *place, *arguments)
+    done = run_helm(major, "template", release, str(CHART), *place, *arguments)
     assert done.returncode == 0, done.stderr
     # The CRD takes the loader in Python more than a second.
     return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]

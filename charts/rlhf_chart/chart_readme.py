@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf_chart.values_schema import Schema, values_schema
+from rlhf_chart.values_schema import values_schema
+from rlhf_chart.values_sentences import Schema
 
 _HEAD = """\
 # rlhf-operator
@@ -57,7 +58,8 @@ def readme_text() -> str:
 
 def _rows(path: str, field: Schema) -> Iterator[str]:
     default: Any = field.get("default")
-    fields = field.get("properties", {})
+    # Of an object of Kubernetes only some are named, and none has a default of its own.
+    fields = field.get("properties", {}) if "required" in field else {}
     if "default" not in field:
         for name, inner in fields.items():
             yield from _rows(f"{path}.{name}", inner)

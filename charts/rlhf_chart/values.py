@@ -2,13 +2,43 @@
 README are made from them by `values_schema`, `values_file` and `chart_readme`.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from rlhf_chart.alerts import ALERTS
-from rlhf_operator.settings import LogLevel, Namespace, PullPolicy, Settings
+from rlhf_chart.value_types import (
+    CIDR,
+    URL,
+    Annotations,
+    CommonAnnotations,
+    CommonLabels,
+    ContainerSecurity,
+    Digest,
+    Duration,
+    EnvVar,
+    ImageReference,
+    Labels,
+    LabelValue,
+    Object,
+    ObjectName,
+    OptionalURL,
+    OwnNamespace,
+    Peer,
+    PodAnnotations,
+    PodLabels,
+    PodSecurity,
+    Port,
+    Resources,
+    SecretName,
+    Tag,
+    Text,
+    Volume,
+    VolumeMount,
+    WatchedNamespaces,
+)
+from rlhf_operator.settings import LogLevel, PullPolicy, Settings
 
 GIVEN_BY_THE_CHART = frozenset(
     {
@@ -25,78 +55,6 @@ GIVEN_BY_THE_CHART = frozenset(
 )
 """Settings that follow from the release, from its pod or from another value; `config` has the rest.
 """
-
-_DIGITS = {"y": 2, "w": 3, "d": 4, "h": 5, "m": 5, "s": 6, "ms": 6}
-"""Units of a duration in the order that Prometheus asks for, and the most digits of each: all
-together stay below the 292 years that it can hold.
-"""
-Duration = Annotated[
-    str,
-    Field(
-        pattern="".join(["^", *(f"([0-9]{{1,{n}}}{unit})?" for unit, n in _DIGITS.items()), "$"]),
-        min_length=1,
-    ),
-]
-"""As Prometheus reads it: each unit once, the largest first."""
-OwnNamespace = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", max_length=63)]
-"""Where an object is made; the release's own when empty."""
-LabelValue = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$", max_length=63)
-]
-Text = Annotated[str, Field(min_length=1)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-CIDR = Annotated[str, Field(pattern=r"^[0-9A-Fa-f.:]+/[0-9]{1,3}$")]
-"""Addresses with the length of their prefix, such as 192.0.2.1/32."""
-Strings = dict[str, str]
-Object = dict[str, Any]
-"""An object of Kubernetes, which the API server checks."""
-
-
-def _field(kind: str, description: str) -> Object:
-    return {"type": kind, "description": description}
-
-
-_NAME = _field("string", "Its name.") | {"minLength": 1}
-
-EnvVar = Annotated[
-    Object,
-    WithJsonSchema(
-        {
-            "type": "object",
-            "properties": {"name": _NAME, "value": _field("string", "Quote a number.")},
-            "required": ["name"],
-        }
-    ),
-]
-Volume = Annotated[
-    Object, WithJsonSchema({"type": "object", "properties": {"name": _NAME}, "required": ["name"]})
-]
-VolumeMount = Annotated[
-    Object,
-    WithJsonSchema(
-        {
-            "type": "object",
-            "properties": {"name": _NAME, "mountPath": _field("string", "Where it is found.")},
-            "required": ["name", "mountPath"],
-        }
-    ),
-]
-Peer = Annotated[
-    Object,
-    WithJsonSchema(
-        {
-            "type": "object",
-            "properties": {
-                "namespaceSelector": _field("object", "Namespaces by their labels."),
-                "podSelector": _field("object", "Pods by their labels."),
-                "ipBlock": _field("object", "Addresses outside of the cluster."),
-            },
-            "additionalProperties": False,
-            "minProperties": 1,
-        }
-    ),
-]
-"""One end of a connection, as a NetworkPolicy has it."""
 
 _SECONDS = {"exclusiveMinimum": 0, "maximum": 30 * 24 * 3600}
 THRESHOLDS: dict[str, Object] = {
@@ -121,21 +79,23 @@ class Part(BaseModel):
 
 
 class Image(Part):
-    repository: str = ""
+    repository: ImageReference = ""
     """In your registry, without a tag, for example registry.example.com/rlhf/operator. Required."""
-    tag: str = ""
+    tag: Tag = ""
     """The chart's appVersion when empty."""
+    digest: Digest = ""
+    """Wins over the tag, for example sha256: and the 64 digits that the registry tells."""
     pull_policy: PullPolicy = "IfNotPresent"
     """When a node pulls it."""
 
 
 class PullSecret(Part):
-    name: str
+    name: SecretName
     """Name of a Secret in the release's namespace."""
 
 
 class Watch(Part):
-    namespaces: Annotated[list[Namespace], Field(json_schema_extra={"uniqueItems": True})] = []
+    namespaces: WatchedNamespaces = []
     """Namespaces in which RLHFJobs are run, which must exist; all when empty."""
 
 
@@ -158,9 +118,9 @@ class RBAC(Part):
 class ServiceAccount(Part):
     create: bool = True
     """Whether the chart makes it."""
-    name: str = ""
+    name: ObjectName = ""
     """The release's full name when empty."""
-    annotations: Strings = {}
+    annotations: Annotations = {}
     """On the ServiceAccount."""
 
 
@@ -169,7 +129,7 @@ class Monitor(Part):
     """Whether it is made. Needs the CRDs of prometheus-operator."""
     namespace: OwnNamespace = ""
     """Where it is made; the release's own namespace when empty."""
-    additional_labels: Strings = {}
+    additional_labels: Labels = {}
     """By which your Prometheus selects it. That of kube-prometheus-stack takes only those with
     `release: <name of its release>`.
     """
@@ -197,7 +157,7 @@ class Alert(Part):
         int | float | None, WithJsonSchema({"type": ["number", "null"], "minimum": 0})
     ] = None
     """Beyond which it fires, in the unit that docs/runbook.md names."""
-    runbook_url: str = ""
+    runbook_url: OptionalURL = ""
     """Link in its annotations; made of runbookBaseUrl when empty."""
 
 
@@ -206,9 +166,9 @@ class PrometheusRule(Part):
     """Whether the alerts are made as a PrometheusRule. Needs the CRDs of prometheus-operator."""
     namespace: OwnNamespace = ""
     """Where it is made; the release's own namespace when empty."""
-    additional_labels: Strings = {}
+    additional_labels: Labels = {}
     """By which your Prometheus selects it."""
-    runbook_base_url: Annotated[str, Field(pattern=r"^[^#\s]+$")] = "docs/runbook.md"
+    runbook_base_url: URL = "docs/runbook.md"
     """URL at which your people read docs/runbook.md; each alert links to its heading there."""
     alerts: dict[str, Alert] = Field(
         default_factory=lambda: {each.name: Alert.model_validate(each.values()) for each in ALERTS}
@@ -223,9 +183,9 @@ class Dashboard(Part):
     """Whether the dashboard is made as a ConfigMap for Grafana's sidecar."""
     namespace: OwnNamespace = ""
     """Where it is made; the release's own namespace when empty."""
-    labels: Strings = {"grafana_dashboard": "1"}
+    labels: Labels = {"grafana_dashboard": "1"}
     """By which the sidecar finds it."""
-    annotations: Strings = {}
+    annotations: Annotations = {}
     """For instance the folder that the sidecar puts it into."""
 
 
@@ -234,7 +194,7 @@ class GrafanaAlerts(Part):
     """Whether the alerts are made as Grafana-managed rules, in a ConfigMap for its sidecar."""
     namespace: OwnNamespace = ""
     """Where it is made; the release's own namespace when empty."""
-    labels: Strings = {"grafana_alert": "1"}
+    labels: Labels = {"grafana_alert": "1"}
     """By which the sidecar finds it."""
     datasource_uid: Text = "prometheus"
     """Uid of the data source by which Grafana asks Prometheus."""
@@ -312,7 +272,7 @@ class Values(Part):
     image_pull_secrets: list[PullSecret] = []
     """For the operator's image. Training pods use those of their job or of their service account.
     """
-    trainer_image: str = ""
+    trainer_image: ImageReference = ""
     """Image of training pods whose RLHFJob names none, with its tag or digest. Required."""
     trainer_image_pull_policy: PullPolicy = "IfNotPresent"
     """When a node pulls the trainer image."""
@@ -340,7 +300,26 @@ class Values(Part):
     """Traffic of the operator's pods; that of training pods is not touched."""
     pod_disruption_budget: PodDisruptionBudget = PodDisruptionBudget()
     """So that no drain takes all replicas at once."""
-    resources: Object = {
+    common_labels: CommonLabels = {}
+    """More labels of every object but the CRD, and of the operator's pods."""
+    common_annotations: CommonAnnotations = {}
+    """More annotations of every object but the CRD, and of the operator's pods."""
+    pod_security_context: PodSecurity = {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "runAsGroup": 10001,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    """Of the operator's pods and of that of `helm test`. A field that is null is left to the
+    cluster, as OpenShift asks for runAsUser and runAsGroup; null alone leaves all of it.
+    """
+    security_context: ContainerSecurity = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    """Of their containers, likewise."""
+    resources: Resources = {
         "requests": {"cpu": "100m", "memory": "192Mi"},
         "limits": {"memory": "512Mi"},
     }
@@ -349,11 +328,11 @@ class Values(Part):
     """Of /healthz: watches and passes move on."""
     readiness_probe: Probe = Probe(period_seconds=5)
     """Of /readyz: it works, or could take over."""
-    pod_annotations: Strings = {}
+    pod_annotations: PodAnnotations = {}
     """More annotations of the operator's pods."""
-    pod_labels: Strings = {}
+    pod_labels: PodLabels = {}
     """More labels of the operator's pods."""
-    node_selector: Strings = {}
+    node_selector: Labels = {}
     """Labels of the nodes that they may run on."""
     tolerations: list[Object] = [_stays("not-ready"), _stays("unreachable")]
     """A lost node costs 30 seconds, not the five minutes of Kubernetes' own default."""
@@ -361,7 +340,7 @@ class Values(Part):
     """Where they had better run."""
     topology_spread_constraints: list[Object] = []
     """How replicas are spread over nodes and zones."""
-    priority_class_name: str = ""
+    priority_class_name: ObjectName = ""
     """Of the operator's pods; the cluster's default when empty."""
     extra_env: list[EnvVar] = []
     """More variables of the operator's container, for instance those of a proxy."""

@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Iterator
 
 from rlhf_api.loading import dump_yaml
-from rlhf_chart.values_schema import Schema, values_schema
+from rlhf_chart.values_schema import values_schema
+from rlhf_chart.values_sentences import Schema
 
 _WIDTH = 100
 _HEAD = "# Made from charts/rlhf_chart/values.py by `make generate`; change that.\n"

@@ -4,15 +4,13 @@ Called by `__main__`; `values_file` and `chart_readme` go by the same schema.
 """
 
 import json
-from typing import Any
 
 from pydantic.alias_generators import to_camel
 
 from rlhf_api.loading import dump_yaml, parse_yaml
 from rlhf_chart.values import GIVEN_BY_THE_CHART, THRESHOLDS, Values
+from rlhf_chart.values_sentences import Schema, with_sentences
 from rlhf_operator.settings import Settings
-
-Schema = dict[str, Any]
 
 _DIALECT = "http://json-schema.org/draft-07/schema#"
 """The newest that every Helm 3 reads."""
@@ -38,7 +36,8 @@ def values_schema() -> Schema:
 def schema_text() -> str:
     """The text of `values.schema.json`."""
     schema = values_schema()
-    schema["properties"] |= _OF_A_PARENT
+    told = {name: with_sentences(field, name) for name, field in schema["properties"].items()}
+    schema["properties"] = told | _OF_A_PARENT
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -67,7 +66,7 @@ def _written_out(schema: Schema, models: Schema, default: object) -> Schema:
     if default is not None:
         found["default"] = default
     inner = found.get("additionalProperties")
-    if "properties" in found:
+    if "properties" in found and ("$ref" in schema or "$defs" in schema):
         _fill(found, models, found["properties"])
         found.pop("default", None)
     elif isinstance(inner, dict) and "$ref" in inner and default:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_renders import REQUIRED, rendered, run_helm
+from chart_renders import REQUIRED, rendered, run_helm, values_of
 from releases import CHART, set_options
+
+DIGEST = f"sha256:{'0a' * 32}"
 
 TYPOS = {
     "imgae.tag": "imgae",
@@ -52,9 +54,46 @@ REFUSED = {
     "grafana.alerts.folder": [""],
     "networkPolicy.apiServer.cidrs": [["192.0.2.1"], ["api.example.com/32"]],
     "networkPolicy.ingressFrom": [["monitoring"], [{"namespace": "monitoring"}], [{}]],
-    "extraEnv": [["A=1"], [{"value": "1"}], [{"name": "PORT", "value": 3128}]],
-    "extraVolumes": [[{"emptyDir": {}}]],
-    "extraVolumeMounts": [[{"name": "tmp"}]],
+    "extraEnv": [
+        ["A=1"],
+        [{"value": "1"}],
+        [{"name": "PORT", "value": 3128}],
+        [{"name": "A", "values": "1"}],
+        [{"name": "RLHF_OPERATOR_WORKERS", "value": "8"}],
+    ],
+    "extraVolumes": [[{"emptyDir": {}}], [{"name": "config", "emptyDir": {}}], [{"name": "A"}]],
+    "extraVolumeMounts": [
+        [{"name": "tmp"}],
+        [{"name": "a", "mountPath": "/tmp"}],
+        [{"name": "a", "mountPath": "/etc/rlhf-operator/"}],
+        [{"name": "a", "mountPath": "tmp"}],
+        [{"name": "a", "mountPath": "/a:b"}],
+    ],
+    "image.repository": ["registry.test/Operator", "registry.test//operator", "a b", "https://a/b"],
+    "image.tag": [".1", "a b", "1:2", "x" * 129],
+    "image.digest": ["sha256:0", "0a" * 32, DIGEST.upper()],
+    "trainerImage": [
+        "registry.test/Trainer:1",
+        "registry.test/trainer:",
+        "registry.test/t@sha256:0",
+    ],
+    "imagePullSecrets": [[{"name": ""}], [{"name": "Registry"}]],
+    "serviceAccount.name": ["Trained", "a/b", "-"],
+    "priorityClassName": ["High", "a b"],
+    "commonLabels": [
+        {"app.kubernetes.io/name": "x"},
+        {"app.kubernetes.io/managed-by": "rlhf-operator"},
+        {"helm.sh/chart": "x"},
+        {"a b": "x"},
+        {"a": "x y"},
+        {"a": "x" * 64},
+    ],
+    "podLabels": [{"app.kubernetes.io/instance": "x"}, {"a": "-"}, {"/a": "b"}],
+    "commonAnnotations": [{"helm.sh/hook": "test"}, {"meta.helm.sh/release-name": "x"}, {"": "x"}],
+    "podAnnotations": [{"checksum/config": "x"}],
+    "resources": [{"limit": {}}, {"limits": {"cpu": "1 core"}}, {"requests": {"memory": -1}}],
+    "podSecurityContext.runAsUser": ["10001", -1, 1.5],
+    "securityContext.readOnlyRootFilesystem": ["true"],
 }
 """Values that no installation can mean, by key."""
 
@@ -71,6 +110,17 @@ TAKEN = {
         [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.1/32"]}}],
         [{"podSelector": {}, "namespaceSelector": {}}],
     ],
+    "image.repository": ["operator", "a/b/c-d_e.f/g__h", "[2001:db8::1]:5000/a", "Registry/a"],
+    "image.tag": ["1", "_a", "x" * 128],
+    "image.digest": ["", DIGEST, f"sha512:{'0a' * 64}"],
+    "commonLabels": [{"a": ""}, {"example.com/cost-center": "0042"}, {"team": "a.b_c-D"}],
+    "podLabels": [{"app.kubernetes.io/version": "1"}, {"sidecar.istio.io/inject": "false"}],
+    "commonAnnotations": [{"a": "two\nlines: {}"}, {"example.com/A_b": ""}],
+    "extraVolumeMounts": [[{"name": "a", "mountPath": "/tmp/a"}]],
+    "resources": [{}, {"limits": {"cpu": 0.5, "memory": 1e9, "nvidia.com/gpu": "1"}}],
+    "resources.requests": [{"cpu": "1e3", "memory": "1.5Gi"}],
+    "podSecurityContext": [None, {"runAsUser": None, "fsGroup": 0}],
+    "securityContext": [None, {"runAsUser": 1000}],
     "extraEnv": [[{"name": "A"}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "a"}}}]],
 }
 
@@ -78,7 +128,7 @@ SENTENCES = {
     "image.repository=registry.test:5000/operator:1": (
         "image.repository is registry.test:5000/operator:1, with a tag or digest: leave that away"
     ),
-    "image.repository=registry.test/operator@sha256:0": "registry.test/operator@sha256:0, with a",
+    f"image.repository=registry.test/operator@{DIGEST}": f"operator@{DIGEST}, with a tag or digest",
     "trainerImage=registry.test:5000/trainer": (
         "trainerImage is registry.test:5000/trainer, without a tag: name it with its tag or digest"
     ),
@@ -97,7 +147,9 @@ SENTENCES = {
 
 FIT = [
     "image.repository=registry.test:5000/operator",
-    "trainerImage=registry.test/trainer@sha256:0",
+    f"trainerImage=registry.test/trainer@{DIGEST}",
+    f"trainerImage=registry.test:5000/trainer:1@{DIGEST}",
+    f"image.tag=0.1.0@{DIGEST}",
     "metrics.podMonitor.scrapeTimeout=30s",
     "metrics.podMonitor.scrapeTimeout=0m30000ms",
     "metrics.podMonitor.interval=010s",
@@ -143,7 +195,8 @@ def run_with(major: int, folder: Path, values: Any) -> subprocess.CompletedProce
     """Helm's answer to values of a file."""
     path = folder / "values.json"
     path.write_text(json.dumps(values))
-    given = [*set_options(*REQUIRED), "--values", str(path), "--show-only=templates/service.yaml"]
+    given = [f"--values={values_of('default')}", f"--values={path}"]
+    given.append("--show-only=templates/service.yaml")
     return run_helm(major, "template", "demo", str(CHART), *given)
 
 

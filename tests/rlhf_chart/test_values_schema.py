@@ -1,5 +1,6 @@
 """The chart's values as a schema, a file and a page: all from one model."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +12,20 @@ from rlhf_chart.alerts import ALERTS
 from rlhf_chart.chart_readme import readme_text
 from rlhf_chart.values import GIVEN_BY_THE_CHART, THRESHOLDS, Values
 from rlhf_chart.values_file import values_text
-from rlhf_chart.values_schema import Schema, schema_text, values_schema
+from rlhf_chart.values_schema import schema_text, values_schema
+from rlhf_chart.values_sentences import Schema
 from rlhf_operator.settings import Settings
+
+
+def kinds_of(schema: Schema) -> list[str]:
+    """The types that a value may have."""
+    kinds = schema.get("type", [])
+    return [kinds] if isinstance(kinds, str) else kinds
 
 
 def objects_in(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
     """Every object in a schema, by its path."""
-    if schema.get("type") == "object":
+    if "object" in kinds_of(schema):
         yield path, schema
     for name, field in schema.get("properties", {}).items():
         yield from objects_in(field, f"{path}.{name}".lstrip("."))
@@ -42,7 +50,9 @@ def test_an_object_takes_the_keys_that_it_names_and_no_others() -> None:
     }
     assert free == {
         "affinity",
-        "extraEnv[]",
+        "commonAnnotations",
+        "commonLabels",
+        "extraEnv[].valueFrom",
         "extraVolumeMounts[]",
         "extraVolumes[]",
         "grafana.alerts.labels",
@@ -57,8 +67,12 @@ def test_an_object_takes_the_keys_that_it_names_and_no_others() -> None:
         "nodeSelector",
         "podAnnotations",
         "podLabels",
+        "podSecurityContext",
         "prometheusRule.additionalLabels",
-        "resources",
+        "resources.claims[]",
+        "resources.limits",
+        "resources.requests",
+        "securityContext",
         "serviceAccount.annotations",
         "tolerations[]",
         "topologySpreadConstraints[]",
@@ -67,6 +81,39 @@ def test_an_object_takes_the_keys_that_it_names_and_no_others() -> None:
 
 def test_no_reference_is_left() -> None:
     assert not re.search(r'"(\$ref|\$defs|anyOf|title)"', schema_text())
+
+
+def leaves_in(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
+    """Every schema in a schema but the conditions of its sentences."""
+    if path:
+        yield path, schema
+    for name, field in schema.get("properties", {}).items():
+        yield from leaves_in(field, f"{path}.{name}".lstrip("."))
+    for part in ("items", "propertyNames", "additionalProperties"):
+        if isinstance(schema.get(part), dict):
+            yield from leaves_in(schema[part], f"{path}[{part}]")
+
+
+def test_every_value_is_asked_for_in_words() -> None:
+    schema = json.loads(schema_text())
+    found = dict(leaves_in(schema))
+    assert len(found) > 150
+    for path in ("global", "enabled"):
+        del found[path]
+    for path, each in found.items():
+        # Of a wrong type Helm would tell alone, and in its own words.
+        assert "type" not in each, path
+        if "enum" in each:
+            continue
+        parts = [part for part in (each, each.get("then")) if part]
+        for (sentence,) in (part["else"]["enum"] for part in parts):
+            assert re.match(r"(a|an|the|true|addresses|in) ", sentence), path
+            # Helm 3 would put a backslash before the one, Helm 4 before the other.
+            assert not set(sentence) & set("'\"\\"), path
+        bounds = {"minimum", "maximum", "exclusiveMinimum", "pattern", "maxLength", "not"}
+        asked = set(each["if"]) | set(each.get("then", {}).get("if", {}))
+        assert bounds & set(each) <= asked, path
+    assert '"wanted"' not in schema_text()
 
 
 def test_the_file_holds_the_defaults() -> None:
@@ -81,6 +128,8 @@ def test_every_value_is_explained() -> None:
         for name, field in found.get("properties", {}).items()
         if "description" not in field and not path.endswith(".alerts")
     ]
+    # Kubernetes explains those of its own.
+    unexplained = [each for each in unexplained if "ecurityContext." not in each]
     assert unexplained == []
 
 

@@ -1,54 +1,9 @@
-{{- define "rlhf-operator.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
-{{ .Release.Name | trunc 63 | trimSuffix "-" }}
-{{- else -}}
-{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" }}
-{{- end -}}
-{{- end }}
-
-{{- define "rlhf-operator.serviceAccount" -}}
-{{ .Values.serviceAccount.name | default (include "rlhf-operator.fullname" .) }}
-{{- end }}
-
-{{- define "rlhf-operator.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-{{- end }}
-
-{{- define "rlhf-operator.labels" -}}
-{{ include "rlhf-operator.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
-{{- end }}
-
-{{- /* Where an object is made that may lie in another namespace than the release: root, values. */ -}}
-{{- define "rlhf-operator.namespaceOf" -}}
-{{ (index . 1).namespace | default (index . 0).Release.Namespace }}
-{{- end }}
-
 {{- define "rlhf-operator.image" -}}
-"{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
-{{- end }}
-
-{{- /* What the Pod Security Standard `restricted` asks of a pod, and then of its containers. */ -}}
-{{- define "rlhf-operator.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-seccompProfile: {type: RuntimeDefault}
-{{- end }}
-
-{{- define "rlhf-operator.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
-{{- end }}
-
-{{- /* The labels of what connects to the operator for `helm test`. Not the operator's own. */ -}}
-{{- define "rlhf-operator.testLabels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+{{- with .Values.image.digest -}}
+{{ printf "%s@%s" $.Values.image.repository . | quote }}
+{{- else -}}
+{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
+{{- end -}}
 {{- end }}
 
 {{- /* A duration of Prometheus in milliseconds. */ -}}

@@ -1,0 +1,288 @@
+"""Types of the chart's values: what each may be, and how it is asked for when it is not that.
+
+Imported by `values`. `wanted` is the sentence that `values_sentences` has Helm say of a value that
+breaks the pattern or the bounds beside it. Patterns are read by Helm, in the syntax of RE2.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field, WithJsonSchema
+
+from rlhf_operator.settings import Namespace
+
+WANTED = "wanted"
+"""Key of a schema: what to write, in words."""
+Object = dict[str, Any]
+"""An object of Kubernetes, which the API server checks."""
+
+
+def _pattern(pattern: str, wanted: str, **bounds: Any) -> Any:
+    return Field(pattern=pattern, json_schema_extra={WANTED: wanted}, **bounds)
+
+
+_UNITS = {"y": 2, "w": 3, "d": 4, "h": 5, "m": 5, "s": 6, "ms": 6}
+"""Units of a duration in the order that Prometheus asks for, and the most digits of each: all
+together stay below the 292 years that it can hold.
+"""
+Duration = Annotated[
+    str,
+    _pattern(
+        "".join(["^", *(f"([0-9]{{1,{n}}}{unit})?" for unit, n in _UNITS.items()), "$"]),
+        "a duration such as 30s or 1m30s, each unit once and the largest first",
+        min_length=1,
+    ),
+]
+"""As Prometheus reads it: each unit once, the largest first."""
+
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_NAMESPACE = "the name of a namespace (a-z, 0-9 and -, at most 63)"
+OwnNamespace = Annotated[
+    str,
+    _pattern(f"^({_LABEL})?$", f"{_NAMESPACE}, or empty for its own", max_length=63),
+]
+"""Where an object is made; the release's own when empty."""
+_WATCHED = f"""{_NAMESPACE}; for all of them leave the list empty, \
+--set-json watch.namespaces=[] on the command line"""
+WatchedNamespaces = Annotated[
+    list[Annotated[Namespace, Field(json_schema_extra={WANTED: _WATCHED})]],
+    Field(json_schema_extra={"uniqueItems": True}),
+]
+ObjectName = Annotated[
+    str,
+    _pattern(
+        rf"^({_LABEL}(\.{_LABEL})*)?$",
+        "the name of an object of Kubernetes (a-z, 0-9, - and ., at most 253)",
+        max_length=253,
+    ),
+]
+"""The chart's or the cluster's choice when empty, where that may be."""
+SecretName = Annotated[
+    str,
+    _pattern(
+        rf"^{_LABEL}(\.{_LABEL})*$",
+        "the name of a Secret (a-z, 0-9, - and ., at most 253)",
+        max_length=253,
+    ),
+]
+
+_HOST = "[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"
+_REGISTRY = rf"({_HOST}(\.{_HOST})*|\[[0-9A-Fa-f:]+\])(:[0-9]+)?"
+_PART = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
+_TAG = "[A-Za-z0-9_][-.A-Za-z0-9_]{0,127}"
+_DIGEST = "(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})"
+ImageReference = Annotated[
+    str,
+    _pattern(
+        f"^(({_REGISTRY}/)?{_PART}(/{_PART})*(:{_TAG})?(@{_DIGEST})?)?$",
+        "an image such as registry.example.com/rlhf/operator, in small letters after the "
+        "registry; a digest is sha256: and 64 digits of 0-9 and a-f",
+        max_length=512,
+    ),
+]
+"""As a registry and the kubelet read it; `_names.tpl` says which values need a tag, or none."""
+Tag = Annotated[
+    str,
+    _pattern(
+        f"^({_TAG}(@{_DIGEST})?)?$",
+        "a tag (letters, digits, -, _ and ., at most 128), or empty for appVersion",
+    ),
+]
+Digest = Annotated[
+    str,
+    _pattern(
+        f"^{_DIGEST}?$",
+        "a digest as the registry tells it, sha256: and 64 digits of 0-9 and a-f, or empty",
+    ),
+]
+
+Text = Annotated[str, Field(min_length=1, json_schema_extra={WANTED: "a text that is not empty"})]
+Port = Annotated[int, Field(ge=1, le=65535)]
+CIDR = Annotated[
+    str,
+    _pattern(
+        r"^[0-9A-Fa-f.:]+/[0-9]{1,3}$",
+        "addresses with the length of their prefix, such as 192.0.2.1/32",
+    ),
+]
+"""Addresses with the length of their prefix, such as 192.0.2.1/32."""
+URL = Annotated[str, _pattern(r"^[^#\s]+$", "a URL without # and spaces")]
+OptionalURL = Annotated[str, _pattern(r"^\S*$", "a URL without spaces, or empty")]
+
+_VALUE = "[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?"
+_OF_A_LABEL = "the value of a label (letters, digits, -, _ and ., at most 63)"
+LabelValue = Annotated[str, _pattern(f"^{_VALUE}$", _OF_A_LABEL, max_length=63)]
+
+_KEY: Object = {
+    "pattern": "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
+    "[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$",
+}
+_KEY_IN_WORDS = "letters, digits, -, _ and ., at most 63, after a domain and / if you like"
+_VALUES: Object = {
+    "label": {
+        "type": "string",
+        "pattern": f"^({_VALUE})?$",
+        "maxLength": 63,
+        WANTED: f"{_OF_A_LABEL}, or empty",
+    },
+    "annotation": {"type": "string"},
+}
+
+
+def _map_of(what: str, reserved: str = "") -> WithJsonSchema:
+    """A map of labels or annotations, but for those whose keys match `reserved`."""
+    keys = _KEY | {"maxLength": 317, WANTED: f"a key of {what}s ({_KEY_IN_WORDS})"}
+    if reserved:
+        keys |= {"not": {"pattern": reserved}}
+        keys[WANTED] += ", and none that the chart sets itself"
+    return WithJsonSchema(
+        {"type": "object", "propertyNames": keys, "additionalProperties": _VALUES[what]}
+    )
+
+
+_CHOSEN_BY = r"app\.kubernetes\.io/(name|instance|managed-by)"
+Labels = Annotated[dict[str, str], _map_of("label")]
+CommonLabels = Annotated[
+    dict[str, str],
+    _map_of("label", rf"^({_CHOSEN_BY}|app\.kubernetes\.io/version|helm\.sh/chart)$"),
+]
+PodLabels = Annotated[dict[str, str], _map_of("label", f"^{_CHOSEN_BY}$")]
+"""The operator's Service finds pods by some of these, and the operator training pods."""
+Annotations = Annotated[dict[str, str], _map_of("annotation")]
+CommonAnnotations = Annotated[
+    dict[str, str], _map_of("annotation", r"^(meta\.helm\.sh/.*|helm\.sh/hook.*)$")
+]
+"""By these Helm knows what belongs to a release."""
+PodAnnotations = Annotated[dict[str, str], _map_of("annotation", "^checksum/config$")]
+
+
+def _field(kind: str, description: str, **more: Any) -> Object:
+    return {"type": kind, "description": description, **more}
+
+
+_NAME = _field("string", "Its name.", minLength=1)
+_VARIABLE = _field(
+    "string",
+    "Its name.",
+    pattern="^[^=]+$",
+    **{WANTED: "a variable without =, and none of RLHF_OPERATOR_*, which are values of this chart"},
+)
+_VARIABLE["not"] = {"pattern": "^RLHF_OPERATOR_"}
+
+EnvVar = Annotated[
+    Object,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "name": _VARIABLE,
+                "value": _field("string", "Quote a number."),
+                "valueFrom": _field("object", "From where it is taken."),
+            },
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+    ),
+]
+Volume = Annotated[
+    Object,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "name": _field(
+                    "string",
+                    "Its name.",
+                    pattern=f"^{_LABEL}$",
+                    maxLength=63,
+                    **{
+                        "not": {"enum": ["config", "tmp"]},
+                        WANTED: "the name of a volume (a-z, 0-9 and -, at most 63), neither "
+                        "config nor tmp, which are there",
+                    },
+                )
+            },
+            "required": ["name"],
+        }
+    ),
+]
+VolumeMount = Annotated[
+    Object,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "name": _NAME,
+                "mountPath": _field(
+                    "string",
+                    "Where it is found.",
+                    pattern="^/[^:]*$",
+                    **{
+                        "not": {"pattern": "^/+(tmp|etc/+rlhf-operator)/*$"},
+                        WANTED: "an absolute path without a colon, neither /tmp nor "
+                        "/etc/rlhf-operator, where the chart mounts",
+                    },
+                ),
+            },
+            "required": ["name", "mountPath"],
+        }
+    ),
+]
+Peer = Annotated[
+    Object,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "namespaceSelector": _field("object", "Namespaces by their labels."),
+                "podSelector": _field("object", "Pods by their labels."),
+                "ipBlock": _field("object", "Addresses outside of the cluster."),
+            },
+            "additionalProperties": False,
+            "minProperties": 1,
+        }
+    ),
+]
+"""One end of a connection, as a NetworkPolicy has it."""
+
+_QUANTITIES: Object = {
+    "type": "object",
+    "additionalProperties": {
+        "type": ["string", "number"],
+        "pattern": r"^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$",
+        "minimum": 0,
+        WANTED: "a quantity such as 500m, 2 or 1Gi",
+    },
+}
+Resources = Annotated[
+    Object,
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "requests": _QUANTITIES | {"description": "What is kept free for it."},
+                "limits": _QUANTITIES | {"description": "What it can take."},
+                "claims": _field("array", "Of devices.", items={"type": "object"}),
+            },
+            "additionalProperties": False,
+        }
+    ),
+]
+_ID: Object = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}
+
+
+def _security(ids: tuple[str, ...], flags: tuple[str, ...]) -> WithJsonSchema:
+    """A security context: its user and groups and switches; the API server checks the rest."""
+    flag = {"type": ["boolean", "null"]}
+    fields = dict.fromkeys(ids, _ID) | dict.fromkeys(flags, flag)
+    return WithJsonSchema({"type": ["object", "null"], "properties": fields})
+
+
+_IDS = ("runAsUser", "runAsGroup")
+PodSecurity = Annotated[Object | None, _security((*_IDS, "fsGroup"), ("runAsNonRoot",))]
+ContainerSecurity = Annotated[
+    Object | None,
+    _security(
+        _IDS, ("runAsNonRoot", "allowPrivilegeEscalation", "privileged", "readOnlyRootFilesystem")
+    ),
+]
+"""Null, as a whole or in one field, leaves it to the cluster."""

@@ -1,0 +1,71 @@
+"""Sentences in the values' schema, which both Helm 3 and Helm 4 print of a value that is refused.
+
+Called by `values_schema.schema_text`. Neither prints a schema's description, and both print what an
+`enum` asks for. So a value that breaks its type or its pattern is asked to be a sentence.
+"""
+
+from typing import Any
+
+from rlhf_chart.value_types import WANTED
+
+Schema = dict[str, Any]
+
+_OF_NUMBERS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
+_OF_TEXTS = ("pattern", "minLength", "maxLength", "not")
+_KINDS = {
+    "string": "a text: in quotes in a file, by --set-string on the command line",
+    "boolean": "true or false, without quotes",
+    "array": "a list: [a, b] in a file, {a,b} after --set, in quotes for the shell",
+    "object": "a map: name: value in a file, KEY.name=value after --set",
+}
+
+
+def with_sentences(schema: Schema, path: str) -> Schema:
+    """The same schema of the value at a path, which says in words what it asks for."""
+    found = {key: value for key, value in schema.items() if key != WANTED}
+    if "properties" in found:
+        found["properties"] = {
+            name: with_sentences(each, f"{path}.{name}")
+            for name, each in found["properties"].items()
+        }
+    for inner in ("items", "additionalProperties"):
+        if isinstance(found.get(inner), dict):
+            found[inner] = with_sentences(found[inner], path)
+    if "propertyNames" in found:
+        # Helm 4 says the path of another map.
+        keys = found["propertyNames"]
+        named = keys | {WANTED: f"in {path} {keys[WANTED]}"}
+        found["propertyNames"] = with_sentences(named, path)
+    # Of a wrong type both would tell alone, and in their own words.
+    kinds = found.pop("type", None)
+    if "enum" in found:
+        return found
+    conditions = {key: found[key] for key in (*_OF_NUMBERS, *_OF_TEXTS) if key in found}
+    if isinstance(kinds, str) and WANTED in schema:
+        told = {"then": _else(conditions, schema[WANTED])}
+        return found | _else({"type": kinds}, _in_words(schema)) | told
+    types = {"type": kinds} if kinds else {}
+    if WANTED in schema:
+        return found | _else(types | conditions, schema[WANTED])
+    numbers = {key: found[key] for key in _OF_NUMBERS if key in found}
+    return found | _else(types | numbers, _in_words(schema))
+
+
+def _else(conditions: Schema, sentence: str) -> Schema:
+    return {"if": conditions, "else": {"enum": [sentence]}}
+
+
+def _in_words(schema: Schema) -> str:
+    """What a value has to be by its type, and a number by its bounds."""
+    kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    kind = kinds[0]
+    if kind in ("integer", "number"):
+        whole = "a whole number" if kind == "integer" else "a number"
+        bounds = [f"{word} {schema[key]}" for key, word in _OF_NUMBERS.items() if key in schema]
+        size = f" of {' and '.join(bounds)}" if bounds else ""
+        text = f"{whole}{size}: without quotes in a file, by --set-json on the command line"
+    elif kind == "object" and schema.get("additionalProperties") is False:
+        text = f"a map of {', '.join(schema['properties'])}"
+    else:
+        text = _KINDS[kind]
+    return f"{text}; or null" if "null" in kinds else text
