@@ -6,12 +6,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from chart_renders import template, values_of
 from cluster.monitoring import promtool
 from cluster.tools import helm
 
+from rlhf_api.names import OPERATOR_NAME, Label, Port
 from rlhf_chart.alerts import ALERTS
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +25,12 @@ def commands(page: str, first: str) -> str:
     blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
     (found,) = (block for block in blocks if block.startswith(f"$ {first}"))
     return re.sub(r"^\$ ", "", found, flags=re.M)
+
+
+def blocks_of(page: str) -> list[dict[str, Any]]:
+    """What a page shows as YAML."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    return [yaml.safe_load(block) for block in blocks]
 
 
 def run(script: str, folder: Path, major: int) -> str:
@@ -65,3 +74,39 @@ def test_the_charts_page_renders_it_for_its_namespace(major: int, tmp_path: Path
     assert {"Deployment", "PrometheusRule"} <= kinds
     assert "Pod" not in kinds
     assert {each["metadata"].get("namespace", "rlhf-system") for each in objects} == {"rlhf-system"}
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_values_that_the_page_shows_are_taken_and_reach_the_pod(major: int, tmp_path: Path) -> None:
+    values = [each for each in blocks_of("docs/install.md") if "kind" not in each]
+    assert [list(each) for each in values] == [
+        ["podLabels", "podAnnotations"],
+        ["podSecurityContext"],
+        ["extraEnv"],
+    ]
+    files = []
+    for number, each in enumerate(values):
+        files += ["--values", str(tmp_path / f"{number}.yaml")]
+        (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump(each))
+    objects = template(major, "--values", str(values_of("default")), *files)
+    (deployment,) = (each for each in objects if each["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]
+    assert pod["metadata"]["labels"].items() >= values[0]["podLabels"].items()
+    assert pod["metadata"]["annotations"].items() >= values[0]["podAnnotations"].items()
+    assert not {"runAsUser", "runAsGroup"} & set(pod["spec"]["securityContext"])
+    (container,) = pod["spec"]["containers"]
+    assert [each for each in container["env"] if each in values[2]["extraEnv"]] == values[2][
+        "extraEnv"
+    ]
+
+
+def test_the_policy_that_the_page_shows_lets_in_who_must_come_in() -> None:
+    (policy,) = (each for each in blocks_of("docs/install.md") if "kind" in each)
+    training = {"matchLabels": {Label.MANAGED_BY: OPERATOR_NAME}}
+    ranks, operator = policy["spec"]["ingress"]
+    assert policy["spec"]["podSelector"] == training
+    assert ranks == {"from": [{"podSelector": training}]}
+    assert operator["ports"] == [{"protocol": "TCP", "port": Port.METRICS}]
+    (peer,) = operator["from"]
+    (namespace,) = peer["namespaceSelector"]["matchLabels"].values()
+    assert f"--namespace {namespace} " in commands("docs/install.md", "helm install rlhf-operator ")

@@ -1,5 +1,6 @@
 """Every object of the chart as an API server takes it that knows prometheus-operator's kinds."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from cluster.monitoring import monitoring_crds
 from releases import CHART, set_options
 from waiting import eventually
 
-NAMESPACES = ("ops", "monitoring", "team-a", "team-b")
+NAMESPACES = ("ops", "monitoring", "team-a", "team-b", "123", "1e3")
 RESTRICTED = "pod-security.kubernetes.io/{}=restricted"
 
 
@@ -48,6 +49,36 @@ def test_an_api_server_takes_every_object(monitored: Access, major: int, name: s
     assert done.stdout.count("(server dry run)") == len(objects)
     # Not even what the Pod Security Standard would only warn of.
     assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize("major", [3, 4])
+@pytest.mark.parametrize("name", ["123", "1e3"])
+def test_an_api_server_takes_names_that_are_no_texts_for_yaml(
+    monitored: Access, major: int, name: str
+) -> None:
+    """Without quotes they are numbers, which it refuses as the name of a namespace or a label."""
+    labels = (f"podLabels.{name}", f"commonLabels.{name}", f"commonAnnotations.{name}")
+    given = ("--values", str(values_of("namespaced")), "--set", f"watch.namespaces={{team-{name}}}")
+    texts = [f"--set-string={each}={name}" for each in (*labels, "watch.namespaces[0]")]
+    done = run_helm(
+        *(major, "template", name, str(CHART), "--namespace", name, *given, *texts),
+        "--api-versions=monitoring.coreos.com/v1",
+    )
+    assert done.returncode == 0, done.stderr
+    # As Helm wrote it, and not as Python would.
+    taken = monitored.kubectl(
+        *("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"),
+        text=done.stdout,
+    )
+    assert taken.stdout.count("(server dry run)") == done.stdout.count("\nkind: ")
+
+
+def test_an_api_server_takes_the_policy_that_the_page_shows(monitored: Access) -> None:
+    page = (CHART.parents[1] / "docs" / "install.md").read_text()
+    (policy,) = re.findall(r"^```yaml\n(apiVersion: networking.*?)^```", page, re.M | re.S)
+    options = ("--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
+    done = monitored.kubectl("apply", *options, text=policy)
+    assert "networkpolicy.networking.k8s.io/rlhf-training" in done.stdout
 
 
 def notes(access: Access, major: int, *values: str) -> str:
