@@ -18,6 +18,17 @@ EVERYTHING = ("--values", str(values_of("everything")), "--set", "crds.enabled=f
 # As YAML 1.1 and kubectl read them: numbers, booleans, null.
 NO_TEXTS = ["123", "1e3", "0x1f", "0o17", "on", "no", "y", "true", "null"]
 
+IMAGE = 'include "rlhf-operator.image" .'
+WITHIN_TEXTS = {
+    "deployment.yaml": {IMAGE, 'include "rlhf-operator.checks" .'},
+    "connection.yaml": {IMAGE, "$service", ".Release.Namespace"},
+    "grafana-alerts.yaml": {"$name"},
+}
+"""What is printed as it is: within a text or a key, quoted already, or nothing at all."""
+OBJECTS = [
+    path for path in sorted((CHART / "templates").rglob("*.yaml")) if path.name != "crd.yaml"
+]
+
 
 @pytest.fixture(params=[3, 4], ids=["helm3", "helm4"])
 def major(request: pytest.FixtureRequest) -> int:
@@ -77,6 +88,25 @@ def types_in(value: Any, word: str) -> Any:
     if isinstance(value, list):
         return [types_in(each, word) for each in value]
     return type(value).__name__
+
+
+def printed(template: Path) -> list[str]:
+    """The expressions of a template whose value it prints."""
+    actions = re.findall(r"\{\{-? *(.*?) *-?\}\}", template.read_text(), re.S)
+    words = ("if ", "else", "end", "with ", "range ", "define ", "/*", "$_ ", "fail ")
+    found = [each for each in actions if not each.startswith(words)]
+    return [each for each in found if not re.match(r"\$\w+ :?= ", each)]
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name)
+def test_what_a_template_prints_is_quoted(path: Path) -> None:
+    """By a function that writes YAML, or as a whole number."""
+    unquoted = [
+        each
+        for each in printed(path)
+        if not re.search(r"\| (quote|int64|toJson|nindent \d+)$|^toJson ", each)
+    ]
+    assert set(unquoted) <= WITHIN_TEXTS.get(path.name, set())
 
 
 @pytest.mark.parametrize("word", NO_TEXTS)
