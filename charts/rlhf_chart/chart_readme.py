@@ -36,7 +36,9 @@ Always on: the operator elects a leader by a Lease, a single replica too, and ha
 
 ## Values
 
-A key that is not in the table is refused, with its name.
+A key that is not in the table is refused, with its name, and so is a value of another type, with
+what to write: a text that looks like a number or like `on` needs quotes in a file and
+`--set-string` on the command line.
 
 Each of `prometheusRule.alerts` has the fields `enabled`, `severity` (the label by which
 Alertmanager routes it), `for` (a duration of Prometheus, such as `90s` or `1h30m`), `threshold` and

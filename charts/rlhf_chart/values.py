@@ -119,7 +119,7 @@ class ServiceAccount(Part):
     create: bool = True
     """Whether the chart makes it."""
     name: ObjectName = ""
-    """The release's full name when empty."""
+    """The release's full name when empty; must be given where the chart makes none."""
     annotations: Annotations = {}
     """On the ServiceAccount."""
 

@@ -132,6 +132,11 @@ SENTENCES = {
     "trainerImage=registry.test:5000/trainer": (
         "trainerImage is registry.test:5000/trainer, without a tag: name it with its tag or digest"
     ),
+    "serviceAccount.create=false": (
+        "serviceAccount.create is false and serviceAccount.name is empty: name the ServiceAccount"
+    ),
+    "podSecurityContext.runAsUser=0": "podSecurityContext.runAsUser is 0, root, and",
+    "securityContext.runAsUser=0": "securityContext.runAsUser is 0, root, and runAsNonRoot is true",
     "metrics.podMonitor.interval=0s": "metrics.podMonitor.interval is 0s: take a time above 0",
     "metrics.podMonitor.scrapeTimeout=0m0s": "metrics.podMonitor.scrapeTimeout is 0m0s: take a",
     "metrics.podMonitor.scrapeTimeout=1m": (
@@ -146,6 +151,10 @@ SENTENCES = {
 """What is told of values that a schema cannot judge, or says too little about."""
 
 FIT = [
+    "serviceAccount.create=false,serviceAccount.name=trained",
+    "podSecurityContext.runAsUser=0,podSecurityContext.runAsNonRoot=false",
+    "podSecurityContext.runAsUser=0,securityContext.runAsUser=1000",
+    "podSecurityContext.runAsUser=0,securityContext.runAsNonRoot=false",
     "image.repository=registry.test:5000/operator",
     f"trainerImage=registry.test/trainer@{DIGEST}",
     f"trainerImage=registry.test:5000/trainer:1@{DIGEST}",

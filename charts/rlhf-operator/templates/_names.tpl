@@ -31,6 +31,21 @@
 {{- if not (contains ":" (base .Values.trainerImage)) }}
 {{- fail (printf "trainerImage is %s, without a tag: name it with its tag or digest, for example --set trainerImage=%s:0.1.0" .Values.trainerImage .Values.trainerImage) }}
 {{- end }}
+{{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
+{{- fail "serviceAccount.create is false and serviceAccount.name is empty: name the ServiceAccount that is there, for example --set serviceAccount.name=rlhf-operator" }}
+{{- end }}
+{{- $user := dict "of" "podSecurityContext" }}
+{{- range $of := list "podSecurityContext" "securityContext" }}
+{{- range $key, $value := pick (get $.Values $of | default dict) "runAsNonRoot" "runAsUser" }}
+{{- if not (kindIs "invalid" $value) }}
+{{- $_ := set $user $key $value }}
+{{- if eq $key "runAsUser" }}{{ $_ := set $user "of" $of }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $user.runAsNonRoot (hasKey $user "runAsUser") (eq (int64 $user.runAsUser) 0) }}
+{{- fail (printf "%s.runAsUser is 0, root, and runAsNonRoot is true, so that no node would start the operator: name another user, or set runAsNonRoot to false" $user.of) }}
+{{- end }}
 {{- range $name, $monitor := .Values.metrics }}
 {{- range $field := list "interval" "scrapeTimeout" }}
 {{- if not (include "rlhf-operator.milliseconds" (get $monitor $field) | int64) }}
