@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class OperatorProcess:
         namespace: str,
         folder: Path,
         kubeconfig: str | None = None,
+        started_by: Sequence[str] = (),
         **settings: str,
     ) -> None:
         self.port = free_port()
@@ -49,7 +51,7 @@ class OperatorProcess:
         environment |= {f"RLHF_OPERATOR_{name}": value for name, value in given.items()}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rlhf_operator"],
+                [*started_by, sys.executable, "-m", "rlhf_operator"],
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
