@@ -156,6 +156,21 @@ def learned(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name not in SPEED}
 
 
+def told(*configs: StageConfig) -> list[dict[str, Any]]:
+    """What attempts told of steps and evaluations, in order, without the machine's speed."""
+    return [
+        {
+            "type": event["type"],
+            "step": event["step"],
+            "epoch": event["epoch"],
+            "metrics": learned(event["metrics"]),
+        }
+        for config in configs
+        for event in events(config)
+        if event["type"] in ("step", "evaluation")
+    ]
+
+
 def samples(config: StageConfig) -> list[dict[str, Any]]:
     """The attempt's samples."""
     return read_lines(Path(config.attempt_folder) / FileName.SAMPLES)

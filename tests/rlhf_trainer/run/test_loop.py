@@ -1,89 +1,31 @@
 """The loop of every stage: courses of learning rates, stopping, saving, resuming."""
 
 import itertools
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import loop_stages
 import pytest
 import tiny
 import worlds
+from loop_stages import NoEndpoint, cases, checkpoints, config, events, new, quick_loops, started
 
 from rlhf_api.metrics import Metric, Phase
 from rlhf_api.names import ExitCode, FileName
-from rlhf_api.v1alpha1 import Artifact, CheckpointPolicy, StageConfig
+from rlhf_api.v1alpha1 import Artifact, CheckpointPolicy
 from rlhf_trainer.errors import StopRequested, failure_of
-from rlhf_trainer.run import loop, report
+from rlhf_trainer.run import loop
 from rlhf_trainer.run.loop import total_steps
 from rlhf_trainer.run.phases import PhaseClock
 
-PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loop_cases.py"
-cases: Any = worlds.load(PROGRAM)
-
-
-class NoEndpoint:
-    """Keeps what it should serve: a server takes half a second to close."""
-
-    served: ClassVar[dict[str, float]] = {}
-    """By the newest one of all."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.port = None
-        self.served.clear()
-
-    def set(self, metrics: Mapping[Metric, float]) -> None:
-        """Replace values."""
-        self.served.update(metrics)
-
-    def count(self, numbers: Mapping[Metric, float]) -> None:
-        """Add to counters."""
-        for metric, number in numbers.items():
-            self.served[metric] = self.served.get(metric, 0) + number
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
 
 @pytest.fixture(autouse=True)
-def seed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(report, "MetricsEndpoint", NoEndpoint)
-    cases.seed()
-    yield
-    while STARTED:
-        STARTED.pop().reporter.close()
-
-
-STARTED: list[Any] = []
-
-
-def config(tmp_path: Path, attempt: int = 1, **changed: Any) -> StageConfig:
-    settings: dict[str, Any] = {"checkpoint": CheckpointPolicy(every_steps=100), "max_steps": 8}
-    return tiny.stage_config("sft", tmp_path, attempt=attempt, **settings | changed)
-
-
-def new(found: StageConfig, **changed: Any) -> Any:
-    stage = cases.Stage(found, tiny.ALONE, **changed)
-    STARTED.append(stage)
-    return stage
-
-
-def started(found: StageConfig) -> Any:
-    stage = new(found)
-    stage.loop.resume()
-    return stage
-
-
-def events(found: StageConfig, kind: str) -> list[int]:
-    lines = (Path(found.attempt_folder) / "events.jsonl").read_text().splitlines()
-    return [event["step"] for event in map(json.loads, lines) if event["type"] == kind]
-
-
-def checkpoints(found: StageConfig) -> list[str]:
-    folder = Path(found.attempt_folder) / "checkpoints"
-    return sorted(path.name for path in folder.glob("step-*"))
+def quick() -> Iterator[None]:
+    with quick_loops():
+        yield
 
 
 # Learning rates
@@ -223,7 +165,7 @@ def test_a_stop_inside_a_step_puts_cursor_and_random_numbers_back(tmp_path: Path
 
 def test_one_rank_that_is_asked_stops_all_at_the_same_step(tmp_path: Path) -> None:
     found = tiny.stage_config("sft", tmp_path, world_size=2, max_steps=8)
-    told = worlds.pair()(PROGRAM, "stop_of_one", config=found)
+    told = worlds.pair()(loop_stages.PROGRAM, "stop_of_one", config=found)
     assert told == [(2, 2), (2, 2)]
 
 
@@ -338,18 +280,6 @@ def test_an_outcome_tells_what_was_reached(tmp_path: Path) -> None:
 
 
 # Counting
-
-
-def test_evaluations_are_due_every_so_many_steps_but_not_at_the_end(tmp_path: Path) -> None:
-    stage = started(config(tmp_path, eval_every_steps=4))
-    due = []
-    for _ in range(8):
-        stage.step()
-        due.append(stage.loop.evaluation_due())
-    assert due == [False, False, False, True, False, False, False, False]
-    stage = started(config(tmp_path / "never"))
-    stage.step()
-    assert not stage.loop.evaluation_due()
 
 
 @pytest.mark.parametrize(

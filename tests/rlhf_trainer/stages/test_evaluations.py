@@ -1,14 +1,15 @@
 """What evaluations of held-out rows cost and tell, in all three stages."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stage_runs
 import tiny
 
 from rlhf_api.metrics import STATUS_METRICS, Metric, stages_of
-from rlhf_api.names import StageName
-from rlhf_api.v1alpha1 import CheckpointPolicy
+from rlhf_api.names import ExitCode, StageName
+from rlhf_api.v1alpha1 import CheckpointPolicy, Dataset
 
 TOLD = {
     "sft": {"eval_loss", "perplexity"},
@@ -51,3 +52,44 @@ def test_no_step_is_lost_when_the_last_evaluation_fails(tmp_path: Path, stage: s
     stage_runs.run(config)
     kinds = [event["type"] for event in stage_runs.events(config)]
     assert kinds == ["start", "step", "checkpoint", "evaluation", "end"]
+
+
+# Held-out rows that take seconds, so that a signal finds a stage among them.
+LONG: dict[str, dict[str, Any]] = {
+    "sft": {"rows": 1500, "packing": False},
+    "reward": {"rows": 1500},
+    "ppo": {"rows": 48, "max_response_length": 40, "rollout_micro_batch_size": 1},
+}
+
+
+@pytest.mark.parametrize(("stage", "every"), [("sft", 1), ("reward", 100), ("ppo", 1)])
+def test_an_evaluation_that_sigterm_cuts_short_is_made_up_for(
+    tmp_path: Path, stage: str, every: int
+) -> None:
+    """Whether the step was kept before its evaluation began, or because of the request."""
+    settings = {"max_steps": 2, "eval_every_steps": 1, "micro_batch_size": 1, **LONG[stage]}
+    rows = tiny.ROWS[stage](settings.pop("rows"), seed=2)
+    held_out = tiny.write_rows(tmp_path / "held-out.jsonl", rows)
+    settings |= {
+        "eval_dataset": Dataset(uri=f"file://{held_out}"),
+        "checkpoint": CheckpointPolicy(every_steps=every),
+    }
+    config = tiny.stage_config(stage, tmp_path / "stopped", **settings)
+    with stage_runs.launched(config, tmp_path / "launched") as launched:
+        launched.wait_for_step(1)
+        launched.stop()
+        assert launched.wait() == ExitCode.STOPPED_WITH_CHECKPOINT
+        assert launched.result.last_checkpoint_step == 1
+    assert stage_runs.events(config, "evaluation") == []
+    again = stage_runs.attempt(config, 2)
+    stage_runs.run(again)
+    straight = tiny.stage_config(stage, tmp_path / "straight", **settings)
+    stage_runs.run(straight)
+    expected = stage_runs.told(straight)
+    assert [(event["type"], event["step"]) for event in expected] == [
+        (kind, step) for step in (1, 2) for kind in ("step", "evaluation")
+    ]
+    for event, found in zip(expected, stage_runs.told(config, again), strict=True):
+        # The launcher gives its ranks other threads than a test has.
+        assert found | {"metrics": {}} == event | {"metrics": {}}
+        assert found["metrics"] == pytest.approx(event["metrics"], rel=1e-5)

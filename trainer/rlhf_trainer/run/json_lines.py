@@ -1,14 +1,32 @@
 """Files of one JSON object a line.
 
-Written by the reporter, read by whoever follows a run.
+Written by the reporter, read by whoever follows a run, and by an attempt that goes on from another.
 """
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rlhf_trainer.run.files import json_text, storage_errors
+
+
+def objects_of(path: Path, holding: str) -> Iterator[dict[str, Any]]:
+    """The objects in a file whose lines hold a text; none where the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if holding.encode() not in line:
+                    continue
+                # A killed writer may have left half a line.
+                with suppress(ValueError):
+                    found = json.loads(line)
+                    if isinstance(found, dict):
+                        yield found
+    except OSError:
+        return
 
 
 class JsonLines:

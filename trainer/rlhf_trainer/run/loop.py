@@ -31,7 +31,7 @@ from rlhf_trainer.run.checkpoint import (
     rng_state,
 )
 from rlhf_trainer.run.distributed import Ranks, any_rank, gather_objects, seed_everything
-from rlhf_trainer.run.report import Reporter
+from rlhf_trainer.run.report import Reporter, evaluation_told
 
 
 class Kept(Protocol):
@@ -77,6 +77,7 @@ class TrainingLoop:
     resumed_attempt: int | None = None
     _store: CheckpointStore = field(init=False)
     _may_save: bool = field(init=False, default=True)
+    _evaluated_step: int | None = field(init=False, default=None)
     _before_step: dict[str, Any] = field(init=False, default_factory=dict)
     _began: float = field(init=False, default_factory=time.monotonic)
     _saved: float = field(init=False, default=0.0)
@@ -100,7 +101,10 @@ class TrainingLoop:
         self._saved = time.monotonic()
         self.require_finite(_spoilt_weights(self.models))
         self.reporter.start(
-            self.total_steps, self.step, None if checkpoint is None else checkpoint.time
+            self.total_steps,
+            self.step,
+            None if checkpoint is None else checkpoint.time,
+            self.cursor.epoch,
         )
         return own
 
@@ -115,8 +119,21 @@ class TrainingLoop:
         restore_rng_state(self._store.load_rank_state(checkpoint))
         self.last_checkpoint_step = checkpoint.step
         self.resumed_attempt = checkpoint.attempt
+        self._recall_evaluation(checkpoint)
         own: Mapping[str, Any] = checkpoint.state["own"]
         return own
+
+    def _recall_evaluation(self, checkpoint: Checkpoint) -> None:
+        """Know whether the step of `checkpoint` was evaluated before the attempts since it ended.
+
+        A checkpoint cannot tell: it is complete before the evaluation begins.
+        """
+        if not self.evaluation_due():
+            return
+        attempts = range(checkpoint.attempt, self.config.attempt + 1)
+        first = self.ranks.rank == 0
+        if any_rank(self.ranks, first and evaluation_told(self.config, attempts, self.step)):
+            self._evaluated_step = self.step
 
     def _check_data(self, checkpoint: Checkpoint) -> None:
         """Raise InputError, on all ranks alike, if the checkpoint was made with other rows."""
@@ -235,6 +252,7 @@ class TrainingLoop:
             NonFiniteError: on all ranks, if any of it is NaN or infinite.
         """
         self.reporter.evaluation(self.step, metrics, rewards)
+        self._evaluated_step = self.step
         self.require_finite(_spoilt_metrics(metrics))
 
     def require_finite(self, spoilt: Sequence[str]) -> None:
@@ -299,9 +317,15 @@ class TrainingLoop:
         self.reporter.checkpoint(self.step)
 
     def evaluation_due(self) -> bool:
-        """Whether the step just done is one after which the specification wants an evaluation."""
+        """Whether the specification wants an evaluation of the state now, and none was told yet.
+
+        To be asked before each step, the first of an attempt too: the attempt before it may have
+        been stopped in an evaluation. That of the last step is the stage's own.
+        """
         every = self.config.spec.eval_every_steps
-        return every is not None and self.step % every == 0 and self.step < self.total_steps
+        if every is None or self.step % every != 0 or self._evaluated_step == self.step:
+            return False
+        return 0 < self.step < self.total_steps
 
     @property
     def epochs(self) -> tuple[int, int]:

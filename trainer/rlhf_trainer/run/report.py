@@ -7,9 +7,10 @@ waits for another rank.
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,7 +19,7 @@ from rlhf_api.metrics import ROW_METRICS, LabelledMetric, Metric, Phase, phases_
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import HealthVerdict, RowCounts, StageConfig
 from rlhf_trainer.run.distributed import Ranks
-from rlhf_trainer.run.json_lines import JsonLines
+from rlhf_trainer.run.json_lines import JsonLines, objects_of
 from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
 from rlhf_trainer.run.phases import PhaseClock
 from rlhf_trainer.run.readings import Reading, series_of
@@ -73,6 +74,13 @@ class StepClock:
     def eta(self, remaining: int) -> float | None:
         """Seconds until `remaining` more steps are done; None before the first."""
         return None if self._mean is None else self._mean * remaining
+
+
+def evaluation_told(config: StageConfig, attempts: Iterable[int], step: int) -> bool:
+    """Whether one of `attempts` told how held-out rows fare after `step` steps."""
+    files = (Path(config.stage_folder) / f"attempt-{k}" / FileName.EVENTS for k in attempts)
+    events = chain.from_iterable(objects_of(file, '"evaluation"') for file in files)
+    return any(event.get("type") == "evaluation" and event.get("step") == step for event in events)
 
 
 class Reporter:
@@ -153,7 +161,11 @@ class Reporter:
         self._log("%s", text)
 
     def start(
-        self, total_steps: int, first_step: int = 0, checkpoint_time: float | None = None
+        self,
+        total_steps: int,
+        first_step: int = 0,
+        checkpoint_time: float | None = None,
+        epoch: float = 0.0,
     ) -> None:
         """Training begins.
 
@@ -161,8 +173,9 @@ class Reporter:
             total_steps: of the stage.
             first_step: steps that earlier attempts did.
             checkpoint_time: Unix time of the checkpoint of `first_step`; None where there is none.
+            epoch: passes over the data that earlier attempts did.
         """
-        self._total_steps, self._last_step = total_steps, first_step
+        self._total_steps, self._last_step, self._epoch = total_steps, first_step, epoch
         if checkpoint_time is not None:
             self._serve_checkpoint(first_step, checkpoint_time)
         self._step_clock = StepClock(self._clock())

@@ -119,9 +119,9 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         learner = Learner(spec, ranks, loop, models.critic, steps, state)
         # 3. Learn.
         while loop.step < loop.total_steps:
-            _update(collector, learner, prompts, statistics)
             if held_out is not None and loop.evaluation_due():
                 _report(loop, _answers(collector, held_out, models.actor))
+            _update(collector, learner, prompts, statistics)
         loop.stop_if_asked()
         # 4. Judge and keep; what fails there costs no step.
         if held_out is not None:

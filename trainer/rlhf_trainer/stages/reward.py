@@ -93,9 +93,9 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         loop.resume()
         # 3. Learn.
         while loop.step < loop.total_steps:
-            _step(loop, model, pairs, base.pad_id, spec)
             if held_out is not None and loop.evaluation_due():
                 _evaluated(loop, model, held_out, base.pad_id)
+            _step(loop, model, pairs, base.pad_id, spec)
         loop.stop_if_asked()
         # 4. Judge and keep; what fails there costs no step.
         if held_out is not None:
