@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_api.errors import DataError
 from rlhf_trainer.data.parse.columns import THOUGHTS, Conversation, Message, Text, Tools
 from rlhf_trainer.data.read.rows import Source, clipped
+from rlhf_trainer.data.tokenize.calls import CallWriter
 from rlhf_trainer.data.tokenize.turns import TemplateRenderError, end_of_turn, templated
 
 QUESTION, ANSWER = Message("user", "probe 7"), Message("assistant", "\t\tprobe 8\t\t")
@@ -54,6 +55,7 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._calls = CallWriter(tokenizer)
         self._eos = str(tokenizer.eos_token)
         self._end = end_of_turn(tokenizer).token
         special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
@@ -168,9 +170,10 @@ class Renderer:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
+        fitted = tuple(self._calls.fitted(turn) if turn.written else turn for turn in turns)
         try:
             return _apply(
-                self._tokenizer, turns, tools, add_generation_prompt=add_generation_prompt
+                self._tokenizer, fitted, tools, add_generation_prompt=add_generation_prompt
             )
         except TemplateRenderError as error:
             raise DataError(
