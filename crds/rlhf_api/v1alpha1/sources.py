@@ -130,7 +130,8 @@ class ModelSource(Contract):
     """Sizes of a model with random weights, for uri scratch://architecture."""
     pad_token: Token | None = None
     """Token of the vocabulary that pads a batch, where the tokenizer has none of its own or uses
-    EOS; when left out a reserved token of the vocabulary is looked for."""
+    EOS, and that no row may hold; when left out a reserved token, or one that no text has, is
+    looked for."""
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=16384)] | None = None
     """Jinja chat template that replaces the tokenizer's own."""
     use_chat_template: bool = True

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import ModelSource, StageConfig
 from rlhf_trainer.data.read.uris import Hub
+from rlhf_trainer.data.tokenize.encoding import plain_pad
 from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
 from rlhf_trainer.models.configs import checked_config, model_config
 from rlhf_trainer.models.generation import Generation, read_generation
@@ -51,9 +52,14 @@ class Base:
     generation: Generation
 
     @property
-    def ending(self) -> str:
-        """Where its answers end, as people read it."""
-        return f"{self.field}: {self.generation.described(self.tokenizer)}"
+    def notes(self) -> tuple[str, ...]:
+        """Where its answers end, and what pads batches if that is no special token, as people read
+        it."""
+        ending = f"{self.field}: {self.generation.described(self.tokenizer)}"
+        pad = plain_pad(self.tokenizer)
+        if pad is None:
+            return (ending,)
+        return ending, f"{self.field}: batches are padded by {pad!r}, which no row may hold"
 
     @property
     def pad_id(self) -> int:

@@ -36,6 +36,9 @@ PAD_TOKENS = (
 RESERVED = re.compile(r"[<\[]\|?_?(reserved|unused|extra|dummy|placeholder)[\w ]*?\d+\|?[>\]]")
 """Added tokens without a meaning, such as <|reserved_special_token_0|>, <unused0>, <|extra_0|>."""
 
+BYTE_255, BYTE_LEVEL_255 = "<0xFF>", "ÿ"
+"""The byte 0xFF, which no UTF-8 has: as byte fallback and as byte-level tokenizers spell it."""
+
 
 def load_tokenizer(
     place: Path | Hub,
@@ -49,7 +52,8 @@ def load_tokenizer(
     """The tokenizer of a model's folder or repository, ready for training.
 
     Its own pad token is kept if it ends no answer. Otherwise a token made for padding serves, a
-    reserved one, or the unknown token where byte fallback keeps it out of every text.
+    reserved one, the unknown token where byte fallback keeps it out of every text, or the token of
+    the byte 0xFF, which no UTF-8 has.
 
     Args:
         place: from `data.uris.locate`.
@@ -177,8 +181,7 @@ def _reserved_token(
     added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
     candidates = [token for token in PAD_TOKENS if token in vocabulary]
     candidates += [token for token, _ in added if RESERVED.fullmatch(token)]
-    if tokenizer.unk_token is not None and _has_byte_fallback(tokenizer):
-        candidates.append(str(tokenizer.unk_token))
+    candidates += _absent_from_texts(tokenizer)
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, end}
     for token in candidates:
         if vocabulary[token] not in taken:
@@ -191,10 +194,20 @@ def _reserved_token(
     )
 
 
-def _has_byte_fallback(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether every text has tokens, so that the unknown one never occurs."""
+def _absent_from_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens that no text has, where every byte has one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend is not None and bool(json.loads(backend.to_str())["model"].get("byte_fallback"))
+    if backend is None:
+        return []
+    parts = json.loads(backend.to_str())
+    vocabulary = tokenizer.get_vocab()
+    if parts["model"].get("byte_fallback"):
+        # Every text has tokens, so that the unknown one never occurs.
+        found = [tokenizer.unk_token, BYTE_255]
+    else:
+        splits = json.dumps([parts["pre_tokenizer"], parts["normalizer"]])
+        found = [BYTE_LEVEL_255] if '"ByteLevel"' in splits else []
+    return [str(token) for token in found if token in vocabulary]
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -72,7 +72,7 @@ class Bases:
             if spec.critic_model is not None
             else reward_model or actor
         )
-        notes = [actor.ending]
+        notes = [*actor.notes]
         if reward_model is not None:
             notes += require_same_tokens(actor, reward_model)
             notes += require_same_prompts(actor, reward_model)

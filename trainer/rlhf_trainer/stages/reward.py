@@ -59,7 +59,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         # 1. Data first: a bad row is told before any weights are loaded.
         base = open_base(spec.model, config, ranks, f"{FIELD}.model")
         inputs = Inputs(config, ranks, reporter)
-        reporter.note(base.ending)
+        for note in base.notes:
+            reporter.note(note)
         with reporter.phase(Phase.DATA):
             pairs = _read(spec.dataset, "dataset", base, spec, inputs)
             held_out = (

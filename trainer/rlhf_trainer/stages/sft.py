@@ -59,7 +59,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             packing=spec.packing,
         )
         inputs = Inputs(config, ranks, reporter)
-        reporter.note(base.ending)
+        for note in base.notes:
+            reporter.note(note)
         with reporter.phase(Phase.DATA):
             sequences = _read(spec.dataset, "dataset", base, layout, spec, inputs)
             held_out = (

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CTRLTokenizer, PreTrainedTokenizerBase
 
+from rlhf_api.errors import DataError
 from rlhf_trainer.data.parse.columns import Message, Text
 from rlhf_trainer.data.parse.formats import PreferenceRow, PromptRow, SFTRow
 from rlhf_trainer.data.read.rows import Source
@@ -174,6 +175,33 @@ def test_a_template_that_takes_no_answer_is_one_without_ending() -> None:
     example, _ = _sft(tokenizer, "the", "cat")
 
     assert tokenizer.decode(example.tokens.tolist()) == "the:cat</s>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "pad", "prompt", "response", "held"),
+    [
+        pytest.param("byte-level", "!", "the cat!", "sat", "the cat!", id="prompt"),
+        pytest.param("byte-level", "!", "the cat", "sat!", "sat!", id="response"),
+        pytest.param("byte-level", "ÿ", "the cat", "L'Haÿ", "L'Haÿ", id="no token of the text"),
+        pytest.param("byte-level", "at", "the cat", "sat", "the cat", id="the text of a token"),
+        pytest.param("Metaspace", "▁hat", "the cat", "a hat", "a hat", id="a token of the text"),
+    ],
+)
+def test_no_text_may_hold_what_pads_unless_it_is_a_special_token(
+    kind: str, pad: str, prompt: str, response: str, held: str
+) -> None:
+    tokenizer = subwords.KINDS[kind]()
+    assert pad in tokenizer.get_vocab()
+    row = SFTRow(Source("data.jsonl", 7), prompt, response)
+    tokenizer.pad_token = pad
+
+    with pytest.raises(DataError) as caught:
+        sft_examples([row], tokenizer, max_length=99, over_long="Drop")
+
+    for word in [f'data.jsonl: line 7: "{held}": holds {pad!r}', "set the model's padToken to a"]:
+        assert word in str(caught.value)
+    tokenizer.pad_token = "<pad>"
+    assert len(sft_examples([row], tokenizer, max_length=99, over_long="Drop")[0]) == 1
 
 
 def test_a_tokenizer_without_offsets(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -83,12 +83,15 @@ class Encoder:
         # A tokenizer may take special tokens in a text for ordinary ones.
         self._spells_ending = ending.ids[-1:] == [self.end]
         self._ending_length = len(ending.ids) if self._spells_ending else 1
+        self._pad = plain_pad(tokenizer)
+        self._pad_id = tokenizer.pad_token_id
 
     def rows(self, questions: Iterable[Question]) -> Iterator[EncodedRow]:
         """Token ids of each prompt, rendered, and of each response.
 
         Raises:
-            DataError: a text without tokens, or turns that the chat template does not take.
+            DataError: a text without tokens, or with a pad token that is no special one, or turns
+                that the chat template does not take.
         """
         found = iter(questions)
         while batch := list(islice(found, BATCH)):
@@ -100,9 +103,11 @@ class Encoder:
         responses = iter(self._responses(batch, prompts))
         for row, one, prompt in zip(batch, rendered, prompts, strict=True):
             _require_tokens(prompt.ids, one.text, row.source)
+            self._require_no_pad(prompt.ids, one.text, row.source)
             own = list(islice(responses, len(row.responses)))
             for (ids, _), response in zip(own, row.responses, strict=True):
                 _require_tokens(ids, _shown(response), row.source)
+                self._require_no_pad(ids, _shown(response), row.source)
             yield EncodedRow(
                 self._with_bos(PromptTokens(prompt.ids, _learned(one, prompt), one.text)),
                 [ids for ids, _ in own],
@@ -126,6 +131,19 @@ class Encoder:
             has_content = len(ended) > self._ending_length or self._has_tokens(text)
             yield (ended if has_content else []), is_apart
 
+    def _require_no_pad(self, ids: list[int], text: str, source: Source) -> None:
+        """Refuse a text with a pad token that is a token of texts.
+
+        A tokenizer that is saved reads its pad token as a special one wherever a text spells it, so
+        that the text would have other tokens for whoever uses the model, and none when decoded.
+        """
+        if self._pad is not None and (self._pad in text or self._pad_id in ids):
+            raise DataError(
+                f"{source}: {clipped(text)}: holds {self._pad!r}, by which batches are padded; set "
+                "the model's padToken to a token of its vocabulary that no text holds, or correct "
+                "the row"
+            )
+
     def _has_tokens(self, text: str) -> bool:
         (content,) = self._cutter.texts([(text, [])])
         return len(content.ids) > 0
@@ -135,6 +153,12 @@ class Encoder:
         if self.bos is None or not self._adds_bos or prompt.ids[0] == self.bos:
             return prompt
         return PromptTokens([self.bos, *prompt.ids], [False, *prompt.learned], prompt.text)
+
+
+def plain_pad(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The pad token if it is none of the special tokens that a text is searched for, else None."""
+    pad = tokenizer.pad_token
+    return None if pad is None or pad in tokenizer.get_added_vocab() else str(pad)
 
 
 def _learned(rendered: Rendered, tokenized: TokenizedText) -> list[bool]:
