@@ -42,7 +42,7 @@ _KEPT = (
     "x-kubernetes-list-map-keys",
     "x-kubernetes-validations",
 )
-_ALREADY_SAID = "left out"
+_ALREADY_SAID = "when left out"
 
 # Name, JSON path below .status, and whether `-o wide` is needed to see it.
 _COLUMNS = (

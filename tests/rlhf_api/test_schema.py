@@ -36,6 +36,8 @@ class Model(Contract):
     """Flag."""
     choice: Literal["A", "B"] = "A"
     """Choice; chosen when left out."""
+    rows: Literal["Drop", "Keep"] = "Drop"
+    """What becomes of rows: they are left out or kept."""
     inner: Inner
     """What the field says."""
     items: Annotated[tuple[Inner, ...], Field(max_length=4), ListMap("name")] = ()
@@ -84,6 +86,7 @@ def test_defaults_are_written_as_people_type_them() -> None:
         "type": "string",
         "enum": ["A", "B"],
     }
+    assert FIELDS["rows"]["description"].endswith("they are left out or kept. Default: Drop.")
     assert structural(Model, with_defaults=False)["properties"]["flag"]["description"] == "Flag."
 
 

@@ -131,7 +131,7 @@ def test_where_all_pairs_say_the_same_twice_nothing_is_left(
 
     for word in [
         "none of 2 pairs can be used: 1 have the same tokens as chosen and rejected",
-        "1 do not fit in 8 tokens",
+        "1 do not fit in 8 tokens: they have 11",
         "set overLong to Truncate, or raise spec.stages.sft.maxLength",
     ]:
         assert word in str(caught.value)
@@ -161,13 +161,27 @@ def test_more_than_half_is_lost_only_with_consent(
     for word in [
         f"spec.stages.sft.dataset.allowLoss: false, but {lost} of {lost + kept} rows of file://",
         f"{lost} left out as too long",
-        "raise spec.stages.sft.maxLength or set spec.stages.sft.dataset.overLong to Truncate",
+        "raise spec.stages.sft.maxLength from 8 (too long are those of 11",
+        "tokens) or set spec.stages.sft.dataset.overLong to Truncate",
         "or set allowLoss to true",
     ]:
         assert word in str(caught.value)
     agreed = _dataset(tmp_path, *rows, allow_loss=True)
     found = load_sft(agreed, make_tokenizer(), **COMMON)[1]
     assert found == Counts(kept, dropped_over_long=lost)
+
+
+def test_the_lengths_of_what_is_lost_are_told(
+    tmp_path: Path, make_tokenizer: MakeTokenizer
+) -> None:
+    longer = {"prompt": "a", "response": "b" * 30}
+    for rows, told in [
+        ([LONG, longer, LONG], "none of 3 rows fits in 8 tokens: they have 11 to 32; raise"),
+        ([LONG, longer, SHORT], "from 8 (too long are those of 11 to 32 tokens) or set"),
+    ]:
+        with pytest.raises(DataError) as caught:
+            load_sft(_dataset(tmp_path, *rows), make_tokenizer(), **COMMON)
+        assert told in str(caught.value)
 
 
 def test_every_way_to_lose_a_row_counts(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:

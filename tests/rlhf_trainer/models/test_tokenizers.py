@@ -246,9 +246,10 @@ def test_a_tokenizer_without_offsets_may_not_put_a_space_before_a_text(
     ("content", "words"),
     [
         (None, ["there is no folder", "correct the path"]),
-        ({}, ["no tokenizer can be loaded", "tokenizer.json"]),
+        ({}, ["holds no tokenizer.json", "copy the tokenizer of the model"]),
         ({"tokenizer.json": "not json", "tokenizer_config.json": "{}"}, ["no tokenizer can be"]),
-        ({"config.json": '{"model_type": "unheard-of"}'}, ["no tokenizer can be loaded"]),
+        ({"config.json": '{"model_type": "unheard-of"}'}, ["holds no tokenizer.json"]),
+        ({"vocab.json": "{}", "config.json": "{}"}, ["no tokenizer can be loaded"]),
     ],
 )
 def test_a_place_without_a_tokenizer_is_named(

@@ -48,7 +48,7 @@ def load_sft(
         over_long=dataset.over_long,
         limit_field=_beside(field, limits),
     )
-    _judge(dataset, counts, field, _beside(field, limits))
+    _judge(dataset, counts, field, _beside(field, limits), max_length)
     return examples, counts
 
 
@@ -78,7 +78,7 @@ def load_preferences(
         limit_field=_beside(field, "maxLength"),
     )
     counts = replace(counts, dropped_empty_list=dropped)
-    _judge(dataset, counts, field, _beside(field, "maxLength"))
+    _judge(dataset, counts, field, _beside(field, "maxLength"), max_length)
     return pairs, counts
 
 
@@ -99,7 +99,7 @@ def load_prompts(
         over_long=dataset.over_long,
         limit_field=_beside(field, "maxPromptLength"),
     )
-    _judge(dataset, counts, field, _beside(field, "maxPromptLength"))
+    _judge(dataset, counts, field, _beside(field, "maxPromptLength"), max_length)
     return found, counts
 
 
@@ -108,14 +108,17 @@ def _beside(field: str, name: str) -> str:
     return f"{field.rpartition('.')[0]}.{name}"
 
 
-def _judge(dataset: Dataset, counts: Counts, field: str, limit_field: str) -> None:
+def _judge(dataset: Dataset, counts: Counts, field: str, limit_field: str, limit: int) -> None:
     """Raise DataError if more than half of the rows is lost without consent."""
     found = counts.row_counts
     whole = found.kept + found.lost
     if dataset.allow_loss or 2 * found.lost <= whole:
         return
     remedies = {
-        f"raise {limit_field} or set {field}.overLong to Truncate": found.over_long,
+        (
+            f"raise {limit_field} from {limit} (too long are those of {counts.too_long} tokens) or "
+            f"set {field}.overLong to Truncate"
+        ): found.over_long,
         "correct the pairs whose responses are identical": found.identical,
     }
     told = ", ".join(remedy for remedy, number in remedies.items() if number)

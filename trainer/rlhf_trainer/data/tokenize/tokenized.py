@@ -9,7 +9,7 @@ EOS, since that is where the score is read. Nothing that a chat template writes 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -69,6 +69,8 @@ class Counts:
     """Used, with prompt and response encoded apart, since a token would straddle their boundary."""
     dropped_identical: int = 0
     """Pairs left out, since both sequences are the same tokens, be it by truncation."""
+    too_long: str = field(default="", compare=False)
+    """How many tokens the rows have that are longer than the limit; nothing where none is."""
 
     @property
     def row_counts(self) -> RowCounts:
@@ -194,6 +196,7 @@ class _Limit:
         self._field = field
         self._drops = over_long == "Drop"
         self._over_long = 0
+        self._lengths: tuple[int, int] | None = None
         self._apart = 0
         self._emptied = 0
         self.identical = 0
@@ -201,7 +204,10 @@ class _Limit:
     def skips(self, length: int) -> bool:
         """Whether a row of this length is left out; counts it if it is too long."""
         too_long = length > self._max_length
-        self._over_long += too_long
+        if too_long:
+            self._over_long += 1
+            shortest, longest = self._lengths or (length, length)
+            self._lengths = min(shortest, length), max(longest, length)
         return too_long and self._drops
 
     def leaves_nothing(self) -> None:
@@ -236,17 +242,28 @@ class _Limit:
             truncated=cut,
             dropped_identical=self.identical,
             encoded_apart=self._apart,
+            too_long=self._spans(),
         )
+
+    def _spans(self) -> str:
+        """Tokens of the rows that are too long."""
+        if self._lengths is None:
+            return ""
+        shortest, longest = self._lengths
+        return f"{longest}" if shortest == longest else f"{shortest} to {longest}"
 
     def _nothing_left(self, rows: int) -> str:
         if not self.identical:
             return (
-                f"none of {rows} rows fits in {self._max_length} tokens; raise {self._field} or "
-                "set overLong to Truncate"
+                f"none of {rows} rows fits in {self._max_length} tokens: they have "
+                f"{self._spans()}; raise {self._field} or set overLong to Truncate"
             )
         long, remedy = "", ""
         if self._over_long:
-            long = f", {self._over_long} do not fit in {self._max_length} tokens"
+            long = (
+                f", {self._over_long} do not fit in {self._max_length} tokens: they have "
+                f"{self._spans()}"
+            )
             remedy = "set overLong to Truncate, "
         return (
             f"none of {rows} pairs can be used: {self.identical} have the same tokens as chosen "
