@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rlhf_api.names import ConditionType, ExitCode, StageName, StageState
+from rlhf_api.names import ConditionType, ExitCode, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_cli.gpus import stages_on_gpus
 from rlhf_cli.launchers import Launchers, read_exit_code
@@ -92,6 +92,7 @@ class Runner:
     view: View
     launcher: tuple[str, ...] = LAUNCHER
     _launchers: Launchers = field(init=False)
+    _noted: set[tuple[StageName, str]] = field(init=False, default_factory=set)
     _local: RLHFJob = field(init=False)
     _placement: Placement = field(init=False)
 
@@ -153,9 +154,13 @@ class Runner:
             self._act(action)
         # Two events tell of the failure of a job's only stage.
         for event in dict.fromkeys(map(self._without_reason, result.events)):
-            self.view.tell(event)
+            if not self._is_told_elsewhere(event):
+                self.view.tell(event)
         for stage, note in self._launchers.take_notes():
-            self.view.note(f"stage {stage}: {note}")
+            # Each attempt finds it again.
+            if (stage, note) not in self._noted:
+                self._noted.add((stage, note))
+                self.view.note(f"stage {stage}: {note}")
         self.view.show(self.job, stopping=request.number is not None)
 
     def _without_reason(self, event: Event) -> Event:
@@ -171,6 +176,22 @@ class Runner:
         if failed is not None and failed.status == "True" and event.message == failed.message:
             return replace(event, message="the job has failed")
         return event
+
+    def _is_told_elsewhere(self, event: Event) -> bool:
+        """Whether the event tells of a stop or what follows it: the view says that it stops, the
+        command's last line that it did, and an attempt that starts that it goes on."""
+        if event.reason in (Reason.USER_REQUESTED, Reason.RESUMED):
+            return True
+        status = self.job.status
+        suspended = find_condition(status.conditions, ConditionType.SUSPENDED)
+        if suspended is not None and event.message == suspended.message:
+            return True
+        return any(
+            stage.state is StageState.STOPPING
+            and stage.reason is Reason.USER_REQUESTED
+            and event.message == f"stage {name}: {stage.message}"
+            for name, stage in stages_of(status).items()
+        )
 
     def _planned(self, request: StopRequest) -> RLHFJob:
         """The job as `plan` is to see it: a signal suspends it until the next run."""

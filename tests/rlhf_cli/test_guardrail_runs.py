@@ -22,7 +22,10 @@ def test_what_a_guardrail_has_suspended_goes_on_with_the_same_command(
     bench.go(ppo=[trips, trips | {"crash_at": 6}, {}])
     for attempt, step in ((1, 3), (2, 6)):
         assert bench.run() == 42
-        said = last_line(capsys)
+        output = capsys.readouterr()
+        (line,) = (each for each in output.out.splitlines() if "the actor moved too far" in each)
+        assert " stage ppo: guardrail KLAboveLimit (Suspend)" in line
+        said = output.err.strip().splitlines()[-1]
         assert said.startswith("rlhf: reviews is suspended by a guardrail: stage ppo: guardrail ")
         assert f"KLAboveLimit (Suspend): 12.5 against a threshold of 10 at update {step}; " in said
         assert "the actor moved too far; the same command again goes on" in said

@@ -78,6 +78,38 @@ def test_what_a_stage_has_found_is_printed(bench: Any, capsys: pytest.CaptureFix
     assert told.count("stage sft: answers end with '[x]', by EOS") == 1
 
 
+def test_what_every_attempt_finds_is_printed_once(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = ["answers end with '[x]', by EOS"]
+    bench.go(sft=[{"notes": notes, "crash_at": 7}, {"notes": [*notes, "rows encoded apart"]}])
+
+    assert bench.run() == 0
+
+    told = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert [line for line in told if "answers end" in line or "encoded" in line] == [
+        "stage sft: answers end with '[x]', by EOS",
+        "stage sft: rows encoded apart",
+    ]
+
+
+def test_a_stop_is_told_when_it_is_heard_and_at_the_end(bench: Any) -> None:
+    bench.write(stages={"sft": BASE, "reward": BASE})
+    bench.go(sft=[SLOW, {}], reward=[SLOW, {}])
+    runner = bench.spawn()
+    bench.wait(lambda: min(bench.step("sft"), bench.step("reward")) >= 3)
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(PATIENCE) == 130
+    stop, last = (line for line in bench.log.splitlines() if "stop" in line or "suspend" in line)
+    assert "stopping: each stage writes a checkpoint first" in stop
+    assert last.startswith("rlhf: reviews was stopped; the same command again goes on")
+    (bench.folder / "run.log").unlink()
+    assert bench.spawn().wait(PATIENCE) == 0
+    told = [line.split(" ", 1)[1] for line in bench.log.splitlines()]
+    again = [line for line in told if "starts" in line or "resume" in line]
+    assert sorted(again) == [f"stage {name}: attempt 2 starts" for name in ("reward", "sft")]
+
+
 def test_independent_stages_and_the_failure_of_one(bench: Any) -> None:
     bench.write(stages={"sft": BASE, "reward": BASE})
     bench.go(sft=[SLOW], reward=[{"crash_at": 3, "code": 78, "seconds": 0.5}])
