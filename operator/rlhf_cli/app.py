@@ -25,6 +25,7 @@ from rlhf_cli.local_job import (
 from rlhf_cli.os_errors import explained
 from rlhf_cli.output import make_console, show_every_letter
 from rlhf_cli.results import failure_logs, result_lines, summarize
+from rlhf_cli.rows import row_counts
 from rlhf_cli.runner import LAUNCHER, Outcome, Runner
 from rlhf_cli.view import make_view
 from rlhf_cli.workdir import Workdir
@@ -52,14 +53,16 @@ Mount = Annotated[
 
 @app.command()
 def validate(file: File, mount: Mount = None) -> None:
-    """Check a job: its fields, the order of its stages, and that its files are there.
+    """Check a job: its fields, the order of its stages, its files, and the rows in them.
 
-    Claims for which no --mount is given at all are not looked into.
+    Claims for which no --mount is given at all are not looked into, nor are rows of a hub or of
+    files of more than 32 MiB.
     """
     job = RLHFJob.from_file(file)
     mounts = parse_mounts(mount or [])
     local = localized(job, file.parent)
     check_inputs(local, mounts, all_claims=bool(mounts))
+    rows = list(row_counts(local, mounts))
     for claim in unmounted_claims(local, mounts):
         _warn(f"claim {claim} is not looked into; give --mount {claim}=path")
     if job.spec.storage is None:
@@ -69,6 +72,9 @@ def validate(file: File, mount: Mount = None) -> None:
     _say(f"{file}: RLHFJob {job.metadata.name} is valid")
     for line in describe(job):
         _say(f"  {line}")
+    for field, count in rows:
+        told = "not looked into" if count is None else f"{count} rows"
+        _say(f"  {field.removeprefix('spec.stages.')}: {told}")
 
 
 @app.command()

@@ -64,8 +64,7 @@ def result_lines(job: RLHFJob, storage: Path, summary: dict[str, Any]) -> Iterat
             yield f"{key}: {value:.4g}"
     for name, stage in _stages(job):
         for dataset, counts in (stage.rows or {}).items():
-            if counts.left_out or counts.truncated:
-                yield f"{name} {dataset}: {counts.text}"
+            yield f"{name} {dataset}: {counts.text}"
     by_stage = ", ".join(
         f"{name} {duration(seconds)}" for name, seconds in summary["secondsByStage"].items()
     )

@@ -34,6 +34,7 @@ from rlhf_operator.planning.plan import (
     stages_of,
     with_idle_time,
 )
+from rlhf_operator.planning.rows import rows_used
 from rlhf_operator.planning.summaries import Event
 
 LAUNCHER = (sys.executable, "-m", "rlhf_trainer.launch")
@@ -148,6 +149,7 @@ class Runner:
         self._launchers.kill_late()
         job = self._planned(request)
         result = plan(job, self._launchers.observe(job), datetime.now(UTC), self._placement)
+        before = stages_of(self.job.status)
         if result.status != self.job.status:
             self._write(self.job.model_copy(update={"status": result.status}))
         for action in result.actions:
@@ -156,6 +158,10 @@ class Runner:
         for event in dict.fromkeys(map(self._without_reason, result.events)):
             if not self._is_told_elsewhere(event):
                 self.view.tell(event)
+        for name, after in stages_of(self.job.status).items():
+            # An Event tells where any were left out.
+            for dataset, counts in rows_used(before.get(name, after), after):
+                self.view.note(f"stage {name}: {dataset}: {counts.text}")
         for stage, note in self._launchers.take_notes():
             # Each attempt finds it again.
             if (stage, note) not in self._noted:

@@ -19,6 +19,8 @@ from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_cli.app import run_job
 
 HERE = Path(__file__).parent
+ROW = {"prompt": "the cat", "response": "sat", "chosen": "sat", "rejected": "hat"}
+"""A row that every stage takes."""
 STANDIN = (sys.executable, str(HERE / "standin.py"))
 
 
@@ -31,12 +33,13 @@ class Bench:
         self.root = folder / "runs"
         self.workdir = self.root / "reviews"
         self.processes: list[subprocess.Popen[bytes]] = []
+        (self.folder / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
         self.go()
         self.write()
 
     def go(self, **stages: Any) -> None:
         """How the attempts of each stage go, from now on."""
-        (self.folder / "rows.jsonl").write_text(json.dumps(stages))
+        (self.folder / "ways.json").write_text(json.dumps(stages))
 
     def write(self, names: tuple[str, ...] = ("sft",), **spec: Any) -> None:
         """The job file; every stage reads the one before it."""

@@ -1,7 +1,8 @@
 """A launcher for tests: speaks the contract with the runner, and trains nothing.
 
-Run as `python standin.py stage.json`. How each attempt goes stands in the stage's dataset, a file
-like `{"sft": [{"crash_at": 5, "code": 1}, {}]}`: one object an attempt, the last one for all later.
+Run as `python standin.py stage.json`. How each attempt goes stands in `ways.json` beside its
+dataset, like `{"sft": [{"crash_at": 5, "code": 1}, {}]}`: one object an attempt, the last one for
+all later.
 """
 
 import json
@@ -44,8 +45,9 @@ class Attempt:
         self.path = path
         self.config = StageConfig.from_json(path.read_text())
         self.folder = Path(self.config.attempt_folder)
-        rows = Path(self.config.spec.dataset.uri.removeprefix("file://")).read_text()
-        ways = json.loads(rows).get(self.config.stage.value, [{}])
+        rows = Path(self.config.spec.dataset.uri.removeprefix("file://"))
+        stages = json.loads(rows.with_name("ways.json").read_text())
+        ways = stages.get(self.config.stage.value, [{}])
         self.way = ways[min(self.config.attempt, len(ways)) - 1]
         self.steps = self.way.get("steps", 10)
         self.step = self.resumed_from()
@@ -118,7 +120,8 @@ class Attempt:
         if self.way.get("rank"):
             command = [sys.executable, "-c", "import time; time.sleep(300)", str(self.path)]
             subprocess.Popen(command, start_new_session=True)
-        self.tell("start", metricsPort=1234, notes=self.way.get("notes", []))
+        notes, rows = self.way.get("notes", []), self.way.get("rows", {})
+        self.tell("start", metricsPort=1234, notes=notes, rows=rows)
         if "resumed" in self.way:
             self.tell("verdicts", verdicts=self.way["resumed"])
         while self.step < self.steps:

@@ -1,6 +1,7 @@
 """The command line: what it prints where, and what it leaves with."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -35,11 +36,9 @@ def test_validate_says_what_is_in_the_job(
     assert rlhf("validate", bench.file) == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines()[0].endswith("RLHFJob reviews is valid")
-    assert [line.split(":")[0].strip() for line in shown.out.splitlines()[1:]] == [
-        "sft",
-        "reward",
-        "ppo",
-    ]
+    stages, rows = shown.out.splitlines()[1:4], shown.out.splitlines()[4:]
+    assert [line.split(":")[0].strip() for line in stages] == ["sft", "reward", "ppo"]
+    assert rows == [f"  {name}.dataset: 1 rows" for name in ("sft", "reward", "ppo")]
     assert "spec.storage is not set" in shown.err
     assert "nodes is 2" in shown.err
     assert not bench.root.exists()
@@ -75,6 +74,41 @@ def test_a_mistake_is_the_last_line_and_its_kind_the_exit_code(
         assert reason in last_line(capsys)
 
 
+def test_rows_are_looked_into(bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for each dataset with a row that its stage cannot use; the others are well."""
+    base = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
+    held_out = {"evalDataset": {"uri": "file://pairs.jsonl"}}
+    bench.write(stages={"sft": base | held_out, "reward": base | held_out})
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2
+    (bench.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+
+    assert rlhf("validate", bench.file) == 65
+
+    (said,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert said.startswith("rlhf: spec.stages.sft.evalDataset: ")
+    assert "pairs.jsonl: line 1: response: is missing" in said
+    (bench.folder / "pairs.jsonl").write_text("")
+    assert rlhf("validate", bench.file) == 65
+    said = capsys.readouterr().err
+    for name in ("sft", "reward"):
+        assert f"spec.stages.{name}.evalDataset" in said
+
+
+def test_rows_elsewhere_and_large_files_are_left_to_the_ranks(
+    bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "hf://org/rows"}}
+    large = {"evalDataset": {"uri": "file://large.jsonl"}}
+    bench.write(stages={"sft": base | large, "reward": base})
+    with (bench.folder / "large.jsonl").open("w") as file:
+        file.truncate((32 << 20) + 1)
+
+    assert rlhf("validate", bench.file) == 0
+
+    told = capsys.readouterr().out.splitlines()[3:]
+    assert told == [f"  sft.{name}: not looked into" for name in ("dataset", "evalDataset")]
+
+
 def test_claims_are_looked_into_where_a_folder_is_given(
     bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +122,7 @@ def test_claims_are_looked_into_where_a_folder_is_given(
     (bench.folder / "m").mkdir()
     given = ("--mount", mount, "--mount", f"models={bench.folder}")
     assert rlhf("validate", bench.file, *given) == 0
+    assert "sft.dataset: 1 rows" in capsys.readouterr().out
     assert rlhf("run", bench.file, "--mount", "data") == 64
 
 

@@ -138,7 +138,8 @@ def test_what_became_of_the_rows(tmp_path: Path) -> None:
             "evalDataset": none | {"kept": 4},
         },
     }
-    assert list(result_lines(job, tmp_path, summary))[:2] == [
+    assert list(result_lines(job, tmp_path, summary))[:3] == [
         "sft dataset: 2 rows used, 1 cut to the limit",
         "reward dataset: 1 rows used, 9 left out as too long",
+        "reward evalDataset: 4 rows used",
     ]

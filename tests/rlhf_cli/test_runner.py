@@ -78,6 +78,20 @@ def test_what_a_stage_has_found_is_printed(bench: Any, capsys: pytest.CaptureFix
     assert told.count("stage sft: answers end with '[x]', by EOS") == 1
 
 
+def test_how_many_rows_are_used_is_told_always_and_once(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"dataset": {"kept": 64}, "evalDataset": {"kept": 4, "overLong": 1}}
+    bench.go(sft=[{"rows": rows, "crash_at": 7}, {"rows": rows}])
+
+    assert bench.run() == 0
+
+    told = capsys.readouterr().out
+    assert told.count("stage sft: dataset: 64 rows used\n") == 1
+    assert told.count("stage sft: evalDataset: 4 rows used, 1 left out as too long\n") == 1
+    assert told.count("\nsft dataset: 64 rows used\n") == 1
+
+
 def test_what_every_attempt_finds_is_printed_once(
     bench: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

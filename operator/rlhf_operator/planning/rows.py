@@ -1,5 +1,5 @@
-"""What became of the rows that stages read, as status and Events tell it. Pure; called by `stages`
-and `summaries`."""
+"""What became of the rows that stages read, as status and Events tell it. Pure; called by `stages`,
+`summaries` and `rlhf run`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -25,6 +25,14 @@ def rows_text(stages: Mapping[StageName, StageStatus]) -> str:
         for dataset, counts in (stage.rows or {}).items()
         if counts.left_out
     )
+
+
+def rows_used(before: StageStatus, after: StageStatus) -> Iterator[tuple[str, RowCounts]]:
+    """Each dataset that was read now and of which nothing was left out."""
+    known = before.rows or {}
+    for dataset, counts in (after.rows or {}).items():
+        if not counts.left_out and known.get(dataset) != counts:
+            yield dataset, counts
 
 
 def rows_left_out(

@@ -1,5 +1,6 @@
 """What rows alone tell, told without torch, in the words of the ranks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -118,6 +119,37 @@ def test_the_launcher_tells_it_without_torch_and_starts_no_rank(tmp_path: Path) 
     assert "bad.jsonl: line 3" in result.message
     assert done.stderr.count("bad.jsonl: line 3") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_s_rows_are_counted_without_torch(tmp_path: Path) -> None:
+    good = tiny.stage_config("reward", tmp_path, eval_dataset=True)
+    hub = tiny.stage_config("sft", tmp_path, dataset=Dataset(uri="hf://no/such"))
+    bad = bad_config("ppo", "ptx_dataset", tmp_path)
+    claim = tiny.stage_config("sft", tmp_path, dataset=Dataset(uri="pvc://claim/rows.jsonl"))
+    lines = [json.dumps(json.loads(each.to_json())) for each in (good, hub, bad, claim)]
+    program = (
+        "import runpy, sys; runpy.run_module('rlhf_trainer.check_rows', run_name='__main__'); "
+        "sys.exit(','.join({'torch', 'transformers', 'datasets'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        env=os.environ | import_path(),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    *told, last = map(json.loads, done.stdout.splitlines())
+    assert told == [
+        {"field": "spec.stages.reward.dataset", "rows": 16},
+        {"field": "spec.stages.reward.evalDataset", "rows": 16},
+        {"field": "spec.stages.sft.dataset", "rows": None},
+        {"field": "spec.stages.ppo.dataset", "rows": 16},
+    ]
+    assert (last["field"], last["exitCode"]) == ("spec.stages.ppo.ptxDataset", 65)
+    assert "bad.jsonl: line 3" in last["error"]
 
 
 def test_a_stage_that_is_done_needs_its_rows_no_more(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """What rows alone tell, before torch and the models are imported, which takes seconds on each rank.
 
-Called by `launch`. What needs a tokenizer is told by the ranks, which read all rows once more.
+Called by `launch` and `check_rows`. What needs a tokenizer is told by the ranks, which read
+all rows once more.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,16 @@ from rlhf_trainer.data.read.uris import Hub, locate
 LOOK_BYTES = 32 << 20
 """Larger datasets are left to the ranks: to read them twice would cost more than it saves."""
 
-Parse = Callable[[Any, Dataset, str], object]
+Parse = Callable[[Any, Dataset, str], Sized]
+
+
+@dataclass(frozen=True)
+class StageDataset:
+    """A dataset of a stage, its field in the spec, and how its rows are parsed."""
+
+    dataset: Dataset
+    field: str
+    parse: Parse
 
 
 def check_rows(config: StageConfig) -> None:
@@ -26,28 +37,36 @@ def check_rows(config: StageConfig) -> None:
         InputError: there is nothing at a URI that can be read.
         DataError: a row that cannot be used, or none at all.
     """
-    for dataset, name, parse in _datasets(config):
-        field = f"spec.stages.{config.stage}.{name}"
-        place = locate(dataset.uri, config.claims, f"{field}.uri")
-        if isinstance(place, Hub) or _size(place) > LOOK_BYTES:
-            continue
-        parse(read_rows(dataset, claims=config.claims, field=field), dataset, field)
+    for asked in datasets_of(config):
+        count_rows(asked, config)
 
 
-def _datasets(config: StageConfig) -> Iterator[tuple[Dataset, str, Parse]]:
-    """Each dataset of the stage, its field, and how its rows are parsed."""
-    spec = config.spec
+def datasets_of(config: StageConfig) -> Iterator[StageDataset]:
+    """Each dataset of the stage."""
+    spec, path = config.spec, f"spec.stages.{config.stage}"
     parse = _parse(config.stage, spec.seed)
-    yield spec.dataset, "dataset", parse
+    yield StageDataset(spec.dataset, f"{path}.dataset", parse)
     if spec.eval_dataset is not None:
-        yield spec.eval_dataset, "evalDataset", parse
+        yield StageDataset(spec.eval_dataset, f"{path}.evalDataset", parse)
     if isinstance(spec, PPOStage) and spec.ptx_dataset is not None:
-        yield spec.ptx_dataset, "ptxDataset", formats.sft_rows
+        yield StageDataset(spec.ptx_dataset, f"{path}.ptxDataset", formats.sft_rows)
+
+
+def count_rows(asked: StageDataset, config: StageConfig) -> int | None:
+    """Read and parse every row of a dataset in small files; None for another one.
+
+    Raises: as `check_rows`.
+    """
+    dataset, field = asked.dataset, asked.field
+    place = locate(dataset.uri, config.claims, f"{field}.uri")
+    if isinstance(place, Hub) or _size(place) > LOOK_BYTES:
+        return None
+    return len(asked.parse(read_rows(dataset, claims=config.claims, field=field), dataset, field))
 
 
 def _parse(stage: StageName, seed: int) -> Parse:
     if stage is StageName.REWARD:
-        return lambda rows, dataset, field: formats.preference_rows(rows, dataset, field, seed)
+        return lambda rows, dataset, field: formats.preference_rows(rows, dataset, field, seed)[0]
     return formats.sft_rows if stage is StageName.SFT else formats.prompt_rows
 
 
