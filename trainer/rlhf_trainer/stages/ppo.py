@@ -81,18 +81,17 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         )
         inputs = Inputs(config, ranks, reporter)
         with reporter.phase(Phase.DATA):
-            prompts = _read(spec.dataset, "dataset", bases.actor, spec, inputs)
-            held_out = (
-                _read(spec.eval_dataset, "evalDataset", bases.actor, spec, inputs)
-                if spec.eval_dataset is not None
-                else None
-            )
+            prompts, held_out = _read_all(spec, bases.actor, inputs)
             ptx = PTX.read(spec, bases.actor, inputs)
         # 2. The models.
-        answered = [*prompts, *(held_out or ())]
-        longest = max(len(prompt.tokens) for prompt in answered) + spec.max_response_length
-        longest_text = ptx.longest if ptx is not None else 0
-        models = load_models(bases, spec, config, ranks, longest, longest_text)
+        models = load_models(
+            bases,
+            spec,
+            config,
+            ranks,
+            longest=_longest([*prompts, *(held_out or ())], spec),
+            longest_text=ptx.longest if ptx is not None else 0,
+        )
         steps = ActorSteps.of(models.actor, spec, ptx, ranks)
         state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))
         loop = TrainingLoop(
@@ -108,26 +107,27 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             own_state=lambda: state.to_document() | steps.to_document(),
             verdicts=lambda: state.health.verdicts,
         )
-        kept = loop.resume()
-        state.load(kept)
-        steps.load(kept)
-        if loop.resumed_attempt is not None:
-            reporter.resumed_health(loop.step, state.health.standing, state.health.verdicts)
-        heed(state.health, loop)
+        _resume(loop, state, steps)
         collector = Collector(spec, ranks, loop, models, state, rewards, sampling)
         _check(collector, prompts)
         learner = Learner(spec, ranks, loop, models.critic, steps, state)
         # 3. Learn.
-        while loop.step < loop.total_steps:
-            if held_out is not None and loop.evaluation_due():
-                _report(loop, _answers(collector, held_out, models.actor))
-            _update(collector, learner, prompts, statistics)
-        loop.stop_if_asked()
+        _updates(collector, learner, prompts, held_out, statistics)
         # 4. Judge and keep; what fails there costs no step.
         if held_out is not None:
             loop.save_unless_saved()
         steps.settle(loop)
         return _keep(collector, held_out)
+
+
+def _resume(loop: TrainingLoop, state: State, steps: ActorSteps) -> None:
+    """Go on from the newest checkpoint, unless its verdicts end the stage."""
+    kept = loop.resume()
+    state.load(kept)
+    steps.load(kept)
+    if loop.resumed_attempt is not None:
+        loop.reporter.resumed_health(loop.step, state.health.standing, state.health.verdicts)
+    heed(state.health, loop)
 
 
 def _sampling(spec: PPOStage, base: Base) -> Sampling:
@@ -142,12 +142,27 @@ def _sampling(spec: PPOStage, base: Base) -> Sampling:
     )
 
 
+def _read_all(
+    spec: PPOStage, base: Base, inputs: Inputs
+) -> tuple[Sequence[Prompt], Sequence[Prompt] | None]:
+    """The prompts of rollouts, and those that are held out, if any are."""
+    prompts = _read(spec.dataset, "dataset", base, spec, inputs)
+    if spec.eval_dataset is None:
+        return prompts, None
+    return prompts, _read(spec.eval_dataset, "evalDataset", base, spec, inputs)
+
+
 def _read(
     dataset: Dataset, name: str, base: Base, spec: PPOStage, inputs: Inputs
 ) -> Sequence[Prompt]:
     return inputs.read(
         name, load_prompts, dataset, base.tokenizer, max_length=spec.max_prompt_length
     )
+
+
+def _longest(prompts: Sequence[Prompt], spec: PPOStage) -> int:
+    """Tokens of the longest prompt with the longest response."""
+    return max(len(prompt.tokens) for prompt in prompts) + spec.max_response_length
 
 
 def _check(collector: Collector, prompts: Sequence[Prompt]) -> None:
@@ -157,6 +172,22 @@ def _check(collector: Collector, prompts: Sequence[Prompt]) -> None:
     subjects = Subjects(models.actor, reference, models.reward_model)
     sampler = collector.sampler(models.actor, short_sampling(collector.sampling))
     run_self_checks(subjects, sampler, prompts, collector.spec, collector.ranks)
+
+
+def _updates(
+    collector: Collector,
+    learner: Learner,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt] | None,
+    statistics: ScoreStatistics | None,
+) -> None:
+    """All updates that are left, and the evaluations between them."""
+    loop = collector.loop
+    while loop.step < loop.total_steps:
+        if held_out is not None and loop.evaluation_due():
+            _report(loop, _answers(collector, held_out, collector.models.actor))
+        _update(collector, learner, prompts, statistics)
+    loop.stop_if_asked()
 
 
 def _update(

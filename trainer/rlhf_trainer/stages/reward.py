@@ -62,12 +62,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         for note in base.notes:
             reporter.note(note)
         with reporter.phase(Phase.DATA):
-            pairs = _read(spec.dataset, "dataset", base, spec, inputs)
-            held_out = (
-                _read(spec.eval_dataset, "evalDataset", base, spec, inputs)
-                if spec.eval_dataset is not None
-                else None
-            )
+            pairs, held_out = _read_all(base, spec, inputs)
         # 2. The model.
         longest = _longest(pairs)
         base.require_positions(max(longest, _longest(held_out or ())), f"{FIELD}.maxLength")
@@ -93,16 +88,22 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         )
         loop.resume()
         # 3. Learn.
-        while loop.step < loop.total_steps:
-            if held_out is not None and loop.evaluation_due():
-                _evaluated(loop, model, held_out, base.pad_id)
-            _step(loop, model, pairs, base.pad_id, spec)
-        loop.stop_if_asked()
+        _learn(loop, model, pairs, held_out, base.pad_id, spec)
         # 4. Judge and keep; what fails there costs no step.
         if held_out is not None:
             loop.save_unless_saved()
         scores = None if held_out is None else _evaluated(loop, model, held_out, base.pad_id)
         return _keep(loop, model, base, scores)
+
+
+def _read_all(
+    base: Base, spec: RewardStage, inputs: Inputs
+) -> tuple[Sequence[PreferencePair], Sequence[PreferencePair] | None]:
+    """What is learned, and what is held out, if anything is."""
+    learned = _read(spec.dataset, "dataset", base, spec, inputs)
+    if spec.eval_dataset is None:
+        return learned, None
+    return learned, _read(spec.eval_dataset, "evalDataset", base, spec, inputs)
 
 
 def _read(
@@ -128,6 +129,22 @@ def _load(base: Base, spec: RewardStage, ranks: Ranks) -> TrainedModel:
     # Two passes over the same text must agree on its score.
     switch_off_dropout(model)
     return train(ScalarModel(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
+
+
+def _learn(
+    loop: TrainingLoop,
+    model: TrainedModel,
+    pairs: Sequence[PreferencePair],
+    held_out: Sequence[PreferencePair] | None,
+    pad_id: int,
+    spec: RewardStage,
+) -> None:
+    """All steps that are left, and the evaluations between them."""
+    while loop.step < loop.total_steps:
+        if held_out is not None and loop.evaluation_due():
+            _evaluated(loop, model, held_out, pad_id)
+        _step(loop, model, pairs, pad_id, spec)
+    loop.stop_if_asked()
 
 
 def _step(

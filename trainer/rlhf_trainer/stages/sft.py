@@ -62,18 +62,9 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         for note in base.notes:
             reporter.note(note)
         with reporter.phase(Phase.DATA):
-            sequences = _read(spec.dataset, "dataset", base, layout, spec, inputs)
-            held_out = (
-                _read(spec.eval_dataset, "evalDataset", base, layout, spec, inputs)
-                if spec.eval_dataset is not None
-                else None
-            )
+            sequences, held_out = _read_all(base, layout, spec, inputs)
         # 2. The model.
-        limit = f"{FIELD}.maxLength ({spec.max_length})"
-        if spec.packing:
-            limit += ", up to which rows are packed into one sequence"
-        for read in filter(None, (sequences, held_out)):
-            base.require_positions(read.longest, limit)
+        _require_fit(base, spec, sequences, held_out)
         check_memory(
             config,
             ranks,
@@ -93,11 +84,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         )
         loop.resume()
         # 3. Learn.
-        while loop.step < loop.total_steps:
-            if held_out is not None and loop.evaluation_due():
-                _evaluated(loop, model, held_out, spec)
-            _step(loop, model, sequences, spec)
-        loop.stop_if_asked()
+        _learn(loop, model, sequences, held_out, spec)
         # 4. Judge and keep; what fails there costs no step.
         if held_out is not None:
             loop.save_unless_saved()
@@ -144,6 +131,16 @@ class Sequences:
         return collate_packed(groups, self.pad_id, self.layout)
 
 
+def _read_all(
+    base: Base, layout: RowLayout, spec: SFTStage, inputs: Inputs
+) -> tuple[Sequences, Sequences | None]:
+    """What is learned, and what is held out, if anything is."""
+    learned = _read(spec.dataset, "dataset", base, layout, spec, inputs)
+    if spec.eval_dataset is None:
+        return learned, None
+    return learned, _read(spec.eval_dataset, "evalDataset", base, layout, spec, inputs)
+
+
 def _read(
     dataset: Dataset, name: str, base: Base, layout: RowLayout, spec: SFTStage, inputs: Inputs
 ) -> Sequences:
@@ -151,6 +148,17 @@ def _read(
     lengths = [len(example.tokens) for example in examples]
     members = pack(lengths, spec.max_length) if spec.packing else [[i] for i in range(len(lengths))]
     return Sequences(examples, members, base.pad_id, layout)
+
+
+def _require_fit(
+    base: Base, spec: SFTStage, sequences: Sequences, held_out: Sequences | None
+) -> None:
+    """Raise ConfigError if a sequence has more tokens than the model takes."""
+    limit = f"{FIELD}.maxLength ({spec.max_length})"
+    if spec.packing:
+        limit += ", up to which rows are packed into one sequence"
+    for read in filter(None, (sequences, held_out)):
+        base.require_positions(read.longest, limit)
 
 
 def _activations(
@@ -172,6 +180,21 @@ def _load(base: Base, spec: SFTStage, ranks: Ranks) -> TrainedModel:
     # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
     switch_off_dropout(model)
     return train(Actor(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
+
+
+def _learn(
+    loop: TrainingLoop,
+    model: TrainedModel,
+    sequences: Sequences,
+    held_out: Sequences | None,
+    spec: SFTStage,
+) -> None:
+    """All steps that are left, and the evaluations between them."""
+    while loop.step < loop.total_steps:
+        if held_out is not None and loop.evaluation_due():
+            _evaluated(loop, model, held_out, spec)
+        _step(loop, model, sequences, spec)
+    loop.stop_if_asked()
 
 
 def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: SFTStage) -> None:
