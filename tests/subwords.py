@@ -107,6 +107,20 @@ def straddling_bytes() -> PreTrainedTokenizerFast:
     return _finished(tokenizer.to_str())
 
 
+def bare_bytes(*, fallback: bool = False, **named: str) -> PreTrainedTokenizerFast:
+    """A token for each byte and one special token, <e>, as GPT-2 has but one; or as SentencePiece
+    spells bytes."""
+    bytes_of = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = ["<e>", *(bytes_of if fallback else sorted(pre_tokenizers.ByteLevel.alphabet()))]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=fallback))
+    if not fallback:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteFallback() if fallback else decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<e>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+
+
 @cache
 def _metaspace(scheme: str) -> str:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))

@@ -106,20 +106,6 @@ def test_a_token_to_pad_with_is_found(
     assert _load(tmp_path / "again").pad_token == pad
 
 
-def _of_bytes(folder: Path, *, fallback: bool, named: dict[str, Any]) -> Path:
-    """A tokenizer with a token for each byte, and no other special token than EOS."""
-    bytes_of = [f"<0x{byte:02X}>" for byte in range(256)]
-    tokens = ["<e>", *(bytes_of if fallback else sorted(pre_tokenizers.ByteLevel.alphabet()))]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=fallback))
-    if not fallback:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteFallback() if fallback else decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<e>"])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(str(folder))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("fallback", "named", "pad"),
     [
@@ -133,7 +119,8 @@ def _of_bytes(folder: Path, *, fallback: bool, named: dict[str, Any]) -> Path:
 def test_where_every_byte_has_a_token_the_one_that_no_text_has_pads(
     tmp_path: Path, fallback: bool, named: dict[str, Any], pad: str
 ) -> None:
-    tokenizer = _load(_of_bytes(tmp_path, fallback=fallback, named=named))
+    subwords.bare_bytes(fallback=fallback, **named).save_pretrained(str(tmp_path))
+    tokenizer = _load(tmp_path)
 
     assert tokenizer.pad_token == pad
     texts = ["".join(map(chr, range(32, 700))), "好坏 😀 \U0010ffff"]

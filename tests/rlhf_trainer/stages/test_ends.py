@@ -8,9 +8,10 @@ from typing import Any
 import ppo_runs
 import pytest
 import stage_runs
+import subwords
 import tiny
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from rlhf_api.errors import ConfigError
 from rlhf_api.v1alpha1 import ModelSource
@@ -128,3 +129,31 @@ def test_a_reward_model_of_another_template_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"^spec\.stages\.ppo\.rewardModel\.chatTemplate: "):
         stage_runs.run(config)
+
+
+def test_a_base_without_a_pad_token_needs_no_field_and_scores_alike_elsewhere(
+    tmp_path: Path,
+) -> None:
+    """As GPT-2; transformers looks for the score before the padding."""
+    only = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<e>")
+    subwords.bare_bytes(**only).save_pretrained(str(tmp_path / "words"))
+    source = tiny.scratch_source(tmp_path / "words")
+    config = tiny.stage_config("reward", tmp_path, model=source, max_steps=1)
+
+    outcome = stage_runs.run(config)
+
+    (start,) = stage_runs.events(config, "start")
+    assert (
+        "spec.stages.reward.model: batches are padded by 'ÿ', which no row may hold"
+        in (start["notes"])
+    )
+    folder = stage_runs.artifact(config, outcome)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    texts = ["ab<e>", "é and more<e>"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    assert (batch["input_ids"] == tokenizer.pad_token_id).sum() > 0
+    with torch.no_grad():
+        together = model(**batch).logits
+        alone = [model(**tokenizer(text, return_tensors="pt")).logits for text in texts]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
