@@ -4,7 +4,6 @@ What the API server answers enters the store at once: the next pass need not wai
 """
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 from rlhf_api.names import KIND, Reason
@@ -122,7 +121,7 @@ class Actor:
 
 def _not_done(what: str, error: ApiError) -> ChildError:
     """A read or a deletion that was refused, which is no fault of the spec."""
-    return ChildError(replace(refusal(what, error), final=False))
+    return ChildError(refusal(what, error, making=False))
 
 
 def _check_owner(job: RLHFJob, manifest: Raw, found: Raw) -> None:

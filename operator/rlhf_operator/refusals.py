@@ -133,6 +133,8 @@ _NOT_ADMITTED = _Cause(
     re.compile(r""),
     "satisfy what refuses it in a new job, or have that changed",
 )
+_OF_OTHERS = (Reason.WEBHOOK_DENIED, Reason.POLICY_DENIED, Reason.ADMISSION_DENIED)
+"""Reasons of refusals that a manifest may satisfy."""
 _INVALID_POD = _Cause(
     Reason.INVALID_POD,
     re.compile(r'Pod "[^"]*" is invalid: '),
@@ -152,14 +154,20 @@ class ChildError(Exception):
         self.refusal = refusal
 
 
-def refusal(child: str, error: ApiError) -> Refusal:
-    """What the answer to a request about `child` means."""
+def refusal(child: str, error: ApiError, *, making: bool = True) -> Refusal:
+    """What the answer to a request about `child` means.
+
+    Args:
+        child: kind and name, and what was to be done unless that is to make it.
+        error: the answer.
+        making: whether the child was to be made: else no other spec would help.
+    """
     said = f"{child}: {steady(error.message)}"
     cause = _cause(error.message)
     if cause is None and error.status == 429:
         told = f"{child}: the API server is busy (429); it is asked again when it says"
         return Refusal(Reason.API_ERROR, told, at_least=error.retry_after or 1, child=child)
-    if cause is None and error.status == 422 and error.fields():
+    if cause is None and making and error.status == 422 and error.fields():
         # The API server's own: a webhook may name fields, too, and was found above.
         told = f"{said}; correct the spec in a new job"
         return Refusal(Reason.INVALID_SPEC, told, final=True, child=child)
@@ -167,7 +175,10 @@ def refusal(child: str, error: ApiError) -> Refusal:
         cause = _NOT_ADMITTED
     if cause is None:
         return Refusal(Reason.API_ERROR, f"{said}; it is tried again", child=child)
-    told = f"{said}; {cause.remedy.format(who='the operator')}"
+    remedy = cause.remedy.format(who="the operator")
+    if not making and cause.reason in _OF_OTHERS:
+        remedy = "let the operator do it there"
+    told = f"{said}; {remedy}"
     return Refusal(cause.reason, told, at_least=cause.at_least, child=child)
 
 

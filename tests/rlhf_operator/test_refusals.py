@@ -127,6 +127,20 @@ def test_only_a_field_that_the_api_server_names_is_the_user_s_mistake(
     assert found.reason is (Reason.INVALID_SPEC if final else Reason.API_ERROR)
 
 
+def test_no_other_spec_is_asked_for_where_a_child_is_to_go() -> None:
+    what = "deleting Job a-sft-1"
+    for sentence in (
+        'admission webhook "w" denied the request: no',
+        "policy 'p' denied request: no",
+    ):
+        told = refusal(what, ApiError("DELETE", 403, {"message": sentence}), making=False)
+        assert told.message == f"{what}: {sentence}; let the operator do it there"
+    causes = [{"field": "preconditions.uid", "message": "Invalid value"}]
+    body = {"message": "invalid", "details": {"causes": causes}}
+    told = refusal(what, ApiError("DELETE", 422, body), making=False)
+    assert (told.reason, told.final) == (Reason.API_ERROR, False)
+
+
 @pytest.mark.parametrize(
     ("status", "message", "at_least"),
     [
