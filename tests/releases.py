@@ -47,10 +47,10 @@ class Release:
         self.access.kubectl("create", "namespace", self.namespace)
         if labels:
             self.access.kubectl("label", "namespace", self.namespace, *labels)
-        self.access.kubectl(
-            *("wait", "-n", self.namespace, "--for=create", "--timeout=60s"),
-            *("serviceaccount/default", "configmap/kube-root-ca.crt"),
-        )
+        for each in ("serviceaccount/default", "configmap/kube-root-ca.crt"):
+            # One by one: kubectl does not wait where two are missing.
+            options = ("-n", self.namespace, "--for=create", "--timeout=60s")
+            self.access.kubectl("wait", *options, each)
 
     def helm(self, verb: str, *arguments: str) -> str:
         """Run Helm on the release; gives what it says."""
