@@ -15,6 +15,19 @@ VOLUME = {"name": "data", "emptyDir": {}}
 KEY = {"name": "n", "key": "k"}
 FUNCTION = {"name": "sum", "type": "Function", "function": {"name": "rewards:exact"}}
 ENDPOINT = {"name": "web", "type": "Endpoint", "endpoint": {"url": "http://scores/v1"}}
+# Where a volume of the user's may be mounted, where nothing but ours is, and what may hide that.
+ALLOWED_MOUNTS = (
+    *("/data", "/data/", "/data/..a/.b", "/etc/rlhf2", "/etc", "/mnt", "/mnt/claims2"),
+    *("/tmp", "/tmp/", "/dev/shm", "/home/rlhf", "/home/rlhf/.cache", "/dev/termination-logs"),
+)
+RESERVED_MOUNTS = (
+    *("/etc/rlhf", "/etc/rlhf/", "/etc/rlhf/stage.json", "/mnt/claims", "/mnt/claims/c"),
+    *("/mnt/claims/c/d", "/dev/termination-log"),
+)
+ROUNDABOUT_MOUNTS = (
+    *("/", "/.", "//etc/rlhf", "/etc//rlhf", "/etc/./rlhf", "/etc/x/../rlhf", "/mnt/claims2/.."),
+    *("/etc/.", "/data//"),
+)
 
 # For each model: an object, and which of the model's rules it breaks, counted from 0.
 CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
@@ -80,12 +93,11 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         ({"name": "rlhf-config", "emptyDir": {}}, {1}),
     ],
     volumes.VolumeMount: [
-        ({"name": "v", "mountPath": "/data"}, set()),
-        ({"name": "v", "mountPath": "/etc/rlhf2"}, set()),
         ({"name": "v", "mountPath": "data"}, {0}),
         ({"name": "v", "mountPath": "/a:b"}, {0}),
-        ({"name": "v", "mountPath": "/etc/rlhf"}, {1}),
-        ({"name": "v", "mountPath": "/mnt/claims/c"}, {1}),
+        *(({"name": "v", "mountPath": path}, set()) for path in ALLOWED_MOUNTS),
+        *(({"name": "v", "mountPath": path}, {1}) for path in RESERVED_MOUNTS),
+        *(({"name": "v", "mountPath": path}, {2}) for path in ROUNDABOUT_MOUNTS),
     ],
     volumes.SeccompProfile: [
         ({"type": "RuntimeDefault"}, set()),

@@ -158,11 +158,22 @@ def _pod(job: RLHFJob, action: StartAttempt, template: Raw, image: str, policy: 
     container["env"] = _by_name(container["env"] + template.get("env", []) + own.get("env", []))
     container["envFrom"] = template.get("envFrom", [])
     container["ports"] = [{"name": Port.METRICS_NAME, "containerPort": Port.METRICS}]
+    given_mounts = template.get("volumeMounts", [])
     container["volumeMounts"] += [
-        *({"name": _volume(claim), "mountPath": _folder(claim)} for claim in claims),
-        *template.get("volumeMounts", []),
+        {"name": _volume(claim), "mountPath": _folder(claim)} for claim in claims
     ]
+    _give_way(pod, {mount["mountPath"].rstrip("/") for mount in given_mounts})
+    container["volumeMounts"] += given_mounts
     return pod
+
+
+def _give_way(pod: Raw, paths: set[str]) -> None:
+    """Leave out our mounts where the user has one, and our volumes that nobody mounts then."""
+    container = pod["containers"][0]
+    lost = [mount for mount in container["volumeMounts"] if mount["mountPath"] in paths]
+    container["volumeMounts"] = [each for each in container["volumeMounts"] if each not in lost]
+    idle = {mount["name"] for mount in lost}
+    pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] not in idle]
 
 
 @functools.cache

@@ -145,6 +145,37 @@ def test_a_stage_overrides_the_template(job: Callable[..., RLHFJob]) -> None:
     assert manifest["spec"]["template"]["metadata"]["labels"]["team"] == "a"
 
 
+@pytest.mark.parametrize(
+    ("path", "idle"),
+    [
+        ("/tmp", "rlhf-tmp"),
+        ("/tmp/", "rlhf-tmp"),
+        ("/dev/shm", "rlhf-shm"),
+        ("/home/rlhf", "rlhf-home"),
+        ("/home/rlhf/.cache", None),  # below one of ours
+        ("/tmp/rlhf", None),  # where tokens are kept
+        ("/home", None),
+    ],
+)
+def test_a_mount_of_the_users_wins_over_ours(
+    job: Callable[..., RLHFJob], path: str, idle: str | None
+) -> None:
+    volumes = [{"name": "fast", "emptyDir": {}}, {"name": "spare", "emptyDir": {}}]
+    mounts = [{"name": "fast", "mountPath": path}, {"name": "fast", "mountPath": "/also"}]
+    pod = pod_of(made(job(template={"volumes": volumes, "volumeMounts": mounts}))[1])
+    plain = pod_of(made(job())[1])
+    found = pod["containers"][0]["volumeMounts"]
+    paths = [mount["mountPath"].rstrip("/") for mount in found]
+    assert len(paths) == len(set(paths))
+    assert {"name": "fast", "mountPath": path} in found
+    ours = {volume["name"] for volume in plain["volumes"]}
+    names = [volume["name"] for volume in pod["volumes"]]
+    assert sorted(names) == sorted((ours - {idle}) | {"fast", "spare"})
+    assert {mount["name"] for mount in found} == set(names) - {"spare"}
+    # One manifest leaves no trace in the next.
+    assert pod_of(made(job())[1]) == plain
+
+
 def test_image_queue_and_checkpoint(job: Callable[..., RLHFJob]) -> None:
     _, plain = made(job())
     assert pod_of(plain)["containers"][0]["image"] == "registry.test/trainer:1"

@@ -1,5 +1,6 @@
 """Volumes that a job may bring into its pods, and the identity that its processes run under."""
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
@@ -16,7 +17,14 @@ FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 UnixID = Annotated[int, Field(ge=0, le=2_147_483_647)]
 
 RESERVED_VOLUME_PREFIX = "rlhf-"
-RESERVED_MOUNT_PATHS = (ContainerPath.CLAIMS, ContainerPath.STAGE_CONFIG.rsplit("/", 1)[0])
+RESERVED_MOUNT_PATHS = (
+    ContainerPath.CLAIMS,
+    ContainerPath.STAGE_CONFIG.rsplit("/", 1)[0],
+    ContainerPath.TERMINATION_MESSAGE,
+)
+_ROUNDABOUT = r"//|/[.][.]?(/|$)|^/$"
+"""A path that has a shorter form, by which the same folder goes under several names; and the root,
+which would hide the image."""
 
 
 class ClaimVolume(Contract):
@@ -109,8 +117,8 @@ class VolumeMount(Contract):
                 f"self.mountPath != '{path}' && !self.mountPath.startsWith('{path}/')"
                 for path in RESERVED_MOUNT_PATHS
             ),
-            message=f"{' and '.join(RESERVED_MOUNT_PATHS)} are the operator's; choose another "
-            "mountPath",
+            message=f"{', '.join(RESERVED_MOUNT_PATHS)} and what is below them are the operator's; "
+            "choose another mountPath",
             holds=lambda m: (
                 not any(
                     m.mount_path == path or m.mount_path.startswith(f"{path}/")
@@ -118,12 +126,19 @@ class VolumeMount(Contract):
                 )
             ),
         ),
+        Rule(
+            cel=f"!self.mountPath.matches(r'{_ROUNDABOUT}')",
+            message="mountPath must be a folder below / and written without //, . and ..; write "
+            "its shortest form",
+            holds=lambda m: re.search(_ROUNDABOUT, m.mount_path) is None,
+        ),
     )
 
     name: VolumeName
     """Name of one of volumes."""
     mount_path: FilePath
-    """Absolute path in the container."""
+    """Absolute path in the container; at /tmp, /dev/shm or the home the volume stands in for the
+    operator's own."""
     sub_path: FilePath | None = None
     """Folder in the volume that is mounted; its root when left out."""
     read_only: bool = False
