@@ -1,7 +1,6 @@
 """How far an attempt is, from its `events.jsonl`. Called by `launchers`; reads, never writes."""
 
 import json
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlhf_api.names import GuardrailRule
 from rlhf_api.v1alpha1 import RowCounts
+from rlhf_api.v1alpha1.bounds import bounded_count, finite_number
 from rlhf_api.v1alpha1.status import Rows
 from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 
@@ -44,7 +44,7 @@ class EventLog:
         return ObservedProgress(
             step=_count(self._last.get("step")),
             total_steps=_count(self._last.get("totalSteps")),
-            eta_seconds=_number(self._last.get("etaSeconds")),
+            eta_seconds=finite_number(self._last.get("etaSeconds")),
             metrics=dict(self._metrics),
             last_checkpoint_step=self._checkpoint_step,
             verdicts=dict(self._verdicts),
@@ -84,7 +84,7 @@ class EventLog:
             self._take_verdicts(event.get("verdicts"))
         metrics = event.get("metrics")
         for name, value in metrics.items() if isinstance(metrics, dict) else ():
-            number = _number(value)
+            number = finite_number(value)
             if number is None:
                 self._metrics.pop(name, None)
             else:
@@ -108,17 +108,11 @@ class EventLog:
         if rule is not None:
             self._verdicts[rule] = ObservedVerdict(
                 broken=broken,
-                value=_number(event.get("value")),
-                threshold=_number(event.get("threshold")),
+                value=finite_number(event.get("value")),
+                threshold=finite_number(event.get("threshold")),
                 step=_count(event.get("step")),
             )
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+    return bounded_count(value) or 0

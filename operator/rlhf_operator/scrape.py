@@ -24,6 +24,7 @@ from rlhf_api.metrics import (
 )
 from rlhf_api.names import GuardrailRule
 from rlhf_api.v1alpha1 import DATASETS, RowCounts
+from rlhf_api.v1alpha1.bounds import bounded_count
 from rlhf_operator.planning.observed import ObservedProgress, ObservedVerdict
 
 MAX_BYTES = 256 * 1024
@@ -33,7 +34,6 @@ TIMEOUT = aiohttp.ClientTimeout(total=2)
 _READ = {metric.value for metric in Metric}
 _RULES = {rule.value: rule for rule in GuardrailRule}
 _DATASETS = {to_camel(name) for name in DATASETS}
-_MAX_STEP = 2_147_483_647
 _STEPS = (Metric.STEP, Metric.TOTAL_STEPS, Metric.LAST_CHECKPOINT_STEP)
 _NEVER_NEGATIVE = (Metric.ETA, Metric.NONFINITE, Metric.LAST_CHECKPOINT_TIMESTAMP)
 
@@ -90,7 +90,7 @@ def _bounded(name: str, value: float) -> float | None:
     if not math.isfinite(value):
         return None
     if name in _STEPS:
-        return _step(value)
+        return bounded_count(value)
     if name == Metric.PROGRESS:
         return min(max(value, 0.0), 1.0)
     return None if name in _NEVER_NEGATIVE and value < 0 else value
@@ -130,8 +130,9 @@ def _rows(families: Iterable[Family]) -> dict[str, RowCounts]:
     names = {metric_name(metric): name for metric, name in ROW_METRICS.items()}
     for sample in (sample for family in families for sample in family.samples):
         dataset = sample.labels.get(MetricLabel.DATASET, "")
-        if sample.name in names and dataset in _DATASETS and math.isfinite(sample.value):
-            found.setdefault(dataset, {})[names[sample.name]] = _step(sample.value)
+        count = bounded_count(sample.value)
+        if sample.name in names and dataset in _DATASETS and count is not None:
+            found.setdefault(dataset, {})[names[sample.name]] = count
     return {name: RowCounts(**told) for name, told in found.items() if "kept" in told}
 
 
@@ -150,8 +151,3 @@ def _progress(
         verdicts=dict(verdicts),
         rows=dict(rows),
     )
-
-
-def _step(value: float) -> int:
-    """Within what status can hold, whatever a pod says."""
-    return int(min(max(value, 0), _MAX_STEP))

@@ -29,6 +29,7 @@ from rlhf_api.names import (
     Reason,
     StageName,
 )
+from rlhf_api.v1alpha1.bounds import bounded_result
 from rlhf_api.v1alpha1.guardrails import Guardrail, HealthVerdict
 from rlhf_api.v1alpha1.stages import PPOStage, RewardStage, SFTStage, StageSpec
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Message, Rows
@@ -341,6 +342,9 @@ class StageResult(Contract):
     def from_message(cls, text: str) -> "StageResult | None":
         """The result in a termination message; None if it holds none.
 
+        Numbers are kept within what a status can hold, and what cannot be read beside them is left
+        out: how an attempt ended outweighs how far it was.
+
         Raises:
             ContractVersionError: written by another release.
         """
@@ -348,10 +352,13 @@ class StageResult(Contract):
             document: Any = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        version = document.get("contractVersion") if isinstance(document, dict) else None
+        if not isinstance(document, dict):
+            return None
+        version = document.get("contractVersion")
         if isinstance(version, int) and version != CONTRACT_VERSION:
             raise ContractVersionError("the stage's result", version, "operator")
+        bounded = json.dumps(bounded_result(document), ensure_ascii=False)
         try:
-            return cls.parse_json(text)
+            return cls.parse_json(bounded.encode("utf-8", "replace"))
         except ValidationError:
             return None

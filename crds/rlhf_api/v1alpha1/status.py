@@ -14,6 +14,8 @@ from rlhf_api.names import ConditionType, Phase, Reason, StageState
 
 MAX_MESSAGE_LENGTH = 8192
 MAX_TEXT_LENGTH = 256
+MAX_COUNT = 2_147_483_647
+MAX_ROW_COUNTS = 8
 
 Message = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_LENGTH)]
 ShortText = Annotated[str, StringConstraints(max_length=MAX_TEXT_LENGTH)]
@@ -21,7 +23,7 @@ Digest = Annotated[str, StringConstraints(max_length=71, pattern=r"^sha256:[0-9a
 # Open in the CRD: an operator may be newer than the CRD, and a status that the API server refuses
 # would stop it.
 _Word = WithJsonSchema({"type": "string", "maxLength": 64, "pattern": "^[A-Za-z]+$"})
-Count = Annotated[int, Field(ge=0, le=2_147_483_647)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 # The enum first: pydantic would else take every word for a plain string, which it is as well.
 _KNOWN_FIRST = Field(union_mode="left_to_right")
 
@@ -99,7 +101,7 @@ class RowCounts(StatusModel):
         return ", ".join([f"{self.kept} rows used", *parts])
 
 
-Rows = Annotated[dict[ShortText, RowCounts], Field(max_length=8)]
+Rows = Annotated[dict[ShortText, RowCounts], Field(max_length=MAX_ROW_COUNTS)]
 """By the dataset's field: dataset, evalDataset or ptxDataset."""
 
 

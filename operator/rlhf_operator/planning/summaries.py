@@ -39,6 +39,7 @@ _PENDING_REASONS = (
     Reason.QUEUED,
     *REFUSALS,
 )
+_MANY_DIGITS = 1e9
 _SHOWN_STATES = (*ACTIVE, StageState.RESTARTING)
 _RESTING_STATES = (*CLOSED, StageState.WAITING, StageState.SUSPENDED)
 
@@ -335,4 +336,7 @@ def _percent(stage: StageStatus) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    if value is None:
+        return ""
+    # All digits of one that went astray would be more than a short text can hold.
+    return format(value, form if abs(value) < _MANY_DIGITS else ".3g")
