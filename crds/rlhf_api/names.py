@@ -242,6 +242,8 @@ class Reason(StrEnum):
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
     ARTIFACT_INVALID = "ArtifactInvalid"
     OUT_OF_MEMORY = "OutOfMemory"
+    POD_REJECTED = "PodRejected"
+    START_ERROR = "StartError"
     CRASHED = "Crashed"
     DISRUPTED = "Disrupted"
     PEER_LOST = "PeerLost"

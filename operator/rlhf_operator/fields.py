@@ -54,10 +54,11 @@ def is_same_but_for_status(one: Raw, other: Raw) -> bool:
 
 
 def has_ended(pod: Raw) -> bool:
-    """Whether a Pod says how its trainer ended."""
-    containers = (pod.get("status") or {}).get("containerStatuses") or ()
+    """Whether a Pod says how its trainer ended, or that it failed before that could run."""
+    status = pod.get("status") or {}
+    containers = status.get("containerStatuses") or ()
     own = (each.get("state") or {} for each in containers if each.get("name") == TRAINER)
-    return any("terminated" in state for state in own)
+    return status.get("phase") == "Failed" or any("terminated" in state for state in own)
 
 
 def _trimmed_rlhfjob(raw: Raw) -> Raw:
@@ -80,11 +81,21 @@ def _trimmed_pod(raw: Raw) -> Raw:
     annotations = _only(raw["metadata"].get("annotations") or {}, (INDEX_ANNOTATION,))
     status = raw.get("status") or {}
     containers = [_only(each, _CONTAINER) for each in status.get("containerStatuses") or ()]
+    first = [_only(each, _CONTAINER) for each in status.get("initContainerStatuses") or ()]
+    # Those that are done have no more to tell.
+    first = [each for each in first if not _is_done(each)]
     return {
         "metadata": _metadata(raw) | {"annotations": annotations},
         "spec": _only(raw.get("spec") or {}, ("nodeName",)),
-        "status": _only(status, _POD_STATUS) | {"containerStatuses": containers},
+        "status": _only(status, _POD_STATUS)
+        | {"containerStatuses": containers}
+        | ({"initContainerStatuses": first} if first else {}),
     }
+
+
+def _is_done(container: Raw) -> bool:
+    ended = (container.get("state") or {}).get("terminated")
+    return ended is not None and ended.get("exitCode") == 0
 
 
 def _metadata(raw: Raw) -> Raw:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from rlhf_api.errors import ContractVersionError
 from rlhf_api.names import Annotation, Label, Reason, StageName
-from rlhf_api.v1alpha1 import StageResult
-from rlhf_operator.fields import INDEX_ANNOTATION, TRAINER
+from rlhf_operator.fields import INDEX_ANNOTATION
 from rlhf_operator.injected import is_done, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
+from rlhf_operator.pod_state import told_of, trainer_of
 from rlhf_operator.refusals import refusal_of_pods
 from rlhf_operator.store import Gang
 
@@ -23,10 +22,8 @@ logger = logging.getLogger(__name__)
 NODE_SILENCE = timedelta(seconds=30)
 """How long a pod may be not ready though its containers run, or exceed its grace period."""
 
-_PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _DISRUPTIONS = ("Preempted", "TaintManagerEviction", "Evicted", "NodeNotReady", "NodeShutdown")
 """Reasons of Events about a pod that the platform ended."""
-_CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError")
 
 
 @dataclass(frozen=True)
@@ -198,8 +195,7 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
     """A pod as a process, and when it will have been silent for too long."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    container = _trainer(status)
-    state = container.get("state") or {}
+    state = trainer_of(pod).get("state") or {}
     ended = state.get("terminated") or {}
     deleted_at = _time(metadata.get("deletionTimestamp"))
     ready = conditions.get("Ready") or {}
@@ -210,11 +206,12 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
     silent_since = quiet_since if silent else None
     target = conditions.get("DisruptionTarget") or {}
     disrupted = silent or target.get("status") == "True"
-    result, reason, message = _told(metadata["name"], ended, state, conditions, container)
+    told = told_of(pod, phase)
+    message = told.message
     if disrupted:
         node = (pod.get("spec") or {}).get("nodeName", "its node")
-        told = target.get("message") or f"{node} does not answer"
-        message = f"pod {metadata['name']} was disrupted: {told}"
+        why = target.get("message") or f"{node} does not answer"
+        message = f"pod {metadata['name']} was disrupted: {why}"
     process = ObservedProcess(
         name=metadata["name"],
         index=pod_index(pod),
@@ -222,21 +219,16 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
         ready=ready.get("status") == "True",
         exit_code=ended.get("exitCode"),
         finished_at=_time(ended.get("finishedAt")) or silent_since,
-        result=result,
-        reason=reason,
+        result=told.result,
+        reason=told.reason,
         message=message,
+        patient=told.patient,
         disrupted=disrupted,
         lost=silent,
         terminating=deleting or deleted_at is not None,
     )
     look_at = quiet_since + NODE_SILENCE if quiet_since is not None and not silent else None
     return process, look_at
-
-
-def _trainer(status: Raw) -> Raw:
-    """The state of the container that trains; injected ones may stand before it."""
-    containers = status.get("containerStatuses") or ()
-    return next((each for each in containers if each.get("name") == TRAINER), {})
 
 
 def _quiet_since(pod: Raw, state: Raw, conditions: Raw) -> datetime | None:
@@ -253,36 +245,15 @@ def _quiet_since(pod: Raw, state: Raw, conditions: Raw) -> datetime | None:
     return min((time for time in times if time is not None), default=None)
 
 
-def _told(
-    name: str, ended: Raw, state: Raw, conditions: Raw, container: Raw
-) -> tuple[StageResult | None, Reason | None, str]:
-    """What the pod, the kubelet or the scheduler says of it."""
-    waiting, scheduled = state.get("waiting") or {}, conditions.get("PodScheduled") or {}
-    if ended.get("reason") == "OOMKilled":
-        memory = "raise resources.limits.memory or lower batchSize"
-        return None, Reason.OUT_OF_MEMORY, f"pod {name} exceeded its memory limit; {memory}"
-    if ended:
-        try:
-            return StageResult.from_message(ended.get("message") or ""), None, ""
-        except ContractVersionError as error:
-            return None, Reason.CONTRACT_VERSION, f"pod {name}: {error}"
-    if waiting.get("reason") in _PULL_REASONS:
-        # The kubelet's own text changes with every try, and so would status.
-        image = container.get("image", "")
-        remedy = "correct spec.image, push the image or give imagePullSecrets"
-        return None, Reason.IMAGE_PULL, f"pod {name}: image {image} cannot be pulled; {remedy}"
-    if waiting.get("reason") in _CONFIG_REASONS:
-        return None, Reason.PODS_PENDING, f"pod {name}: {waiting.get('message')}"
-    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        text = re.sub(r"\s+", " ", scheduled.get("message") or "")
-        return None, Reason.UNSCHEDULABLE, f"pod {name} cannot be scheduled: {text}"
-    return None, None, ""
-
-
 def pod_index(pod: Raw) -> int:
     """Node rank of a pod of an Indexed Job; -1 if somebody has written no number there."""
-    index = str((pod["metadata"].get("annotations") or {}).get(INDEX_ANNOTATION, 0))
-    return int(index) if index.isdecimal() else -1
+    found = number((pod["metadata"].get("annotations") or {}).get(INDEX_ANNOTATION, "0"))
+    return -1 if found is None else found
+
+
+def number(text: object) -> int | None:
+    """The number that an annotation or a name holds; None for what is none, or beyond counting."""
+    return int(str(text)) if re.fullmatch(r"[0-9]{1,9}", str(text)) else None
 
 
 def _time(text: str | None) -> datetime | None:

@@ -1,89 +1,23 @@
 """From Jobs and Pods as the API server gives them to what `plan` looks at."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from raw_gangs import NOW, Raw, at, ended, look, make_job, make_pod, one, ready, seen
 
 from rlhf_api.names import CONTRACT_VERSION, Reason, StageName
 from rlhf_operator.observe import (
     NODE_SILENCE,
-    SeenAttempt,
     lacks_pods,
     refused_pod,
     seen_attempts,
     vanished_pod,
 )
 from rlhf_operator.planning.failures import judge
-from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
+from rlhf_operator.planning.observed import ProcessPhase
 from rlhf_operator.store import Gang
-
-UID = "0123456789abcdef"
-NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
-
-Raw = dict[str, Any]
-
-
-def at(seconds: float) -> str:
-    """A time `seconds` before now."""
-    return (NOW - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def owner(uid: str) -> list[Raw]:
-    return [{"uid": uid, "controller": True}]
-
-
-def make_job(conditions: tuple[str, ...] = (), *, uid: str = UID, **more: Any) -> Raw:
-    labels = {"rlhf.dev/stage": "sft", "rlhf.dev/attempt": "3"}
-    metadata: Raw = {"name": "demo-sft-3", "namespace": "team", "uid": "job", "labels": labels}
-    metadata["ownerReferences"] = owner(uid)
-    metadata["creationTimestamp"] = at(110)
-    metadata["annotations"] = {"rlhf.dev/checkpoint-step": "40"}
-    found = [{"type": c, "status": "True", "lastTransitionTime": at(5)} for c in conditions]
-    spec = {"parallelism": 1} | more.pop("spec", {})
-    return {"metadata": metadata | more, "spec": spec, "status": {"conditions": found}}
-
-
-def make_pod(index: int = 0, phase: str = "Running", **more: Any) -> Raw:
-    metadata = {
-        "name": f"demo-sft-3-{index}-x",
-        "ownerReferences": owner("job"),
-        "creationTimestamp": at(100),
-        "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
-    } | more.pop("metadata", {})
-    state = more.pop("state", {"running": {}} if phase == "Running" else {})
-    conditions = more.pop("conditions", [ready(phase == "Running")])
-    status = {"phase": phase, "conditions": conditions}
-    status["containerStatuses"] = [
-        # Injected containers may stand before ours, and have ended with another code.
-        {"name": "proxy", "image": "proxy:1", "state": {"terminated": {"exitCode": 3}}},
-        {"name": "trainer", "image": "i:1", "state": state},
-    ]
-    return {"metadata": metadata, "spec": {"nodeName": "node-b"}, "status": status}
-
-
-def ready(value: bool, since: float = 90) -> Raw:
-    return {"type": "Ready", "status": str(value), "lastTransitionTime": at(since)}
-
-
-def ended(code: int, reason: str = "Error", message: str = "") -> Raw:
-    state = {"exitCode": code, "reason": reason, "finishedAt": at(20), "message": message}
-    return {"terminated": state}
-
-
-def look(job: Raw, *pods: Raw, now: datetime = NOW) -> SeenAttempt:
-    (found,) = seen_attempts([Gang(job, pods)], now)
-    return found
-
-
-def seen(job: Raw, *pods: Raw) -> ObservedAttempt:
-    return look(job, *pods).attempt
-
-
-def one(pod: Raw, job: Raw | None = None) -> ObservedProcess:
-    (found,) = seen(job or make_job(), pod).processes
-    return found
 
 
 def test_an_attempt_that_runs() -> None:
@@ -154,12 +88,6 @@ def test_a_container_that_is_not_ready_is_no_silent_node() -> None:
     assert not one(make_pod(conditions=[ready(False, since=100), containers])).lost
     answered = containers | {"status": "True"}
     assert one(make_pod(conditions=[ready(False, since=100), answered])).lost
-
-
-def test_an_index_that_is_no_number_is_none_of_the_gangs() -> None:
-    pod = make_pod()
-    pod["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": "x"}
-    assert one(pod).index == -1
 
 
 @pytest.mark.parametrize(

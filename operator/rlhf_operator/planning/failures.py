@@ -24,6 +24,8 @@ GANG_WAIT = timedelta(seconds=10)
 BACKOFF_BASE_SECONDS = 2
 BACKOFF_FACTOR = 4
 BACKOFF_LIMIT_SECONDS = 300
+PATIENT_BASE_SECONDS = 30
+"""Where what trains has not run: whatever keeps it from that is still so a moment later."""
 
 _STRENGTH = {kind: strength for strength, kind in enumerate(FailureClass)}
 
@@ -38,6 +40,7 @@ class Verdict:
         message: the same in a sentence of whoever failed.
         final: whether no restart can help.
         counted: whether a restart counts against `runPolicy.maxRestarts`.
+        patient: whether a restart soon cannot help.
     """
 
     failure: FailureClass
@@ -45,11 +48,13 @@ class Verdict:
     message: str
     final: bool
     counted: bool
+    patient: bool = False
 
 
-def backoff(restarts: int) -> timedelta:
+def backoff(restarts: int, *, patient: bool = False) -> timedelta:
     """How long to wait before the counted restart number `restarts`, from 1."""
-    seconds = BACKOFF_BASE_SECONDS * BACKOFF_FACTOR ** min(restarts - 1, 16)
+    base = PATIENT_BASE_SECONDS if patient else BACKOFF_BASE_SECONDS
+    seconds = base * BACKOFF_FACTOR ** min(restarts - 1, 16)
     return timedelta(seconds=min(seconds, BACKOFF_LIMIT_SECONDS))
 
 
@@ -164,6 +169,7 @@ def _verdict(
         message=_message_of(process),
         final=kind is FailureClass.USER_ERROR or out_of_memory,
         counted=not (free and made_progress(attempt, written)),
+        patient=process.patient and kind is FailureClass.CRASH,
     )
 
 
@@ -204,8 +210,9 @@ def _message_of(process: ObservedProcess) -> str:
     if process.disrupted:
         return process.message or f"{process.name} was disrupted"
     said = process.result.message if process.result is not None else ""
-    if said or process.message:
-        return said or process.message
+    if process.message or said:
+        # Who was asked to stop does not know why.
+        return process.message or said
     code = "no known exit code" if process.exit_code is None else f"exit code {process.exit_code}"
     return f"{process.name} ended with {code} and left no message; see its log"
 

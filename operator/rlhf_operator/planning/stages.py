@@ -9,16 +9,13 @@ decided about attempt number `attempt`, so that nothing is decided, or counted, 
                   +-----------+----> Failed
 """
 
-import math
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from rlhf_api.metrics import STATUS_METRICS
 from rlhf_api.names import FailureClass, Reason, StageName, StageState
-from rlhf_api.v1alpha1 import Progress, RunPolicy, StageArtifact, StageResult, StageStatus
+from rlhf_api.v1alpha1 import RunPolicy, StageArtifact, StageResult, StageStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.planning.beside import with_beside
 from rlhf_operator.planning.clocks import (
@@ -37,6 +34,7 @@ from rlhf_operator.planning.failures import (
 )
 from rlhf_operator.planning.guardrails import broken_rules, rules_at_success, tells_rules
 from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase, Refusal
+from rlhf_operator.planning.progress import progress_of, status_metrics
 from rlhf_operator.planning.rows import rows_told
 
 CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
@@ -45,7 +43,6 @@ ACTIVE = frozenset({StageState.STARTING, StageState.RUNNING, StageState.STOPPING
 """The current attempt is, or may be, there; in all other states it was dealt with."""
 
 DISRUPTION_PAUSE = timedelta(seconds=1)
-_MAX_COUNT = 2_147_483_647
 
 
 @dataclass(frozen=True)
@@ -229,38 +226,14 @@ def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) 
             # Another attempt's.
             changes["metrics"] = None
     if told is not None:
-        changes["progress"] = _progress(
+        changes["progress"] = progress_of(
             stage.progress, told.step, told.total_steps, told.eta_seconds
         )
         if told.metrics:
-            changes["metrics"] = _status_metrics(told.metrics)
+            changes["metrics"] = status_metrics(told.metrics)
         if stage.progress is None or stage.progress.step != told.step:
             changes["last_progress_time"] = now
     return _changed(stage, **changes)
-
-
-def _progress(
-    old: Progress | None, step: int, total_steps: int, eta_seconds: float | None
-) -> Progress:
-    known = eta_seconds is not None and math.isfinite(eta_seconds) and eta_seconds >= 0
-    new = Progress(
-        step=step,
-        total_steps=total_steps,
-        percent=min(100, 100 * step // total_steps) if total_steps else 0,
-        eta_seconds=min(_MAX_COUNT, round(eta_seconds or 0)) if known else None,
-    )
-    return new if old is None else old.model_copy(update=dict(_own_fields(new)))
-
-
-def _own_fields(progress: Progress) -> Iterator[tuple[str, Any]]:
-    """The fields that this release knows; others stay as a newer one left them."""
-    for name in Progress.model_fields:
-        yield name, getattr(progress, name)
-
-
-def _status_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    found = {metric.value: metrics.get(metric) for metric in STATUS_METRICS}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _accept(stage: StageStatus, attempt: ObservedAttempt, case: Case) -> StageStatus:
@@ -271,10 +244,11 @@ def _accept(stage: StageStatus, attempt: ObservedAttempt, case: Case) -> StageSt
         return fail(stage, unread.reason or Reason.CRASHED, unread.message, case.now)
     if not results:
         # The next attempt finds the work done and only says so again.
-        message = f"attempt {attempt.attempt} ended well, but its result is lost"
-        return _restart(
-            stage, Reason.ARTIFACT_INVALID, message, case, counted=bool(attempt.processes)
-        )
+        text = next((f": {each.message}" for each in ordered if each.message), "")
+        message = f"attempt {attempt.attempt} ended well, but its result is lost{text}"
+        patient, counted = any(each.patient for each in ordered), bool(attempt.processes)
+        why = Reason.ARTIFACT_INVALID
+        return _restart(stage, why, message, case, counted=counted, patient=patient)
     mismatch = _mismatch(stage, results, case)
     if mismatch is not None:
         message = f"attempt {attempt.attempt} ended well, but {mismatch}"
@@ -288,8 +262,8 @@ def _accept(stage: StageStatus, attempt: ObservedAttempt, case: Case) -> StageSt
         completion_time=case.now,
         artifact=StageArtifact(uri=artifact.uri, digest=artifact.digest),
         reported_attempt=stage.attempt,
-        progress=_progress(stage.progress, said.step, steps, 0) if steps else stage.progress,
-        metrics=_status_metrics(said.metrics) or stage.metrics,
+        progress=progress_of(stage.progress, said.step, steps, 0) if steps else stage.progress,
+        metrics=status_metrics(said.metrics) or stage.metrics,
         verdicts=rules_at_success(stage, case.name, said),
         reason=Reason.FINISHED,
         message=said.message or "done",
@@ -336,11 +310,18 @@ def _guarded(
 def _failed(stage: StageStatus, verdict: Verdict, case: Case) -> StageStatus:
     if verdict.final:
         return fail(stage, verdict.reason, verdict.message, case.now)
-    return _restart(stage, verdict.reason, verdict.message, case, counted=verdict.counted)
+    reason, message, counted = verdict.reason, verdict.message, verdict.counted
+    return _restart(stage, reason, message, case, counted=counted, patient=verdict.patient)
 
 
 def _restart(
-    stage: StageStatus, reason: Reason, message: str, case: Case, *, counted: bool
+    stage: StageStatus,
+    reason: Reason,
+    message: str,
+    case: Case,
+    *,
+    counted: bool,
+    patient: bool = False,
 ) -> StageStatus:
     policy = case.policy
     if counted and stage.restarts >= policy.max_restarts:
@@ -355,7 +336,7 @@ def _restart(
         state=StageState.RESTARTING,
         restarts=restarts,
         disruptions=stage.disruptions + (not counted),
-        retry_time=case.now + (backoff(restarts) if counted else DISRUPTION_PAUSE),
+        retry_time=case.now + (backoff(restarts, patient=patient) if counted else DISRUPTION_PAUSE),
         reason=reason,
         message=message,
     )

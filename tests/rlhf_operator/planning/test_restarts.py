@@ -33,6 +33,41 @@ def test_a_crash_restarts_with_backoff(trial: MakeTrial) -> None:
     assert t.stage("sft").last_progress_time == t.now
 
 
+def test_what_its_node_does_not_let_run_is_not_tried_three_times_within_a_minute(
+    trial: MakeTrial,
+) -> None:
+    t = trial()
+    t.look()
+    tries = [t.now]
+    for _ in range(3):
+        rejected = {"reason": Reason.POD_REJECTED, "message": "OutOfcpu", "patient": True}
+        t.end("sft", result=None, exit_code=None, **rejected)
+        t.look()
+        assert (t.stage("sft").reason, t.stage("sft").message) == ("PodRejected", "OutOfcpu")
+        assert t.condition("Running").message == "stage sft: OutOfcpu"
+        t.look(t.wait())
+        tries.append(t.now)
+    assert t.stage("sft").attempt == 4
+    for first, third in zip(tries, tries[2:], strict=False):
+        assert (third - first).total_seconds() > 60
+    t.end("sft", result=None, exit_code=None, **rejected)
+    t.look()
+    assert t.condition("Failed").message == (
+        "stage sft: OutOfcpu (runPolicy.maxRestarts 3 is used up)"
+    )
+
+
+def test_a_text_in_place_of_a_result_is_told_and_not_hurried(trial: MakeTrial) -> None:
+    t = trial().running("sft")
+    text = {"result": None, "message": "left no result but: hello", "patient": True}
+    t.end("sft", 0, phase=ProcessPhase.SUCCEEDED, **text)
+    t.put("sft", complete=True, failed=False)
+    t.look()
+    assert t.stage("sft").reason is Reason.ARTIFACT_INVALID
+    assert t.stage("sft").message.endswith("its result is lost: left no result but: hello")
+    assert t.wait() == 30
+
+
 def test_restarts_are_bounded(trial: MakeTrial) -> None:
     t = trial(runPolicy={"maxRestarts": 1}).running("sft")
     t.end("sft", 1)

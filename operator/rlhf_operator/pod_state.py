@@ -1,0 +1,159 @@
+"""What kubelet, scheduler and trainer say of a pod. Pure; called by `observe`.
+
+Containers are found by name: others may be injected, before the trainer, beside it or to run first.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_api.errors import ContractVersionError
+from rlhf_api.names import Reason
+from rlhf_api.v1alpha1 import StageResult
+from rlhf_operator.fields import TRAINER
+from rlhf_operator.planning.observed import ProcessPhase
+from rlhf_operator.refusals import steady
+
+Raw = dict[str, Any]
+
+MOST_CHARACTERS = 1000
+"""Of a text that is no result."""
+_FIRST_SIGNAL_CODE = 128
+_PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_ON_THE_WAY = ("ContainerCreating", "PodInitializing")
+"""Why a container waits that nothing is wrong with."""
+_START_FAILURES = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError")
+"""Why a container ended that has never run."""
+_EVICTED = "Evicted"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said of a pod.
+
+    Attributes:
+        result: the trainer's last word; None if it left nothing that can be read.
+        reason: why it waits or ended in the platform's view, if that says more than the exit code.
+        message: the same in a sentence, or what the trainer left in place of a result.
+        patient: whether another try soon cannot help, since the trainer has not run.
+    """
+
+    result: StageResult | None = None
+    reason: Reason | None = None
+    message: str = ""
+    patient: bool = False
+
+
+def trainer_of(pod: Raw) -> Raw:
+    """The state of the container that trains; empty while there is none."""
+    containers = (pod.get("status") or {}).get("containerStatuses") or ()
+    return next((each for each in containers if each.get("name") == TRAINER), {})
+
+
+def told_of(pod: Raw, phase: ProcessPhase | None) -> Told:
+    """What the pod, the kubelet or the scheduler says of it.
+
+    Args:
+        pod: as the store holds it.
+        phase: its phase; None for one that is not known.
+    """
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    state = trainer_of(pod).get("state") or {}
+    ended = state.get("terminated") or {}
+    if ended.get("reason") == "OOMKilled":
+        memory = "raise resources.limits.memory or lower batchSize"
+        said = f"pod {name} exceeded its memory limit; {memory}"
+        return Told(reason=Reason.OUT_OF_MEMORY, message=said)
+    if phase is ProcessPhase.FAILED and status.get("reason") == _EVICTED:
+        result = None
+        with suppress(ContractVersionError):
+            result = StageResult.from_message(ended.get("message") or "")
+        said = f"pod {name} was evicted: {_line(status.get('message'))}; correct what it exceeded"
+        return Told(result, Reason.EVICTED, said)
+    if ended:
+        return _ended(name, ended)
+    if phase is ProcessPhase.FAILED and "running" not in state:
+        return _never_ran(pod)
+    return _waiting(pod)
+
+
+def _ended(name: str, ended: Raw) -> Told:
+    """The trainer's container is over."""
+    code, text = ended.get("exitCode"), _line(ended.get("message"))
+    if ended.get("reason") in _START_FAILURES:
+        remedy = "correct spec.image, spec.template or what they name"
+        said = f"pod {name}: container {TRAINER} cannot start: {text}; {remedy}"
+        return Told(reason=Reason.START_ERROR, message=said, patient=True)
+    try:
+        result = StageResult.from_message(ended.get("message") or "")
+    except ContractVersionError as error:
+        return Told(reason=Reason.CONTRACT_VERSION, message=f"pod {name}: {error}")
+    if result is not None:
+        return Told(result)
+    # Our trainer is silent only where a signal ended it.
+    foreign = isinstance(code, int) and code < _FIRST_SIGNAL_CODE
+    said = f"pod {name} ended with exit code {code} and left no result but: {text}" if text else ""
+    return Told(message=said, patient=foreign)
+
+
+def _never_ran(pod: Raw) -> Told:
+    """The pod has failed before its trainer could start: its node refused it, or another container
+    that was to run first has failed."""
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    for container in _others(status):
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            said = (
+                f"pod {name}: container {container.get('name')} ended with exit code "
+                f"{ended['exitCode']} before {TRAINER} could start: "
+                f"{_line(ended.get('message')) or 'see its log'}"
+            )
+            return Told(reason=Reason.START_ERROR, message=said, patient=True)
+    why = ": ".join(each for each in (status.get("reason"), _line(status.get("message"))) if each)
+    if not why:
+        return Told(patient=True)
+    node = (pod.get("spec") or {}).get("nodeName", "its node")
+    remedy = "free the node, or correct resources, nodeSelector or affinity"
+    said = f"pod {name} was not let run by {node}: {why}; {remedy}"
+    return Told(reason=Reason.POD_REJECTED, message=said, patient=True)
+
+
+def _waiting(pod: Raw) -> Told:
+    """Why a pod that is not over is not ready, where anybody says so."""
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    for container in (trainer_of(pod), *_others(status)):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        who = "" if container.get("name") == TRAINER else f"container {container.get('name')}: "
+        if waiting.get("reason") in _PULL_REASONS:
+            # The kubelet's own text changes with every try, and so would status.
+            image = container.get("image", "")
+            remedy = "correct spec.image, push the image or give imagePullSecrets"
+            said = f"pod {name}: {who}image {image} cannot be pulled; {remedy}"
+            return Told(reason=Reason.IMAGE_PULL, message=said)
+        if waiting.get("reason") and waiting["reason"] not in _ON_THE_WAY:
+            said = f"pod {name}: {who}{waiting['reason']}: {_line(waiting.get('message'))}"
+            return Told(reason=Reason.PODS_PENDING, message=said)
+    conditions = {each["type"]: each for each in status.get("conditions") or ()}
+    scheduled = conditions.get("PodScheduled") or {}
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        said = (
+            f"pod {name} cannot be scheduled: {' '.join((scheduled.get('message') or '').split())}"
+        )
+        return Told(reason=Reason.UNSCHEDULABLE, message=said)
+    return Told()
+
+
+def _others(status: Raw) -> Iterator[Raw]:
+    """The state of all containers but the trainer's, in the order in which they start."""
+    for container in status.get("initContainerStatuses") or ():
+        yield container
+    for container in status.get("containerStatuses") or ():
+        if container.get("name") != TRAINER:
+            yield container
+
+
+def _line(text: object) -> str:
+    """One line without what would make it another one each time; of a long text its end."""
+    line = steady(" ".join(str(text or "").split()))
+    return line if len(line) <= MOST_CHARACTERS else f"... {line[-MOST_CHARACTERS:]}"

@@ -1,0 +1,214 @@
+"""What kubelets say of pods that they do not let run, and containers that are not the trainer."""
+
+import json
+from typing import Any
+
+import pytest
+from raw_gangs import NOW, Raw, ended, make_job, make_pod, one, ready, seen
+
+from rlhf_api.names import CONTRACT_VERSION, Reason
+from rlhf_operator.fields import has_ended, trimmed
+from rlhf_operator.planning.failures import backoff, judge
+from rlhf_operator.planning.observed import ProcessPhase
+from rlhf_operator.pod_state import MOST_CHARACTERS
+
+RESULT = {
+    "contractVersion": CONTRACT_VERSION,
+    "stage": "sft",
+    "attempt": 3,
+    "configDigest": "sha256:" + "a" * 64,
+    "exitCode": 75,
+    "reason": "Stopped",
+    "message": "stopped on request",
+}
+PROXY_DIED = {"name": "proxy", "image": "proxy:1", "state": ended(9, message="no route")}
+PROXY_WAITS = {
+    "name": "proxy",
+    "image": "proxy:1",
+    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+}
+
+
+def pod(phase: str, *, containers: list[Raw] | None = None, **status: Any) -> Raw:
+    """A pod without the sidecar of `make_pod`, as it is kept in the store."""
+    containers_ready = ready(False) | {"type": "ContainersReady"}
+    found = make_pod(phase=phase, conditions=[ready(False), containers_ready])
+    found["status"]["containerStatuses"] = containers or []
+    found["status"] |= status
+    found["metadata"] |= {"namespace": "team", "uid": "pod", "resourceVersion": "1"}
+    return trimmed("pods", found)
+
+
+def trainer(state: Raw) -> Raw:
+    return {"name": "trainer", "image": "i:1", "state": state}
+
+
+REJECTED = [
+    ("OutOfcpu", "Node didn't have enough resource: cpu, requested: 4000, used: 1, capacity: 2"),
+    ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices, which is unexpected"),
+    ("NodeAffinity", "Predicate NodeAffinity failed"),
+    ("NodeShutdown", "Pod was rejected as the node is shutting down"),
+]
+
+
+@pytest.mark.parametrize(("reason", "message"), REJECTED)
+def test_a_pod_that_its_node_did_not_let_run(reason: str, message: str) -> None:
+    gang = seen(make_job(("Failed",)), pod("Failed", reason=reason, message=message))
+    verdict = judge(gang, NOW)
+    assert verdict is not None
+    assert (verdict.reason, verdict.final, verdict.counted) == (Reason.POD_REJECTED, False, True)
+    assert f"was not let run by node-b: {reason}: {message}; free the node" in verdict.message
+    assert verdict.patient
+
+
+@pytest.mark.parametrize("reason", ["StartError", "ContainerCannotRun", "RunContainerError"])
+def test_a_container_that_cannot_start(reason: str) -> None:
+    text = 'exec: "python":\n executable file not found in $PATH: unknown'
+    gang = seen(
+        make_job(("Failed",)), pod("Failed", containers=[trainer(ended(128, reason, text))])
+    )
+    verdict = judge(gang, NOW)
+    assert verdict is not None
+    assert (verdict.reason, verdict.final) == (Reason.START_ERROR, False)
+    assert 'cannot start: exec: "python": executable file not found' in verdict.message
+    assert "correct spec.image" in verdict.message
+    assert verdict.patient
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("CreateContainerConfigError", 'secret "s" not found'),
+        ("RunContainerError", "context deadline exceeded"),
+        ("PreStartHookError", "unexpected"),
+    ],
+)
+def test_a_container_that_waits_says_what_for(reason: str, text: str) -> None:
+    waiting = {"waiting": {"reason": reason, "message": text}}
+    found = one(pod("Pending", containers=[trainer(waiting)]))
+    assert (found.reason, found.ended) == (Reason.PODS_PENDING, False)
+    assert f"{reason}: {text}" in found.message
+
+
+@pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing", None])
+def test_a_container_on_its_way_says_nothing(reason: str | None) -> None:
+    waiting = {"waiting": {"reason": reason} if reason else {}}
+    assert one(pod("Pending", containers=[trainer(waiting)])).reason is None
+
+
+def test_an_eviction_is_told_by_the_kubelet_and_not_by_who_was_stopped() -> None:
+    for containers in ([], [trainer(ended(75, message=json.dumps(RESULT)))]):
+        said = 'Usage of EmptyDir volume "rlhf-tmp" exceeds the limit "1Gi".'
+        evicted = pod("Failed", containers=containers, reason="Evicted", message=said)
+        gang = seen(make_job(("Failed",)), evicted)
+        verdict = judge(gang, NOW)
+        assert verdict is not None
+        assert verdict.reason is Reason.EVICTED
+        assert said in verdict.message
+        assert not verdict.patient
+    assert gang.processes[0].result is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "patient"),
+    [
+        (1, "Traceback: no module named rlhf_trainer", True),
+        (126, "permission denied", True),
+        (1, "", True),
+        (0, "hello", True),
+        (137, "", False),
+        (139, "segmentation fault", False),
+    ],
+)
+def test_what_is_left_in_place_of_a_result(code: int, text: str, patient: bool) -> None:
+    found = one(make_pod(phase="Failed", state=ended(code, message=text)))
+    assert (found.result, found.reason, found.patient) == (None, None, patient)
+    assert found.message.endswith(text)
+    assert (f"exit code {code}" in found.message) == bool(text)
+
+
+def test_a_trainer_that_tells_a_result_is_tried_again_soon() -> None:
+    crash = json.dumps(RESULT | {"exitCode": 1, "reason": "Crashed", "message": "boom"})
+    gang = seen(make_job(("Failed",)), make_pod(phase="Failed", state=ended(1, message=crash)))
+    verdict = judge(gang, NOW)
+    assert verdict is not None
+    assert (verdict.message, verdict.patient) == ("boom", False)
+
+
+def test_a_long_text_loses_its_beginning_and_what_changes_with_each_try() -> None:
+    first = one(make_pod(phase="Failed", state=ended(1, message="x\n" * 4000 + "id 8f3a9c1e77aa")))
+    again = one(make_pod(phase="Failed", state=ended(1, message="x\n" * 4000 + "id 91bb0c2d44ff")))
+    assert first.message == again.message
+    assert len(first.message) < MOST_CHARACTERS + 200
+    assert first.message.endswith("id ...")
+
+
+def test_three_tries_of_what_cannot_help_take_more_than_a_minute() -> None:
+    first, second, third = (backoff(number, patient=True).total_seconds() for number in (1, 2, 3))
+    assert first >= 30
+    assert first + second > 60
+    assert third <= 300
+    assert backoff(1).total_seconds() == 2
+
+
+@pytest.mark.parametrize("trainer_first", [True, False])
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_trainer_is_found_among_others(trainer_first: bool, code: int) -> None:
+    result = json.dumps(RESULT | {"exitCode": code})
+    containers = [trainer(ended(code, message=result)), PROXY_DIED]
+    phase = "Failed" if code else "Succeeded"
+    found = one(
+        pod(
+            phase,
+            containers=containers if trainer_first else containers[::-1],
+            initContainerStatuses=[{"name": "first", "state": ended(0, message="{}")}],
+        )
+    )
+    assert (found.exit_code, found.phase) == (code, ProcessPhase(phase))
+    assert found.result is not None
+    assert found.result.exit_code == code
+
+
+def test_a_pod_without_its_trainer_says_nothing_by_another_container() -> None:
+    found = one(pod("Running", containers=[PROXY_DIED]))
+    assert (found.exit_code, found.result, found.ended) == (None, None, False)
+
+
+def test_a_container_before_the_trainer_that_fails_is_named() -> None:
+    waiting = trainer({"waiting": {"reason": "PodInitializing"}})
+    init = [{"name": "mesh-init", "state": ended(1, message="iptables: not permitted")}]
+    failed = pod("Failed", containers=[waiting], initContainerStatuses=init)
+    gang = seen(make_job(("Failed",)), failed)
+    verdict = judge(gang, NOW)
+    assert verdict is not None
+    assert verdict.reason is Reason.START_ERROR
+    assert "container mesh-init ended with exit code 1 before trainer could" in verdict.message
+    assert "iptables: not permitted" in verdict.message
+    assert verdict.patient
+
+
+@pytest.mark.parametrize("kind", ["containerStatuses", "initContainerStatuses"])
+def test_a_container_beside_the_trainer_that_keeps_a_pod_waiting_is_named(kind: str) -> None:
+    running = trainer({"running": {}})
+    pulls = PROXY_WAITS | {"state": {"waiting": {"reason": "ImagePullBackOff"}}}
+    for other, reason, words in (
+        (PROXY_WAITS, Reason.PODS_PENDING, "container proxy: CrashLoopBackOff: back-off"),
+        (pulls, Reason.IMAGE_PULL, "container proxy: image proxy:1 cannot be pulled"),
+    ):
+        beside = [other, running] if kind == "containerStatuses" else [running]
+        more = {} if kind == "containerStatuses" else {kind: [other]}
+        found = one(pod("Running", containers=beside, **more))
+        assert (found.reason, found.phase) == (reason, ProcessPhase.RUNNING)
+        assert words in found.message
+
+
+def test_a_pod_that_was_rejected_is_remembered_when_it_is_deleted() -> None:
+    assert has_ended(pod("Failed", reason="OutOfcpu"))
+    assert not has_ended(pod("Running", containers=[PROXY_DIED, trainer({"running": {}})]))
+
+
+@pytest.mark.parametrize("index", ["x", "²", "9" * 5000, "-1", "", "1.5"])
+def test_an_index_that_is_no_number_is_none_of_the_gangs(index: str) -> None:
+    found = make_pod()
+    found["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": index}
+    assert one(found).index == -1
