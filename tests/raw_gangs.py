@@ -61,7 +61,7 @@ def ended(code: int, reason: str = "Error", message: str = "") -> Raw:
 
 
 def look(job: Raw, *pods: Raw, now: datetime = NOW) -> SeenAttempt:
-    (found,) = seen_attempts([Gang(job, pods)], now)
+    (found,) = seen_attempts("demo", [Gang(job, pods)], now)
     return found
 
 

@@ -169,6 +169,7 @@ class ConditionType(StrEnum):
 
     ACCEPTED = "Accepted"
     CHILDREN_READY = "ChildrenReady"
+    CHILDREN_INTACT = "ChildrenIntact"
     ADMITTED = "Admitted"
     RUNNING = "Running"
     SUSPENDED = "Suspended"
@@ -204,6 +205,10 @@ class Reason(StrEnum):
     FORBIDDEN = "Forbidden"
     NAMESPACE_TERMINATING = "NamespaceTerminating"
     API_ERROR = "ApiError"
+    # ChildrenIntact
+    INTACT = "Intact"
+    FOREIGN_CHILD = "ForeignChild"
+    CHILD_CHANGED = "ChildChanged"
     # Admitted
     NOT_QUEUED = "NotQueued"
     QUEUED = "Queued"

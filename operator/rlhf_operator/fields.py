@@ -1,9 +1,10 @@
 """Which fields of raw objects are read, and whose an object is. Pure; called by `store`."""
 
+import re
 import sys
 from typing import Any
 
-from rlhf_api.names import Annotation
+from rlhf_api.names import PLURAL, Annotation, Label
 
 Raw = dict[str, Any]
 
@@ -19,7 +20,8 @@ _METADATA = (
     "creationTimestamp",
     "deletionTimestamp",
 )
-_OWNER = ("uid", "controller")
+_OWNER = ("uid", "controller", "kind")
+_OUR_LABELS = (Label.JOB, Label.JOB_UID)
 _JOB_ANNOTATIONS = (Annotation.CHECKPOINT_STEP, Annotation.GUARDRAILS)
 _JOB_SPEC = ("parallelism", "suspend")
 _JOB_STATUS = ("conditions",)
@@ -45,6 +47,29 @@ def owner_uid(raw: Raw) -> str | None:
         if owner.get("controller"):
             return str(owner["uid"])
     return None
+
+
+def claimed(kind: str, raw: Raw) -> str | None:
+    """The RLHFJob whose labels an object carries, by uid or else as namespace/name.
+
+    None for what is found by its owner: a job's own Job, and the Pods of any Job.
+
+    Args:
+        kind: plural of what it is.
+        raw: the object, trimmed or not.
+    """
+    labels = raw["metadata"].get("labels") or {}
+    uid, name = labels.get(Label.JOB_UID), labels.get(Label.JOB)
+    if kind == PLURAL or (kind == "pods" and _is_of_a_job(raw)):
+        return None
+    if uid is not None:
+        return None if owner_uid(raw) == uid else str(uid)
+    return None if name is None else f"{raw['metadata']['namespace']}/{name}"
+
+
+def number(text: object) -> int | None:
+    """The number that an annotation or a name holds; None for what is none, or beyond counting."""
+    return int(str(text)) if re.fullmatch(r"[0-9]{1,10}", str(text)) else None
 
 
 def is_same_but_for_status(one: Raw, other: Raw) -> bool:
@@ -84,13 +109,22 @@ def _trimmed_pod(raw: Raw) -> Raw:
     first = [_only(each, _CONTAINER) for each in status.get("initContainerStatuses") or ()]
     # Those that are done have no more to tell.
     first = [each for each in first if not _is_done(each)]
+    # Those of a Job are known by it.
+    labels = {} if _is_of_a_job(raw) else _only(raw["metadata"].get("labels") or {}, _OUR_LABELS)
     return {
-        "metadata": _metadata(raw) | {"annotations": annotations},
+        "metadata": _metadata(raw)
+        | {"annotations": annotations}
+        | ({"labels": labels} if labels else {}),
         "spec": _only(raw.get("spec") or {}, ("nodeName",)),
         "status": _only(status, _POD_STATUS)
         | {"containerStatuses": containers}
         | ({"initContainerStatuses": first} if first else {}),
     }
+
+
+def _is_of_a_job(raw: Raw) -> bool:
+    owners = raw["metadata"].get("ownerReferences") or ()
+    return any(each.get("controller") and each.get("kind") == "Job" for each in owners)
 
 
 def _is_done(container: Raw) -> bool:

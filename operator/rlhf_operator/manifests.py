@@ -64,6 +64,12 @@ def child_name(job: RLHFJob, stage: StageName, attempt: int) -> str:
     return f"{job.metadata.name}-{stage}-{attempt}"
 
 
+def attempt_of(job: str, child: str) -> tuple[StageName, int] | None:
+    """The attempt of a job that `child_name` gives this name; None if it gives none."""
+    found = re.fullmatch(rf"{re.escape(job)}-({'|'.join(StageName)})-([1-9][0-9]{{0,9}})", child)
+    return None if found is None else (StageName(found[1]), int(found[2]))
+
+
 def service(job: RLHFJob) -> Raw:
     """The headless Service by which the pods of all stages find each other."""
     return {

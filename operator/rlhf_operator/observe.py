@@ -1,6 +1,5 @@
 """From raw Jobs and Pods to `Observed`. Pure; called by `reconcile` with what the store holds."""
 
-import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,16 +7,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rlhf_api.names import Annotation, Label, Reason, StageName
-from rlhf_operator.fields import INDEX_ANNOTATION
+from rlhf_api.v1alpha1.status import MAX_COUNT
+from rlhf_operator.fields import INDEX_ANNOTATION, number
 from rlhf_operator.injected import is_done, without_others
+from rlhf_operator.manifests import attempt_of
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
 from rlhf_operator.pod_state import told_of, trainer_of
 from rlhf_operator.refusals import refusal_of_pods
 from rlhf_operator.store import Gang
 
 Raw = dict[str, Any]
-
-logger = logging.getLogger(__name__)
 
 NODE_SILENCE = timedelta(seconds=30)
 """How long a pod may be not ready though its containers run, or exceed its grace period."""
@@ -46,10 +45,19 @@ class SeenAttempt:
         return self.attempt.stage, self.attempt.attempt
 
 
-def seen_attempts(gangs: Iterable[Gang], now: datetime) -> list[SeenAttempt]:
-    """The attempts that Jobs and Pods show; a Job whose labels say no attempt is left out."""
-    found = [_attempt(gang, now) for gang in gangs]
-    return [seen for seen in found if seen is not None]
+def seen_attempts(job: str, gangs: Iterable[Gang], now: datetime) -> list[SeenAttempt]:
+    """The attempts of an RLHFJob that Jobs and Pods show.
+
+    The name of a Job says which attempt it is, since nobody can change it; one whose name says none
+    is left out.
+
+    Args:
+        job: name of the RLHFJob.
+        gangs: the Jobs that it owns.
+        now: the time.
+    """
+    named = [(attempt_of(job, gang.job["metadata"]["name"]), gang) for gang in gangs]
+    return [_attempt(*ident, gang, now) for ident, gang in named if ident is not None]
 
 
 def lacks_pods(gang: Gang) -> bool:
@@ -121,21 +129,14 @@ def true_conditions(raw: Raw) -> dict[str, Raw]:
     return {each["type"]: each for each in conditions if each.get("status") == "True"}
 
 
-def _attempt(gang: Gang, now: datetime) -> SeenAttempt | None:
+def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenAttempt:
     job = gang.job
     metadata, spec = job["metadata"], job["spec"]
-    try:
-        labels = metadata["labels"]
-        stage, number = StageName(labels[Label.STAGE]), int(labels[Label.ATTEMPT])
-        step = _checkpoint_step(metadata)
-    except (KeyError, ValueError) as error:
-        logger.warning("Job %s/%s: %r", metadata["namespace"], metadata["name"], error)
-        return None
     true = true_conditions(job)
     deleted_at = _time(metadata.get("deletionTimestamp"))
     failing = true.get("FailureTarget") or true.get("Failed")
     failed = failing is not None or deleted_at is not None
-    failed_at = _time(failing["lastTransitionTime"]) if failing else None
+    failed_at = _time(failing.get("lastTransitionTime")) if failing else None
     seen = [
         without_others(pod, now, *_process(pod, now, deleting=deleted_at is not None))
         for _, pod in _in_order(gang)
@@ -144,21 +145,21 @@ def _attempt(gang: Gang, now: datetime) -> SeenAttempt | None:
     if spec.get("suspend"):
         processes.append(_suspended(metadata, failed=failing is not None))
     held_since, released_at = _held(job)
-    attempt = ObservedAttempt(
+    found = ObservedAttempt(
         stage=stage,
-        attempt=number,
+        attempt=attempt,
         processes=tuple(processes),
         complete="Complete" in true or (not failed and is_done(spec, processes)),
         failed=failed,
         killed_at=min((t for t in (deleted_at, failed_at) if t is not None), default=None),
-        checkpoint_step=step,
+        checkpoint_step=_checkpoint_step(metadata),
         guardrails=(metadata.get("annotations") or {}).get(Annotation.GUARDRAILS),
         held_since=held_since,
         released_at=released_at,
         confirmed=False,
         over="Failed" in true,
     )
-    return SeenAttempt(attempt, gang, min((at for _, at in seen if at is not None), default=None))
+    return SeenAttempt(found, gang, min((at for _, at in seen if at is not None), default=None))
 
 
 def _in_order(gang: Gang) -> list[tuple[int, Raw]]:
@@ -167,7 +168,11 @@ def _in_order(gang: Gang) -> list[tuple[int, Raw]]:
 
 def _checkpoint_step(metadata: Raw) -> int | None:
     step = (metadata.get("annotations") or {}).get(Annotation.CHECKPOINT_STEP)
-    return None if step is None else int(step)
+    if step is None:
+        return None
+    found = number(step)
+    # No later one is known where nobody knows which it was: what ends there counts.
+    return MAX_COUNT if found is None else found
 
 
 def _held(job: Raw) -> tuple[datetime | None, datetime | None]:
@@ -187,7 +192,8 @@ def _suspended(metadata: Raw, *, failed: bool) -> ObservedProcess:
     if failed:
         phase, message = ProcessPhase.FAILED, f"Job {name} was suspended from outside"
         return ObservedProcess(name, -1, phase, disrupted=True, message=message)
-    message = f"Job {name} waits in queue {metadata['labels'].get(Label.QUEUE, '(none)')}"
+    queue = (metadata.get("labels") or {}).get(Label.QUEUE, "(none)")
+    message = f"Job {name} waits in queue {queue}"
     return ObservedProcess(name, -1, reason=Reason.QUEUED, message=message)
 
 
@@ -249,11 +255,6 @@ def pod_index(pod: Raw) -> int:
     """Node rank of a pod of an Indexed Job; -1 if somebody has written no number there."""
     found = number((pod["metadata"].get("annotations") or {}).get(INDEX_ANNOTATION, "0"))
     return -1 if found is None else found
-
-
-def number(text: object) -> int | None:
-    """The number that an annotation or a name holds; None for what is none, or beyond counting."""
-    return int(str(text)) if re.fullmatch(r"[0-9]{1,9}", str(text)) else None
 
 
 def _time(text: str | None) -> datetime | None:

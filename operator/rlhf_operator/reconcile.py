@@ -22,7 +22,8 @@ from rlhf_operator.kube import ApiError, Kube, job_path
 from rlhf_operator.manifests import cluster_placement
 from rlhf_operator.memory import LACKING_SECONDS, ActionId, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
-from rlhf_operator.planning.observed import Observed, ObservedAttempt
+from rlhf_operator.oddities import oddities
+from rlhf_operator.planning.observed import Observed, ObservedAttempt, Oddity
 from rlhf_operator.planning.pace import Change, change, is_expired
 from rlhf_operator.planning.plan import Action, Plan, StartAttempt, plan
 from rlhf_operator.planning.summaries import derive_events
@@ -120,8 +121,8 @@ class Reconciler:
             self._uids[key] = uid
 
     async def _decide(self, job: RLHFJob, memory: Memory, now: datetime) -> tuple[Observed, Plan]:
-        placement, uid = cluster_placement(job), job.metadata.uid
-        seen = seen_attempts(self._store.gangs(uid), now)
+        placement, name, uid = cluster_placement(job), job.metadata.name, job.metadata.uid
+        seen = seen_attempts(name, self._store.gangs(uid), now)
         observed = await self._observed(job, seen, memory)
         decided = plan(job, observed, now, placement)
         if decided.unconfirmed:
@@ -133,7 +134,7 @@ class Reconciler:
                 replace(each, attempt=replace(each.attempt, confirmed=True))
                 if each.ident in confirmed
                 else each
-                for each in seen_attempts(self._store.gangs(uid), now)
+                for each in seen_attempts(name, self._store.gangs(uid), now)
             ]
             observed = await self._observed(job, seen, memory)
             decided = plan(job, observed, now, placement)
@@ -149,8 +150,14 @@ class Reconciler:
         return Observed(
             attempts=tuple(attempts),
             refusals=memory.refusals(),
+            oddities=self._oddities(job),
             look_at=min(times, default=None),
         )
+
+    def _oddities(self, job: RLHFJob) -> tuple[Oddity, ...]:
+        metadata = job.metadata
+        strays = self._store.strays((metadata.namespace, metadata.name), metadata.uid)
+        return oddities(job, self._store.gangs(metadata.uid), strays)
 
     def _ask_for_progress(self, job: RLHFJob, seen: list[SeenAttempt]) -> None:
         """Let rank 0 of each attempt that runs be asked how far it is."""

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from rlhf_api.names import PLURAL
-from rlhf_operator.fields import has_ended, owner_uid, trimmed
+from rlhf_operator.fields import claimed, has_ended, owner_uid, trimmed
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]
@@ -43,12 +43,13 @@ class Gang:
 
 
 class Collection:
-    """Objects of one kind: the newest version of each, found by uid and by their owner's uid."""
+    """Objects of one kind: the newest version of each, found by uid, owner and claimed labels."""
 
     def __init__(self, kind: Kind, clock: Callable[[], float]) -> None:
         self._kind, self._clock = kind, clock
         self._objects: dict[str, Raw] = {}
         self._by_owner: dict[str, dict[str, None]] = {}
+        self._by_claim: dict[str, dict[str, None]] = {}
         # When each was removed, and the version at which it was not there.
         self._deleted: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
@@ -67,6 +68,10 @@ class Collection:
         """The objects that the one with `uid` controls."""
         return [self._objects[child] for child in self._by_owner.get(uid, ())]
 
+    def claiming(self, job: str) -> list[Raw]:
+        """The objects for which `claimed` gives this job."""
+        return [self._objects[child] for child in self._by_claim.get(job, ())]
+
     def put(self, raw: Raw) -> bool:
         """Take in an object; False if it tells nothing new."""
         uid = raw["metadata"]["uid"]
@@ -75,11 +80,12 @@ class Collection:
         if max(gone_at, -1 if known is None else version_of(known)) >= version_of(raw):
             return False
         self._deleted.pop(uid, None)
-        if known is not None and owner_uid(known) != owner_uid(raw):
+        if known is not None and self._places(known) != self._places(raw):
             self._disown(known)
         self._objects[uid] = trimmed(self._kind, raw)
-        if (owner := owner_uid(raw)) is not None:
-            self._by_owner.setdefault(owner, {})[uid] = None
+        for index, key in zip(self._indexes, self._places(raw), strict=True):
+            if key is not None:
+                index.setdefault(key, {})[uid] = None
         return True
 
     def remove(self, uid: str, version: int) -> Raw | None:
@@ -124,13 +130,22 @@ class Collection:
         self.remove(uid, version_of(raw))
         del self._deleted[uid]
 
+    @property
+    def _indexes(self) -> tuple[dict[str, dict[str, None]], ...]:
+        return self._by_owner, self._by_claim
+
+    def _places(self, raw: Raw) -> tuple[str | None, ...]:
+        """Where an object is found in each index; None where it is not."""
+        return owner_uid(raw), claimed(self._kind, raw)
+
     def _disown(self, raw: Raw) -> None:
-        """Let an object be found by its owner no more."""
-        if (owner := owner_uid(raw)) is not None:
-            children = self._by_owner[owner]
-            del children[raw["metadata"]["uid"]]
-            if not children:
-                del self._by_owner[owner]
+        """Let an object be found by its owner, and by its labels, no more."""
+        for index, key in zip(self._indexes, self._places(raw), strict=True):
+            if key is not None:
+                children = index[key]
+                del children[raw["metadata"]["uid"]]
+                if not children:
+                    del index[key]
 
 
 class Store:
@@ -223,6 +238,21 @@ class Store:
         """The Jobs of the RLHFJob with `uid`, with their Pods."""
         return [self._gang(job) for job in self._of[Kind.JOB].owned_by(uid)]
 
+    def strays(self, key: Key, uid: str) -> list[tuple[Kind, Raw]]:
+        """The Jobs and Pods that carry the labels of an RLHFJob and are not its own."""
+        namespace, name = key
+        found = (
+            (kind, raw)
+            for kind in (Kind.JOB, Kind.POD)
+            for claim in (uid, f"{namespace}/{name}")
+            for raw in self._of[kind].claiming(claim)
+        )
+        return [
+            (kind, raw)
+            for kind, raw in found
+            if raw["metadata"]["namespace"] == namespace and owner_uid(raw) != uid
+        ]
+
     def count(self, kind: Kind) -> int:
         """How many objects of a kind there are."""
         return len(self._of[kind])
@@ -275,8 +305,14 @@ class Store:
         if kind is Kind.POD:
             job = self._of[Kind.JOB].find(owner or "")
             owner = None if job is None else owner_uid(job)
-        found = self._of[Kind.RLHFJOB].find(owner or "")
+        found = self._of[Kind.RLHFJOB].find(owner or "") or self._claimed_job(kind, raw)
         return None if found is None else key_of(found)
+
+    def _claimed_job(self, kind: Kind, raw: Raw) -> Raw | None:
+        """The RLHFJob whose labels an object carries that is not its own."""
+        claim = claimed(kind, raw) or ""
+        namespace, _, name = claim.partition("/")
+        return self.job((namespace, name)) if name else self._of[Kind.RLHFJOB].find(claim)
 
 
 def key_of(raw: Raw) -> Key:

@@ -15,6 +15,7 @@ from rlhf_operator.planning.observed import (
     ObservedAttempt,
     ObservedProcess,
     ObservedProgress,
+    Oddity,
     ProcessPhase,
     Refusal,
 )
@@ -57,6 +58,7 @@ class Trial:
         self.seconds = 0.0
         self.scrape_error = ""
         self.refusals: dict[tuple[StageName, int], Refusal] = {}
+        self.oddities: tuple[Oddity, ...] = ()
         self.placement = PLACEMENT
         self.last = Plan((), RLHFJobStatus())
 
@@ -84,6 +86,7 @@ class Trial:
         return Observed(
             tuple(replace(each, scrape_error=error) if error else each for each in attempts),
             dict(self.refusals),
+            self.oddities,
         )
 
     def wait(self) -> float | None:

@@ -8,6 +8,7 @@ import pytest
 from raw_gangs import NOW, Raw, at, ended, look, make_job, make_pod, one, ready, seen
 
 from rlhf_api.names import CONTRACT_VERSION, Reason, StageName
+from rlhf_api.v1alpha1.status import MAX_COUNT
 from rlhf_operator.observe import (
     NODE_SILENCE,
     lacks_pods,
@@ -32,10 +33,51 @@ def test_an_attempt_that_runs() -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [{}, {"rlhf.dev/stage": "sft"}, {"rlhf.dev/stage": "other", "rlhf.dev/attempt": "1"}],
+    [
+        None,
+        {},
+        {"rlhf.dev/stage": "sft"},
+        {"rlhf.dev/stage": "other", "rlhf.dev/attempt": "x"},
+        {"rlhf.dev/stage": "reward", "rlhf.dev/attempt": "9" * 5000},
+    ],
 )
-def test_a_job_whose_labels_name_no_attempt_is_left_out(labels: Raw) -> None:
-    assert seen_attempts([Gang(make_job(labels=labels), ())], NOW) == []
+def test_the_name_says_which_attempt_a_job_is_whatever_its_labels(labels: Raw | None) -> None:
+    job = make_job()
+    del job["metadata"]["labels"]
+    job["metadata"] |= {} if labels is None else {"labels": labels}
+    found = seen(job, make_pod())
+    assert (found.stage, found.attempt, found.ready) == (StageName.SFT, 3, True)
+    held = seen(job | {"spec": {"suspend": True}})
+    assert held.processes[0].reason is Reason.QUEUED
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo",
+        "demo-sft",
+        "demo-sft-0",
+        "demo-sft-x",
+        "other-sft-1",
+        "demo-dpo-1",
+        "demo-sft-1-copy",
+    ],
+)
+def test_a_job_whose_name_is_of_no_attempt_is_left_out(name: str) -> None:
+    assert seen_attempts("demo", [Gang(make_job(name=name), ())], NOW) == []
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "9" * 5000])
+def test_a_checkpoint_step_that_cannot_be_read_makes_a_restart_count(text: str) -> None:
+    job = make_job()
+    job["metadata"]["annotations"]["rlhf.dev/checkpoint-step"] = text
+    assert seen(job).checkpoint_step == MAX_COUNT
+
+
+def test_a_failed_job_may_not_say_since_when() -> None:
+    job = make_job(("Failed",))
+    del job["status"]["conditions"][0]["lastTransitionTime"]
+    assert (seen(job).failed, seen(job).killed_at) == (True, None)
 
 
 def test_the_guardrails_that_an_attempt_was_started_with() -> None:

@@ -196,6 +196,19 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Oddity:
+    """Something that stands among a job's children and is none, or a child that was changed.
+
+    Attributes:
+        reason: of the condition ChildrenIntact.
+        message: object, what is odd about it, remedy.
+    """
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that is seen of a job at one moment, each attempt once.
 
@@ -203,11 +216,13 @@ class Observed:
         attempts: what is left of the attempts.
         refusals: for a stage and the number of its attempt, what the last try to make or delete its
             children was refused with.
+        oddities: what is found among its children that should be otherwise, and is left alone.
         look_at: when something that is seen will mean something else by the mere passing of time.
     """
 
     attempts: tuple[ObservedAttempt, ...] = ()
     refusals: Mapping[tuple[StageName, int], Refusal] = field(default_factory=dict)
+    oddities: tuple[Oddity, ...] = ()
     look_at: datetime | None = None
 
     def find(self, stage: StageName, attempt: int) -> ObservedAttempt | None:

@@ -40,6 +40,7 @@ _PENDING_REASONS = (
     *REFUSALS,
 )
 _MANY_DIGITS = 1e9
+_NAMED_ODDITIES = 5
 _SHOWN_STATES = (*ACTIVE, StageState.RESTARTING)
 _RESTING_STATES = (*CLOSED, StageState.WAITING, StageState.SUSPENDED)
 
@@ -89,6 +90,8 @@ def with_children(
     """The conditions with what is to be said of children, which a finished job may still have."""
     told = find_condition(conditions, ConditionType.CHILDREN_READY)
     for finding in _children(stages, observed, told):
+        conditions = set_condition(conditions, finding, now, job.metadata.generation)
+    for finding in _intact(observed, find_condition(conditions, ConditionType.CHILDREN_INTACT)):
         conditions = set_condition(conditions, finding, now, job.metadata.generation)
     return conditions
 
@@ -246,6 +249,18 @@ def _children(stages: Stages, observed: Observed, told: Condition | None) -> Ite
         yield Finding(kind, "True", Reason.CREATED, "all children are made")
     elif not (wanted or left) and told is not None and told.status == "False":
         yield Finding(kind, "True", Reason.CREATED, "no child is wanted now")
+
+
+def _intact(observed: Observed, told: Condition | None) -> Iterator[Finding]:
+    """What is odd among the children; nothing is said of a job where nothing ever was."""
+    kind, found = ConditionType.CHILDREN_INTACT, observed.oddities
+    if found:
+        named = [odd.message for odd in found[:_NAMED_ODDITIES]]
+        more = len(found) - len(named)
+        message = "; ".join([*named, f"and {more} more"] if more else named)
+        yield Finding(kind, "False", found[0].reason, f"left alone: {message}")
+    elif told is not None and told.status == "False":
+        yield Finding(kind, "True", Reason.INTACT, "all that carries the job's labels is its own")
 
 
 def _standing_refusal(wanted: list[tuple[StageName, int]], observed: Observed) -> Refusal | None:

@@ -1,0 +1,165 @@
+"""Objects that carry a job's labels and are no children of it, and children that were changed."""
+
+from typing import Any
+
+import pytest
+from raw_gangs import Raw
+
+from rlhf_api.names import Reason
+from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_operator.fields import trimmed
+from rlhf_operator.oddities import oddities
+from rlhf_operator.planning.observed import Oddity
+from rlhf_operator.store import Kind, Store
+
+UID, KEY = "0123456789abcdef", ("team", "demo")
+LABELS = {
+    "app.kubernetes.io/managed-by": "rlhf-operator",
+    "rlhf.dev/job": "demo",
+    "rlhf.dev/job-uid": UID,
+    "rlhf.dev/stage": "sft",
+    "rlhf.dev/attempt": "1",
+}
+FOREIGN, CHANGED = Reason.FOREIGN_CHILD, Reason.CHILD_CHANGED
+
+
+def owners(uid: str, kind: str) -> list[Raw]:
+    return [{"uid": uid, "kind": kind, "controller": True}] if uid else []
+
+
+def raw(
+    name: str, version: int, labels: Raw | None, owner: str = "", kind: str = "Job", **more: Any
+) -> Raw:
+    metadata: Raw = {"name": name, "namespace": "team", "uid": name} | more
+    metadata |= {"resourceVersion": str(version), "ownerReferences": owners(owner, kind)}
+    return {"metadata": metadata | ({} if labels is None else {"labels": labels})}
+
+
+@pytest.fixture
+def job() -> RLHFJob:
+    dataset = {"uri": "pvc://data/x"}
+    return RLHFJob.from_document(
+        {
+            "apiVersion": "rlhf.dev/v1alpha1",
+            "kind": "RLHFJob",
+            "metadata": {"name": "demo", "namespace": "team", "uid": UID},
+            "spec": {"stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": dataset}}},
+        }
+    )
+
+
+@pytest.fixture
+def store() -> Store:
+    """A job with a Job and a Pod of its own, as they should be."""
+    found = Store()
+    document = raw("demo", 1, None)
+    document["metadata"]["uid"] = UID
+    found.put(Kind.RLHFJOB, document)
+    found.put(Kind.JOB, raw("demo-sft-1", 2, LABELS, UID, "RLHFJob"))
+    found.put(Kind.POD, raw("demo-sft-1-0-abc", 3, LABELS, "demo-sft-1"))
+    return found
+
+
+def told(job: RLHFJob, store: Store) -> tuple[Oddity, ...]:
+    return oddities(job, store.gangs(UID), store.strays(KEY, UID))
+
+
+def test_nothing_is_odd_about_what_the_operator_made(job: RLHFJob, store: Store) -> None:
+    assert told(job, store) == ()
+    # Of a Job that has not been seen yet, or is gone; and of another job of that name.
+    store.put(Kind.POD, raw("demo-sft-2-0-abc", 4, LABELS, "demo-sft-2"))
+    earlier = LABELS | {"rlhf.dev/job-uid": "earlier"}
+    store.put(Kind.JOB, raw("earlier", 5, earlier, "earlier-job", "RLHFJob"))
+    store.put(Kind.POD, raw("plain", 6, {"app": "x"}))
+    assert told(job, store) == ()
+
+
+@pytest.mark.parametrize("labels", [LABELS, {"rlhf.dev/job": "demo"}, {"rlhf.dev/job-uid": UID}])
+@pytest.mark.parametrize(
+    ("kind", "owner", "owner_kind"),
+    [
+        (Kind.JOB, "", ""),
+        (Kind.JOB, "cron", "CronJob"),
+        (Kind.POD, "", ""),
+        (Kind.POD, "set", "ReplicaSet"),
+    ],
+)
+def test_what_carries_our_labels_and_is_of_another_is_named_until_it_is_gone(
+    job: RLHFJob, store: Store, labels: Raw, kind: Kind, owner: str, owner_kind: str
+) -> None:
+    foreign = raw("mine", 7, labels, owner, owner_kind)
+    assert store.put(kind, foreign) == KEY
+    (odd,) = told(job, store)
+    assert odd.reason == FOREIGN
+    assert odd.message.startswith(f"{'Job' if kind is Kind.JOB else 'Pod'} mine carries labels of")
+    assert "delete it" in odd.message
+    assert not [gang for gang in store.gangs(UID) if gang.job["metadata"]["name"] == "mine"]
+    assert store.put(kind, raw("mine", 8, {"app": "x"}, owner, owner_kind)) is None
+    assert told(job, store) == ()
+    assert store.put(kind, raw("mine", 9, labels, owner, owner_kind)) == KEY
+    assert store.remove(kind, raw("mine", 10, labels, owner, owner_kind)) == KEY
+    assert told(job, store) == ()
+
+
+def test_the_pods_of_a_foreign_job_are_known_by_it(job: RLHFJob, store: Store) -> None:
+    store.put(Kind.JOB, raw("mine", 7, LABELS))
+    store.put(Kind.POD, raw("mine-0-abc", 8, LABELS, "mine"))
+    (odd,) = told(job, store)
+    assert odd.message.startswith("Job mine ")
+
+
+def test_what_is_being_deleted_and_what_stands_elsewhere_is_not_named(
+    job: RLHFJob, store: Store
+) -> None:
+    store.put(Kind.POD, raw("going", 7, LABELS, deletionTimestamp="2026-01-01T00:00:00Z"))
+    store.put(Kind.POD, raw("elsewhere", 8, LABELS, namespace="other"))
+    assert told(job, store) == ()
+
+
+def test_a_copy_that_names_the_job_as_its_owner_is_no_attempt(job: RLHFJob, store: Store) -> None:
+    store.put(Kind.JOB, raw("demo-sft-1-copy", 7, LABELS, UID, "RLHFJob"))
+    (odd,) = told(job, store)
+    assert odd.reason == FOREIGN
+    assert "Job demo-sft-1-copy names this RLHFJob as its owner and is none of its" in odd.message
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "found"),
+    [
+        ("rlhf.dev/stage", None, "label rlhf.dev/stage is missing; write sft again"),
+        ("rlhf.dev/stage", "dpo", "label rlhf.dev/stage is 'dpo'; write sft again"),
+        ("rlhf.dev/attempt", "x", "label rlhf.dev/attempt is 'x'; write 1 again"),
+        ("rlhf.dev/attempt", "9" * 60, "write 1 again"),
+        ("rlhf.dev/job", None, "label rlhf.dev/job is missing; write demo again"),
+        ("rlhf.dev/job-uid", "other", f"label rlhf.dev/job-uid is 'other'; write {UID} again"),
+    ],
+)
+def test_a_changed_label_is_named(
+    job: RLHFJob, store: Store, label: str, value: str | None, found: str
+) -> None:
+    labels = {key: each for key, each in (LABELS | {label: value}).items() if each is not None}
+    store.put(Kind.JOB, raw("demo-sft-1", 7, labels, UID, "RLHFJob"))
+    (odd,) = told(job, store)
+    assert odd.reason == CHANGED
+    assert odd.message.startswith("Job demo-sft-1: ")
+    assert found in odd.message
+    store.put(Kind.JOB, raw("demo-sft-1", 8, LABELS, UID, "RLHFJob"))
+    assert told(job, store) == ()
+
+
+def test_a_changed_annotation_is_named_and_what_is_foreign_comes_first(
+    job: RLHFJob, store: Store
+) -> None:
+    annotations = {"rlhf.dev/checkpoint-step": "many"}
+    changed = raw("demo-sft-1", 7, LABELS, UID, "RLHFJob", annotations=annotations)
+    store.put(Kind.JOB, changed)
+    store.put(Kind.POD, raw("mine", 8, LABELS))
+    assert [odd.reason for odd in told(job, store)] == [FOREIGN, CHANGED]
+    assert "annotation rlhf.dev/checkpoint-step is no number" in told(job, store)[1].message
+
+
+def test_labels_of_pods_are_kept_where_nothing_else_says_whose_they_are() -> None:
+    assert "labels" not in trimmed("pods", raw("a", 1, LABELS, "job"))["metadata"]
+    loose = trimmed("pods", raw("a", 1, LABELS))
+    assert loose["metadata"]["labels"] == {"rlhf.dev/job": "demo", "rlhf.dev/job-uid": UID}
+    assert trimmed("pods", loose) == loose
