@@ -7,7 +7,7 @@ from raw_gangs import Raw
 
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_operator.fields import trimmed
+from rlhf_operator.fields import claimed, trimmed
 from rlhf_operator.oddities import oddities
 from rlhf_operator.planning.observed import Oddity
 from rlhf_operator.store import Kind, Store
@@ -156,6 +156,13 @@ def test_a_changed_annotation_is_named_and_what_is_foreign_comes_first(
     store.put(Kind.POD, raw("mine", 8, LABELS))
     assert [odd.reason for odd in told(job, store)] == [FOREIGN, CHANGED]
     assert "annotation rlhf.dev/checkpoint-step is no number" in told(job, store)[1].message
+
+
+def test_what_is_found_by_its_owner_is_not_looked_for_by_its_labels() -> None:
+    assert claimed("jobs", raw("demo-sft-1", 1, LABELS, UID, "RLHFJob")) is None
+    assert claimed("pods", raw("demo-sft-1-0-abc", 1, LABELS, "demo-sft-1")) is None
+    assert claimed("rlhfjobs", raw("demo", 1, LABELS)) is None
+    assert claimed("jobs", raw("mine", 1, LABELS)) == UID
 
 
 def test_labels_of_pods_are_kept_where_nothing_else_says_whose_they_are() -> None:
