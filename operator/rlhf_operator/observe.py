@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rlhf_api.names import Annotation, Label, Reason, StageName
@@ -21,6 +21,7 @@ Raw = dict[str, Any]
 NODE_SILENCE = timedelta(seconds=30)
 """How long a pod may be not ready though its containers run, or exceed its grace period."""
 
+_LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 _DISRUPTIONS = ("Preempted", "TaintManagerEviction", "Evicted", "NodeNotReady", "NodeShutdown")
 """Reasons of Events about a pod that the platform ended."""
 
@@ -224,7 +225,7 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
         phase=phase or ProcessPhase.PENDING,
         ready=ready.get("status") == "True",
         exit_code=ended.get("exitCode"),
-        finished_at=_time(ended.get("finishedAt")) or silent_since,
+        finished_at=_finished_at(ended, now) or silent_since,
         result=told.result,
         reason=told.reason,
         message=message,
@@ -257,5 +258,12 @@ def pod_index(pod: Raw) -> int:
     return -1 if found is None else found
 
 
+def _finished_at(ended: Raw, now: datetime) -> datetime | None:
+    """When a container ended; None where a node's clock is far ahead, which would be waited for."""
+    found = _time(ended.get("finishedAt"))
+    return None if found is None or found - now > NODE_SILENCE else found
+
+
 def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    """A time of the API's, with room to add to."""
+    return None if text is None else min(datetime.fromisoformat(text), _LATEST)

@@ -207,6 +207,24 @@ def test_a_pod_that_was_rejected_is_remembered_when_it_is_deleted() -> None:
     assert not has_ended(pod("Running", containers=[PROXY_DIED, trainer({"running": {}})]))
 
 
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59Z", "2026-01-01T14:00:00Z"])
+def test_a_node_whose_clock_is_ahead_keeps_nobody_waiting(time: str) -> None:
+    """A gang waits some seconds for the rest after the first has ended."""
+    state = ended(1)
+    state["terminated"]["finishedAt"] = time
+    gang = seen(make_job(), make_pod(0, "Failed", state=state), make_pod(1))
+    verdict = judge(gang, NOW)
+    assert verdict is not None
+    assert verdict.reason is Reason.CRASHED
+
+
+def test_times_that_cannot_be_added_to_are_no_obstacle() -> None:
+    late = "9999-12-31T23:59:59Z"
+    pods = [make_pod(conditions=[ready(False) | {"lastTransitionTime": late}])]
+    pods.append(make_pod(1, metadata={"deletionTimestamp": late}))
+    assert not any(process.lost for process in seen(make_job(), *pods).processes)
+
+
 @pytest.mark.parametrize("index", ["x", "²", "9" * 5000, "-1", "", "1.5"])
 def test_an_index_that_is_no_number_is_none_of_the_gangs(index: str) -> None:
     found = make_pod()
