@@ -20,7 +20,7 @@ _METADATA = (
     "creationTimestamp",
     "deletionTimestamp",
 )
-_OWNER = ("uid", "controller", "kind")
+_OWNER = ("uid", "controller")
 _OUR_LABELS = (Label.JOB, Label.JOB_UID)
 _JOB_ANNOTATIONS = (Annotation.CHECKPOINT_STEP, Annotation.GUARDRAILS)
 _JOB_SPEC = ("parallelism", "suspend")
@@ -52,7 +52,7 @@ def owner_uid(raw: Raw) -> str | None:
 def claimed(kind: str, raw: Raw) -> str | None:
     """The RLHFJob whose labels an object carries, by uid or else as namespace/name.
 
-    None for what is found by its owner: a job's own Job, and the Pods of any Job.
+    None for what is found by its owner: a job's own Job, and its Pods.
 
     Args:
         kind: plural of what it is.
@@ -60,7 +60,7 @@ def claimed(kind: str, raw: Raw) -> str | None:
     """
     labels = raw["metadata"].get("labels") or {}
     uid, name = labels.get(Label.JOB_UID), labels.get(Label.JOB)
-    if kind == PLURAL or (kind == "pods" and _is_of_a_job(raw)):
+    if kind == PLURAL or (kind == "pods" and _is_of_own_job(raw)):
         return None
     if uid is not None:
         return None if owner_uid(raw) == uid else str(uid)
@@ -109,8 +109,8 @@ def _trimmed_pod(raw: Raw) -> Raw:
     first = [_only(each, _CONTAINER) for each in status.get("initContainerStatuses") or ()]
     # Those that are done have no more to tell.
     first = [each for each in first if not _is_done(each)]
-    # Those of a Job are known by it.
-    labels = {} if _is_of_a_job(raw) else _only(raw["metadata"].get("labels") or {}, _OUR_LABELS)
+    # Those of an attempt are known by its Job.
+    labels = {} if _is_of_own_job(raw) else _only(raw["metadata"].get("labels") or {}, _OUR_LABELS)
     return {
         "metadata": _metadata(raw)
         | {"annotations": annotations}
@@ -122,9 +122,19 @@ def _trimmed_pod(raw: Raw) -> Raw:
     }
 
 
-def _is_of_a_job(raw: Raw) -> bool:
-    owners = raw["metadata"].get("ownerReferences") or ()
-    return any(each.get("controller") and each.get("kind") == "Job" for each in owners)
+def _is_of_own_job(pod: Raw) -> bool:
+    """Whether a Pod is controlled by a Job called as those of the RLHFJob whose labels it carries.
+
+    That Job may not have been seen yet.
+    """
+    own = f"{(pod['metadata'].get('labels') or {}).get(Label.JOB)}-"
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return any(
+        each.get("controller")
+        and each.get("kind") == "Job"
+        and each.get("name", "").startswith(own)
+        for each in owners
+    )
 
 
 def _is_done(container: Raw) -> bool:

@@ -239,7 +239,10 @@ class Store:
         return [self._gang(job) for job in self._of[Kind.JOB].owned_by(uid)]
 
     def strays(self, key: Key, uid: str) -> list[tuple[Kind, Raw]]:
-        """The Jobs and Pods that carry the labels of an RLHFJob and are not its own."""
+        """The Jobs and Pods that carry the labels of an RLHFJob and are not its own.
+
+        Pods of a Job that is known are left out: it is named itself, or its own.
+        """
         namespace, name = key
         found = (
             (kind, raw)
@@ -250,7 +253,9 @@ class Store:
         return [
             (kind, raw)
             for kind, raw in found
-            if raw["metadata"]["namespace"] == namespace and owner_uid(raw) != uid
+            if raw["metadata"]["namespace"] == namespace
+            and owner_uid(raw) != uid
+            and self._of[Kind.JOB].find(owner_uid(raw) or "") is None
         ]
 
     def count(self, kind: Kind) -> int:

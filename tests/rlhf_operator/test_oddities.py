@@ -24,7 +24,7 @@ FOREIGN, CHANGED = Reason.FOREIGN_CHILD, Reason.CHILD_CHANGED
 
 
 def owners(uid: str, kind: str) -> list[Raw]:
-    return [{"uid": uid, "kind": kind, "controller": True}] if uid else []
+    return [{"uid": uid, "kind": kind, "controller": True, "name": uid}] if uid else []
 
 
 def raw(
@@ -82,6 +82,7 @@ def test_nothing_is_odd_about_what_the_operator_made(job: RLHFJob, store: Store)
         (Kind.JOB, "cron", "CronJob"),
         (Kind.POD, "", ""),
         (Kind.POD, "set", "ReplicaSet"),
+        (Kind.POD, "unlabelled", "Job"),
     ],
 )
 def test_what_carries_our_labels_and_is_of_another_is_named_until_it_is_gone(
@@ -106,6 +107,9 @@ def test_the_pods_of_a_foreign_job_are_known_by_it(job: RLHFJob, store: Store) -
     store.put(Kind.POD, raw("mine-0-abc", 8, LABELS, "mine"))
     (odd,) = told(job, store)
     assert odd.message.startswith("Job mine ")
+    # And those of an own Job by that one, whatever their labels.
+    store.put(Kind.POD, raw("demo-sft-1-0-abc", 9, {"rlhf.dev/job-uid": UID}, "demo-sft-1"))
+    assert told(job, store) == (odd,)
 
 
 def test_what_is_being_deleted_and_what_stands_elsewhere_is_not_named(
@@ -166,7 +170,7 @@ def test_what_is_found_by_its_owner_is_not_looked_for_by_its_labels() -> None:
 
 
 def test_labels_of_pods_are_kept_where_nothing_else_says_whose_they_are() -> None:
-    assert "labels" not in trimmed("pods", raw("a", 1, LABELS, "job"))["metadata"]
+    assert "labels" not in trimmed("pods", raw("a", 1, LABELS, "demo-sft-1"))["metadata"]
     loose = trimmed("pods", raw("a", 1, LABELS))
     assert loose["metadata"]["labels"] == {"rlhf.dev/job": "demo", "rlhf.dev/job-uid": UID}
     assert trimmed("pods", loose) == loose

@@ -38,11 +38,12 @@ def foreign_job(jobs: Jobs, name: str, given: dict[str, str], **metadata: Any) -
 def named(jobs: Jobs, job: str, *words: str) -> None:
     """Until condition ChildrenIntact says so."""
 
-    def told() -> bool:
+    def message() -> str:
         found = jobs.condition(job, "ChildrenIntact")
-        return found.get("status") == "False" and all(word in found["message"] for word in words)
+        return str(found["message"]) if found.get("status") == "False" else ""
 
-    eventually(told)
+    for word in words:
+        eventually(lambda word=word: word in message(), what=f"{word!r} is named")
 
 
 def change_labels(jobs: Jobs, child: str, **changes: str | None) -> None:
@@ -79,18 +80,32 @@ def test_foreign_and_changed_children_are_named_and_the_job_obeys(
     pod = {"containers": [{"name": "a", "image": "b"}]}
     metadata = {"name": "stray", "labels": labels(jobs, "odd")}
     jobs.core.create_namespaced_pod(jobs.namespace, {"metadata": metadata, "spec": pod})
-    change_labels(jobs, "odd-sft-1", stage=None, attempt="many")
-    named(jobs, "odd", "Job labelled", "Job copied", "Pod stray", "Job odd-sft-1", "is missing")
+    template = {
+        "metadata": {"labels": labels(jobs, "odd")},
+        "spec": pod | {"restartPolicy": "Never"},
+    }
+    # Without labels of its own a Job gets those of its pods.
+    metadata = {"name": "hidden", "labels": {"app": "other"}}
+    hidden = {"metadata": metadata, "spec": {"template": template}}
+    jobs.batch.create_namespaced_job(jobs.namespace, hidden)
+    change_labels(jobs, "odd-sft-1", stage=None)
+    words = (
+        "Job labelled",
+        "Job copied",
+        "Pod stray",
+        "Pod hidden-",
+        "Job odd-sft-1",
+        "is missing",
+    )
+    named(jobs, "odd", *words)
     assert jobs.condition("odd", "ChildrenIntact")["reason"] == "ForeignChild"
     assert (jobs.stage("odd")["state"], jobs.stage("odd")["restarts"]) == ("Running", 0)
     jobs.patch("odd", suspend=True)
-    jobs.reaches("odd", "Stopping")
-    jobs.finish("odd", code=75)
     eventually(lambda: jobs.phase("odd") == "Suspended")
     left = {each.metadata.name for each in jobs.batch.list_namespaced_job(jobs.namespace).items}
     assert {"labelled", "copied"} <= left
     jobs.core.delete_namespaced_pod("stray", jobs.namespace, grace_period_seconds=0)
-    for name in ("labelled", "copied"):
+    for name in ("labelled", "copied", "hidden"):
         jobs.batch.delete_namespaced_job(name, jobs.namespace, propagation_policy="Background")
     eventually(lambda: jobs.condition("odd", "ChildrenIntact")["status"] == "True")
 
@@ -104,7 +119,6 @@ def test_deadline_and_ttl_hold_beside_odd_children(operator: OperatorProcess, jo
     change_labels(jobs, "short-sft-1", stage="dpo", job=None)
     named(jobs, "short", "Job beside", "is 'dpo'", "rlhf.dev/job is missing")
     eventually(lambda: jobs.stage("short").get("reason") == "DeadlineExceeded")
-    jobs.finish("short", code=75)
     where = jobs.access.kubectl
     eventually(lambda: "short" not in where("get", "-n", jobs.namespace, "rlhf").stdout)
     assert jobs.batch.read_namespaced_job("beside", jobs.namespace).spec.suspend
