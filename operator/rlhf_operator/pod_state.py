@@ -5,7 +5,7 @@ Containers are found by name: others may be injected, before the trainer, beside
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_api.errors import ContractVersionError
@@ -72,7 +72,12 @@ def told_of(pod: Raw, phase: ProcessPhase | None) -> Told:
         said = f"pod {name} was evicted: {_line(status.get('message'))}; correct what it exceeded"
         return Told(result, Reason.EVICTED, said)
     if ended:
-        return _ended(name, ended)
+        told, other = _ended(name, ended), _failed_beside(status)
+        done = told.result is not None and ended.get("exitCode") == 0
+        if phase is ProcessPhase.FAILED and done and other:
+            said = f"pod {name}: {other} after {TRAINER} had ended well"
+            return replace(told, reason=Reason.CRASHED, message=said)
+        return told
     if phase is ProcessPhase.FAILED and "running" not in state:
         return _never_ran(pod)
     return _waiting(pod)
@@ -101,15 +106,9 @@ def _never_ran(pod: Raw) -> Told:
     """The pod has failed before its trainer could start: its node refused it, or another container
     that was to run first has failed."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
-    for container in _others(status):
-        ended = (container.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode"):
-            said = (
-                f"pod {name}: container {container.get('name')} ended with exit code "
-                f"{ended['exitCode']} before {TRAINER} could start: "
-                f"{_line(ended.get('message')) or 'see its log'}"
-            )
-            return Told(reason=Reason.START_ERROR, message=said, patient=True)
+    if (other := _failed_beside(status)) is not None:
+        said = f"pod {name}: {other} before {TRAINER} could start"
+        return Told(reason=Reason.START_ERROR, message=said, patient=True)
     why = ": ".join(each for each in (status.get("reason"), _line(status.get("message"))) if each)
     if not why:
         return Told(patient=True)
@@ -117,6 +116,16 @@ def _never_ran(pod: Raw) -> Told:
     remedy = "free the node, or correct resources, nodeSelector or affinity"
     said = f"pod {name} was not let run by {node}: {why}; {remedy}"
     return Told(reason=Reason.POD_REJECTED, message=said, patient=True)
+
+
+def _failed_beside(status: Raw) -> str | None:
+    """How the first container but the trainer's that has failed ended; None if none has."""
+    for container in _others(status):
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            code, text = ended["exitCode"], _line(ended.get("message")) or "see its log"
+            return f"container {container.get('name')} ended with exit code {code} ({text})"
+    return None
 
 
 def _waiting(pod: Raw) -> Told:

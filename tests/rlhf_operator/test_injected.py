@@ -58,7 +58,7 @@ def seen(*pods: Raw, conditions: tuple[str, ...] = (), **more: Any) -> SeenAttem
         "spec": {"parallelism": 2},
         "status": {"conditions": found},
     }
-    (attempt,) = seen_attempts([Gang(job, pods)], NOW)
+    (attempt,) = seen_attempts("demo", [Gang(job, pods)], NOW)
     return attempt
 
 

@@ -182,9 +182,20 @@ def test_a_container_before_the_trainer_that_fails_is_named() -> None:
     verdict = judge(gang, NOW)
     assert verdict is not None
     assert verdict.reason is Reason.START_ERROR
-    assert "container mesh-init ended with exit code 1 before trainer could" in verdict.message
-    assert "iptables: not permitted" in verdict.message
+    said = "container mesh-init ended with exit code 1 (iptables: not permitted) before trainer"
+    assert said in verdict.message
     assert verdict.patient
+
+
+def test_a_container_that_fails_after_the_trainer_is_named() -> None:
+    done = json.dumps(RESULT | {"exitCode": 0, "reason": "Finished", "message": "done"})
+    containers = [PROXY_DIED, trainer(ended(0, message=done))]
+    gang = seen(make_job(("Failed",)), pod("Failed", containers=containers))
+    verdict = judge(gang, NOW)
+    assert verdict is not None
+    assert verdict.reason is Reason.CRASHED
+    assert "container proxy ended with exit code 9 (no route) after trainer" in verdict.message
+    assert gang.processes[0].result is not None
 
 
 @pytest.mark.parametrize("kind", ["containerStatuses", "initContainerStatuses"])

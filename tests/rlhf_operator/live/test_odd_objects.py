@@ -233,7 +233,7 @@ REJECTIONS = {
             "containerStatuses": [container("trainer", {"waiting": {"reason": "PodInitializing"}})],
         },
         "StartError",
-        "container mesh-init ended with exit code 1 before trainer could start: not permitted",
+        "container mesh-init ended with exit code 1 (not permitted) before trainer could start",
     ),
 }
 
