@@ -13,6 +13,7 @@ from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
 from rlhf_operator.manifests import child_name, claims_of, config_map, service, stage_job
 from rlhf_operator.planning.observed import Refusal
 from rlhf_operator.planning.plan import Action, StartAttempt, StopAttempt
+from rlhf_operator.planning.removal import RemoveAttempt
 from rlhf_operator.refusals import ChildError, refusal
 from rlhf_operator.settings import Settings
 from rlhf_operator.store import Kind, Store
@@ -38,6 +39,8 @@ class Actor:
         """
         if isinstance(action, StopAttempt):
             await self._stop(job, action)
+        elif isinstance(action, RemoveAttempt):
+            await self._remove(job, action)
         else:
             await self._start(job, action)
 
@@ -54,28 +57,51 @@ class Actor:
 
     async def _stop(self, job: RLHFJob, action: StopAttempt) -> None:
         """Delete the attempt's Job in the foreground: its pods get SIGTERM and save."""
-        name = child_name(job, action.stage, action.attempt)
-        for gang in self._store.gangs(job.metadata.uid):
-            if gang.job["metadata"]["name"] == name:
-                await self._delete(job, gang.job)
+        for found in self._jobs_of(job, action):
+            await self._delete_job(job, found, "Foreground")
 
-    async def _delete(self, job: RLHFJob, found: Raw) -> None:
-        metadata = found["metadata"]
-        path = batch_path(job.metadata.namespace, metadata["name"])
+    async def _remove(self, job: RLHFJob, action: RemoveAttempt) -> None:
+        """Delete the attempt's ConfigMap, and then its Job: while that is there it is tried again.
+
+        The ConfigMap is read before, since it is not watched and may be another one of its name.
+        """
+        name = child_name(job, action.stage, action.attempt)
+        path = core_path(job.metadata.namespace, "configmaps", name)
+        found = await self._find(f"ConfigMap {name}", path)
+        if found is not None and owner_uid(found) == job.metadata.uid:
+            await self._delete(f"ConfigMap {name}", path, found, "Background")
+        for each in self._jobs_of(job, action):
+            if not each["metadata"].get("deletionTimestamp"):
+                await self._delete_job(job, each, "Background")
+
+    def _jobs_of(self, job: RLHFJob, action: StopAttempt | RemoveAttempt) -> list[Raw]:
+        name = child_name(job, action.stage, action.attempt)
+        jobs = [gang.job for gang in self._store.gangs(job.metadata.uid)]
+        return [found for found in jobs if found["metadata"]["name"] == name]
+
+    async def _delete_job(self, job: RLHFJob, found: Raw, propagation: str) -> None:
+        name = found["metadata"]["name"]
+        path = batch_path(job.metadata.namespace, name)
+        answer = await self._delete(f"Job {name}", path, found, propagation)
+        if answer is not None and answer.get("kind") == "Job":
+            # It is there until its pods are gone.
+            self._store.put_own(Kind.JOB, answer)
+        else:
+            self._store.remove(Kind.JOB, found)
+
+    async def _delete(self, name: str, path: str, found: Raw, propagation: str) -> Raw | None:
+        """Delete the object that was seen; the answer, None if it is gone already."""
         options = {
-            "propagationPolicy": "Foreground",
-            "preconditions": {"uid": metadata["uid"]},
+            "propagationPolicy": propagation,
+            "preconditions": {"uid": found["metadata"]["uid"]},
         }
         try:
-            answer = await self._kube.request("DELETE", path, options)
+            return await self._kube.request("DELETE", path, options)
         except ApiError as error:
-            # 409: another Job has the name by now, so that this one is gone too.
+            # 409: another object has the name by now, so that this one is gone too.
             if error.status not in (404, 409):
-                raise _not_done(f"deleting Job {metadata['name']}", error) from error
-            self._store.remove(Kind.JOB, found)
-        else:
-            if answer.get("kind") == "Job":
-                self._store.put_own(Kind.JOB, answer)
+                raise _not_done(f"deleting {name}", error) from error
+            return None
 
     async def _ensure_service(self, job: RLHFJob, action: StartAttempt) -> None:
         """Asked for first where an attempt has been: then it is there."""

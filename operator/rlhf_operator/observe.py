@@ -159,6 +159,7 @@ def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenA
         released_at=released_at,
         confirmed=False,
         over="Failed" in true,
+        deleting=deleted_at is not None,
     )
     return SeenAttempt(found, gang, min((at for _, at in seen if at is not None), default=None))
 

@@ -223,7 +223,7 @@ class Reconciler:
             self._store.put(Kind.RLHFJOB, found)
 
     async def _act(self, job: RLHFJob, decided: Plan, memory: Memory) -> bool:
-        """Try each action that may be tried; True if there is a refusal to be told of."""
+        """Try each action that may be tried; True if one is refused, or no more."""
         news = False
         memory.forget_all_but(_ident(action) for action in decided.actions)
         for action in decided.actions:
@@ -239,8 +239,8 @@ class Reconciler:
         except ChildError as error:
             logger.warning("%s/%s: %s", job.metadata.namespace, job.metadata.name, error)
             return memory.refuse(ident, error.refusal, time.monotonic())
-        memory.refused.pop(ident, None)
-        return False
+        # Where nothing is made nothing else wakes the job, and it says still that it is refused.
+        return memory.refused.pop(ident, None) is not None
 
     async def _expire(self, raw: Raw) -> None:
         metadata = raw["metadata"]

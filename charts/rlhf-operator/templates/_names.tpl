@@ -82,8 +82,12 @@
   resources: [jobs]
   verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
-  resources: [services, configmaps]
+  resources: [services]
   verbs: [get, create]
+- apiGroups: [""]
+  resources: [configmaps]
+  # delete: runPolicy.keepFailedAttempts
+  verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

@@ -69,6 +69,9 @@ class RunPolicy(Contract):
     counted."""
     ttl_seconds_after_finished: int | None = Field(None, ge=0, le=31_536_000)
     """Seconds after its end when the job is deleted; never when left out."""
+    keep_failed_attempts: int = Field(2, ge=0, le=1000)
+    """Failed attempts of a stage whose Job, pods and ConfigMap are kept for their logs, the newest
+    ones, while older ones are removed; rlhf run keeps the folders of all."""
 
 
 def _cel_number(stage: StageName, field: str, otherwise: str) -> str:

@@ -130,6 +130,7 @@ class ObservedAttempt:
         confirmed: whether its processes are known to be at least as new as `complete` and `failed`;
             until then a process that is not there may just not be seen yet.
         over: whether it was given up and none of its processes runs any more, whatever they show.
+        deleting: whether it is being deleted, and is gone as soon as its processes are.
     """
 
     stage: StageName
@@ -146,6 +147,7 @@ class ObservedAttempt:
     released_at: datetime | None = None
     confirmed: bool = True
     over: bool = False
+    deleting: bool = False
 
     @property
     def live(self) -> bool:

@@ -33,6 +33,7 @@ from rlhf_operator.planning.configs import Configs, Placement
 from rlhf_operator.planning.guardrails import awaits_resume, resumed
 from rlhf_operator.planning.looks import expiry, next_change
 from rlhf_operator.planning.observed import Observed
+from rlhf_operator.planning.removal import RemoveAttempt, leavings, surplus
 from rlhf_operator.planning.stages import (
     ACTIVE,
     CLOSED,
@@ -88,7 +89,7 @@ class StopAttempt:
     reason: Reason | str
 
 
-Action = StartAttempt | StopAttempt
+Action = StartAttempt | StopAttempt | RemoveAttempt
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
     configs = Configs(job, _artifacts(stages), placement)
     decided = _decided(job, stages, observed, now, configs)
     status = with_job_idle(status, stages, decided, now)
-    actions = tuple(_actions(decided, observed, configs))
+    removed = surplus(decided, observed, job.spec.run_policy)
+    actions = (*_actions(decided, observed, configs), *removed)
     status = _told(job, status, decided, observed, now)
     return Plan(
         actions,
@@ -191,7 +193,8 @@ def _at_rest(job: RLHFJob, observed: Observed, now: datetime) -> Plan:
             "conditions": of_generation(conditions, generation),
         }
     )
-    return Plan(stops, status, look_at=expiry(job.spec.run_policy, status))
+    removed = surplus(stages, observed, job.spec.run_policy)
+    return Plan((*stops, *removed), status, look_at=expiry(job.spec.run_policy, status))
 
 
 def _look_at(
@@ -364,6 +367,7 @@ def _actions(
         if unmade and not strays:
             config = configs.of(name, stage.attempt)
             yield StartAttempt(name, stage.attempt, config, stage.last_checkpoint_step)
+            yield from leavings(name, stage.attempt, observed)
 
 
 def _told(

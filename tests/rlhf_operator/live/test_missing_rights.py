@@ -63,7 +63,7 @@ class Rights:
 
 _VERBS = {
     "services": ("get", "create"),
-    "configmaps": ("get", "create"),
+    "configmaps": ("get", "create", "delete"),
     "persistentvolumeclaims": ("get",),
     "jobs": ("get", "list", "watch", "create", "delete"),
 }
@@ -143,3 +143,24 @@ def test_a_leftover_of_a_finished_job_that_may_not_be_deleted_is_told(
     rights.without()
     eventually(lambda: not jobs.pods("left"), seconds=90)
     eventually(lambda: jobs.condition("left", "ChildrenReady")["status"] == "True")
+
+
+def test_an_attempt_that_may_not_be_removed_is_told_and_stays(
+    rights: Rights, limited: OperatorProcess, jobs: Jobs
+) -> None:
+    rights.without(configmaps="delete")
+    jobs.create("heap", runPolicy={"keepFailedAttempts": 0})
+    jobs.run("heap")
+    jobs.reaches("heap", "Running")
+    jobs.finish("heap", code=1)
+    eventually(lambda: jobs.condition("heap", "ChildrenReady").get("reason") == "Forbidden")
+    told = jobs.condition("heap", "ChildrenReady")["message"]
+    assert told.startswith("deleting ConfigMap heap-sft-1: ")
+    assert 'cannot delete resource "configmaps"' in told
+    # The next attempt does not wait for it.
+    jobs.run("heap", attempt=2)
+    jobs.reaches("heap", "Running", attempt=2)
+    assert jobs.pods("heap")
+    rights.without()
+    eventually(lambda: not jobs.pods("heap"), seconds=90)
+    eventually(lambda: jobs.condition("heap", "ChildrenReady")["status"] == "True")

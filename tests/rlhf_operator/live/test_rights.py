@@ -37,6 +37,9 @@ def test_a_job_comes_to_its_end_with_the_rights_of_the_chart(
         jobs.patch("poor", suspend=False)
         jobs.run("poor", attempt=2)
         jobs.reaches("poor", "Running", attempt=2)
+        # What the stopped attempt has left was removed.
+        left = jobs.core.list_namespaced_config_map(jobs.namespace).items
+        assert "poor-sft-1" not in [each.metadata.name for each in left]
         jobs.finish("poor", attempt=2)
         gone = ("get", "-n", jobs.namespace, "rlhf/poor")
         eventually(lambda: jobs.access.kubectl(*gone, check=False).returncode == 1)

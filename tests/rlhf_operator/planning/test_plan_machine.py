@@ -32,6 +32,7 @@ from rlhf_operator.planning.observed import (
     ProcessPhase,
 )
 from rlhf_operator.planning.plan import StartAttempt, is_finished
+from rlhf_operator.planning.removal import RemoveAttempt
 from rlhf_operator.planning.stages import CLOSED
 
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
@@ -162,10 +163,10 @@ class World(Happenings):
         """One of the methods below, by name: as rules of their own they would seldom meet."""
         getattr(self, f"_{what}")(self._pick(which))
 
-    @rule(suspend=SELDOM, restarts=st.integers(0, POLICY["maxRestarts"]))
-    def edit(self, suspend: bool, restarts: int) -> None:
+    @rule(suspend=SELDOM, restarts=st.integers(0, POLICY["maxRestarts"]), keep=st.integers(0, 3))
+    def edit(self, suspend: bool, restarts: int, keep: int) -> None:
         """A person changes what may be changed."""
-        policy = {**POLICY, "maxRestarts": restarts}
+        policy = {**POLICY, "maxRestarts": restarts, "keepFailedAttempts": keep}
         self.trial.spec(suspend=suspend, run_policy=RunPolicy.model_validate(policy))
 
     @invariant()
@@ -246,6 +247,9 @@ class World(Happenings):
             )
             return
         key = action.stage, action.attempt
+        if isinstance(action, RemoveAttempt):
+            self.trial.attempts.pop(key, None)
+            return
         found = self.trial.attempts[key]
         if gentle:
             asked = tuple(replace(process, terminating=True) for process in found.processes)
@@ -260,6 +264,9 @@ class World(Happenings):
         failed = [n for n in StageName if self._state(n) is StageState.FAILED]
         for action in self.trial.last.actions:
             key = action.stage, action.attempt
+            if isinstance(action, RemoveAttempt):
+                self._check_removal(*key)
+                continue
             if not isinstance(action, StartAttempt):
                 assert self.trial.attempts[key].live
                 assert not self.trial.attempts[key].stopping
@@ -273,6 +280,29 @@ class World(Happenings):
             inputs = stage_inputs(self.trial.job.spec.stages)[action.stage].values()
             assert all(self._state(each) is StageState.SUCCEEDED for each in inputs)
             assert set(action.config.artifacts) == set(inputs)
+
+    def _check_removal(self, name: StageName, attempt: int) -> None:
+        """Nothing goes that runs, that was good, or that is one of the newest."""
+        stage, found = self.trial.stage(name), self.trial.attempts.get((name, attempt))
+        assert attempt < stage.attempt or stage.state in (
+            StageState.RESTARTING,
+            StageState.SUSPENDED,
+            StageState.FAILED,
+        )
+        if found is None:
+            assert (name, attempt + 1) in self._starts()
+            return
+        assert not found.live
+        newer = [
+            number
+            for (stage_name, number), each in self.trial.attempts.items()
+            if stage_name is name and number > attempt and not each.live
+        ]
+        assert len(newer) >= self.trial.job.spec.run_policy.keep_failed_attempts
+
+    def _starts(self) -> list[tuple[StageName, int]]:
+        actions = self.trial.last.actions
+        return [(each.stage, each.attempt) for each in actions if isinstance(each, StartAttempt)]
 
     def _check(self, before: RLHFJobStatus) -> None:
         status = self.trial.job.status
