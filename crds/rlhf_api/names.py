@@ -220,7 +220,6 @@ class Reason(StrEnum):
     PODS_PENDING = "PodsPending"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL = "ImagePull"
-    RESTARTING = "Restarting"
     STOPPING = "Stopping"
     FINISHED = "Finished"
     WAITING_FOR_STAGE = "WaitingForStage"

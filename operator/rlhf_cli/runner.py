@@ -154,8 +154,7 @@ class Runner:
             self._write(self.job.model_copy(update={"status": result.status}))
         for action in result.actions:
             self._act(action)
-        # Two events tell of the failure of a job's only stage.
-        for event in dict.fromkeys(map(self._without_reason, result.events)):
+        for event in map(self._without_reason, result.events):
             if not self._is_told_elsewhere(event):
                 self.view.tell(event)
         for name, after in stages_of(self.job.status).items():

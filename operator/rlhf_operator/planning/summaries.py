@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Literal
 
 from rlhf_api.metrics import Metric
-from rlhf_api.names import REFUSALS, ConditionType, Phase, Reason, StageName, StageState
+from rlhf_api.names import ConditionType, Phase, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Condition, RLHFJob, RLHFJobStatus, StageStatus
 from rlhf_api.v1alpha1.status import MAX_TEXT_LENGTH
 from rlhf_operator.planning.conditions import (
@@ -33,12 +33,8 @@ from rlhf_operator.planning.stages import ACTIVE, CLOSED
 Stages = Mapping[StageName, StageStatus]
 Attempts = Mapping[StageName, ObservedAttempt]
 
-_PENDING_REASONS = (
-    Reason.UNSCHEDULABLE,
-    Reason.IMAGE_PULL,
-    Reason.QUEUED,
-    *REFUSALS,
-)
+_UNHINDERED = (None, Reason.CREATED, Reason.PODS_PENDING)
+"""Reasons of a stage that starts as it should."""
 _MANY_DIGITS = 1e9
 _NAMED_ODDITIES = 5
 _SHOWN_STATES = (*ACTIVE, StageState.RESTARTING)
@@ -136,10 +132,16 @@ def derive_summary(conditions: tuple[Condition, ...], stages: Stages) -> dict[st
 
 def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
     """One Event for each transition from `old` to `new`."""
+    # A job of one stage fails in the words of the stage, which are told once.
+    yield from dict.fromkeys(_transitions(old, new))
+
+
+def _transitions(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
     for name in StageName:
         before, after = getattr(old.stages, name), getattr(new.stages, name)
         if after is not None:
             yield from _stage_events(name, before or StageStatus(state=StageState.WAITING), after)
+    yield from _children_events(old, new)
     for kind in (ConditionType.SUSPENDED, ConditionType.SUCCEEDED, ConditionType.FAILED):
         after_turn = find_condition(new.conditions, kind)
         if after_turn is None or is_true(old.conditions, kind) == (after_turn.status == "True"):
@@ -147,6 +149,23 @@ def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
         severe = kind is ConditionType.FAILED or after_turn.reason is Reason.GUARDRAIL
         yield Event("Warning" if severe else "Normal", after_turn.reason, after_turn.message)
     yield from _health_events(old, new)
+
+
+def _children_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
+    """What keeps a child from being deleted; a stage tells itself what keeps it from starting."""
+    before = find_condition(old.conditions, ConditionType.CHILDREN_READY)
+    after = find_condition(new.conditions, ConditionType.CHILDREN_READY)
+    if after is None or after.status != "False":
+        return
+    stages = (getattr(new.stages, name) for name in StageName)
+    by_stage = any(
+        stage.state is StageState.STARTING and stage.reason == after.reason
+        for stage in stages
+        if stage is not None
+    )
+    turned = before is None or (before.status, before.reason) != ("False", after.reason)
+    if turned and not by_stage:
+        yield Event("Warning", after.reason, after.message)
 
 
 def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
@@ -286,11 +305,10 @@ def _running(job: RLHFJob, stages: Stages, observed: Observed, *, suspended: boo
     if found := holders(StageState.STOPPING):
         return finding("False", Reason.STOPPING, found)
     if found := holders(StageState.RESTARTING):
-        return finding("False", Reason.RESTARTING, found)
+        return finding("False", next(iter(found.values())).reason or Reason.CRASHED, found)
     if found := holders(StageState.STARTING):
-        told = next(iter(found.values())).reason
-        pending = told if told in _PENDING_REASONS else Reason.PODS_PENDING
-        return finding("False", pending or Reason.PODS_PENDING, found)
+        hindered = (each.reason for each in found.values() if each.reason not in _UNHINDERED)
+        return finding("False", next(hindered, None) or Reason.PODS_PENDING, found)
     return finding("False", Reason.WAITING_FOR_STAGE, holders(StageState.WAITING))
 
 
@@ -335,6 +353,8 @@ def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> I
         yield Event("Normal", Reason.CREATED, f"stage {name}: attempt {after.attempt} starts")
     for is_loss, why, text in rows_left_out(name, before, after):
         yield Event("Warning" if is_loss else "Normal", why, text)
+    if after.state is StageState.STARTING:
+        yield from _hindrance(name, before, after)
     if after.state is before.state or after.state in (StageState.WAITING, StageState.STARTING):
         return
     severe = after.state in (StageState.FAILED, StageState.RESTARTING) or awaits_resume(after)
@@ -344,6 +364,16 @@ def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> I
         reason or Reason.STOPPED,
         f"stage {name}: {after.message or after.state}",
     )
+
+
+def _hindrance(name: StageName, before: StageStatus, after: StageStatus) -> Iterator[Event]:
+    """What keeps an attempt from running, when that begins or another cause takes its place."""
+    known = (before.state, before.attempt, before.reason)
+    if after.reason in _UNHINDERED or known == (after.state, after.attempt, after.reason):
+        return
+    # A queue is no fault of anybody.
+    kind: Literal["Normal", "Warning"] = "Normal" if after.reason is Reason.QUEUED else "Warning"
+    yield Event(kind, after.reason or Reason.PODS_PENDING, f"stage {name}: {after.message}")
 
 
 def _percent(stage: StageStatus) -> str:

@@ -20,10 +20,10 @@ def test_a_condition_is_added_once() -> None:
 
 def test_another_reason_is_no_transition() -> None:
     conditions = set_condition((), PENDING, NOW, 1)
-    restarting = Finding(ConditionType.RUNNING, "False", Reason.RESTARTING, "crashed")
+    restarting = Finding(ConditionType.RUNNING, "False", Reason.CRASHED, "crashed")
     conditions = set_condition(conditions, restarting, LATER, 1)
     assert conditions[0].last_transition_time == NOW
-    assert (conditions[0].reason, conditions[0].message) == (Reason.RESTARTING, "crashed")
+    assert (conditions[0].reason, conditions[0].message) == (Reason.CRASHED, "crashed")
 
 
 def test_another_status_is_one_and_the_order_stays() -> None:

@@ -178,7 +178,7 @@ def test_a_refused_child_ends_the_job(trial: MakeTrial) -> None:
     assert (t.last.actions, is_finished(t.job.status)) == ((), True)
     assert condition(t, "Failed") == ("True", "InvalidSpec", "stage sft: Job is invalid")
     assert condition(t, "ChildrenReady") is None
-    assert [event.reason for event in t.last.events] == [Reason.INVALID_SPEC] * 2
+    assert [event.reason for event in t.last.events] == [Reason.INVALID_SPEC]
 
 
 def test_a_refused_child_stops_the_other_stages_first(trial: MakeTrial) -> None:

@@ -17,7 +17,7 @@ def test_a_crash_restarts_with_backoff(trial: MakeTrial) -> None:
     t.end("sft", 1, said={"message": "boom"})
     t.look()
     assert (t.stage("sft").state, t.stage("sft").restarts) == ("Restarting", 1)
-    assert (t.condition("Running").reason, t.job.status.phase) == ("Restarting", "Restarting")
+    assert (t.condition("Running").reason, t.job.status.phase) == ("Crashed", "Restarting")
     assert t.last.events[0].message == "stage sft: boom"
     t.look(1)
     assert t.last.actions == ()
@@ -104,7 +104,7 @@ def test_a_persons_mistake_fails_once_at_once(trial: MakeTrial) -> None:
     assert t.last.actions == ()
     assert t.condition("Failed").reason is Reason.DATA_ERROR
     assert t.condition("Failed").message == "stage sft: rows.jsonl: line 3: no query"
-    assert [event.type for event in t.last.events] == ["Warning", "Warning"]
+    assert [event.type for event in t.last.events] == ["Warning"]
 
 
 def test_the_old_gang_is_gone_before_the_next_starts(trial: MakeTrial) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf_api.names import Reason
+from rlhf_operator.planning.observed import Refusal
 
 MakeTrial = Callable[..., Any]
 
@@ -125,3 +126,78 @@ def test_every_generation_of_the_spec_is_told(
     for old, new in zip(before.conditions, t.job.status.conditions, strict=True):
         assert new == old.model_copy(update={"observed_generation": 7})
     assert (t.last.actions, t.last.events) == ((), ())
+
+
+def waits(trial: Any, reason: Reason | None, message: str = "") -> None:
+    trial.put("sft", processes=(trial.process("sft", reason=reason, message=message),))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Warning", Reason.UNSCHEDULABLE),
+        ("Warning", Reason.QUOTA_EXCEEDED),
+        ("Warning", Reason.IMAGE_PULL),
+        ("Normal", Reason.QUEUED),
+    ],
+)
+def test_what_keeps_an_attempt_from_running_is_told_once(
+    trial: MakeTrial, kind: str, reason: Reason
+) -> None:
+    t = trial()
+    t.look()
+    waits(t, None)
+    t.look(1)
+    assert told(t) == []
+    waits(t, reason, "it waits")
+    t.look(1)
+    assert told(t) == [(kind, reason.value, "stage sft: it waits")]
+    running = t.condition("Running")
+    assert (running.reason, running.message) == (reason, "stage sft: it waits")
+    for message in ("it waits", "it waits still"):
+        waits(t, reason, message)
+        t.look(60)
+        assert told(t) == []
+    # Gone, and there again; and another cause in its place.
+    for cause, found in [(None, 0), (reason, 1), (Reason.POD_SECURITY_VIOLATED, 1)]:
+        waits(t, cause, "it waits")
+        t.look(60)
+        assert len(told(t)) == found
+
+
+@pytest.mark.parametrize("reason", [Reason.CLAIM_MISSING, Reason.WEBHOOK_UNAVAILABLE])
+def test_a_refusal_is_told_once_for_an_attempt_and_in_one_word(
+    trial: MakeTrial, reason: Reason
+) -> None:
+    t = trial(stages={"sft": {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows"}}})
+    t.look()
+    t.refusals["sft", 1] = Refusal(reason, "it is refused")
+    t.look(1)
+    assert told(t) == [("Warning", reason.value, "stage sft: it is refused")]
+    assert {t.condition(kind).reason for kind in ("ChildrenReady", "Running")} == {reason}
+    assert t.job.status.summary.reason == reason
+    for message in ("it is refused", "it is refused again"):
+        t.refusals["sft", 1] = Refusal(reason, message)
+        t.look(60)
+        assert told(t) == []
+
+
+def test_a_child_that_cannot_be_deleted_is_told_once(trial: MakeTrial) -> None:
+    t = trial().running("sft")
+    t.spec(suspend=True)
+    t.look(1)
+    t.refusals["sft", 1] = Refusal(Reason.FORBIDDEN, "deleting Job reviews-sft-1: no")
+    t.look(1)
+    assert told(t) == [("Warning", "Forbidden", "deleting Job reviews-sft-1: no")]
+    t.look(60)
+    assert told(t) == []
+
+
+def test_the_first_hindrance_of_several_stages_is_the_reason(trial: MakeTrial) -> None:
+    base = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
+    t = trial(stages={"sft": base, "reward": base})
+    t.look()
+    for name, reason in (("sft", None), ("reward", Reason.UNSCHEDULABLE)):
+        t.put(name, processes=(t.process(name, reason=reason, message="no GPU"),))
+    t.look(1)
+    assert t.condition("Running").reason is Reason.UNSCHEDULABLE
