@@ -53,6 +53,11 @@ class Webhook:
         self._register(free_port())
         return self
 
+    def die(self) -> None:
+        """Leave the API server without an answer."""
+        self._server.shutdown()
+        self._server.server_close()
+
     def close(self) -> None:
         """Take the webhook back, unless that is done."""
         if self.is_registered:

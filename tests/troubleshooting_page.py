@@ -1,0 +1,351 @@
+"""`docs/troubleshooting.md`, made from what a person sees of `staged_causes`.
+
+`PYTHONPATH=tests .venv/bin/python -m troubleshooting_page` stages them and writes the page anew;
+tests/rlhf_operator/live/test_troubleshooting.py stages them again and compares.
+"""
+
+import re
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import staged_causes as staged
+from cluster.control_plane import ControlPlane
+from cluster.kube_fixtures import access_by
+from staged_causes import Scene, Shown
+
+from rlhf_api.names import ConditionType, Reason
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "troubleshooting.md"
+
+_HEAD = """\
+# Troubleshooting
+
+A job that does not run says why in three places, in the same words: the column Reason, a condition
+and an Event.
+
+```console
+$ kubectl -n NAMESPACE get rlhf JOB -o wide
+$ kubectl -n NAMESPACE describe rlhf JOB
+```
+
+Below is what they show for twenty causes; the tests bring each about and compare. In a box stand
+Phase and Reason of the first command, then the condition that tells of the cause, and its Event.
+An Event is told when a cause begins, and not again while it lasts. What is waited for is tried
+again by itself, after at most a minute, and no restart is counted for it. Where the cluster refuses
+a child or a pod, `runPolicy.pendingDeadlineSeconds` is the only deadline that runs on; in a queue
+none does.
+
+A stage that has run and is to be restarted shows the reason until its next attempt is made: a
+second after a disruption, and longer with each failure. Later its Events tell of it, and the counts
+`restarts` and `disruptions` in `status.stages`. The pods of the newest
+`runPolicy.keepFailedAttempts` failed attempts of a stage stay for their logs:
+`kubectl -n NAMESPACE logs -l rlhf.dev/job=JOB --prefix --tail=-1`.
+
+Exit codes of the trainer: [exit-codes.md](exit-codes.md). Alerts: [runbook.md](runbook.md).
+
+"""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A cause, and what people are told of it besides what they see.
+
+    Attributes:
+        title: its heading.
+        condition: type of the condition that tells of it; None if nothing does.
+        reason: in that condition, in the Event and in the column; None if nothing tells of it.
+        stage: brings it about.
+        means: what has happened, and what the operator does.
+        remedy: what to do.
+    """
+
+    title: str
+    condition: ConditionType | None
+    reason: Reason | None
+    stage: Callable[[Scene], None]
+    means: str
+    remedy: str
+
+
+_CHILDREN, _RUNNING, _FAILED = (
+    ConditionType.CHILDREN_READY,
+    ConditionType.RUNNING,
+    ConditionType.FAILED,
+)
+_SPEC = "The spec of a job is frozen: correct it in a new job"
+
+CAUSES = (
+    Cause(
+        "A claim is missing",
+        _CHILDREN,
+        Reason.CLAIM_MISSING,
+        staged.claim_missing,
+        "A PersistentVolumeClaim of a `pvc://` URI is not in the job's namespace. The stage "
+        "starts as soon as it is.",
+        "Create the claim, or correct the URI in a new job.",
+    ),
+    Cause(
+        "A quota is used up",
+        _RUNNING,
+        Reason.QUOTA_EXCEEDED,
+        staged.quota,
+        "A ResourceQuota of the namespace does not let a Job or its pods be made.",
+        "Wait for, or end, what uses the quota, or have it raised.",
+    ),
+    Cause(
+        "A LimitRange is violated",
+        _RUNNING,
+        Reason.LIMIT_RANGE_VIOLATED,
+        staged.limit_range,
+        "The trainer's container asks for more, or less, than a LimitRange of the namespace "
+        "allows.",
+        f"{_SPEC} (`template.resources`, or `resources` of a stage), or have the LimitRange "
+        "changed.",
+    ),
+    Cause(
+        "Pod Security refuses the pods",
+        _RUNNING,
+        Reason.POD_SECURITY_VIOLATED,
+        staged.pod_security,
+        "The namespace enforces a Pod Security Standard. Without settings of the job's own the "
+        "pods keep to `restricted`.",
+        f"{_SPEC} (`template.securityContext`), or have the namespace allow it.",
+    ),
+    Cause(
+        "An admission policy refuses",
+        _CHILDREN,
+        Reason.POLICY_DENIED,
+        staged.policy,
+        "A ValidatingAdmissionPolicy of the cluster refuses a child. Whoever made it may take it "
+        "back, so it is waited for.",
+        "Do what the policy's sentence asks for in a new job (`template.labels` reach the Job), "
+        "or ask who made the policy.",
+    ),
+    Cause(
+        "A webhook is down",
+        _CHILDREN,
+        Reason.WEBHOOK_UNAVAILABLE,
+        staged.webhook_down,
+        "The API server asks an admission webhook before it makes a child, and gets no answer.",
+        "Bring back the service behind the webhook that is named, or remove its configuration.",
+    ),
+    Cause(
+        "A webhook refuses",
+        _CHILDREN,
+        Reason.WEBHOOK_DENIED,
+        staged.webhook_refusing,
+        "An admission webhook refuses a child, in words of its own.",
+        "Do what it asks for in a new job, or ask who runs the webhook.",
+    ),
+    Cause(
+        "A PriorityClass is missing",
+        _RUNNING,
+        Reason.PRIORITY_CLASS_MISSING,
+        staged.priority_class,
+        "`priorityClassName` names a class that the cluster does not have, so that no pod can be "
+        "made.",
+        "Have the class made, or name another one in a new job.",
+    ),
+    Cause(
+        "A ServiceAccount is missing",
+        _RUNNING,
+        Reason.SERVICE_ACCOUNT_MISSING,
+        staged.service_account,
+        "`template.serviceAccountName` names an account that is not in the namespace, so that no "
+        "pod can be made.",
+        "Create it, or name another one in a new job.",
+    ),
+    Cause(
+        "An image cannot be pulled",
+        _RUNNING,
+        Reason.IMAGE_PULL,
+        staged.image,
+        "A node cannot pull the trainer's image. It goes on trying.",
+        "Push the image, or name in a new job another `image` or `template.imagePullSecrets`. "
+        "`kubectl describe pod` has the registry's words.",
+    ),
+    Cause(
+        "A pod cannot be scheduled",
+        _RUNNING,
+        Reason.UNSCHEDULABLE,
+        staged.unschedulable,
+        "No node has room for a pod, or matches its selector, affinity and tolerations; the "
+        "scheduler's sentence counts nodes by cause.",
+        "Add nodes, end what takes the room, or ask for less in a new job. Mind that a gang "
+        "trains only when all of its pods run.",
+    ),
+    Cause(
+        "A node is lost",
+        _RUNNING,
+        Reason.DISRUPTED,
+        staged.node_lost,
+        "A node has not answered for half a minute. Its pods are not waited for: the gang starts "
+        "anew from the last checkpoint, "
+        "which counts in `disruptions`, or in `restarts` if no checkpoint was written since the "
+        "attempt began.",
+        "Nothing for the job. Look at the node; with many losses write checkpoints more often "
+        "(`checkpoint.everySeconds`).",
+    ),
+    Cause(
+        "A node is drained",
+        _RUNNING,
+        Reason.DISRUPTED,
+        staged.drained,
+        "Somebody, or an autoscaler, evicts the pod. It saves a checkpoint in its grace period, "
+        "and the gang starts anew from there.",
+        "Nothing. Where saving takes longer than `template.terminationGracePeriodSeconds` (300), "
+        "raise it in the next job.",
+    ),
+    Cause(
+        "A pod is preempted",
+        _RUNNING,
+        Reason.DISRUPTED,
+        staged.preempted,
+        "A pod of higher priority takes the room. The pod saves a checkpoint, and the gang starts"
+        " anew where there is room.",
+        "Nothing, or a higher `priorityClassName` in the next job. `runPolicy.maxDisruptions` "
+        "bounds how often.",
+    ),
+    Cause(
+        "Out of memory",
+        _FAILED,
+        Reason.OUT_OF_MEMORY,
+        staged.out_of_memory,
+        "The container went beyond its memory limit, or CUDA had none left. Before the first step"
+        " it would happen again, and the job fails "
+        "at once; later the stage is restarted, counted.",
+        "Raise `resources.limits.memory`, or lower `batchSize`, `microBatchSize` or lengths, in a"
+        " new job.",
+    ),
+    Cause(
+        "The data cannot be used",
+        _FAILED,
+        Reason.DATA_ERROR,
+        staged.bad_data,
+        "A row, or a file, cannot be used (exit code 65); file, line, field and value are named. "
+        "No restart can help, and none is tried.",
+        "Correct the file and make the job anew.",
+    ),
+    Cause(
+        "The disk is full",
+        _RUNNING,
+        Reason.IO_ERROR,
+        staged.disk_full,
+        "The storage is full or failing (exit code 74). The last good checkpoint stays; the stage"
+        " is restarted with growing pauses, counted "
+        "against `runPolicy.maxRestarts`.",
+        "Free or add space on the claim. `runPolicy.maxRestarts` may be raised while the job "
+        "lives.",
+    ),
+    Cause(
+        "The job is suspended",
+        ConditionType.SUSPENDED,
+        Reason.USER_REQUESTED,
+        staged.suspended,
+        "`spec.suspend` is true: the pods have saved a checkpoint and are gone, with their logs. "
+        "Deadlines stand still. With reason Guardrail "
+        "it was a [guardrail](guardrails.md#health-and-guardrails) that suspended the job.",
+        '`kubectl patch rlhf JOB --type=merge -p \'{"spec":{"suspend":false}}\'` lets it go on '
+        "from the checkpoint.",
+    ),
+    Cause(
+        "The job waits in a queue",
+        ConditionType.ADMITTED,
+        Reason.QUEUED,
+        staged.queue,
+        "`spec.queueName` is set, and Kueue has not admitted the Job yet. This time counts "
+        "against no deadline.",
+        "Look at `kubectl -n NAMESPACE get localqueues,workloads`: without Kueue, or without the "
+        "queue, nobody ever admits it.",
+    ),
+    Cause(
+        "The operator is away",
+        None,
+        None,
+        staged.operator_away,
+        "Nobody has looked at the job: it has no status, and no Event. Of a job that was looked "
+        "at before, `status.observedGeneration` stays "
+        "behind `metadata.generation`. Pods that run go on without the operator.",
+        "`kubectl -n rlhf-system get pods` and the logs of `deployment/rlhf-operator`; see "
+        "whether `watch.namespaces` leaves out the namespace. "
+        "The alert [OperatorDown](runbook.md#operatordown) tells of it.",
+    ),
+)
+
+
+def seen(scene: Scene, cause: Cause) -> Shown:
+    """What is shown of a cause that has been staged."""
+    if cause.condition is None or cause.reason is None:
+        job = scene.jobs.get(staged.NAME)
+        return Shown(staged.column(job, "Phase"), staged.column(job, "Reason"))
+    return staged.shown(scene, cause.condition, cause.reason)
+
+
+def page(shown: Mapping[str, Shown]) -> str:
+    """The text of the page.
+
+    Args:
+        shown: what is seen of each cause, by its title.
+    """
+    columns = ("cause", "Phase", "Reason", "condition", "Event")
+    table = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    table += [_row(cause.title, shown[cause.title]) for cause in CAUSES]
+    sections = (_section(cause, shown[cause.title]) for cause in CAUSES)
+    return _HEAD + "\n".join(table) + "\n" + "".join(sections)
+
+
+def read(text: str) -> dict[str, Shown]:
+    """What a page says that is seen of each cause, by its title."""
+    found = {}
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        title = part.partition("\n")[0]
+        box = re.search(r"```text\n(.*?)```", part, re.DOTALL)
+        lines = [re.split(r" {2,}", line) for line in (box[1] if box else "").splitlines()]
+        by_kind = {kind: tuple(rest) for kind, *rest in lines}
+        phase, reason = (each.strip("-") for each in by_kind["get"])
+        found[title] = Shown(phase, reason, by_kind.get("condition"), by_kind.get("event"))
+    return found
+
+
+def _row(title: str, shown: Shown) -> str:
+    anchor = title.lower().replace(" ", "-")
+    condition = f"{shown.condition[0]} {shown.condition[1]}" if shown.condition else ""
+    event = f"{shown.event[0]} {shown.event[1]}" if shown.event else ""
+    return f"| [{title}](#{anchor}) | {shown.phase} | {shown.reason} | {condition} | {event} |"
+
+
+def _section(cause: Cause, shown: Shown) -> str:
+    lines = ["  ".join(("get      ", shown.phase or "-", shown.reason or "-"))]
+    lines += ["  ".join(("condition", *shown.condition))] if shown.condition else []
+    lines += ["  ".join(("event    ", *shown.event))] if shown.event else []
+    box = "\n".join(line.strip() for line in lines)
+    return (
+        f"\n## {cause.title}\n\n```text\n{box}\n```\n\n"
+        f"{_paragraph(cause.means)}\n\n{_paragraph(f'**What to do:** {cause.remedy}')}\n"
+    )
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def main() -> int:
+    """Stage every cause and write the page."""
+    shown = {}
+    with tempfile.TemporaryDirectory() as folder, ControlPlane(Path(folder)) as own:
+        access = access_by(own.kubeconfig, own)
+        for cause in CAUSES:
+            with Scene.open(access, own, Path(folder)) as scene:
+                cause.stage(scene)
+                shown[cause.title] = seen(scene, cause)
+            sys.stdout.write(f"{cause.title}: {shown[cause.title]}\n")
+    PAGE.write_text(page(shown), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
