@@ -45,7 +45,7 @@ def surplus(
                 found.attempt
                 for found in observed.attempts
                 if found.stage is name
-                and not (found.live or found.deleting)
+                and not (found.occupied or found.deleting)
                 and found.attempt < stage.attempt + (not current)
             ),
             reverse=True,

@@ -26,7 +26,8 @@ from rlhf_operator.planning.guardrails import (
     guardrails_digest,
     health,
 )
-from rlhf_operator.planning.observed import Observed, ObservedAttempt, Refusal
+from rlhf_operator.planning.observed import Observed, ObservedAttempt
+from rlhf_operator.planning.removal import surplus
 from rlhf_operator.planning.rows import rows_left_out, rows_text
 from rlhf_operator.planning.stages import ACTIVE, CLOSED
 
@@ -85,7 +86,7 @@ def with_children(
 ) -> tuple[Condition, ...]:
     """The conditions with what is to be said of children, which a finished job may still have."""
     told = find_condition(conditions, ConditionType.CHILDREN_READY)
-    for finding in _children(stages, observed, told):
+    for finding in _children(job, stages, observed, told):
         conditions = set_condition(conditions, finding, now, job.metadata.generation)
     for finding in _intact(observed, find_condition(conditions, ConditionType.CHILDREN_INTACT)):
         conditions = set_condition(conditions, finding, now, job.metadata.generation)
@@ -256,12 +257,17 @@ def _reporting(
         yield Finding(kind, "Unknown", Reason.PODS_PENDING, "no attempt runs now")
 
 
-def _children(stages: Stages, observed: Observed, told: Condition | None) -> Iterator[Finding]:
+def _children(
+    job: RLHFJob, stages: Stages, observed: Observed, told: Condition | None
+) -> Iterator[Finding]:
     """Whether all children that are wanted could be made; nothing is said in between."""
     kind = ConditionType.CHILDREN_READY
     wanted = [(name, stage.attempt) for name, stage in stages.items() if stage.state in ACTIVE]
-    left = any(found.occupied for found in observed.attempts)
-    refusal = _standing_refusal(wanted, observed)
+    left = [(found.stage, found.attempt) for found in observed.attempts if found.occupied]
+    removed = surplus(stages, observed, job.spec.run_policy)
+    due = {*wanted, *left, *((each.stage, each.attempt) for each in removed)}
+    refusals = sorted(observed.refusals.items(), key=lambda item: item[0])
+    refusal = next((refusal for each, refusal in refusals if each in due), None)
     if refusal is not None:
         yield Finding(kind, "False", refusal.reason, refusal.message)
     elif wanted and all(observed.find(*each) is not None for each in wanted):
@@ -280,14 +286,6 @@ def _intact(observed: Observed, told: Condition | None) -> Iterator[Finding]:
         yield Finding(kind, "False", found[0].reason, f"left alone: {message}")
     elif told is not None and told.status == "False":
         yield Finding(kind, "True", Reason.INTACT, "all that carries the job's labels is its own")
-
-
-def _standing_refusal(wanted: list[tuple[StageName, int]], observed: Observed) -> Refusal | None:
-    """The first refusal about an attempt that is wanted, or that is to go and still there."""
-    for each, refusal in sorted(observed.refusals.items(), key=lambda item: item[0]):
-        if each in wanted or observed.find(*each) is not None:
-            return refusal
-    return None
 
 
 def _running(job: RLHFJob, stages: Stages, observed: Observed, *, suspended: bool) -> Finding:

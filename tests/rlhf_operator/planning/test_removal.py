@@ -1,13 +1,20 @@
 """Which attempts are kept for their logs, and when the rest goes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rlhf_api.names import Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobSpec, RunPolicy, StageStatus
-from rlhf_operator.planning.observed import Observed, ObservedAttempt, ObservedProcess, ProcessPhase
+from rlhf_operator.planning.observed import (
+    Observed,
+    ObservedAttempt,
+    ObservedProcess,
+    ProcessPhase,
+    Refusal,
+)
 from rlhf_operator.planning.plan import StartAttempt
 from rlhf_operator.planning.removal import RemoveAttempt, surplus
 
@@ -124,6 +131,8 @@ def test_each_stage_keeps_its_own(trial: MakeTrial) -> None:
         (StageState.RESTARTING, 3, {"processes": (ENDED, RUNS)}, []),
         (StageState.RESTARTING, 3, {"processes": (ENDED, LOST)}, [3, 2]),
         (StageState.RESTARTING, 3, {"deleting": True}, []),
+        # Stopped in place of removed.
+        (StageState.RESTARTING, 3, {"processes": (replace(ENDED, beside=("proxy",)),)}, []),
     ],
 )
 def test_what_still_runs_or_counts_is_left_alone(
@@ -190,3 +199,15 @@ def test_none_is_kept_but_its_verdict_is_written_first(trial: MakeTrial) -> None
     # The verdict is written in the pass that removes what it came from.
     assert t.condition("Failed").message == "stage sft: no rows"
     assert removed(t) == [("sft", 1)]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_refusal_is_told_of_what_is_to_be_removed_and_not_of_what_is_kept(
+    trial: MakeTrial, keep: int
+) -> None:
+    t = trial(stages={"sft": SFT}, runPolicy={"keepFailedAttempts": keep}).running("sft")
+    t.end("sft", 65)
+    t.look()
+    t.refusals["sft", 1] = Refusal(Reason.FORBIDDEN, "deleting ConfigMap reviews-sft-1: no")
+    t.look(1)
+    assert (t.condition("ChildrenReady").status == "False") == (keep == 0)
