@@ -1,6 +1,7 @@
 """Stages as pods run them: the launcher, its ranks, signals, exit codes and the metrics' endpoint.
 
 A launch costs seconds, so that each fixture tells one long story, and the tests read its chapters.
+What comes before or after a chapter that needs a launcher is run by ranks that are there already.
 """
 
 import os
@@ -142,48 +143,46 @@ def test_sft_ends_as_if_nothing_had_happened(sft_story: list[Ended], tmp_path: P
 # The reward model on two ranks: a request to stop, then a rank is killed, then the end.
 
 
+@dataclass
+class RewardStory:
+    """The attempt that was stopped, and the one with the killed rank."""
+
+    stopped: StageConfig
+    killed: Ended
+
+
 @pytest.fixture(scope="module")
-def reward_story(tmp_path_factory: pytest.TempPathFactory) -> list[Ended]:
+def reward_story(tmp_path_factory: pytest.TempPathFactory) -> RewardStory:
     folder = tmp_path_factory.mktemp("launched-reward")
     first = tiny.stage_config("reward", folder, world_size=2, zero_stage=2, **SLOW)
-    chapters = []
-    with stage_runs.launched(first, folder / "1") as launched:
-        launched.wait_for_step(3)
-        launched.stop()
-        chapters.append(ended(launched))
+    for rank in stage_runs.run_on_pair(first, looks=12):
+        assert rank["error"].exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
     second = stage_runs.attempt(first, 2)
     with stage_runs.launched(second, folder / "2") as launched:
         launched.until(lambda: len(stage_runs.checkpoints(second)) == 3)
         os.kill(launched.ranks()[-1], signal.SIGKILL)
-        chapters.append(ended(launched))
-    return chapters
+        return RewardStory(first, ended(launched))
 
 
-def test_sigterm_stops_both_ranks(reward_story: list[Ended]) -> None:
-    stopped = reward_story[0]
-    assert stopped.code == ExitCode.STOPPED_WITH_CHECKPOINT
-    assert stopped.result.last_checkpoint_step == step_told(stopped.config) >= 3
-    assert stopped.result.total_steps == STEPS
-
-
-def test_a_killed_rank_takes_the_stage_with_it(reward_story: list[Ended]) -> None:
-    stopped, killed = reward_story
+def test_a_killed_rank_takes_the_stage_with_it(reward_story: RewardStory) -> None:
+    killed = reward_story.killed
     assert killed.code == killed.result.exit_code == ExitCode.KILLED
     assert killed.result.reason is Reason.CRASHED
     assert "rank 1 was killed by signal 9" in killed.result.message
-    assert stage_runs.events(killed.config)[0]["step"] == stopped.result.step
+    assert killed.result.total_steps == STEPS
+    assert stage_runs.events(killed.config)[0]["step"] == step_told(reward_story.stopped) > 0
     # What it tells is what lies there; one may be complete that it had no time to name.
     assert killed.result.last_checkpoint_step in steps_kept(killed)
     assert killed.result.step >= killed.result.last_checkpoint_step
 
 
-def test_reward_ends_as_if_nothing_had_happened(reward_story: list[Ended], tmp_path: Path) -> None:
+def test_reward_ends_as_if_nothing_had_happened(reward_story: RewardStory, tmp_path: Path) -> None:
     straight = tiny.stage_config("reward", tmp_path, world_size=2, zero_stage=2, **SLOW)
     outcome = stage_runs.run_on_pair(straight)[0]["outcome"]
-    last = stage_runs.attempt(reward_story[0].config, 3)
+    last = stage_runs.attempt(reward_story.stopped, 3)
     same_end(outcome, stage_runs.run_on_pair(last)[0]["outcome"])
-    assert stage_runs.events(last)[0]["step"] == max(steps_kept(reward_story[1]))
-    same_course(straight, *[chapter.config for chapter in reward_story], last)
+    assert stage_runs.events(last)[0]["step"] == max(steps_kept(reward_story.killed))
+    same_course(straight, reward_story.stopped, reward_story.killed.config, last)
 
 
 # PPO on two ranks with ZeRO 3: a request to stop in long answers, then the end.
@@ -206,10 +205,9 @@ def held_out(folder: Path) -> Dataset:
 
 @dataclass
 class PPOStory:
-    """Both attempts, and what was scraped in between."""
+    """The attempt that was stopped, and what was scraped before."""
 
     stopped: Ended
-    done: Ended
     page: str
 
 
@@ -221,11 +219,7 @@ def ppo_story(tmp_path_factory: pytest.TempPathFactory) -> PPOStory:
         launched.wait_for_step(1)
         page = metrics_pages.fetched(stage_runs.events(first, "start")[0]["metricsPort"])
         launched.stop()
-        stopped = ended(launched)
-    second = stage_runs.attempt(first, 2)
-    with stage_runs.launched(second, folder / "2") as launched:
-        done = ended(launched)
-    return PPOStory(stopped, done, page)
+        return PPOStory(ended(launched), page)
 
 
 def test_sigterm_in_a_rollout(ppo_story: PPOStory) -> None:
@@ -236,14 +230,15 @@ def test_sigterm_in_a_rollout(ppo_story: PPOStory) -> None:
 
 
 def test_ppo_ends_as_if_nothing_had_happened(ppo_story: PPOStory, tmp_path: Path) -> None:
-    done = ppo_story.done
-    assert done.code == done.result.exit_code == ExitCode.DONE
-    assert (done.result.step, done.result.total_steps) == (4, 4)
+    last = stage_runs.attempt(ppo_story.stopped.config, 2)
+    done = stage_runs.run_on_pair(last)[0]["outcome"]
+    assert (done.step, done.total_steps) == (4, 4)
     straight = tiny.stage_config("ppo", tmp_path, **PPO | {"eval_dataset": held_out(tmp_path)})
     outcome = stage_runs.run_on_pair(straight)[0]["outcome"]
-    same_end(outcome, done.result)
-    same_course(straight, ppo_story.stopped.config, done.config)
-    folder = stage_runs.artifact(done.config, done.result)
+    same_end(outcome, done)
+    assert stage_runs.events(last)[0]["step"] == ppo_story.stopped.result.step
+    same_course(straight, ppo_story.stopped.config, last)
+    folder = stage_runs.artifact(last, done)
     figures = stage_runs.document(folder, FileName.EVALUATION)
     expected = stage_runs.document(stage_runs.artifact(straight, outcome), FileName.EVALUATION)
     for when in ("before", "after"):

@@ -13,6 +13,7 @@ import tiny
 import torch
 from stage_runs import told
 
+from rlhf_api.errors import InputError
 from rlhf_api.names import ExitCode, Reason
 from rlhf_api.v1alpha1 import CheckpointPolicy, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
@@ -183,12 +184,12 @@ def test_where_only_other_work_was_kept_a_person_decides(tmp_path: Path) -> None
     assert stopped_after(first, 3).step == 3
     kept = Path(first.attempt_folder) / "checkpoints" / "step-3"
     other = stage_runs.attempt(config_of("sft", tmp_path, learning_rate=0.02), 2)
-    with stage_runs.launched(other, tmp_path / "launched") as launched:
-        assert launched.wait() == ExitCode.INPUT
-        result = launched.result
-    assert (result.reason, result.config_digest) == (Reason.INPUT_INVALID, other.config_digest)
+    with pytest.raises(InputError) as caught:
+        stage_runs.run(other)
+    failure = failure_of(caught.value)
+    assert (failure.exit_code, failure.reason) == (ExitCode.INPUT, Reason.INPUT_INVALID)
     for word in (first.config_digest, other.config_digest, str(kept), "remove checkpoints"):
-        assert word in result.message
+        assert word in failure.message
     assert stage_runs.checkpoints(first) == ["latest", "step-3"]
     assert stage_runs.checkpoints(other) == []
 
