@@ -17,13 +17,16 @@ CLUSTER := PYTHONPATH=tests $(BIN)/python -m cluster
 # More arguments for pytest, for example ARGS='-k graph -x'.
 ARGS ?=
 
+# Of the tests, each a pytest of its own: the long ones first, the short ones fill what is left.
+PARTS := test-trainer test-live test-stages test-others test-cli
+
 # Ranks and threads would otherwise ask for more cores than there are; no test may use a network.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-test test-all test-trainer test-live test-others test-chosen: export HF_HUB_OFFLINE := 1
+test test-all $(PARTS) test-chosen: export HF_HUB_OFFLINE := 1
 
 .PHONY: help venv check fmt lint types imports test generate verify models demo arithmetic
-.PHONY: test-all test-trainer test-live test-others test-chosen
+.PHONY: test-all $(PARTS) test-chosen
 .PHONY: end-to-end cluster-build cluster-up cluster-down
 
 help: ## List these commands
@@ -57,25 +60,33 @@ imports: venv ## Check who imports whom
 
 test: verify lint types imports cluster-build $(if $(ARGS),test-chosen,test-all) ## Everything, as CI does; as root also whole runs on two nodes (installs Debian packages)
 
-# Side by side, for training keeps the processors busy, and the tests of the live operator mostly wait.
+# Three at a time: training keeps two processors busy, and the tests of the live operator mostly wait.
 test-all: cluster-build
-	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target \
-		test-trainer test-live test-others
+	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target $(PARTS)
 	$(CLUSTER) test -- $(NODE_TESTS)
 
 test-trainer: venv
-	$(BIN)/pytest $(TRAINER_TESTS)
+	$(BIN)/pytest $(TRAINER_TESTS) $(addprefix --ignore=,$(STAGE_TESTS))
+
+test-stages: venv
+	$(BIN)/pytest $(STAGE_TESTS)
 
 test-live: venv
 	$(BIN)/pytest $(LIVE_TESTS)
 
+test-cli: venv
+	$(BIN)/pytest $(CLI_TESTS)
+
 test-others: venv
-	$(BIN)/pytest $(WITHOUT_NODES) $(addprefix --ignore=,$(TRAINER_TESTS) $(LIVE_TESTS))
+	$(BIN)/pytest $(WITHOUT_NODES) $(addprefix --ignore=,$(TRAINER_TESTS) $(LIVE_TESTS) $(CLI_TESTS))
 
 test-chosen: cluster-build
 	$(BIN)/pytest $(WITHOUT_NODES) $(ARGS)
 
-TRAINER_TESTS := tests/rlhf_trainer tests/rlhf_cli
+TRAINER_TESTS := tests/rlhf_trainer
+# Those of the trainer's tests that run whole stages.
+STAGE_TESTS := $(addprefix $(TRAINER_TESTS)/,ablations fields ppo stages)
+CLI_TESTS := tests/rlhf_cli
 LIVE_TESTS := tests/rlhf_operator/live
 WITHOUT_NODES := --ignore=tests/end_to_end --ignore=tests/cluster/test_nodes.py
 
