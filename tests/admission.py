@@ -28,9 +28,16 @@ class Webhook:
         name: of the webhook, which refusals tell.
     """
 
-    def __init__(self, access: Access, own: ControlPlane, namespace: str, plural: str) -> None:
+    def __init__(
+        self,
+        access: Access,
+        own: ControlPlane,
+        namespace: str,
+        plural: str,
+        operation: str = "CREATE",
+    ) -> None:
         self._api = client.AdmissionregistrationV1Api(access.api)
-        self._namespace, self._plural = namespace, plural
+        self._namespace, self._plural, self._operation = namespace, plural, operation
         self._authority = own.authority
         self._server: ThreadingHTTPServer | None = None
         self.is_registered = False
@@ -77,7 +84,7 @@ class Webhook:
         rule = {
             "apiGroups": ["*"],
             "apiVersions": ["*"],
-            "operations": ["CREATE"],
+            "operations": [self._operation],
             "resources": [self._plural],
         }
         hook = {
@@ -102,10 +109,12 @@ class Webhook:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 request = body["request"]
-                metadata = request["object"]["metadata"]
+                # What is deleted is the old object, and no new one takes its place.
+                subject = request["object"] or request["oldObject"]
+                metadata = subject["metadata"]
                 asked.append(metadata.get("name") or metadata.get("generateName", ""))
                 time.sleep(seconds)
-                refused = verdict(request["object"])
+                refused = verdict(subject)
                 answer: Raw = {"uid": request["uid"], "allowed": refused is None}
                 if refused is not None:
                     told = {"message": refused} if isinstance(refused, str) else refused

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_api.names import KIND, Reason
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.fields import owner_uid
-from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
+from rlhf_operator.kube import ApiError, Kube, batch_path, core_path, job_path
 from rlhf_operator.manifests import child_name, claims_of, config_map, service, stage_job
 from rlhf_operator.planning.observed import Refusal
 from rlhf_operator.planning.plan import Action, StartAttempt, StopAttempt
@@ -43,6 +43,17 @@ class Actor:
             await self._remove(job, action)
         else:
             await self._start(job, action)
+
+    async def expire(self, raw: Raw) -> None:
+        """Delete an RLHFJob whose time is over.
+
+        Raises:
+            ChildError: it was refused.
+        """
+        metadata = raw["metadata"]
+        path = job_path(metadata["namespace"], metadata["name"])
+        await self._delete(f"{KIND} {metadata['name']}", path, raw, "Background")
+        self._store.remove(Kind.RLHFJOB, raw)
 
     async def _start(self, job: RLHFJob, action: StartAttempt) -> None:
         namespace = job.metadata.namespace
@@ -98,10 +109,9 @@ class Actor:
         try:
             return await self._kube.request("DELETE", path, options)
         except ApiError as error:
-            # 409: another object has the name by now, so that this one is gone too.
-            if error.status not in (404, 409):
-                raise _not_done(f"deleting {name}", error) from error
-            return None
+            if error.says_gone():
+                return None
+            raise _not_done(f"deleting {name}", error) from error
 
     async def _ensure_service(self, job: RLHFJob, action: StartAttempt) -> None:
         """Asked for first where an attempt has been: then it is there."""

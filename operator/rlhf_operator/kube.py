@@ -6,6 +6,7 @@ Called by all that ask or write: `act`, `absences`, `reconcile`, `watches`, `rec
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ SPARE_REQUESTS_PER_SECOND = 50.0
 """For what nobody waits for, twice: for progress and why something waits, and for Events."""
 MANAGED = f"{Label.MANAGED_BY}={OPERATOR_NAME}"
 
+_OTHER_UID = re.compile(r"UID in (?:the )?precondition")
+"""What is said where another object has the name by now."""
+
 
 class ApiError(RLHFError):
     """A request that the API server refused or did not answer.
@@ -52,6 +56,18 @@ class ApiError(RLHFError):
         """The fields of the object that the Status object finds fault with."""
         causes = (self.body.get("details") or {}).get("causes") or ()
         return tuple(cause["field"] for cause in causes if cause.get("field"))
+
+    def says_gone(self) -> bool:
+        """Whether the API server says of an object, named by its uid or not, that it is not there.
+
+        A webhook, or what stands in between, may answer with the same HTTP statuses.
+        """
+        reason = self.body.get("reason")
+        if 'admission webhook "' in self.message:
+            return False
+        if self.status == 409:
+            return reason == "Conflict" and _OTHER_UID.search(self.message) is not None
+        return self.status == 404 and reason == "NotFound"
 
 
 @dataclass(frozen=True)
@@ -156,11 +172,15 @@ class Kube:
         return found
 
     async def find(self, path: str) -> Raw | None:
-        """The object at `path`; None if there is none."""
+        """The object at `path`; None if there is none.
+
+        Raises:
+            ApiError: refused, not answered in time, or answered for the API server by another.
+        """
         try:
             return await self.request("GET", path)
         except ApiError as error:
-            if error.status == 404:
+            if error.says_gone():
                 return None
             raise
 

@@ -5,6 +5,7 @@ Called by `reconcile`. A new leader starts with none of it and comes to the same
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final, Literal
 
 from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJobStatus
@@ -17,8 +18,10 @@ LACKING_SECONDS = 5.0
 """How long the Job controller may take to make pods before anyone asks why it has not."""
 
 AttemptId = tuple[StageName, int]
-ActionId = tuple[type[Action], StageName, int]
+ActionId = tuple[type[Action], StageName, int] | Literal["expiry"]
 """What is done, and to which attempt: a start that is refused delays no stop."""
+EXPIRY: Final = "expiry"
+"""What is done to the job itself: to delete it when `runPolicy.ttlSecondsAfterFinished` is over."""
 
 
 @dataclass
@@ -81,7 +84,13 @@ class Memory:
 
     def refusals(self) -> Mapping[AttemptId, Refusal]:
         """Why actions are not done yet, by the attempt that they are about."""
-        return {(stage, n): refused.refusal for (_, stage, n), refused in self.refused.items()}
+        of_attempts = {id_: found for id_, found in self.refused.items() if id_ != EXPIRY}
+        return {(stage, n): refused.refusal for (_, stage, n), refused in of_attempts.items()}
+
+    def expiry_refusal(self) -> Refusal | None:
+        """Why the job itself is not deleted yet; None if that was not refused."""
+        refused = self.refused.get(EXPIRY)
+        return None if refused is None else refused.refusal
 
     def may_try(self, ident: ActionId, now: float) -> bool:
         """Whether an action may be tried at `now`."""

@@ -20,7 +20,7 @@ from rlhf_operator.act import Actor
 from rlhf_operator.job_series import is_told
 from rlhf_operator.kube import ApiError, Kube, job_path
 from rlhf_operator.manifests import cluster_placement
-from rlhf_operator.memory import LACKING_SECONDS, ActionId, AttemptId, Memory
+from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, ActionId, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.oddities import oddities
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, Oddity
@@ -79,13 +79,12 @@ class Reconciler:
         except ConfigError as error:
             await self._refuse(raw, str(error), now)
             return None
-        if is_expired(job, now):
-            await self._expire(raw)
+        memory = self._memory.setdefault(job.metadata.uid, Memory())
+        if await self._expire(job, raw, memory, now):
             self._keep_in_mind(key, None)
             return None
         if not is_told(job.status, now, self._keep_metrics):
             self._scraper.forget(job.metadata.uid)
-        memory = self._memory.setdefault(job.metadata.uid, Memory())
         observed, decided = await self._decide(job, memory, now)
         kind = change(job.status, decided.status)
         # Not from what was read: a status may have been written, and the answer lost.
@@ -150,6 +149,7 @@ class Reconciler:
         return Observed(
             attempts=tuple(attempts),
             refusals=memory.refusals(),
+            expiry=memory.expiry_refusal(),
             oddities=self._oddities(job),
             look_at=min(times, default=None),
         )
@@ -225,7 +225,7 @@ class Reconciler:
     async def _act(self, job: RLHFJob, decided: Plan, memory: Memory) -> bool:
         """Try each action that may be tried; True if one is refused, or no more."""
         news = False
-        memory.forget_all_but(_ident(action) for action in decided.actions)
+        memory.forget_all_but((EXPIRY, *(_ident(action) for action in decided.actions)))
         for action in decided.actions:
             news |= await self._try(job, action, memory)
         return news
@@ -242,15 +242,21 @@ class Reconciler:
         # Where nothing is made nothing else wakes the job, and it says still that it is refused.
         return memory.refused.pop(ident, None) is not None
 
-    async def _expire(self, raw: Raw) -> None:
-        metadata = raw["metadata"]
-        path = job_path(metadata["namespace"], metadata["name"])
+    async def _expire(self, job: RLHFJob, raw: Raw, memory: Memory, now: datetime) -> bool:
+        """Delete the job if its time is over and that may be tried now; True if it is gone."""
+        if not is_expired(job, now):
+            # It may have been given more time since that was refused.
+            memory.refused.pop(EXPIRY, None)
+            return False
+        if not memory.may_try(EXPIRY, time.monotonic()):
+            return False
         try:
-            await self._kube.request("DELETE", path, {"preconditions": {"uid": metadata["uid"]}})
-        except ApiError as error:
-            if error.status not in (404, 409):
-                raise
-        self._store.remove(Kind.RLHFJOB, raw)
+            await self._actor.expire(raw)
+        except ChildError as error:
+            logger.warning("%s/%s: %s", job.metadata.namespace, job.metadata.name, error)
+            memory.refuse(EXPIRY, error.refusal, time.monotonic())
+            return False
+        return True
 
     async def _refuse(self, raw: Raw, message: str, now: datetime) -> None:
         """Say that the job is not understood; a newer operator, or an older one, may be right."""

@@ -230,8 +230,14 @@ async def check_served(kube: Kube) -> None:
         WatchError: it does not serve them.
         ApiError: it does not answer.
     """
-    found = await kube.find(f"/apis/{GROUP}/{VERSION}")
-    if PLURAL not in {each["name"] for each in (found or {}).get("resources") or ()}:
+    try:
+        found = await kube.request("GET", f"/apis/{GROUP}/{VERSION}")
+    except ApiError as error:
+        # For a group that is not known there is no answer in JSON.
+        if error.status != 404:
+            raise
+        found = {}
+    if PLURAL not in {each["name"] for each in found.get("resources") or ()}:
         raise WatchError(f"the CRD {PLURAL}.{GROUP} is not installed; apply crds/rlhfjobs.yaml")
 
 

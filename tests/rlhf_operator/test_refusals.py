@@ -225,3 +225,40 @@ def test_a_pod_that_is_invalid_by_what_others_add_to_it_is_no_mistake_of_the_job
 )
 def test_what_varies_is_left_out(text: str, kept: str | None) -> None:
     assert steady(text) == (text if kept is None else kept)
+
+
+HOOK = 'admission webhook "a.b" denied the request: '
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message", "gone"),
+    [
+        (404, "NotFound", 'jobs.batch "a" not found', True),
+        (404, "NotFound", f'{HOOK}jobs.batch "a" not found', False),
+        (404, None, "404 page not found", False),
+        (
+            409,
+            "Conflict",
+            'Operation cannot be fulfilled on Job.batch "a": the UID in the precondition (1) does '
+            "not match the UID in record (2). The object might have been deleted and recreated",
+            True,
+        ),
+        (
+            409,
+            "Conflict",
+            'Operation cannot be fulfilled on jobs.batch "a": Precondition failed: UID in '
+            "precondition: 1, UID in object meta: 2",
+            True,
+        ),
+        (409, "Conflict", f"{HOOK}UID in precondition: no", False),
+        (409, "Conflict", f"{HOOK}deletion is protected", False),
+        (409, "Conflict", 'Operation cannot be fulfilled on jobs.batch "a": try again', False),
+        (403, "Forbidden", "UID in precondition", False),
+        (0, "NotFound", "no answer", False),
+    ],
+)
+def test_what_is_gone_is_what_the_api_server_says_is(
+    status: int, reason: str | None, message: str, gone: bool
+) -> None:
+    body = {"message": message} | ({} if reason is None else {"reason": reason})
+    assert ApiError("DELETE /jobs/a", status, body).says_gone() is gone

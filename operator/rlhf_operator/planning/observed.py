@@ -220,12 +220,14 @@ class Observed:
             children was refused with.
         oddities: what is found among its children that should be otherwise, and is left alone.
         look_at: when something that is seen will mean something else by the mere passing of time.
+        expiry: what the last try to delete the job itself, whose time is over, was refused with.
     """
 
     attempts: tuple[ObservedAttempt, ...] = ()
     refusals: Mapping[tuple[StageName, int], Refusal] = field(default_factory=dict)
     oddities: tuple[Oddity, ...] = ()
     look_at: datetime | None = None
+    expiry: Refusal | None = None
 
     def find(self, stage: StageName, attempt: int) -> ObservedAttempt | None:
         """That attempt; None if nothing of it is there."""

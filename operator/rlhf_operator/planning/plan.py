@@ -194,7 +194,9 @@ def _at_rest(job: RLHFJob, observed: Observed, now: datetime) -> Plan:
         }
     )
     removed = surplus(stages, observed, job.spec.run_policy)
-    return Plan((*stops, *removed), status, look_at=expiry(job.spec.run_policy, status))
+    # Whoever was refused its deletion knows when to try again.
+    end = expiry(job.spec.run_policy, status) if observed.expiry is None else None
+    return Plan((*stops, *removed), status, look_at=end)
 
 
 def _look_at(

@@ -260,14 +260,17 @@ def _reporting(
 def _children(
     job: RLHFJob, stages: Stages, observed: Observed, told: Condition | None
 ) -> Iterator[Finding]:
-    """Whether all children that are wanted could be made; nothing is said in between."""
+    """Whether all children that are wanted could be made, and what is to go could be deleted.
+
+    Nothing is said in between.
+    """
     kind = ConditionType.CHILDREN_READY
     wanted = [(name, stage.attempt) for name, stage in stages.items() if stage.state in ACTIVE]
     left = [(found.stage, found.attempt) for found in observed.attempts if found.occupied]
     removed = surplus(stages, observed, job.spec.run_policy)
     due = {*wanted, *left, *((each.stage, each.attempt) for each in removed)}
     refusals = sorted(observed.refusals.items(), key=lambda item: item[0])
-    refusal = next((refusal for each, refusal in refusals if each in due), None)
+    refusal = next((refusal for each, refusal in refusals if each in due), observed.expiry)
     if refusal is not None:
         yield Finding(kind, "False", refusal.reason, refusal.message)
     elif wanted and all(observed.find(*each) is not None for each in wanted):

@@ -71,8 +71,8 @@ def webhook(
     """Makes a validating webhook for the objects of a kind."""
     made: list[Webhook] = []
 
-    def make(plural: str) -> Webhook:
-        made.append(Webhook(control_plane, own_control_plane, namespace, plural))
+    def make(plural: str, operation: str = "CREATE") -> Webhook:
+        made.append(Webhook(control_plane, own_control_plane, namespace, plural, operation))
         return made[-1]
 
     yield make

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rlhf_api.names import Reason, StageName
-from rlhf_operator.planning.observed import Observed, ObservedAttempt, ProcessPhase
+from rlhf_api.names import ConditionType, Reason, StageName
+from rlhf_operator.planning.conditions import find_condition
+from rlhf_operator.planning.observed import Observed, ObservedAttempt, ProcessPhase, Refusal
 from rlhf_operator.planning.plan import plan
 
 MakeTrial = Callable[..., Any]
@@ -150,3 +151,10 @@ def test_a_job_that_is_over_rests_until_it_is_deleted(trial: MakeTrial) -> None:
     endless = started(trial())
     endless.end("sft", 65)
     assert wait(endless) is None
+    # Whoever was refused its deletion tries again by a clock of its own.
+    refused = Observed(expiry=Refusal(Reason.WEBHOOK_DENIED, "no"))
+    found = plan(t.job, refused, t.now + timedelta(seconds=61), t.placement)
+    assert found.look_at is None
+    told = find_condition(found.status.conditions, ConditionType.CHILDREN_READY)
+    assert told is not None
+    assert (told.status, told.reason, told.message) == ("False", "WebhookDenied", "no")
