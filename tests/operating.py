@@ -155,6 +155,18 @@ class Jobs:
         body = {"metadata": {"labels": {Label.MANAGED_BY: value}}}
         self.batch.patch_namespaced_job(child, self.namespace, body)
 
+    def own(self, child: str, owners: list[Raw]) -> list[Raw]:
+        """Let these own one of its batch Jobs; gives those that did."""
+        path = f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{child}"
+        before = json.loads(self.access.kubectl("get", "--raw", path).stdout)["metadata"]
+        patch = json.dumps(
+            [{"op": "replace", "path": "/metadata/ownerReferences", "value": owners}]
+        )
+        where = (f"--namespace={self.namespace}", "--type=json", f"--patch={patch}")
+        self.access.kubectl("patch", "job", child, *where)
+        found: list[Raw] = before.get("ownerReferences") or []
+        return found
+
     def patch_status(self, name: str, **status: Any) -> None:
         """Write to its status, as another operator would."""
         body = {"status": status}

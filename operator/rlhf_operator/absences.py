@@ -1,4 +1,5 @@
-"""Asks for what the store cannot show: pods that came before they were seen, or were never made.
+"""Asks for what the store cannot show: Jobs that no watch shows, pods that came before they were
+seen, or were never made.
 
 Called by `reconcile`. Jobs and Pods are separate streams: a Job can be seen complete before the
 results of its pods are. So a verdict that follows from what is not there is preceded by one LIST.
@@ -11,13 +12,18 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rlhf_api.names import Reason
-from rlhf_operator.kube import ApiError, Kube, core_path
+from rlhf_api.names import Reason, StageState
+from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_operator.fields import is_watched, owner_uid
+from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
+from rlhf_operator.manifests import child_name
 from rlhf_operator.memory import LACKING_SECONDS, LAST_RETRY_SECONDS, AttemptId, Lookup, Memory
 from rlhf_operator.observe import SeenAttempt, lacks_pods, refused_pod, vanished_pod
 from rlhf_operator.planning.observed import ObservedProcess
+from rlhf_operator.planning.plan import StartAttempt, is_finished, stages_of
+from rlhf_operator.planning.stages import ACTIVE
 from rlhf_operator.refusals import steady
-from rlhf_operator.store import Store
+from rlhf_operator.store import Kind, Store
 
 Raw = dict[str, Any]
 Processes = tuple[ObservedProcess, ...]
@@ -41,6 +47,26 @@ class Absences:
             path, uid = core_path(metadata["namespace"], "pods"), metadata["uid"]
             listing = await self._kube.list(path, f"{_CONTROLLER}={uid}")
             self._store.replace_pods(uid, listing.items, listing.version)
+
+    async def find_unwatched(self, job: RLHFJob, memory: Memory) -> datetime | None:
+        """Bring the Jobs up to date that no watch shows, since somebody took our label away.
+
+        An attempt is lost only when there is no Job of its name: what is not seen may train.
+
+        Returns:
+            When to look again; None if all that is there is watched.
+        """
+        namespace, uid = job.metadata.namespace, job.metadata.uid
+        known = {gang.job["metadata"]["name"]: gang.job for gang in self._store.gangs(uid)}
+        unwatched = {name for name, raw in known.items() if not is_watched(raw)}
+        for name in sorted(unwatched | (_awaited(job, memory) - known.keys())):
+            found = await self._kube.find(batch_path(namespace, name))
+            if found is not None and owner_uid(found) == uid:
+                self._store.put_read(Kind.JOB, found)
+            elif name in known:
+                self._store.remove(Kind.JOB, known[name])
+        left = any(not is_watched(gang.job) for gang in self._store.gangs(uid))
+        return datetime.now(UTC) + timedelta(seconds=LACKING_SECONDS) if left else None
 
     async def missing(self, seen: SeenAttempt, memory: Memory) -> tuple[Processes, datetime | None]:
         """The processes of an attempt, with those that there are no pods of.
@@ -105,3 +131,16 @@ class Absences:
         found = memory.remains[ident]
         killed_at = seen.attempt.killed_at
         return None if found is None else replace(found, finished_at=found.finished_at or killed_at)
+
+
+def _awaited(job: RLHFJob, memory: Memory) -> set[str]:
+    """Names of the Jobs that should be there, or may still run, by the job's status."""
+    if is_finished(job.status):
+        return set()
+    return {
+        child_name(job, name, stage.attempt)
+        for name, stage in stages_of(job.status).items()
+        if (stage.state in ACTIVE or stage.state is StageState.FAILED)
+        and stage.attempt > 0
+        and (StartAttempt, name, stage.attempt) not in memory.refused
+    }

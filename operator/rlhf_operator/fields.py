@@ -4,7 +4,7 @@ import re
 import sys
 from typing import Any
 
-from rlhf_api.names import PLURAL, Annotation, Label
+from rlhf_api.names import OPERATOR_NAME, PLURAL, Annotation, Label
 
 Raw = dict[str, Any]
 
@@ -47,6 +47,11 @@ def owner_uid(raw: Raw) -> str | None:
         if owner.get("controller"):
             return str(owner["uid"])
     return None
+
+
+def is_watched(raw: Raw) -> bool:
+    """Whether a child carries the label by which the operator's watches choose what they show."""
+    return (raw["metadata"].get("labels") or {}).get(Label.MANAGED_BY) == OPERATOR_NAME
 
 
 def claimed(kind: str, raw: Raw) -> str | None:

@@ -121,8 +121,9 @@ class Reconciler:
 
     async def _decide(self, job: RLHFJob, memory: Memory, now: datetime) -> tuple[Observed, Plan]:
         placement, name, uid = cluster_placement(job), job.metadata.name, job.metadata.uid
+        unwatched = await self._absences.find_unwatched(job, memory)
         seen = seen_attempts(name, self._store.gangs(uid), now)
-        observed = await self._observed(job, seen, memory)
+        observed = await self._observed(job, seen, memory, unwatched)
         decided = plan(job, observed, now, placement)
         if decided.unconfirmed:
             await self._absences.list_pods(
@@ -135,13 +136,15 @@ class Reconciler:
                 else each
                 for each in seen_attempts(name, self._store.gangs(uid), now)
             ]
-            observed = await self._observed(job, seen, memory)
+            observed = await self._observed(job, seen, memory, unwatched)
             decided = plan(job, observed, now, placement)
         return observed, decided
 
-    async def _observed(self, job: RLHFJob, seen: list[SeenAttempt], memory: Memory) -> Observed:
+    async def _observed(
+        self, job: RLHFJob, seen: list[SeenAttempt], memory: Memory, unwatched: datetime | None
+    ) -> Observed:
         self._ask_for_progress(job, seen)
-        attempts, times = [], []
+        attempts, times = [], [] if unwatched is None else [unwatched]
         for each in seen:
             told, look_at = await self._absences.missing(each, memory)
             times += [at for at in (each.look_at, look_at) if at is not None]

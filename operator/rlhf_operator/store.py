@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from rlhf_api.names import PLURAL
-from rlhf_operator.fields import claimed, has_ended, owner_uid, trimmed
+from rlhf_operator.fields import claimed, has_ended, is_watched, owner_uid, trimmed
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]
@@ -87,6 +87,11 @@ class Collection:
             if key is not None:
                 index.setdefault(key, {})[uid] = None
         return True
+
+    def put_unwatched(self, raw: Raw) -> None:
+        """Take in an object that was found by its name, though a watch has told that it is gone."""
+        self._deleted.pop(raw["metadata"]["uid"], None)
+        self.put(raw)
 
     def remove(self, uid: str, version: int) -> Raw | None:
         """Forget an object that is not there at a resource version; gives it, if it was known.
@@ -168,6 +173,16 @@ class Store:
             self._own[uid] = version_of(raw)
         self.put(kind, raw)
 
+    def put_read(self, kind: Kind, raw: Raw) -> None:
+        """Take in a child that was read by its name: one that no watch shows is there all the same.
+
+        It must be read again whenever something follows from it, since its end is not told either.
+        """
+        if is_watched(raw):
+            self.put(kind, raw)
+        else:
+            self._of[kind].put_unwatched(raw)
+
     def is_own(self, raw: Raw) -> bool:
         """Whether a version of an RLHFJob is the one that we wrote last."""
         return self._own.get(raw["metadata"]["uid"]) == version_of(raw)
@@ -196,7 +211,9 @@ class Store:
         scope = [
             raw
             for raw in self._of[kind].all()
-            if not namespace or raw["metadata"]["namespace"] == namespace
+            if (not namespace or raw["metadata"]["namespace"] == namespace)
+            # What has lost the label of ours is in no LIST.
+            and (kind is not Kind.JOB or is_watched(raw))
         ]
         return self._replaced(kind, self._of[kind].replace(scope, items, version))
 

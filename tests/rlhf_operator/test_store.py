@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_api.names import Annotation
+from rlhf_api.names import OPERATOR_NAME, Annotation, Label
 from rlhf_operator.fields import owner_uid, trimmed
 from rlhf_operator.store import REMEMBER_SECONDS, Kind, Store
 
@@ -18,6 +18,7 @@ KEY = ("team", "demo")
 def raw(uid: str, version: int, owner: str = "", name: str = "", **more: Any) -> Raw:
     metadata: Raw = {"uid": uid, "resourceVersion": str(version), "namespace": "team"}
     metadata["name"] = name or uid
+    metadata["labels"] = {Label.MANAGED_BY: OPERATOR_NAME}
     if owner:
         metadata["ownerReferences"] = [{"uid": owner, "controller": True}]
     return {"apiVersion": "v1", "kind": "X", "metadata": metadata} | more
@@ -148,6 +149,23 @@ def test_a_child_that_lost_the_label_of_ours_comes_back_with_it(told_by: str) ->
     # It is gone for good later, and what was said of it before is late.
     store.remove(Kind.JOB, raw("job", 9, owner="demo-1"))
     assert store.put(Kind.JOB, raw("job", 8, owner="demo-1")) is None
+
+
+@pytest.mark.parametrize("labels", [{}, {Label.MANAGED_BY: "other"}])
+def test_a_child_that_no_watch_shows_is_there_once_it_is_read(labels: Raw) -> None:
+    store, hidden = filled(), raw("job", 6, owner="demo-1")
+    hidden["metadata"]["labels"] = labels
+    store.remove(Kind.JOB, hidden)
+    assert store.gangs("demo-1") == []
+    store.put_read(Kind.JOB, hidden)
+    # No LIST shows it.
+    store.replace(Kind.JOB, "team", [], 9)
+    (gang,) = store.gangs("demo-1")
+    assert [pod["metadata"]["uid"] for pod in gang.pods] == ["pod"]
+    # What is watched may have been deleted since it was read, and nothing would tell.
+    store.remove(Kind.JOB, hidden)
+    store.put_read(Kind.JOB, raw("job", 6, owner="demo-1"))
+    assert store.gangs("demo-1") == []
 
 
 def test_the_latest_news_of_a_removal_counts() -> None:

@@ -8,8 +8,6 @@ from cluster.control_plane import ControlPlane
 from kubernetes import client
 from operating import Jobs, OperatorProcess, children_ready, eventually
 
-from rlhf_api.names import OPERATOR_NAME
-
 
 class Rights:
     """Of a user in a namespace, all that the operator needs, but for what is taken away."""
@@ -124,17 +122,17 @@ def test_an_operator_that_may_not_says_what_it_needs_until_it_may(
 def test_a_leftover_of_a_finished_job_that_may_not_be_deleted_is_told(
     rights: Rights, limited: OperatorProcess, jobs: Jobs
 ) -> None:
-    """A Job that is hidden from the operator while its job ends, and seen again after that."""
+    """A Job that is taken from the operator while its job ends, and given back after that."""
     jobs.create("left")
     jobs.run("left")
     jobs.reaches("left", "Running")
-    jobs.relabel("left-sft-1", None)
+    owners = jobs.own("left-sft-1", [])
     jobs.run("left", attempt=2)
     jobs.reaches("left", "Running", attempt=2)
     jobs.finish("left", attempt=2)
     eventually(lambda: jobs.phase("left") == "Succeeded")
     rights.without(jobs="delete")
-    jobs.relabel("left-sft-1", OPERATOR_NAME)
+    jobs.own("left-sft-1", owners)
     eventually(lambda: jobs.condition("left", "ChildrenReady").get("status") == "False")
     told = jobs.condition("left", "ChildrenReady")
     assert told["reason"] == "Forbidden"

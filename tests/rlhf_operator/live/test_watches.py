@@ -162,12 +162,12 @@ def test_a_job_that_got_back_the_label_of_ours_is_seen(jobs: Jobs, start: Start)
     jobs.run("label")
     jobs.reaches("label", "Running")
     jobs.relabel("label-sft-1", None)
-    jobs.run("label", attempt=2)
-    jobs.reaches("label", "Running", attempt=2)
+    eventually(lambda: jobs.condition("label", "ChildrenIntact").get("reason") == "ChildChanged")
     jobs.relabel("label-sft-1", OPERATOR_NAME)
-    # Of a gang that trains beside the one that counts.
-    eventually(lambda: not jobs.pods("label"))
-    assert jobs.stage("label")["attempt"] == 2
+    eventually(lambda: jobs.condition("label", "ChildrenIntact")["status"] == "True")
+    jobs.finish("label")
+    eventually(lambda: jobs.phase("label") == "Succeeded")
+    assert jobs.stage("label")["attempt"] == 1
 
 
 @pytest.mark.parametrize("failed", [False, True], ids=["relisted by kopf", "begun anew"])
