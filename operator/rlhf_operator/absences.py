@@ -16,7 +16,7 @@ from rlhf_api.names import Reason, StageState
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.fields import is_watched, owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
-from rlhf_operator.manifests import child_name
+from rlhf_operator.manifests import child_name, is_made_for_its_name
 from rlhf_operator.memory import LACKING_SECONDS, LAST_RETRY_SECONDS, AttemptId, Lookup, Memory
 from rlhf_operator.observe import SeenAttempt, lacks_pods, refused_pod, vanished_pod
 from rlhf_operator.planning.observed import ObservedProcess
@@ -57,11 +57,12 @@ class Absences:
             When to look again; None if all that is there is watched.
         """
         namespace, uid = job.metadata.namespace, job.metadata.uid
-        known = {gang.job["metadata"]["name"]: gang.job for gang in self._store.gangs(uid)}
+        gangs = (gang.job for gang in self._store.gangs(uid))
+        known = {job["metadata"]["name"]: job for job in gangs}
         unwatched = {name for name, raw in known.items() if not is_watched(raw)}
         for name in sorted(unwatched | (_awaited(job, memory) - known.keys())):
             found = await self._kube.find(batch_path(namespace, name))
-            if found is not None and owner_uid(found) == uid:
+            if found is not None and owner_uid(found) == uid and is_made_for_its_name(found):
                 self._store.put_read(Kind.JOB, found)
             elif name in known:
                 self._store.remove(Kind.JOB, known[name])

@@ -10,7 +10,14 @@ from rlhf_api.names import KIND, Reason
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.fields import owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path, job_path
-from rlhf_operator.manifests import child_name, claims_of, config_map, service, stage_job
+from rlhf_operator.manifests import (
+    child_name,
+    claims_of,
+    config_map,
+    is_made_for_its_name,
+    service,
+    stage_job,
+)
 from rlhf_operator.planning.observed import Refusal
 from rlhf_operator.planning.plan import Action, StartAttempt, StopAttempt
 from rlhf_operator.planning.removal import RemoveAttempt
@@ -88,7 +95,8 @@ class Actor:
     def _jobs_of(self, job: RLHFJob, action: StopAttempt | RemoveAttempt) -> list[Raw]:
         name = child_name(job, action.stage, action.attempt)
         jobs = [gang.job for gang in self._store.gangs(job.metadata.uid)]
-        return [found for found in jobs if found["metadata"]["name"] == name]
+        named = [found for found in jobs if found["metadata"]["name"] == name]
+        return [found for found in named if is_made_for_its_name(found)]
 
     async def _delete_job(self, job: RLHFJob, found: Raw, propagation: str) -> None:
         name = found["metadata"]["name"]
@@ -161,10 +169,11 @@ def _not_done(what: str, error: ApiError) -> ChildError:
 
 
 def _check_owner(job: RLHFJob, manifest: Raw, found: Raw) -> None:
-    if owner_uid(found) == job.metadata.uid:
+    is_own = owner_uid(found) == job.metadata.uid
+    if is_own and (manifest["kind"] != "Job" or is_made_for_its_name(found)):
         return
     child = f"{manifest['kind']} {manifest['metadata']['name']}"
-    if _is_of_earlier_job(job, found):
+    if not is_own and _is_of_earlier_job(job, found):
         message = f"{child} is of a deleted {KIND} of the same name; waits until it is gone"
         raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=1, child=child))
     message = f"{child} exists and is not of this job; delete it, or give the job another name"

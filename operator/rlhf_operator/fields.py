@@ -4,13 +4,15 @@ import re
 import sys
 from typing import Any
 
-from rlhf_api.names import OPERATOR_NAME, PLURAL, Annotation, Label
+from rlhf_api.names import OPERATOR_NAME, PLURAL, Annotation, Label, StageName
 
 Raw = dict[str, Any]
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 TRAINER = "trainer"
 """Name of the container that trains; others may stand beside it."""
+CONFIG_VOLUME = "rlhf-config"
+"""Name of the volume with the ConfigMap of an attempt, as `pod.yaml` mounts it."""
 
 _METADATA = (
     "name",
@@ -52,6 +54,21 @@ def owner_uid(raw: Raw) -> str | None:
 def is_watched(raw: Raw) -> bool:
     """Whether a child carries the label by which the operator's watches choose what they show."""
     return (raw["metadata"].get("labels") or {}).get(Label.MANAGED_BY) == OPERATOR_NAME
+
+
+def attempt_of(job: str, child: str) -> tuple[StageName, int] | None:
+    """The attempt of a job that `child_name` gives this name; None if it gives none."""
+    found = re.fullmatch(rf"{re.escape(job)}-({'|'.join(StageName)})-([1-9][0-9]{{0,9}})", child)
+    return None if found is None else (StageName(found[1]), int(found[2]))
+
+
+def config_of(job: Raw) -> str | None:
+    """The ConfigMap that the pods of a batch/v1 Job read as their configuration; None if none."""
+    pod = (job["spec"].get("template") or {}).get("spec") or {}
+    for volume in pod.get("volumes") or ():
+        if volume.get("name") == CONFIG_VOLUME:
+            return (volume.get("configMap") or {}).get("name")
+    return None
 
 
 def claimed(kind: str, raw: Raw) -> str | None:
@@ -100,9 +117,13 @@ def _trimmed_job(raw: Raw) -> Raw:
     metadata = _metadata(raw) | _only(raw["metadata"], ("labels",))
     # Those of the job's template may be large.
     annotations = _only(raw["metadata"].get("annotations") or {}, _JOB_ANNOTATIONS)
+    spec = raw.get("spec") or {}
+    config = config_of({"spec": spec})
+    read = {"name": CONFIG_VOLUME, "configMap": {"name": config}}
+    template = {} if config is None else {"template": {"spec": {"volumes": [read]}}}
     return {
         "metadata": metadata | {"annotations": annotations},
-        "spec": _only(raw.get("spec") or {}, _JOB_SPEC),
+        "spec": _only(spec, _JOB_SPEC) | template,
         "status": _only(raw.get("status") or {}, _JOB_STATUS),
     }
 
@@ -128,16 +149,16 @@ def _trimmed_pod(raw: Raw) -> Raw:
 
 
 def _is_of_own_job(pod: Raw) -> bool:
-    """Whether a Pod is controlled by a Job called as those of the RLHFJob whose labels it carries.
+    """Whether a Pod is controlled by a Job that is called as an attempt of the job in its labels.
 
     That Job may not have been seen yet.
     """
-    own = f"{(pod['metadata'].get('labels') or {}).get(Label.JOB)}-"
+    job = str((pod["metadata"].get("labels") or {}).get(Label.JOB))
     owners = pod["metadata"].get("ownerReferences") or ()
     return any(
         each.get("controller")
         and each.get("kind") == "Job"
-        and each.get("name", "").startswith(own)
+        and attempt_of(job, each.get("name", "")) is not None
         for each in owners
     )
 

@@ -20,7 +20,8 @@ from rlhf_api.names import (
     Port,
     StageName,
 )
-from rlhf_api.v1alpha1 import CLAIM, RLHFJob, claim_of, uris
+from rlhf_api.v1alpha1 import CLAIM, RLHFJob, StageStatus, claim_of, uris
+from rlhf_operator.fields import CONFIG_VOLUME, attempt_of, config_of
 from rlhf_operator.planning.configs import Placement
 from rlhf_operator.planning.guardrails import guardrails_digest
 from rlhf_operator.planning.plan import StartAttempt
@@ -64,10 +65,23 @@ def child_name(job: RLHFJob, stage: StageName, attempt: int) -> str:
     return f"{job.metadata.name}-{stage}-{attempt}"
 
 
-def attempt_of(job: str, child: str) -> tuple[StageName, int] | None:
-    """The attempt of a job that `child_name` gives this name; None if it gives none."""
-    found = re.fullmatch(rf"{re.escape(job)}-({'|'.join(StageName)})-([1-9][0-9]{{0,9}})", child)
-    return None if found is None else (StageName(found[1]), int(found[2]))
+def is_attempt(job: RLHFJob, child: Raw) -> bool:
+    """Whether a batch/v1 Job that names `job` as its owner was made for one of its attempts.
+
+    Told by what nobody can change in a Job: its name, and the ConfigMap that its pods read, which
+    has the same name. That of a copy is still the one of what was copied. And status knows of every
+    attempt before it is made.
+    """
+    attempt = attempt_of(job.metadata.name, child["metadata"]["name"])
+    if attempt is None or not is_made_for_its_name(child):
+        return False
+    stage: StageStatus | None = getattr(job.status.stages, attempt[0])
+    return stage is not None and attempt[1] <= stage.attempt
+
+
+def is_made_for_its_name(child: Raw) -> bool:
+    """Whether the pods of a batch/v1 Job read the ConfigMap that is made with a Job of its name."""
+    return bool(config_of(child) == child["metadata"]["name"])
 
 
 def service(job: RLHFJob) -> Raw:
@@ -153,7 +167,7 @@ def _pod(job: RLHFJob, action: StartAttempt, template: Raw, image: str, policy: 
     claims = claims_of(job, action.stage)
     name = child_name(job, action.stage, action.attempt)
     pod["volumes"] += [
-        {"name": "rlhf-config", "configMap": {"name": name}},
+        {"name": CONFIG_VOLUME, "configMap": {"name": name}},
         *({"name": _volume(c), "persistentVolumeClaim": {"claimName": c}} for c in claims),
         *template.get("volumes", []),
     ]

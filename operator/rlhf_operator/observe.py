@@ -8,9 +8,8 @@ from typing import Any
 
 from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1.status import MAX_COUNT
-from rlhf_operator.fields import INDEX_ANNOTATION, number
+from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, number
 from rlhf_operator.injected import is_done, without_others
-from rlhf_operator.manifests import attempt_of
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
 from rlhf_operator.pod_state import told_of, trainer_of
 from rlhf_operator.refusals import refusal_of_pods

@@ -1,16 +1,16 @@
 """What stands among a job's children and is none, and children that somebody has changed.
 
 Called by `reconcile`. Pure. Both are named and left alone. Whose child an object is, and of which
-attempt, follows from its owner and its name: whoever copies an object, or edits its labels, changes
-nothing of that.
+attempt, follows from its owner, its name and what its pods read: whoever copies an object, or edits
+its labels, changes nothing of that.
 """
 
 from collections.abc import Iterable, Iterator
 
 from rlhf_api.names import KIND, OPERATOR_NAME, Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_operator.fields import Raw, number
-from rlhf_operator.manifests import attempt_of
+from rlhf_operator.fields import Raw, attempt_of, number
+from rlhf_operator.manifests import is_attempt
 from rlhf_operator.planning.observed import Oddity
 from rlhf_operator.store import Gang, Kind
 
@@ -45,7 +45,7 @@ def _of_child(job: RLHFJob, child: Raw) -> Iterator[Oddity]:
     """What is odd about a batch/v1 Job that names the job as its owner."""
     name = child["metadata"]["name"]
     attempt = attempt_of(job.metadata.name, name)
-    if attempt is None:
+    if attempt is None or not is_attempt(job, child):
         said = f"Job {name} names this {KIND} as its owner and is none of its attempts; delete it"
         yield Oddity(Reason.FOREIGN_CHILD, said)
         return

@@ -19,7 +19,7 @@ from rlhf_operator.absences import Absences
 from rlhf_operator.act import Actor
 from rlhf_operator.job_series import is_told
 from rlhf_operator.kube import ApiError, Kube, job_path
-from rlhf_operator.manifests import cluster_placement
+from rlhf_operator.manifests import cluster_placement, is_attempt
 from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, ActionId, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.oddities import oddities
@@ -32,7 +32,7 @@ from rlhf_operator.refusals import ChildError
 from rlhf_operator.scraper import Scraper
 from rlhf_operator.settings import Settings
 from rlhf_operator.stage_counts import count_stages
-from rlhf_operator.store import Kind, Store
+from rlhf_operator.store import Gang, Kind, Store
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]
@@ -120,9 +120,9 @@ class Reconciler:
             self._uids[key] = uid
 
     async def _decide(self, job: RLHFJob, memory: Memory, now: datetime) -> tuple[Observed, Plan]:
-        placement, name, uid = cluster_placement(job), job.metadata.name, job.metadata.uid
+        placement, name = cluster_placement(job), job.metadata.name
         unwatched = await self._absences.find_unwatched(job, memory)
-        seen = seen_attempts(name, self._store.gangs(uid), now)
+        seen = seen_attempts(name, self._gangs(job), now)
         observed = await self._observed(job, seen, memory, unwatched)
         decided = plan(job, observed, now, placement)
         if decided.unconfirmed:
@@ -134,7 +134,7 @@ class Reconciler:
                 replace(each, attempt=replace(each.attempt, confirmed=True))
                 if each.ident in confirmed
                 else each
-                for each in seen_attempts(name, self._store.gangs(uid), now)
+                for each in seen_attempts(name, self._gangs(job), now)
             ]
             observed = await self._observed(job, seen, memory, unwatched)
             decided = plan(job, observed, now, placement)
@@ -156,6 +156,11 @@ class Reconciler:
             oddities=self._oddities(job),
             look_at=min(times, default=None),
         )
+
+    def _gangs(self, job: RLHFJob) -> list[Gang]:
+        """Those that were made for an attempt of the job: all others are named and left alone."""
+        gangs = self._store.gangs(job.metadata.uid)
+        return [gang for gang in gangs if is_attempt(job, gang.job)]
 
     def _oddities(self, job: RLHFJob) -> tuple[Oddity, ...]:
         metadata = job.metadata

@@ -28,11 +28,21 @@ def owners(uid: str, kind: str) -> list[Raw]:
 
 
 def raw(
-    name: str, version: int, labels: Raw | None, owner: str = "", kind: str = "Job", **more: Any
+    name: str,
+    version: int,
+    labels: Raw | None,
+    owner: str = "",
+    kind: str = "Job",
+    config: str = "",
+    **more: Any,
 ) -> Raw:
     metadata: Raw = {"name": name, "namespace": "team", "uid": name} | more
     metadata |= {"resourceVersion": str(version), "ownerReferences": owners(owner, kind)}
-    return {"metadata": metadata | ({} if labels is None else {"labels": labels})}
+    read = {"name": "rlhf-config", "configMap": {"name": config or name}}
+    return {
+        "metadata": metadata | ({} if labels is None else {"labels": labels}),
+        "spec": {"template": {"spec": {"volumes": [{"name": "other", "emptyDir": {}}, read]}}},
+    }
 
 
 @pytest.fixture
@@ -44,6 +54,7 @@ def job() -> RLHFJob:
             "kind": "RLHFJob",
             "metadata": {"name": "demo", "namespace": "team", "uid": UID},
             "spec": {"stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": dataset}}},
+            "status": {"stages": {"sft": {"state": "Running", "attempt": 2}}},
         }
     )
 
@@ -174,3 +185,35 @@ def test_labels_of_pods_are_kept_where_nothing_else_says_whose_they_are() -> Non
     loose = trimmed("pods", raw("a", 1, LABELS))
     assert loose["metadata"]["labels"] == {"rlhf.dev/job": "demo", "rlhf.dev/job-uid": UID}
     assert trimmed("pods", loose) == loose
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("demo-sft-2", "demo-sft-1"),
+        ("demo-sft-3", "demo-sft-3"),
+        ("demo-sft-9999999999", "demo-sft-1"),
+        ("demo-ppo-1", "demo-ppo-1"),
+        ("demo-sft-2", "other"),
+    ],
+)
+def test_a_copy_whose_name_fits_is_none_of_the_attempts(
+    job: RLHFJob, store: Store, name: str, config: str
+) -> None:
+    store.put(Kind.JOB, raw(name, 4, LABELS, UID, "RLHFJob", config))
+    (found,) = told(job, store)
+    assert found.reason is FOREIGN
+    assert found.message.startswith(f"Job {name} names this RLHFJob as its owner and is none of")
+    store.put(Kind.JOB, raw(name, 5, LABELS, UID, "RLHFJob", config) | {"spec": {}})
+    assert [odd.reason for odd in told(job, store)] == [FOREIGN]
+
+
+@pytest.mark.parametrize(
+    ("owner", "named"),
+    [("demo-cron", True), ("demo-sft", True), ("demo-sft-1-x", True), ("demo-sft-2", False)],
+)
+def test_pods_of_a_job_whose_name_only_begins_as_ours_are_foreign(
+    job: RLHFJob, store: Store, owner: str, named: bool
+) -> None:
+    store.put(Kind.POD, raw("pod", 4, LABELS, owner))
+    assert bool(told(job, store)) is named

@@ -110,6 +110,52 @@ def test_foreign_and_changed_children_are_named_and_the_job_obeys(
     eventually(lambda: jobs.condition("odd", "ChildrenIntact")["status"] == "True")
 
 
+def copy(jobs: Jobs, child: str, name: str) -> None:
+    """As whoever has taken a child's YAML for a Job of his own: other names, the rest as it is."""
+    path = f"/apis/batch/v1/namespaces/{jobs.namespace}/jobs"
+    found = json.loads(jobs.access.kubectl("get", "--raw", f"{path}/{child}").stdout)
+    metadata = {key: found["metadata"][key] for key in ("ownerReferences", "annotations", "labels")}
+    labels = {k: v for k, v in metadata["labels"].items() if k.startswith(("rlhf.dev/", "app."))}
+    template = found["spec"]["template"]
+    template["metadata"]["labels"] = labels
+    template["spec"]["containers"][0]["image"] = "registry.test/other:1"
+    spec = {key: found["spec"][key] for key in ("completionMode", "completions", "parallelism")}
+    body = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata | {"name": name, "labels": labels},
+        "spec": spec | {"template": template},
+    }
+    jobs.access.kubectl("create", "--raw", path, "-f", "-", text=json.dumps(body))
+
+
+def test_copies_called_as_attempts_are_left_alone_and_stand_in_for_none(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("twin")
+    jobs.run("twin")
+    jobs.reaches("twin", "Running")
+    copies = ("twin-sft-2", "twin-sft-9999999999")
+    for name in copies:
+        copy(jobs, "twin-sft-1", name)
+    named(jobs, "twin", *(f"Job {name} names this RLHFJob as its owner" for name in copies))
+    assert jobs.condition("twin", "ChildrenIntact")["reason"] == "ForeignChild"
+    jobs.patch("twin", suspend=True)
+    eventually(lambda: jobs.phase("twin") == "Suspended")
+    jobs.patch("twin", suspend=False)
+    message = children_ready(jobs, "twin", "NameConflict")
+    assert message.startswith("Job twin-sft-2 exists and is not of this job")
+    left = jobs.batch.list_namespaced_job(jobs.namespace).items
+    kept = {each.metadata.name for each in left if each.metadata.deletion_timestamp is None}
+    assert kept == set(copies)
+    for name in copies:
+        jobs.batch.delete_namespaced_job(name, jobs.namespace, propagation_policy="Background")
+    eventually(lambda: jobs.stage("twin").get("reason") == "PodsPending", 90.0)
+    (image,) = {pod.spec.containers[0].image for pod in jobs.pods("twin", attempt=2)}
+    assert image == "registry.test/trainer:1"
+    eventually(lambda: jobs.condition("twin", "ChildrenIntact")["status"] == "True")
+
+
 def test_deadline_and_ttl_hold_beside_odd_children(operator: OperatorProcess, jobs: Jobs) -> None:
     policy = {"activeDeadlineSeconds": 4, "ttlSecondsAfterFinished": 4}
     jobs.create("short", runPolicy=policy)
