@@ -164,10 +164,12 @@ class Policy:
 
     def inject(self, container: str) -> Self:
         """Put a container of that name before those of every pod."""
-        patch = (
-            'JSONPatch{op: "add", path: "/spec/containers/0", value: '
-            f'Object.spec.containers{{name: "{container}", image: "registry.test/{container}:1"}}}}'
-        )
+        written = f'{{name: "{container}", image: "registry.test/{container}:1"}}'
+        return self.write("/spec/containers/0", f"Object.spec.containers{written}")
+
+    def write(self, path: str, value: str) -> Self:
+        """Write what a CEL expression gives at a path of every object."""
+        patch = f'JSONPatch{{op: "add", path: "{path}", value: {value}}}'
         mutation = {"patchType": "JSONPatch", "jsonPatch": {"expression": f"[{patch}]"}}
         spec = {"mutations": [mutation], "failurePolicy": "Fail", "reinvocationPolicy": "Never"}
         self._make("Mutating", spec, None)

@@ -200,7 +200,9 @@ class Reason(StrEnum):
     POLICY_DENIED = "PolicyDenied"
     WEBHOOK_DENIED = "WebhookDenied"
     WEBHOOK_UNAVAILABLE = "WebhookUnavailable"
+    WEBHOOK_FAILED = "WebhookFailed"
     ADMISSION_DENIED = "AdmissionDenied"
+    INVALID_MUTATION = "InvalidMutation"
     INVALID_POD = "InvalidPod"
     FORBIDDEN = "Forbidden"
     NAMESPACE_TERMINATING = "NamespaceTerminating"
@@ -276,7 +278,9 @@ REFUSALS = frozenset(
         Reason.POLICY_DENIED,
         Reason.WEBHOOK_DENIED,
         Reason.WEBHOOK_UNAVAILABLE,
+        Reason.WEBHOOK_FAILED,
         Reason.ADMISSION_DENIED,
+        Reason.INVALID_MUTATION,
         Reason.INVALID_POD,
         Reason.FORBIDDEN,
         Reason.NAMESPACE_TERMINATING,

@@ -141,7 +141,7 @@ class Actor:
         except ApiError as error:
             # 409 is the answer, too, when a quota is written to at the same time.
             if error.status != 409 or error.body.get("reason") != "AlreadyExists":
-                raise ChildError(refusal(name, error)) from error
+                raise ChildError(refusal(name, error, sent=manifest)) from error
             found = await self._find(name, f"{path}/{manifest['metadata']['name']}")
             if found is None:
                 message = f"{name} is being deleted; waits until it is gone"

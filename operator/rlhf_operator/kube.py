@@ -52,10 +52,10 @@ class ApiError(RLHFError):
         )
         super().__init__(self.message)
 
-    def fields(self) -> tuple[str, ...]:
-        """The fields of the object that the Status object finds fault with."""
+    def faults(self) -> tuple[Raw, ...]:
+        """What the Status object finds fault with: `field` of the object, and `message`."""
         causes = (self.body.get("details") or {}).get("causes") or ()
-        return tuple(cause["field"] for cause in causes if cause.get("field"))
+        return tuple(cause for cause in causes if cause.get("field"))
 
     def says_gone(self) -> bool:
         """Whether the API server says of an object, named by its uid or not, that it is not there.

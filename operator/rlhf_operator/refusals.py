@@ -7,8 +7,10 @@ with the same HTTP statuses.
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf_api.names import Reason
+from rlhf_operator.faults import is_sent
 from rlhf_operator.kube import ApiError
 from rlhf_operator.planning.observed import Refusal
 
@@ -133,6 +135,11 @@ _NOT_ADMITTED = _Cause(
     re.compile(r""),
     "satisfy what refuses it in a new job, or have that changed",
 )
+_INVALID_MUTATION = _Cause(
+    Reason.INVALID_MUTATION,
+    re.compile(r""),
+    "the operator did not send what is refused: correct the mutating webhook or policy that did",
+)
 _OF_OTHERS = (Reason.WEBHOOK_DENIED, Reason.POLICY_DENIED, Reason.ADMISSION_DENIED)
 """Reasons of refusals that a manifest may satisfy."""
 _INVALID_POD = _Cause(
@@ -154,23 +161,29 @@ class ChildError(Exception):
         self.refusal = refusal
 
 
-def refusal(child: str, error: ApiError, *, making: bool = True) -> Refusal:
+def refusal(
+    child: str, error: ApiError, *, making: bool = True, sent: dict[str, Any] | None = None
+) -> Refusal:
     """What the answer to a request about `child` means.
 
     Args:
         child: kind and name, and what was to be done unless that is to make it.
         error: the answer.
         making: whether the child was to be made: else no other spec would help.
+        sent: the manifest, where it was to be made.
     """
     said = f"{child}: {steady(error.message)}"
     cause = _cause(error.message)
     if cause is None and error.status == 429:
         told = f"{child}: the API server is busy (429); it is asked again when it says"
         return Refusal(Reason.API_ERROR, told, at_least=error.retry_after or 1, child=child)
-    if cause is None and making and error.status == 422 and error.fields():
+    faults = error.faults() if making and error.status == 422 else ()
+    if cause is None and faults:
         # The API server's own: a webhook may name fields, too, and was found above.
-        told = f"{said}; correct the spec in a new job"
-        return Refusal(Reason.INVALID_SPEC, told, final=True, child=child)
+        if sent is None or any(is_sent(sent, each) for each in faults):
+            told = f"{said}; correct the spec in a new job"
+            return Refusal(Reason.INVALID_SPEC, told, final=True, child=child)
+        cause = _INVALID_MUTATION
     if cause is None and error.status == 403:
         cause = _NOT_ADMITTED
     if cause is None:

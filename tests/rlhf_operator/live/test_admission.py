@@ -24,8 +24,9 @@ LONG = 90.0
 
 def refused_job(jobs: Jobs) -> str:
     """What a Job of a test's own is refused with; empty if it is not."""
-    body = {"metadata": {"name": f"probe-{uuid4().hex[:8]}"}}
-    body["spec"] = {"suspend": True, "template": {"spec": POD}}
+    body: dict[str, Any] = {"metadata": {"name": f"probe-{uuid4().hex[:8]}"}}
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": POD}
+    body["spec"] = {"suspend": True, "template": template}
     return refused(jobs.batch.create_namespaced_job, jobs, body)
 
 
@@ -132,6 +133,34 @@ def test_a_webhook_that_names_fields_is_no_judge_of_the_manifest(
     hook.close()
     jobs.run("judged")
     jobs.reaches("judged", "Running", seconds=LONG)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("/spec/template/spec/priorityClassName", "'Not A Name'", "priorityClassName"),
+        (
+            "/spec/template/spec/containers/0",
+            "Object.spec.template.spec.containers{name: 'mesh'}",
+            "containers[0].image",
+        ),
+        ("/spec/template/metadata/labels/team", "'a b'", "spec.template.labels"),
+    ],
+)
+def test_what_a_policy_writes_is_no_mistake_of_the_user(
+    operator: OperatorProcess, jobs: Jobs, policy: MakePolicy, path: str, value: str, field: str
+) -> None:
+    writes = policy("jobs", "batch").write(path, value)
+    eventually(lambda: field in refused_job(jobs))
+    jobs.create("written")
+    message = children_ready(jobs, "written", "InvalidMutation")
+    assert message.startswith("Job written-sft-1: ")
+    assert field in message
+    assert jobs.phase("written") == "Pending"
+    writes.close()
+    jobs.run("written")
+    jobs.reaches("written", "Running", seconds=LONG)
+    assert jobs.stage("written")["restarts"] == 0
 
 
 def test_a_webhook_that_is_away_is_named(
