@@ -17,7 +17,8 @@ from kubernetes import client
 
 Raw = dict[str, Any]
 Verdict = Callable[[Raw], str | Raw | None]
-"""What an object is refused with: a sentence, or a Status as a webhook may answer; None lets it."""
+"""What an object is refused with: a sentence, or a Status as a webhook may answer. None lets it,
+and so does a patch."""
 
 
 class Webhook:
@@ -41,6 +42,7 @@ class Webhook:
         self._authority = own.authority
         self._server: ThreadingHTTPServer | None = None
         self.is_registered = False
+        self._kind = "validating"
         self.asked: list[str] = []
         self.name = f"{plural}.{namespace}.test"
 
@@ -55,6 +57,12 @@ class Webhook:
         self._register(self._server.server_address[1])
         return self
 
+    def patch(self, *operations: Raw) -> Self:
+        """Change every object by operations of a JSON patch, as a mutating webhook."""
+        self._kind = "mutating"
+        patch = base64.b64encode(json.dumps(operations).encode()).decode()
+        return self.answer(lambda _: {"patchType": "JSONPatch", "patch": patch})
+
     def be_away(self) -> Self:
         """Register it, with nobody there who answers."""
         self._register(free_port())
@@ -68,7 +76,7 @@ class Webhook:
     def close(self) -> None:
         """Take the webhook back, unless that is done."""
         if self.is_registered:
-            self._api.delete_validating_webhook_configuration(self.name)
+            getattr(self._api, f"delete_{self._kind}_webhook_configuration")(self.name)
             self.is_registered = False
         if self._server is not None:
             self._server.shutdown()
@@ -76,7 +84,8 @@ class Webhook:
             self._server = None
 
     def _register(self, port: int) -> None:
-        self._api.create_validating_webhook_configuration(self._configuration(port))
+        create = getattr(self._api, f"create_{self._kind}_webhook_configuration")
+        create(self._configuration(port))
         self.is_registered = True
 
     def _configuration(self, port: int) -> Raw:
@@ -116,7 +125,9 @@ class Webhook:
                 time.sleep(seconds)
                 refused = verdict(subject)
                 answer: Raw = {"uid": request["uid"], "allowed": refused is None}
-                if refused is not None:
+                if isinstance(refused, dict) and "patch" in refused:
+                    answer |= refused | {"allowed": True}
+                elif refused is not None:
                     told = {"message": refused} if isinstance(refused, str) else refused
                     answer["status"] = told
                 text = json.dumps(body | {"response": answer}).encode()

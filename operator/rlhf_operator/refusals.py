@@ -5,6 +5,7 @@ of pods. An answer is judged by what it says: a policy, a quota and a mistake in
 with the same HTTP statuses.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -42,19 +43,21 @@ class _Cause:
         form: how its sentence begins, or what is in it.
         remedy: what to do about it.
         at_least: seconds to wait before the next try.
+        is_final: whether there is none, since no try of the same can end otherwise.
     """
 
     reason: Reason
     form: re.Pattern[str]
     remedy: str
     at_least: float = 15.0
+    is_final: bool = False
 
 
 _CAUSES = (
     # Those that quote others come first: what they quote may read like anything below.
     _Cause(
         Reason.WEBHOOK_DENIED,
-        re.compile(r'admission webhook ".*?" denied the request'),
+        re.compile(r'(?:Internal error occurred: )?admission webhook ".*?" denied the request'),
         "satisfy its policy in a new job, or change the policy",
     ),
     _Cause(
@@ -67,6 +70,28 @@ _CAUSES = (
         re.compile(r'Internal error occurred: failed calling webhook "'),
         "bring the webhook back, or remove its configuration",
         at_least=2.0,
+    ),
+    _Cause(
+        Reason.WEBHOOK_UNAVAILABLE,
+        re.compile(r'admission plugin "\w+" failed to complete (?:mutation|validation) in '),
+        "see which webhooks are slow, and bring them back or remove their configuration",
+        at_least=2.0,
+    ),
+    _Cause(
+        Reason.WEBHOOK_FAILED,
+        # The API server does not say whose patch it was.
+        re.compile(
+            r"Internal error occurred: (?:\w+ operation does not apply"
+            r"|testing (?:value )?\S+ failed|unexpected kind|json: cannot unmarshal"
+            r"|unable to decode )",
+            re.IGNORECASE,
+        ),
+        "correct the mutating webhook that changes it, or remove its configuration",
+    ),
+    _Cause(
+        Reason.WEBHOOK_FAILED,
+        re.compile(r'.*?admission webhook "', re.DOTALL),
+        "correct the webhook, or remove its configuration",
     ),
     _Cause(
         Reason.FORBIDDEN,
@@ -135,6 +160,17 @@ _NOT_ADMITTED = _Cause(
     re.compile(r""),
     "satisfy what refuses it in a new job, or have that changed",
 )
+_INVALID_SPEC = _Cause(
+    Reason.INVALID_SPEC, re.compile(r""), "correct the spec in a new job", is_final=True
+)
+_TOO_LARGE = _Cause(
+    Reason.INVALID_SPEC,
+    re.compile(r"Request entity too large: |.*?request is too large|.*?message larger than max"),
+    "take fewer or shorter env values, labels and annotations in a new job",
+    is_final=True,
+)
+_SMALL = 512 * 1024
+"""Bytes of a manifest that fits everywhere: etcd takes 1.5 MiB unless it is told otherwise."""
 _INVALID_MUTATION = _Cause(
     Reason.INVALID_MUTATION,
     re.compile(r""),
@@ -177,13 +213,8 @@ def refusal(
     if cause is None and error.status == 429:
         told = f"{child}: the API server is busy (429); it is asked again when it says"
         return Refusal(Reason.API_ERROR, told, at_least=error.retry_after or 1, child=child)
-    faults = error.faults() if making and error.status == 422 else ()
-    if cause is None and faults:
-        # The API server's own: a webhook may name fields, too, and was found above.
-        if sent is None or any(is_sent(sent, each) for each in faults):
-            told = f"{said}; correct the spec in a new job"
-            return Refusal(Reason.INVALID_SPEC, told, final=True, child=child)
-        cause = _INVALID_MUTATION
+    if cause is None and making:
+        cause = _found_wrong(error, sent)
     if cause is None and error.status == 403:
         cause = _NOT_ADMITTED
     if cause is None:
@@ -192,7 +223,24 @@ def refusal(
     if not making and cause.reason in _OF_OTHERS:
         remedy = "let the operator do it there"
     told = f"{said}; {remedy}"
+    if cause.is_final:
+        return Refusal(cause.reason, told, final=True, child=child)
     return Refusal(cause.reason, told, at_least=cause.at_least, child=child)
+
+
+def _found_wrong(error: ApiError, sent: dict[str, Any] | None) -> _Cause | None:
+    """What the API server itself finds wrong; a webhook may name fields, too, and is known by now.
+
+    It looks at what mutating webhooks and policies have made of the manifest.
+    """
+    faults = error.faults() if error.status == 422 else ()
+    if faults:
+        is_ours = sent is None or any(is_sent(sent, each) for each in faults)
+        return _INVALID_SPEC if is_ours else _INVALID_MUTATION
+    if _TOO_LARGE.form.match(error.message):
+        is_ours = sent is None or error.status == 413 or len(json.dumps(sent)) > _SMALL
+        return _TOO_LARGE if is_ours else _INVALID_MUTATION
+    return None
 
 
 def refusal_of_pods(job_name: str, told: str) -> Refusal:

@@ -54,6 +54,30 @@ SENTENCES = [
         '"https://127.0.0.1:1/?timeout=10s": dial tcp 127.0.0.1:1: connect: connection refused',
         "WebhookUnavailable",
     ),
+    (
+        'admission plugin "MutatingAdmissionWebhook" failed to complete mutation in 13s',
+        "WebhookUnavailable",
+    ),
+    (
+        'admission plugin "ValidatingAdmissionWebhook" failed to complete validation in 13s',
+        "WebhookUnavailable",
+    ),
+    (
+        'Internal error occurred: admission webhook "w.example.com" attempted to modify the '
+        "object, which is not supported for this kind of request",
+        "WebhookFailed",
+    ),
+    ('admission webhook "w.example.com" does not support dry run', "WebhookFailed"),
+    ('Internal error occurred: admission webhook "w" denied the request: no', "WebhookDenied"),
+    (
+        "Internal error occurred: add operation does not apply: doc is missing path: "
+        '"/metadata/annotations/a": missing value',
+        "WebhookFailed",
+    ),
+    (
+        "Internal error occurred: testing value /spec/suspend failed: test failed",
+        "WebhookFailed",
+    ),
     (PODS + "pod node label selector conflicts with its namespace node label", "AdmissionDenied"),
     (
         'jobs.batch is forbidden: User "u" cannot create resource "jobs" in API group "batch" in '
@@ -88,7 +112,7 @@ SENTENCES = [
 def test_an_answer_is_judged_by_what_it_says(sentence: str, reason: str, status: int) -> None:
     """A policy may choose its status, and a webhook says what fields it likes."""
     fields = [{"field": "spec.template", "reason": "FieldValueInvalid"}]
-    own = "webhook" in sentence or "denied request" in sentence
+    own = "ebhook" in reason or "denied request" in sentence
     body: dict[str, Any] = {"message": sentence, "details": {"causes": fields if own else []}}
     if status != 403 and reason == "AdmissionDenied":
         reason = "ApiError"
@@ -200,6 +224,35 @@ def test_only_a_field_that_the_api_server_names_is_the_user_s_mistake(
     found = refusal("Job a-sft-1", ApiError("POST /jobs", status, body), sent=SENT)
     assert found.final is final
     assert found.reason is (Reason.INVALID_SPEC if final else Reason.API_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "is_final_if_small"),
+    [
+        (413, "Request entity too large: limit is 3145728", True),
+        (500, "etcdserver: request is too large", False),
+        (
+            500,
+            "rpc error: code = ResourceExhausted desc = trying to send message larger than max "
+            "(2200000 vs. 2097152)",
+            False,
+        ),
+    ],
+)
+def test_what_is_too_large_does_not_become_smaller(
+    status: int, message: str, is_final_if_small: bool
+) -> None:
+    """etcd stores what webhooks have made of a manifest, too."""
+    error = ApiError("POST /jobs", status, {"message": message})
+    large = SENT | {"data": {"stage.json": "x" * 1_600_000}}
+    found = refusal("Job a-sft-1", error, sent=large)
+    assert (found.reason, found.final) == (Reason.INVALID_SPEC, True)
+    assert found.message.endswith(
+        "; take fewer or shorter env values, labels and annotations in a new job"
+    )
+    assert refusal("Job a-sft-1", error, sent=SENT).final is is_final_if_small
+    told = refusal("deleting Job a-sft-1", error, making=False)
+    assert (told.reason, told.final) == (Reason.API_ERROR, False)
 
 
 def test_no_other_spec_is_asked_for_where_a_child_is_to_go() -> None:

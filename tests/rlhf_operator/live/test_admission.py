@@ -163,6 +163,45 @@ def test_what_a_policy_writes_is_no_mistake_of_the_user(
     assert jobs.stage("written")["restarts"] == 0
 
 
+@pytest.mark.parametrize(
+    ("operation", "reason", "said"),
+    [
+        (
+            {"op": "add", "path": "/spec/nowhere/a", "value": "b"},
+            "WebhookFailed",
+            "add operation does not apply",
+        ),
+        (
+            {"op": "test", "path": "/kind", "value": "Pod"},
+            "WebhookFailed",
+            "testing",
+        ),
+        (
+            {"op": "add", "path": "/spec/activeDeadlineSeconds", "value": -1},
+            "InvalidMutation",
+            "spec.activeDeadlineSeconds",
+        ),
+    ],
+)
+def test_a_webhook_that_writes_nonsense_is_waited_for(
+    operator: OperatorProcess,
+    jobs: Jobs,
+    webhook: MakeWebhook,
+    operation: dict[str, Any],
+    reason: str,
+    said: str,
+) -> None:
+    hook = webhook("jobs").patch(operation)
+    eventually(lambda: said in refused_job(jobs))
+    jobs.create("patched")
+    message = children_ready(jobs, "patched", reason)
+    assert said in message
+    assert jobs.phase("patched") == "Pending"
+    hook.close()
+    jobs.run("patched")
+    jobs.reaches("patched", "Running", seconds=LONG)
+
+
 def test_a_webhook_that_is_away_is_named(
     operator: OperatorProcess, jobs: Jobs, webhook: MakeWebhook
 ) -> None:
