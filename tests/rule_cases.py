@@ -17,13 +17,14 @@ FUNCTION = {"name": "sum", "type": "Function", "function": {"name": "rewards:exa
 ENDPOINT = {"name": "web", "type": "Endpoint", "endpoint": {"url": "http://scores/v1"}}
 # Where a volume of the user's may be mounted, where nothing but ours is, and what may hide that.
 ALLOWED_MOUNTS = (
-    *("/data", "/data/", "/data/..a/.b", "/etc/rlhf2", "/etc", "/mnt", "/mnt/claims2"),
+    *("/data", "/data/", "/data/..a/.b", "/etc/rlhf2", "/mnt/claims2", "/mnt/c"),
     *("/tmp", "/tmp/", "/dev/shm", "/home/rlhf", "/home/rlhf/.cache", "/dev/termination-logs"),
 )
 RESERVED_MOUNTS = (
     *("/etc/rlhf", "/etc/rlhf/", "/etc/rlhf/stage.json", "/mnt/claims", "/mnt/claims/c"),
     *("/mnt/claims/c/d", "/dev/termination-log"),
 )
+PARENT_MOUNTS = ("/etc", "/etc/", "/mnt", "/mnt/", "/dev", "/home")
 ROUNDABOUT_MOUNTS = (
     *("/", "/.", "//etc/rlhf", "/etc//rlhf", "/etc/./rlhf", "/etc/x/../rlhf", "/mnt/claims2/.."),
     *("/etc/.", "/data//"),
@@ -98,6 +99,7 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         *(({"name": "v", "mountPath": path}, set()) for path in ALLOWED_MOUNTS),
         *(({"name": "v", "mountPath": path}, {1}) for path in RESERVED_MOUNTS),
         *(({"name": "v", "mountPath": path}, {2}) for path in ROUNDABOUT_MOUNTS),
+        *(({"name": "v", "mountPath": path}, {3}) for path in PARENT_MOUNTS),
     ],
     volumes.SeccompProfile: [
         ({"type": "RuntimeDefault"}, set()),
@@ -125,6 +127,10 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         ({"annotations": {"batch.kubernetes.io/job-completion-index": "1"}}, {2}),
         ({"annotations": {"kueue.x-k8s.io/job-min-parallelism": "1"}}, {2}),
         ({"labels": {"job-name": "a"}, "annotations": {"rlhf.dev/a": "b"}}, {1, 2}),
+        ({"annotations": {f"a{n}": "x" * 16_382 for n in range(8)}}, set()),
+        ({"annotations": {f"a{n}": "x" * 16_383 for n in range(8)}}, {3}),
+        ({"annotations": {f"a{n}": "資" * 8192 for n in range(8)}}, {3}),
+        ({"annotations": {f"a{n}": "x" * 16_384 for n in range(64)}}, {3}),
     ],
     sources.ScratchModel: [
         (LLAMA, set()),

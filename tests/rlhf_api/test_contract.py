@@ -24,7 +24,9 @@ def models_with_rules(root: type[BaseModel] = Contract) -> Iterator[type[Contrac
 
 
 def cel_says(rule: CelRule, document: Mapping[str, Any], old: Any = None) -> bool:
-    scope = {"self": dict(document)} | ({"oldSelf": old} if old is not None else {})
+    # Kubernetes adds `sum` to the language.
+    scope: dict[str, Any] = {"self": dict(document), "sum": sum}
+    scope |= {"oldSelf": old} if old is not None else {}
     verdict = cel.evaluate(rule.cel, scope)
     assert isinstance(verdict, bool)
     return verdict

@@ -20,6 +20,10 @@ from rlhf_api.v1alpha1.volumes import SecurityContext, Volume, VolumeMount
 
 AnnotationValue = Annotated[str, StringConstraints(max_length=16384)]
 
+MAX_ANNOTATION_BYTES = 131_072
+"""Of keys and values. Kubernetes takes 256 KiB an object, some of which are the operator's, the
+cluster's and webhooks' own."""
+
 _OWN_PREFIXES = (f"{GROUP}/", "batch.kubernetes.io/")
 _KUEUE = "kueue.x-k8s.io/"
 # What the Job controller called its labels before they had a prefix.
@@ -53,6 +57,10 @@ def _is_reserved_annotation(key: str) -> bool:
     return key in _RESERVED_ANNOTATIONS or key.startswith(_OWN_PREFIXES)
 
 
+def _bytes_of(texts: dict[str, str]) -> int:
+    return sum(len(key.encode()) + len(value.encode()) for key, value in texts.items())
+
+
 class PodTemplate(Contract):
     """Size and settings of the pods; everything that is not listed here is the operator's."""
 
@@ -83,6 +91,14 @@ class PodTemplate(Contract):
             f"{', '.join(_OWN_PREFIXES)} are not the user's; remove them (a stage runs with all of "
             "its nodes)",
             holds=lambda m: not any(map(_is_reserved_annotation, m.annotations or ())),
+        ),
+        Rule(
+            cel="!has(self.annotations) || self.annotations.map(key, "
+            "size(bytes(key)) + size(bytes(self.annotations[key]))).sum() "
+            f"<= {MAX_ANNOTATION_BYTES}",
+            message=f"keys and values of annotations must have at most {MAX_ANNOTATION_BYTES} "
+            "bytes in UTF-8 together; shorten them",
+            holds=lambda m: _bytes_of(m.annotations or {}) <= MAX_ANNOTATION_BYTES,
         ),
     )
 
@@ -124,7 +140,7 @@ class PodTemplate(Contract):
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
     """Labels added to the pods, and to the Job, ConfigMap and Service that are made for them."""
     annotations: Annotated[dict[LabelKey, AnnotationValue], Field(max_length=64)] | None = None
-    """Annotations added to the pods, and to the Job, ConfigMap and Service that are made for
-    them."""
+    """Annotations added to the pods, and to the Job, ConfigMap and Service that are made for them;
+    at most 128 KiB together."""
     termination_grace_period_seconds: int = Field(300, ge=15, le=86_400)
     """Seconds that a pod has to save a checkpoint after SIGTERM; a step and a save must fit."""

@@ -22,6 +22,9 @@ RESERVED_MOUNT_PATHS = (
     ContainerPath.STAGE_CONFIG.rsplit("/", 1)[0],
     ContainerPath.TERMINATION_MESSAGE,
 )
+_HOME = "/home/rlhf"
+PARENT_PATHS = tuple(sorted({path.rsplit("/", 1)[0] for path in (*RESERVED_MOUNT_PATHS, _HOME)}))
+"""Folders below which the operator mounts, which a volume there could keep it from."""
 _ROUNDABOUT = r"//|/[.][.]?(/|$)|^/$"
 """A path that has a shorter form, by which the same folder goes under several names; and the root,
 which would hide the image."""
@@ -131,6 +134,14 @@ class VolumeMount(Contract):
             message="mountPath must be a folder below / and written without //, . and ..; write "
             "its shortest form",
             holds=lambda m: re.search(_ROUNDABOUT, m.mount_path) is None,
+        ),
+        Rule(
+            cel="!(self.mountPath in ["
+            + ", ".join(f"'{path}', '{path}/'" for path in PARENT_PATHS)
+            + "])",
+            message=f"the operator mounts below {', '.join(PARENT_PATHS)}; choose a mountPath of "
+            "another name, or a folder below",
+            holds=lambda m: m.mount_path.removesuffix("/") not in PARENT_PATHS,
         ),
     )
 
