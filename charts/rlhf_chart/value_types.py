@@ -97,13 +97,14 @@ Digest = Annotated[
 
 Text = Annotated[str, Field(min_length=1, json_schema_extra={WANTED: "a text that is not empty"})]
 Port = Annotated[int, Field(ge=1, le=65535)]
-CIDR = Annotated[
-    str,
-    _pattern(
-        r"^[0-9A-Fa-f.:]+/[0-9]{1,3}$",
-        "addresses with the length of their prefix, such as 192.0.2.1/32",
-    ),
-]
+_IPV4 = r"[0-9]{1,3}(\.[0-9]{1,3}){3}/([0-9]|[12][0-9]|3[0-2])"
+_IPV6 = "[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*/([0-9]{1,2}|1[01][0-9]|12[0-8])"
+ADDRESSES: Object = {
+    "type": "string",
+    "pattern": f"^({_IPV4}|{_IPV6})$",
+    WANTED: "addresses with the length of their prefix, such as 192.0.2.1/32",
+}
+CIDR = Annotated[str, WithJsonSchema(ADDRESSES)]
 """Addresses with the length of their prefix, such as 192.0.2.1/32."""
 URL = Annotated[str, _pattern(r"^[^#\s]+$", "a URL without # and spaces")]
 OptionalURL = Annotated[str, _pattern(r"^\S*$", "a URL without spaces, or empty")]
@@ -128,17 +129,20 @@ _VALUES: Object = {
 }
 
 
-def _map_of(what: str, reserved: str = "") -> WithJsonSchema:
+def _map_schema(what: str, reserved: str = "") -> Object:
     """A map of labels or annotations, but for those whose keys match `reserved`."""
     keys = _KEY | {"maxLength": 317, WANTED: f"a key of {what}s ({_KEY_IN_WORDS})"}
     if reserved:
         keys |= {"not": {"pattern": reserved}}
         keys[WANTED] += ", and none that the chart sets itself"
-    return WithJsonSchema(
-        {"type": "object", "propertyNames": keys, "additionalProperties": _VALUES[what]}
-    )
+    return {"type": "object", "propertyNames": keys, "additionalProperties": _VALUES[what]}
 
 
+def _map_of(what: str, reserved: str = "") -> WithJsonSchema:
+    return WithJsonSchema(_map_schema(what, reserved))
+
+
+LABELS = _map_schema("label")
 _CHOSEN_BY = r"app\.kubernetes\.io/(name|instance|managed-by)"
 Labels = Annotated[dict[str, str], _map_of("label")]
 CommonLabels = Annotated[
@@ -155,12 +159,13 @@ CommonAnnotations = Annotated[
 PodAnnotations = Annotated[dict[str, str], _map_of("annotation", "^checksum/config$")]
 
 
-def _field(kind: str, description: str, **more: Any) -> Object:
+def described(kind: str, description: str, **more: Any) -> Object:
+    """The schema of a field, with its description."""
     return {"type": kind, "description": description, **more}
 
 
-_NAME = _field("string", "Its name.", minLength=1)
-_VARIABLE = _field(
+_NAME = described("string", "Its name.", minLength=1)
+_VARIABLE = described(
     "string",
     "Its name.",
     pattern="^[^=]+$",
@@ -168,6 +173,19 @@ _VARIABLE = _field(
 )
 _VARIABLE["not"] = {"pattern": "^RLHF_OPERATOR_"}
 
+
+def _texts_of(description: str, *names: str) -> Object:
+    """An object some of whose fields are texts; the API server checks the rest."""
+    fields = {name: described("string", "Quote a number.") for name in names}
+    return described("object", description, properties=fields)
+
+
+_SOURCES = {
+    "secretKeyRef": _texts_of("A key of a Secret.", "name", "key"),
+    "configMapKeyRef": _texts_of("A key of a ConfigMap.", "name", "key"),
+    "fieldRef": _texts_of("A field of the pod.", "apiVersion", "fieldPath"),
+    "resourceFieldRef": _texts_of("A resource of a container.", "containerName", "resource"),
+}
 EnvVar = Annotated[
     Object,
     WithJsonSchema(
@@ -175,8 +193,8 @@ EnvVar = Annotated[
             "type": "object",
             "properties": {
                 "name": _VARIABLE,
-                "value": _field("string", "Quote a number."),
-                "valueFrom": _field("object", "From where it is taken."),
+                "value": described("string", "Quote a number."),
+                "valueFrom": described("object", "From where it is taken.", properties=_SOURCES),
             },
             "required": ["name"],
             "additionalProperties": False,
@@ -189,7 +207,7 @@ Volume = Annotated[
         {
             "type": "object",
             "properties": {
-                "name": _field(
+                "name": described(
                     "string",
                     "Its name.",
                     pattern=f"^{_LABEL}$",
@@ -199,7 +217,11 @@ Volume = Annotated[
                         WANTED: "the name of a volume (a-z, 0-9 and -, at most 63), neither "
                         "config nor tmp, which are there",
                     },
-                )
+                ),
+                "configMap": _texts_of("A ConfigMap.", "name"),
+                "secret": _texts_of("A Secret.", "secretName"),
+                "persistentVolumeClaim": _texts_of("A claim.", "claimName"),
+                "hostPath": _texts_of("A path of the node.", "path", "type"),
             },
             "required": ["name"],
         }
@@ -212,7 +234,7 @@ VolumeMount = Annotated[
             "type": "object",
             "properties": {
                 "name": _NAME,
-                "mountPath": _field(
+                "mountPath": described(
                     "string",
                     "Where it is found.",
                     pattern="^/[^:]*$",
@@ -227,23 +249,6 @@ VolumeMount = Annotated[
         }
     ),
 ]
-Peer = Annotated[
-    Object,
-    WithJsonSchema(
-        {
-            "type": "object",
-            "properties": {
-                "namespaceSelector": _field("object", "Namespaces by their labels."),
-                "podSelector": _field("object", "Pods by their labels."),
-                "ipBlock": _field("object", "Addresses outside of the cluster."),
-            },
-            "additionalProperties": False,
-            "minProperties": 1,
-        }
-    ),
-]
-"""One end of a connection, as a NetworkPolicy has it."""
-
 _QUANTITIES: Object = {
     "type": "object",
     "additionalProperties": {
@@ -261,7 +266,7 @@ Resources = Annotated[
             "properties": {
                 "requests": _QUANTITIES | {"description": "What is kept free for it."},
                 "limits": _QUANTITIES | {"description": "What it can take."},
-                "claims": _field("array", "Of devices.", items={"type": "object"}),
+                "claims": described("array", "Of devices.", items={"type": "object"}),
             },
             "additionalProperties": False,
         }

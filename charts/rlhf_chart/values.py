@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from rlhf_chart.alerts import ALERTS
+from rlhf_chart.placement_types import Affinity, EgressRule, Peer, SpreadConstraint, Toleration
 from rlhf_chart.value_types import (
     CIDR,
     URL,
@@ -25,7 +26,6 @@ from rlhf_chart.value_types import (
     ObjectName,
     OptionalURL,
     OwnNamespace,
-    Peer,
     PodAnnotations,
     PodLabels,
     PodSecurity,
@@ -225,7 +225,7 @@ class NetworkPolicy(Part):
     """Peers that may read /metrics, as in a NetworkPolicy; all when empty."""
     api_server: APIServerPeer = APIServerPeer()
     """Where the operator finds the API server."""
-    extra_egress: list[Object] = []
+    extra_egress: list[EgressRule] = []
     """More rules of egress, for instance to a proxy."""
 
 
@@ -334,11 +334,11 @@ class Values(Part):
     """More labels of the operator's pods."""
     node_selector: Labels = {}
     """Labels of the nodes that they may run on."""
-    tolerations: list[Object] = [_stays("not-ready"), _stays("unreachable")]
+    tolerations: list[Toleration] = [_stays("not-ready"), _stays("unreachable")]
     """A lost node costs 30 seconds, not the five minutes of Kubernetes' own default."""
-    affinity: Object = {}
+    affinity: Affinity = {}
     """Where they had better run."""
-    topology_spread_constraints: list[Object] = []
+    topology_spread_constraints: list[SpreadConstraint] = []
     """How replicas are spread over nodes and zones."""
     priority_class_name: ObjectName = ""
     """Of the operator's pods; the cluster's default when empty."""

@@ -53,6 +53,24 @@ IN_A_FILE = {
         "extraEnv.0.name",
         "a variable without =, and none of RLHF_OPERATOR_*, which are values of this chart",
     ),
+    "extraEnv: [{name: A, valueFrom: {secretKeyRef: {name: a, key: 1}}}]": (
+        "extraEnv.0.valueFrom.secretKeyRef.key",
+        TEXT,
+    ),
+    "tolerations: [{key: on, operator: Exists}]": ("tolerations.0.key", TEXT),
+    "tolerations: [{key: a, effect: noexecute}]": ("tolerations.0.effect", "NoExecute"),
+    "topologySpreadConstraints: [{maxSkew: 1, topologyKey: a, whenUnsatisfiable: sometimes}]": (
+        "topologySpreadConstraints.0.whenUnsatisfiable",
+        "ScheduleAnyway",
+    ),
+    "networkPolicy: {ingressFrom: [{podSelector: {matchLabels: {a: 20241125}}}]}": (
+        "networkPolicy.ingressFrom.0.podSelector.matchLabels.a",
+        TEXT,
+    ),
+    "networkPolicy: {ingressFrom: [{ipBlock: {cidr: 10.0.0.1}}]}": (
+        "networkPolicy.ingressFrom.0.ipBlock.cidr",
+        "addresses with the length of their prefix, such as 192.0.2.1/32",
+    ),
     "podSecurityContext: {runAsUser: '1000'}": ("podSecurityContext.runAsUser", "; or null"),
     "resources: {limits: {memory: 1 Gi}}": (
         "resources.limits.memory",

@@ -36,6 +36,21 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
+def of_nodes(condition: dict[str, Any]) -> dict[str, Any]:
+    """Affinity to the nodes that meet a condition."""
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [condition]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
+def apart(selector: dict[str, Any]) -> dict[str, Any]:
+    """Affinity away from the pods that are selected."""
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": selector}
+    preferred = [{"weight": 1, "podAffinityTerm": term}]
+    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+
+
+SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+
 REFUSED = {
     "metrics.podMonitor.interval": ["1m1m", "30s1m", "1ms1s", "30", "1 m", "-1s", "9999999s", ""],
     "metrics.serviceMonitor.scrapeTimeout": ["10", "5s1m"],
@@ -52,16 +67,64 @@ REFUSED = {
     "watch.namespaces": [["team-a", "team-a"]],
     "grafana.alerts.datasourceUid": [""],
     "grafana.alerts.folder": [""],
-    "networkPolicy.apiServer.cidrs": [["192.0.2.1"], ["api.example.com/32"]],
-    "networkPolicy.ingressFrom": [["monitoring"], [{"namespace": "monitoring"}], [{}]],
+    "networkPolicy.apiServer.cidrs": [
+        ["192.0.2.1"],
+        ["api.example.com/32"],
+        ["192.0.2.1/33"],
+        ["2001:db8::/129"],
+    ],
+    "networkPolicy.ingressFrom": [
+        ["monitoring"],
+        [{"namespace": "monitoring"}],
+        [{}],
+        [{"ipBlock": {"cidr": "10.0.0.1"}}],
+        [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.1"]}}],
+        [{"ipBlock": {"except": ["192.0.2.1/32"]}}],
+        [{"podSelector": {"app": "prometheus"}}],
+        [{"podSelector": {"matchLabels": {"a": 20241125}}}],
+        [{"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "in"}]}}],
+    ],
+    "networkPolicy.extraEgress": [
+        [{"to": [{"ipBlock": {"cidr": "10.0.0.1"}}]}],
+        [{"ports": [{"protocol": "tcp", "port": 3128}]}],
+        [{"ports": [{"port": 70000}]}],
+        [{"from": []}],
+    ],
+    "tolerations": [
+        [{"effect": "noexecute", "operator": "Exists"}],
+        [{"effect": "NoExecute", "operator": "exists"}],
+        [{"key": "a", "value": True}],
+        [{"key": "a", "tolerationSeconds": "30"}],
+        [{"keys": "a"}],
+    ],
+    "affinity": [
+        {"nodeaffinity": {}},
+        of_nodes({"key": "a", "operator": "In", "values": [1_000_000]}),
+        of_nodes({"key": "a", "operator": "Equals", "values": ["b"]}),
+        of_nodes({"operator": "Exists"}),
+        apart({"matchLabels": {"a": 1}}),
+        apart({"matchExpressions": [{"key": "a", "operator": "In", "values": [True]}]}),
+    ],
+    "topologySpreadConstraints": [
+        [SPREAD | {"whenUnsatisfiable": "sometimes"}],
+        [SPREAD | {"maxSkew": 0}],
+        [SPREAD | {"labelSelector": {"matchLabels": {"a": 20241125}}}],
+        [{"maxSkew": 1}],
+    ],
     "extraEnv": [
         ["A=1"],
         [{"value": "1"}],
         [{"name": "PORT", "value": 3128}],
         [{"name": "A", "values": "1"}],
+        [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": 1}}}],
         [{"name": "RLHF_OPERATOR_WORKERS", "value": "8"}],
     ],
-    "extraVolumes": [[{"emptyDir": {}}], [{"name": "config", "emptyDir": {}}], [{"name": "A"}]],
+    "extraVolumes": [
+        [{"emptyDir": {}}],
+        [{"name": "config", "emptyDir": {}}],
+        [{"name": "A"}],
+        [{"name": "a", "secret": {"secretName": 20241125}}],
+    ],
     "extraVolumeMounts": [
         [{"name": "tmp"}],
         [{"name": "a", "mountPath": "/tmp"}],
@@ -116,7 +179,23 @@ TAKEN = {
     "commonLabels": [{"a": ""}, {"example.com/cost-center": "0042"}, {"team": "a.b_c-D"}],
     "podLabels": [{"app.kubernetes.io/version": "1"}, {"sidecar.istio.io/inject": "false"}],
     "commonAnnotations": [{"a": "two\nlines: {}"}, {"example.com/A_b": ""}],
-    "extraVolumeMounts": [[{"name": "a", "mountPath": "/tmp/a"}]],
+    "extraVolumeMounts": [[{"name": "tmp", "mountPath": "/tmp/a", "subPath": "a"}]],
+    "networkPolicy.extraEgress": [
+        [{}],
+        [{"to": [{"podSelector": {}}], "ports": [{"protocol": "UDP", "port": "dns"}]}],
+        [{"ports": [{"port": 3128, "endPort": 3130}]}],
+    ],
+    "tolerations": [[], [{"operator": "Exists"}, {"key": "a", "value": "", "effect": ""}]],
+    "affinity": [
+        {},
+        of_nodes({"key": "a", "operator": "Gt", "values": ["1000000"]}),
+        apart({"matchExpressions": [{"key": "a", "operator": "Exists"}]}),
+    ],
+    "topologySpreadConstraints": [
+        [SPREAD | {"minDomains": 2, "nodeTaintsPolicy": "Honor", "matchLabelKeys": ["a"]}],
+        [SPREAD | {"labelSelector": {"matchLabels": {"a": "20241125", "b": ""}}}],
+    ],
+    "extraVolumes": [[{"name": "a", "secret": {"secretName": "b", "defaultMode": 256}}]],
     "resources": [{}, {"limits": {"cpu": 0.5, "memory": 1e9, "nvidia.com/gpu": "1"}}],
     "resources.requests": [{"cpu": "1e3", "memory": "1.5Gi"}],
     "podSecurityContext": [None, {"runAsUser": None, "fsGroup": 0}],
@@ -134,6 +213,9 @@ SENTENCES = {
     ),
     "serviceAccount.create=false": (
         "serviceAccount.create is false and serviceAccount.name is empty: name the ServiceAccount"
+    ),
+    "extraVolumeMounts[0].name=keys,extraVolumeMounts[0].mountPath=/keys": (
+        "extraVolumeMounts has keys at /keys, and extraVolumes no volume of that name: add it"
     ),
     "podSecurityContext.runAsUser=0": "podSecurityContext.runAsUser is 0, root, and",
     "securityContext.runAsUser=0": "securityContext.runAsUser is 0, root, and runAsNonRoot is true",

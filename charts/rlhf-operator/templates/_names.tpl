@@ -34,6 +34,13 @@
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
 {{- fail "serviceAccount.create is false and serviceAccount.name is empty: name the ServiceAccount that is there, for example --set serviceAccount.name=rlhf-operator" }}
 {{- end }}
+{{- $volumes := list "tmp" "config" }}
+{{- range .Values.extraVolumes }}{{ $volumes = append $volumes .name }}{{ end }}
+{{- range .Values.extraVolumeMounts }}
+{{- if not (has .name $volumes) }}
+{{- fail (printf "extraVolumeMounts has %s at %s, and extraVolumes no volume of that name: add it there, or correct the name" .name .mountPath) }}
+{{- end }}
+{{- end }}
 {{- $user := dict "of" "podSecurityContext" }}
 {{- range $of := list "podSecurityContext" "securityContext" }}
 {{- range $key, $value := pick (get $.Values $of | default dict) "runAsNonRoot" "runAsUser" }}
