@@ -4,6 +4,7 @@ Called by the stages; what they compute with them stands in `heads`.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ T = TypeVar("T")
 ATTENTION = {"SDPA": "sdpa", "Eager": "eager", "FlashAttention2": "flash_attention_2"}
 
 _HEAD = "score.weight"
+_BUFFERS = re.compile(r"(^|\.)(masked_bias|attn\.bias|attention\.bias|inv_freq|position_ids)$")
+"""What older files hold beside weights: masks and tables that a model computes by itself."""
+_LOGITS = re.compile(r"^lm_head\.|^(embed_out|output_projection|decoder)\.(weight|bias)$")
+"""The layer of the vocabulary, as decoders call it; a model with one score mostly comes from one
+that had it."""
 _USE = "use a model whose AutoModelForSequenceClassification has a score head, for example Llama"
 
 
@@ -225,7 +231,24 @@ def _from_pretrained(
             f"{field}: cannot use {location.path}: its {weight} holds NaN or infinity; name a "
             "model whose weights are numbers"
         )
+    _require_all_used(set(loaded["unexpected_keys"]), model, location, field)
     return model, set(loaded["missing_keys"])
+
+
+def _require_all_used(
+    unused: set[str], model: PreTrainedModel, location: ModelLocation, field: str
+) -> None:
+    """Raise InputError if files hold weights that the model does not have: it is another one."""
+    unused = {name for name in unused if not _BUFFERS.search(name)}
+    if not model.can_generate():
+        unused = {name for name in unused if not _LOGITS.search(name)}
+    if unused:
+        named = ", ".join(sorted(unused)[:3])
+        raise InputError(
+            f"{field}: cannot load {location.path}: its files hold {len(unused)} weights that "
+            f"{type(model).__name__} does not have by its config.json, among them {named}, and "
+            "without them it computes something else; use files that were saved together"
+        )
 
 
 def _require_all_weights(missing: set[str], location: ModelLocation, field: str) -> None:
