@@ -13,6 +13,7 @@ from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Dataset, PPOStage, StageConfig
 from rlhf_trainer.data.parse import formats
 from rlhf_trainer.data.read.rows import read_rows
+from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
 
 LOOK_BYTES = 32 << 20
@@ -59,7 +60,11 @@ def count_rows(asked: StageDataset, config: StageConfig) -> int | None:
     """
     dataset, field = asked.dataset, asked.field
     place = locate(dataset.uri, config.claims, f"{field}.uri")
-    if isinstance(place, Hub) or _size(place) > LOOK_BYTES:
+    if isinstance(place, Hub):
+        return None
+    with input_errors(f"{field}.uri"):
+        size = _size(place)
+    if size > LOOK_BYTES:
         return None
     return len(asked.parse(read_rows(dataset, claims=config.claims, field=field), dataset, field))
 

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import ModelSource, StageConfig
+from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.data.tokenize.encoding import plain_pad
 from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
@@ -128,13 +129,19 @@ def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str
     """
 
     def find() -> ModelLocation:
-        found = model_folder(source, config, field)
+        with input_errors(field):
+            found = model_folder(source, config, field)
         if found.on_hub:
             _fetch(found, field)
         return found
 
     # An artifact's files are hashed there: once a node is enough.
     location = on_first_rank_of_node(ranks, find)
+    with input_errors(field):
+        return _opened(location, source, field)
+
+
+def _opened(location: ModelLocation, source: ModelSource, field: str) -> Base:
     if location.scratch is None:
         # First, since the tokenizer of what cannot be trained is of no concern.
         checked_config(location, field)

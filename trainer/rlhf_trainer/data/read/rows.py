@@ -20,6 +20,7 @@ from rlhf_api.errors import DataError, InputError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
 from rlhf_trainer.data.read.splits import files_of_split, require_no_subset, require_only_split
+from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -65,7 +66,14 @@ def read_rows(dataset: Dataset, *, claims: Mapping[str, str], field: str) -> Ite
         InputError: there is nothing at the URI that can be read; names field, value and remedy.
         DataError: a line that is no JSON object, or not UTF-8; names file, line, value and remedy.
     """
-    return islice(_all_rows(dataset, claims, field), dataset.max_rows)
+    with input_errors(f"{field}.uri"):
+        rows = _all_rows(dataset, claims, field)
+    return islice(_readable(rows, field), dataset.max_rows)
+
+
+def _readable(rows: Iterator[Row], field: str) -> Iterator[Row]:
+    with input_errors(f"{field}.uri"):
+        yield from rows
 
 
 def clipped(value: object) -> str:

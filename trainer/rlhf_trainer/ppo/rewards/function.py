@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import FunctionReward
+from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
 from rlhf_trainer.errors import ServiceUnavailable
 from rlhf_trainer.ppo.rewards.answers import Texts, checked_scores
@@ -79,7 +80,9 @@ def _folder(uri: str, claims: Mapping[str, str], field: str) -> Path:
     place = locate(uri, claims, field)
     if isinstance(place, Hub):
         raise ConfigError(f"{field}: {uri}: no module is read from a hub; use file:// or pvc://")
-    if not place.is_dir():
+    with input_errors(field):
+        found = place.is_dir()
+    if not found:
         raise InputError(
             f"{field}: {uri}: {place} is no folder; name the folder that holds the module"
         )
