@@ -121,6 +121,59 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path: Path, capfd: Any) -> None:
     assert checked_config(described(tmp_path, **LLAMA, auto_map=auto), FIELD).model_type == "llama"
 
 
+AUTO_MAP = {"AutoModelForCausalLM": "modeling_x.XForCausalLM"}
+
+
+@pytest.mark.parametrize("name", ["XForCausalLM", "LlamaBiModel", "LlamaForRewardModel"])
+def test_code_that_builds_on_a_known_type_is_needed_all_the_same(tmp_path: Path, name: str) -> None:
+    described_so = LLAMA | {"architectures": [name]}
+    told = refusal(described(tmp_path, **described_so, auto_map=AUTO_MAP))
+    for word in (f"{name} (llama)", "does not have", "modeling_x.XForCausalLM", "never run"):
+        assert word in told
+    # Somebody may have removed the entry, and left the weights.
+    told = refusal(described(tmp_path, **described_so))
+    assert f"is {name} (llama), which transformers does not have; name a" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("llama", "LlamaForTokenClassification"),
+        ("qwen2", "Qwen2ForTokenClassification"),
+        ("gpt2", "GPT2ForQuestionAnswering"),
+        # Weights of one family under the type of another.
+        ("llama", "Qwen3ForCausalLM"),
+    ],
+)
+@pytest.mark.parametrize("code", [{}, {"auto_map": AUTO_MAP}])
+def test_another_head_than_logits_or_a_score_is_called_so(
+    tmp_path: Path, kind: str, name: str, code: dict[str, Any]
+) -> None:
+    config = AutoConfig.for_model(kind, architectures=[name]).to_dict()
+    told = refusal(described(tmp_path, **config | code))
+    assert f"is {name} ({kind}), and neither " in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("llama", "LlamaForCausalLM"),
+        ("llama", "LlamaForSequenceClassification"),
+        ("gpt2", "GPT2LMHeadModel"),
+        ("gpt2", "GPT2Model"),
+        ("gemma3", "Gemma3ForConditionalGeneration"),
+        ("mpt", "MPTForCausalLM"),
+        ("bert", "BertForMaskedLM"),
+    ],
+)
+def test_names_that_publishers_use_are_taken(tmp_path: Path, kind: str, name: str) -> None:
+    config = AutoConfig.for_model(kind, architectures=[name]).to_dict()
+    if kind == "bert":
+        config["is_decoder"] = True
+    place = described(tmp_path, **config | {"auto_map": AUTO_MAP})
+    assert checked_config(place, FIELD).architectures == [name]
+
+
 def test_a_type_of_tomorrow_asks_for_a_newer_library(tmp_path: Path) -> None:
     told = refusal(described(tmp_path, model_type="of-tomorrow"))
     for word in ("of-tomorrow", f"transformers {transformers.__version__}", "newer"):

@@ -13,6 +13,9 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -24,6 +27,14 @@ from rlhf_trainer.models.scratch import scratch_config
 from rlhf_trainer.run.artifact import ModelLocation
 
 _QUANTISATION = ("quantization_config", "compression_config")
+_TAKEN = (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
+    MODEL_MAPPING,
+)
+"""Classes whose weights are those of a causal model or a score; what they lack is found missing."""
 _REMEDY = "name a decoder-only language model, for example of the family Llama, Qwen or GPT-2"
 
 
@@ -60,6 +71,7 @@ def checked_config(location: ModelLocation, field: str) -> PretrainedConfig:
         )
     _require_unquantised(config, location, field)
     _require_causal(config, location, field)
+    _require_own_class(config, raw.get("auto_map"), location, field)
     return config
 
 
@@ -69,10 +81,9 @@ def _require_known_type(raw: dict[str, Any], location: ModelLocation, field: str
         return
     told = f"{field}: the model at {location.path} has the type {kind}, which transformers"
     if code:
-        named = ", ".join(f"{name}: {place}" for name, place in sorted(code.items()))
         raise InputError(
-            f"{told} does not have: it needs code of its own ({named}), which is never run here; "
-            "name a model of a type that transformers has"
+            f"{told} does not have: {_never_run(code)}; name a model of a type that transformers "
+            "has"
         )
     raise InputError(
         f"{told} {transformers.__version__} does not know; use a trainer with a newer one, or name "
@@ -107,3 +118,35 @@ def _require_causal(config: PretrainedConfig, location: ModelLocation, field: st
             f"{told}, an encoder, whose tokens see those behind them; {_REMEDY}, or set is_decoder "
             "in its config.json if it was trained as a decoder"
         )
+
+
+def _require_own_class(
+    config: PretrainedConfig, code: dict[str, Any] | None, location: ModelLocation, field: str
+) -> None:
+    """Raise InputError if the weights are of a class that is not the one they would be loaded as.
+
+    A type that transformers has is no proof: code of a checkpoint often builds on one, and its
+    weights fit into the plain class, which computes something else.
+    """
+    taken = {name.casefold() for mapping in _TAKEN for name in _class_names(mapping, config)}
+    # Some publishers spell a name with other capitals.
+    strange = [name for name in config.architectures or () if name.casefold() not in taken]
+    if not strange:
+        return
+    told = f"{field}: the model at {location.path} is {', '.join(strange)} ({config.model_type})"
+    if not all(hasattr(transformers, name) for name in strange):
+        needs = f": {_never_run(code)}" if code else ""
+        raise InputError(f"{told}, which transformers does not have{needs}; {_REMEDY}")
+    known = ", ".join(_class_names(MODEL_FOR_CAUSAL_LM_MAPPING, config))
+    raise InputError(f"{told}, and neither {known} nor a reward model made from it; {_REMEDY}")
+
+
+def _class_names(mapping: Any, config: PretrainedConfig) -> tuple[str, ...]:
+    """Names of the classes that transformers has for a configuration."""
+    found = mapping.get(type(config), ())
+    return tuple(each.__name__ for each in (found if isinstance(found, tuple) else (found,)))
+
+
+def _never_run(code: dict[str, Any]) -> str:
+    named = ", ".join(f"{name}: {place}" for name, place in sorted(code.items()))
+    return f"it needs code of its own ({named}), which is never run here"
