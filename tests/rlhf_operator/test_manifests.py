@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_api.v1alpha1.volumes import PARENT_PATHS
 from rlhf_operator.manifests import (
     claims_of,
     cluster_placement,
@@ -154,7 +155,7 @@ def test_a_stage_overrides_the_template(job: Callable[..., RLHFJob]) -> None:
         ("/home/rlhf", "rlhf-home"),
         ("/home/rlhf/.cache", None),  # below one of ours
         ("/tmp/rlhf", None),  # where tokens are kept
-        ("/home", None),
+        ("/home/other", None),
     ],
 )
 def test_a_mount_of_the_users_wins_over_ours(
@@ -296,3 +297,13 @@ def volume_names(claims: list[str]) -> dict[str, str]:
 )
 def test_the_name_of_a_volume_is_that_of_its_claim_where_it_can_be(claim: str, name: str) -> None:
     assert volume_names([claim])[claim] == name
+
+
+def test_no_volume_of_the_user_can_lie_above_a_mount(job: Callable[..., RLHFJob]) -> None:
+    """The root is refused as well."""
+    _, child = made(job())
+    (container,) = child["spec"]["template"]["spec"]["containers"]
+    paths = [mount["mountPath"] for mount in container["volumeMounts"]]
+    above = {path[:at] for path in paths for at in range(1, len(path)) if path[at] == "/"}
+    allowed = {"/etc/rlhf", "/mnt/claims"}  # Nothing at or below these is the user's.
+    assert above - allowed == set(PARENT_PATHS) - allowed
