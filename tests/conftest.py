@@ -8,11 +8,16 @@ import os
 import tempfile
 
 import pytest
+from hypothesis import settings
 
 from rlhf_api.names import EnvVar
 from rlhf_trainer.process.device import WITHOUT_GPUS
 
 pytest_plugins = ["cluster.kube_fixtures"]
+
+# No test depends on how fast the machine is.
+settings.register_profile("any-machine", settings(), deadline=None)
+settings.load_profile("any-machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

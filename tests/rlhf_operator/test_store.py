@@ -284,7 +284,7 @@ def test_nothing_is_kept_of_writes_to_jobs_that_are_gone() -> None:
     assert not store._own
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     history=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=12),
     data=st.data(),

@@ -373,7 +373,6 @@ def test_plan_in_any_world(trial: Callable[..., Any]) -> None:
         settings=settings(
             max_examples=400,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

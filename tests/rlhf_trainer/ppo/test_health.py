@@ -332,7 +332,7 @@ UPDATES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(UPDATES, st.integers(0, 40))
 def test_judging_goes_on_from_a_checkpoint_as_if_never_stopped(
     history: list[Update], cut: int

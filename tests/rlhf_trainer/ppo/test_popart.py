@@ -49,7 +49,7 @@ def test_the_first_rollout_counts_whole_and_the_next_a_share() -> None:
 
 
 @given(rollouts)
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_it_is_the_average_of_first_and_second_moments_with_its_bias_corrected(
     returns: list[list[float]],
 ) -> None:
@@ -102,7 +102,7 @@ def test_it_follows_returns_that_grow() -> None:
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6), st.lists(st.floats(-1e3, 1e3), max_size=5))
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_units_go_back_and_forth(mean: float, variance: float, values: list[float]) -> None:
     scale = ReturnScale(1.0, mean, variance)
     there = torch.tensor(values, dtype=torch.float64)

@@ -134,7 +134,7 @@ def test_whole_rewards_are_scaled_by_hand(folder: Path) -> None:
     seed=st.integers(0, 50),
     estimator=st.sampled_from(["K1", "K2", "K3"]),
 )
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 def test_scaling_the_whole_keeps_the_weight_of_the_kl(
     folder: Path, unit: float, kl_coef: float, seed: int, estimator: str
 ) -> None:

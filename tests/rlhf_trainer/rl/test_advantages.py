@@ -46,7 +46,7 @@ def test_gae_by_hand() -> None:
     st.floats(0, 1),
     st.integers(0, 1_000),
 )
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_gae_equals_a_loop(lengths: list[int], gamma: float, gae_lambda: float, seed: int) -> None:
     rewards, values, mask = experience(seed, lengths, 6)
     loop = torch.zeros(len(lengths), 6, dtype=torch.float64)

@@ -31,7 +31,7 @@ def test_estimators_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-15, 0), st.floats(-15, 0)), min_size=1, max_size=8))
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_estimators_equal_a_loop(pairs: list[tuple[float, float]]) -> None:
     actor = torch.tensor([[a for a, _ in pairs]], dtype=torch.float64)
     reference = torch.tensor([[r for _, r in pairs]], dtype=torch.float64)
@@ -55,7 +55,7 @@ def test_k1_and_k3_are_unbiased(estimator: str) -> None:
 
 
 @given(st.floats(-200, 200))
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_k3_is_never_negative_and_always_finite(log_ratio: float) -> None:
     k3 = token_kl(torch.tensor([[log_ratio]]), torch.zeros(1, 1), "K3")
     assert k3.item() >= 0

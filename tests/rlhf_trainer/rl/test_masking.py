@@ -19,7 +19,7 @@ def test_response_mask_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(9, 12))
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_response_mask_equals_a_loop(lengths: list[int], width: int) -> None:
     loop = [[column < length for column in range(width)] for length in lengths]
     assert response_mask(torch.tensor(lengths), width).tolist() == loop
@@ -46,7 +46,7 @@ def test_position_ids_start_at_the_first_real_token() -> None:
 
 
 @given(st.integers(0, 8), st.integers(1, 8))
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_position_ids_do_not_depend_on_the_padding(padding: int, length: int) -> None:
     positions = position_ids(torch.tensor([[0] * padding + [1] * length]))[0].tolist()
     assert positions[padding:] == list(range(length))

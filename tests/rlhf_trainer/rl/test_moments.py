@@ -43,7 +43,7 @@ def test_merge_by_hand() -> None:
 
 
 @given(lists)
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_moments_equal_a_loop(values: list[float]) -> None:
     mean = math.fsum(values) / len(values) if values else 0.0
     m2 = math.fsum((value - mean) ** 2 for value in values)
@@ -51,7 +51,7 @@ def test_moments_equal_a_loop(values: list[float]) -> None:
 
 
 @given(lists, lists, lists)
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_merge_is_associative_and_equals_the_whole(
     a: list[float], b: list[float], c: list[float]
 ) -> None:
@@ -63,7 +63,7 @@ def test_merge_is_associative_and_equals_the_whole(
 
 
 @given(lists)
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_nothing_is_the_neutral_element(values: list[float]) -> None:
     assert moments(values).merge(Moments()) == moments(values) == Moments().merge(moments(values))
 
@@ -76,7 +76,7 @@ def test_merge_keeps_digits_far_from_zero() -> None:
 
 
 @given(lists)
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_json_repeats_them_to_the_last_bit(values: list[float]) -> None:
     state = moments(values)
     assert Moments.from_dict(json.loads(json.dumps(state.to_dict()))) == state

@@ -35,7 +35,7 @@ def test_token_rewards_by_hand() -> None:
     st.floats(0, 2),
     st.integers(0, 1_000),
 )
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_token_rewards_equal_a_loop_and_the_identity(
     rows: tuple[list[int], list[float]], kl_coef: float, seed: int
 ) -> None:

@@ -30,7 +30,7 @@ def test_too_short_for_an_n_gram() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=5), st.integers(1, 3))
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_equals_a_loop(sequences: list[list[int]], n: int) -> None:
     seen: list[tuple[int, ...]] = []
     total = 0

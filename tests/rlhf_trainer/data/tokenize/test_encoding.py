@@ -97,7 +97,7 @@ def test_every_turn_is_learned_alike(kind: str, template: str, learned: str) -> 
 
 
 @each_tokenizer
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(talks=st.lists(st.lists(TEXT, min_size=2, max_size=4), min_size=8, max_size=8))
 def test_the_prompt_of_ppo_is_the_prefix_of_sft(
     kind: str, template: str, talks: list[list[str]]

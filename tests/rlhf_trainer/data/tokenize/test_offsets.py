@@ -37,7 +37,7 @@ each_kind = pytest.mark.parametrize("kind", subwords.KINDS)
 
 
 @each_kind
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(before=TEXT, after=TEXT)
 def test_the_parts_are_the_whole_unless_a_token_straddles(
     kind: str, before: str, after: str
@@ -52,7 +52,7 @@ def test_the_parts_are_the_whole_unless_a_token_straddles(
 
 
 @each_kind
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(parts=st.lists(TEXT, min_size=2, max_size=4))
 def test_no_token_straddles_a_place(kind: str, parts: list[str]) -> None:
     text = "".join(parts)
