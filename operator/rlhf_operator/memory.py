@@ -5,12 +5,12 @@ Called by `reconcile`. A new leader starts with none of it and comes to the same
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJobStatus
 from rlhf_operator.planning.observed import ObservedProcess, Refusal
-from rlhf_operator.planning.plan import Action
+from rlhf_operator.planning.plan import Action, is_finished, stages_of
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0
@@ -75,12 +75,25 @@ class Memory:
         refused: the actions that were refused and have not been done since.
         lookups: the attempts that lack pods.
         remains: what the Events of attempts without pods told, each asked for once.
+        unremoved: attempts that are to be removed, until that is done; at first those of which an
+            operator before may have left something.
     """
 
     untold_since: RLHFJobStatus | None = None
     refused: dict[ActionId, Refused] = field(default_factory=dict)
     lookups: dict[AttemptId, Lookup] = field(default_factory=dict)
     remains: dict[AttemptId, ObservedProcess | None] = field(default_factory=dict)
+    unremoved: set[AttemptId] = field(default_factory=set)
+
+    @classmethod
+    def begin(cls, status: RLHFJobStatus) -> Self:
+        """What is known of a job that is seen for the first time, by its status."""
+        if is_finished(status):
+            return cls()
+        stages = stages_of(status).items()
+        return cls(
+            unremoved={(name, each.attempt - 1) for name, each in stages if each.attempt > 1}
+        )
 
     def refusals(self) -> Mapping[AttemptId, Refusal]:
         """Why actions are not done yet, by the attempt that they are about."""

@@ -26,6 +26,7 @@ from rlhf_operator.oddities import oddities
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, Oddity
 from rlhf_operator.planning.pace import Change, change, is_expired
 from rlhf_operator.planning.plan import Action, Plan, StartAttempt, plan
+from rlhf_operator.planning.removal import RemoveAttempt
 from rlhf_operator.planning.summaries import derive_events
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.refusals import ChildError
@@ -79,7 +80,8 @@ class Reconciler:
         except ConfigError as error:
             await self._refuse(raw, str(error), now)
             return None
-        memory = self._memory.setdefault(job.metadata.uid, Memory())
+        memory = self._memory.get(job.metadata.uid) or Memory.begin(job.status)
+        self._memory[job.metadata.uid] = memory
         if await self._expire(job, raw, memory, now):
             self._keep_in_mind(key, None)
             return None
@@ -152,6 +154,7 @@ class Reconciler:
         return Observed(
             attempts=tuple(attempts),
             refusals=memory.refusals(),
+            unremoved=frozenset(memory.unremoved),
             expiry=memory.expiry_refusal(),
             oddities=self._oddities(job),
             look_at=min(times, default=None),
@@ -234,6 +237,12 @@ class Reconciler:
         """Try each action that may be tried; True if one is refused, or no more."""
         news = False
         memory.forget_all_but((EXPIRY, *(_ident(action) for action in decided.actions)))
+        # Before anything is tried: whatever comes in between, it is asked for until it is done.
+        memory.unremoved |= {
+            (each.stage, each.attempt)
+            for each in decided.actions
+            if isinstance(each, RemoveAttempt)
+        }
         for action in decided.actions:
             news |= await self._try(job, action, memory)
         return news
@@ -247,6 +256,8 @@ class Reconciler:
         except ChildError as error:
             logger.warning("%s/%s: %s", job.metadata.namespace, job.metadata.name, error)
             return memory.refuse(ident, error.refusal, time.monotonic())
+        if isinstance(action, RemoveAttempt):
+            memory.unremoved.discard((action.stage, action.attempt))
         # Where nothing is made nothing else wakes the job, and it says still that it is refused.
         return memory.refused.pop(ident, None) is not None
 

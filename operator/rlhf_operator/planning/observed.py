@@ -220,6 +220,7 @@ class Observed:
             children was refused with.
         oddities: what is found among its children that should be otherwise, and is left alone.
         look_at: when something that is seen will mean something else by the mere passing of time.
+        unremoved: attempts of which something may be left that is to be removed, though no Job.
         expiry: what the last try to delete the job itself, whose time is over, was refused with.
     """
 
@@ -227,6 +228,7 @@ class Observed:
     refusals: Mapping[tuple[StageName, int], Refusal] = field(default_factory=dict)
     oddities: tuple[Oddity, ...] = ()
     look_at: datetime | None = None
+    unremoved: frozenset[tuple[StageName, int]] = frozenset()
     expiry: Refusal | None = None
 
     def find(self, stage: StageName, attempt: int) -> ObservedAttempt | None:

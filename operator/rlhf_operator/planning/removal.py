@@ -31,7 +31,8 @@ class RemoveAttempt:
 def surplus(
     stages: Mapping[StageName, StageStatus], observed: Observed, policy: RunPolicy
 ) -> Iterator[RemoveAttempt]:
-    """The failed attempts of each stage but for the newest `runPolicy.keepFailedAttempts`.
+    """The failed attempts of each stage but for the newest `runPolicy.keepFailedAttempts`, and what
+    was to be removed before and may not be gone.
 
     How the stage has ended since makes no difference: the attempts before a success tell what it
     took. The attempt that succeeded is none of them and stays.
@@ -52,14 +53,24 @@ def surplus(
         )
         for attempt in failed[policy.keep_failed_attempts :]:
             yield RemoveAttempt(name, attempt)
+        for each in sorted(observed.unremoved):
+            if each[0] is name and _has_no_job(observed, *each):
+                yield RemoveAttempt(*each)
 
 
 def leavings(name: StageName, attempt: int, observed: Observed) -> Iterator[RemoveAttempt]:
     """The attempt before number `attempt`, which is to be made now, if it has no Job any more.
 
     It was stopped, deleted from outside or never made; whether a ConfigMap of it is left is not
-    observed. Asked once an attempt, so that there is never more than one such ConfigMap a stage.
+    observed. It is asked for when the next one starts, so that there is never more than one such
+    ConfigMap a stage, and after that by `surplus` if it has to be.
     """
-    before = observed.find(name, attempt - 1)
-    if attempt > 1 and (before is None or before.deleting):
-        yield RemoveAttempt(name, attempt - 1)
+    before = name, attempt - 1
+    if attempt > 1 and before not in observed.unremoved and _has_no_job(observed, *before):
+        yield RemoveAttempt(*before)
+
+
+def _has_no_job(observed: Observed, name: StageName, attempt: int) -> bool:
+    """Whether no Job of an attempt is there, or none that stays."""
+    found = observed.find(name, attempt)
+    return found is None or found.deleting

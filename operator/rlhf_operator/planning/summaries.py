@@ -267,7 +267,7 @@ def _children(
     kind = ConditionType.CHILDREN_READY
     wanted = [(name, stage.attempt) for name, stage in stages.items() if stage.state in ACTIVE]
     left = [(found.stage, found.attempt) for found in observed.attempts if found.occupied]
-    removed = surplus(stages, observed, job.spec.run_policy)
+    removed = list(surplus(stages, observed, job.spec.run_policy))
     due = {*wanted, *left, *((each.stage, each.attempt) for each in removed)}
     refusals = sorted(observed.refusals.items(), key=lambda item: item[0])
     refusal = next((refusal for each, refusal in refusals if each in due), observed.expiry)
@@ -275,7 +275,7 @@ def _children(
         yield Finding(kind, "False", refusal.reason, refusal.message)
     elif wanted and all(observed.find(*each) is not None for each in wanted):
         yield Finding(kind, "True", Reason.CREATED, "all children are made")
-    elif not (wanted or left) and told is not None and told.status == "False":
+    elif not (wanted or left or removed) and told is not None and told.status == "False":
         yield Finding(kind, "True", Reason.CREATED, "no child is wanted now")
 
 

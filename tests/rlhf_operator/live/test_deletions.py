@@ -4,6 +4,7 @@ A webhook chooses the HTTP status of its refusal; none means that the object is 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from admission import Webhook
@@ -110,3 +111,43 @@ def test_a_job_whose_time_is_over_and_that_may_not_be_deleted_is_told_and_asked_
     where = jobs.access.kubectl
     eventually(lambda: "expired" not in where("get", "-n", jobs.namespace, "rlhf").stdout, LONG)
     assert jobs.events("expired").count(("Warning", "WebhookDenied")) <= 2
+
+
+def test_the_config_map_of_a_stopped_attempt_is_asked_for_until_it_is_gone(
+    jobs: Jobs, webhook: MakeWebhook, tmp_path: Path
+) -> None:
+    """Though the next attempt runs by then, and another operator asks."""
+    first = OperatorProcess(jobs.access, jobs.namespace, tmp_path)
+    first.wait_until_leading()
+    try:
+        jobs.create("left")
+        jobs.run("left")
+        jobs.reaches("left", "Running")
+        jobs.patch("left", suspend=True)
+        eventually(lambda: jobs.phase("left") == "Suspended")
+        hook = refuse(webhook("configmaps", "DELETE"), 409, of="left-sft-1")
+        refuses(jobs, "configmap", "left-sft-1")
+        jobs.patch("left", suspend=False)
+        jobs.run("left", attempt=2)
+        jobs.reaches("left", "Running", attempt=2)
+        told(jobs, "left", "ConfigMap left-sft-1", hook)
+    finally:
+        first.end_well()
+    second = OperatorProcess(jobs.access, jobs.namespace, tmp_path)
+    second.wait_until_leading()
+    try:
+        asked = len(hook.asked)
+        eventually(lambda: len(hook.asked) > asked)
+        hook.close()
+        found = jobs.core.list_namespaced_config_map
+        eventually(
+            lambda: (
+                "left-sft-1" not in {each.metadata.name for each in found(jobs.namespace).items}
+            ),
+            LONG,
+        )
+        eventually(lambda: jobs.condition("left", "ChildrenReady")["status"] == "True")
+        found_stage = jobs.stage("left")
+        assert (found_stage["state"], found_stage["attempt"]) == ("Running", 2)
+    finally:
+        second.end_well()

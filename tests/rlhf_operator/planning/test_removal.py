@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rlhf_api.names import Reason, StageName, StageState
+from rlhf_api.names import ConditionType, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobSpec, RunPolicy, StageStatus
+from rlhf_operator.planning.conditions import find_condition
 from rlhf_operator.planning.observed import (
     Observed,
     ObservedAttempt,
@@ -15,7 +16,7 @@ from rlhf_operator.planning.observed import (
     ProcessPhase,
     Refusal,
 )
-from rlhf_operator.planning.plan import StartAttempt
+from rlhf_operator.planning.plan import StartAttempt, plan
 from rlhf_operator.planning.removal import RemoveAttempt, surplus
 
 MakeTrial = Callable[..., Any]
@@ -166,6 +167,40 @@ def test_what_is_left_of_an_attempt_without_job_goes_when_the_next_one_starts(
     t.run("sft")
     t.look(1)
     assert t.last.actions == ()
+
+
+@pytest.mark.parametrize("state", ["running", "suspended", "finished"])
+def test_what_could_not_be_removed_is_asked_for_until_it_is_gone(
+    trial: MakeTrial, state: str
+) -> None:
+    """Whatever has become of the stage meanwhile, and told as long as it is refused."""
+    t = trial(stages={"sft": SFT}).running("sft")
+    t.end("sft", 1)
+    t.look(1)
+    t.look(60)
+    t.attempts.clear()
+    t.run("sft")
+    t.look(1)
+    assert t.stage("sft").attempt == 2
+    if state == "finished":
+        t.end("sft", 65)
+        t.look(1)
+    t.spec(suspend=state == "suspended")
+    kept = Observed(tuple(t.attempts.values()), unremoved=frozenset({(StageName.SFT, 1)}))
+    refusal = Refusal(Reason.WEBHOOK_DENIED, "deleting ConfigMap demo-sft-1: no")
+    refused = replace(kept, refusals={(StageName.SFT, 1): refusal})
+    for seen in (kept, refused):
+        found = plan(t.job, seen, t.now, t.placement)
+        assert RemoveAttempt(StageName.SFT, 1) in found.actions
+    told = find_condition(found.status.conditions, ConditionType.CHILDREN_READY)
+    assert told is not None
+    assert (told.status, told.message) == ("False", refusal.message)
+    after = plan(t.job, replace(kept, unremoved=frozenset()), t.now, t.placement)
+    assert RemoveAttempt(StageName.SFT, 1) not in after.actions
+    # An attempt that has a Job is kept for its logs.
+    logs = ObservedAttempt(StageName.SFT, 1, (ENDED,), failed=True)
+    seen = replace(kept, attempts=(*kept.attempts, logs))
+    assert RemoveAttempt(StageName.SFT, 1) not in plan(t.job, seen, t.now, t.placement).actions
 
 
 @pytest.mark.parametrize("stuck", [False, True])
