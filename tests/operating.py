@@ -237,11 +237,16 @@ class Jobs:
         phase = "Succeeded" if code == 0 else "Failed"
         self._set(pod, phase, {"terminated": ended}, ready=False)
 
-    def end_trainer(self, pod: Any, code: int, message: str, beside: str) -> None:
-        """As the kubelet: the trainer of a pod ends, and the container `beside` runs on."""
+    def end_trainer(
+        self, pod: Any, code: int, message: str, beside: str, fails: int | None = None
+    ) -> None:
+        """As the kubelet: the trainer of a pod ends; the container `beside` runs on, or fails."""
         ended = {"exitCode": code, "reason": "Completed", "finishedAt": now(), "message": message}
-        runs = {"running": {"startedAt": now()}}
-        self._set(pod, "Running", {"terminated": ended}, ready=False, others={beside: runs})
+        other: Raw = {"running": {"startedAt": now()}}
+        if fails is not None:
+            other = {"terminated": {"exitCode": fails, "reason": "Error", "finishedAt": now()}}
+        phase = "Running" if fails is None else "Failed"
+        self._set(pod, phase, {"terminated": ended}, ready=False, others={beside: other})
 
     def result(self, name: str, stage: str, attempt: int, code: int, **more: Any) -> str:
         """The termination message of an attempt's launcher."""

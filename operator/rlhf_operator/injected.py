@@ -1,8 +1,10 @@
-"""Pods in which containers that the cluster has injected run on when the trainer has ended.
+"""Pods in which containers that the cluster has injected do otherwise than the trainer.
 
-Pure; called by `observe`. Their Job is neither complete nor failed for as long, and may never be.
+Pure; called by `observe`. Where they run on when it has ended, their Job is neither complete nor
+failed for as long, and may never be; where they fail, it has failed, whatever the trainer did.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,12 +29,7 @@ def without_others(
         process: what the pod as a whole shows.
         look_at: when that will be something else by the mere passing of time; None if never.
     """
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    beside = tuple(
-        each["name"]
-        for each in statuses
-        if each["name"] != TRAINER and "terminated" not in (each.get("state") or {})
-    )
+    beside = _beside(pod)
     if process.exit_code is None or process.ended or not beside:
         return process, look_at
     end = (process.finished_at or now - TIME_TO_END) + TIME_TO_END
@@ -42,8 +39,42 @@ def without_others(
     return replace(process, phase=phase, beside=beside), look_at
 
 
-def is_done(spec: Raw, processes: list[ObservedProcess]) -> bool:
-    """Whether a Job with this spec would be complete but for what was injected into its pods."""
-    done = all(each.phase is ProcessPhase.SUCCEEDED for each in processes)
+def as_trainers_ended(
+    spec: Raw, pods: Sequence[Raw], processes: list[ObservedProcess], *, given_up: bool
+) -> tuple[list[ObservedProcess], bool]:
+    """The processes, and whether their trainers have ended well though their Job may never say so.
+
+    Args:
+        spec: of the Job.
+        pods: of the gang, one an index.
+        processes: what they show, in the same order.
+        given_up: whether the Job has failed; it ends the pods that are left.
+    """
     whole = len(processes) == spec.get("parallelism", 1)
-    return done and whole and any(each.beside for each in processes)
+    if not whole or any(each.exit_code != 0 for each in processes):
+        return processes, False
+    if given_up or any(each.failed for each in processes):
+        # Then no trainer has failed, but something beside one.
+        processes = [
+            each
+            if each.phase is ProcessPhase.SUCCEEDED
+            else replace(
+                each, phase=ProcessPhase.SUCCEEDED, beside=() if each.lost else _beside(pod)
+            )
+            for pod, each in zip(pods, processes, strict=True)
+        ]
+        return processes, True
+    done = all(each.phase is ProcessPhase.SUCCEEDED for each in processes)
+    return processes, done and any(each.beside for each in processes)
+
+
+def _beside(pod: Raw) -> tuple[str, ...]:
+    """The containers that have not ended, but for the trainer."""
+    status = pod.get("status") or {}
+    if status.get("phase") in (ProcessPhase.SUCCEEDED, ProcessPhase.FAILED):
+        return ()
+    return tuple(
+        each["name"]
+        for each in status.get("containerStatuses") or ()
+        if each["name"] != TRAINER and "terminated" not in (each.get("state") or {})
+    )

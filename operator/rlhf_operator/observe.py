@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1.status import MAX_COUNT
 from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, number
-from rlhf_operator.injected import is_done, without_others
+from rlhf_operator.injected import as_trainers_ended, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
 from rlhf_operator.pod_state import told_of, trainer_of
 from rlhf_operator.refusals import refusal_of_pods
@@ -137,11 +137,12 @@ def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenA
     failing = true.get("FailureTarget") or true.get("Failed")
     failed = failing is not None or deleted_at is not None
     failed_at = _time(failing.get("lastTransitionTime")) if failing else None
-    seen = [
-        without_others(pod, now, *_process(pod, now, deleting=deleted_at is not None))
-        for _, pod in _in_order(gang)
-    ]
-    processes = [process for process, _ in seen]
+    deleting = deleted_at is not None
+    pods = _in_order(gang)
+    seen = [without_others(pod, now, *_process(pod, now, deleting=deleting)) for pod in pods]
+    processes, done = as_trainers_ended(
+        spec, pods, [process for process, _ in seen], given_up=failing is not None
+    )
     if spec.get("suspend"):
         processes.append(_suspended(metadata, failed=failing is not None))
     held_since, released_at = _held(job)
@@ -149,7 +150,7 @@ def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenA
         stage=stage,
         attempt=attempt,
         processes=tuple(processes),
-        complete="Complete" in true or (not failed and is_done(spec, processes)),
+        complete="Complete" in true or (done and not deleting),
         failed=failed,
         killed_at=min((t for t in (deleted_at, failed_at) if t is not None), default=None),
         checkpoint_step=_checkpoint_step(metadata),
@@ -158,13 +159,13 @@ def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenA
         released_at=released_at,
         confirmed=False,
         over="Failed" in true,
-        deleting=deleted_at is not None,
+        deleting=deleting,
     )
     return SeenAttempt(found, gang, min((at for _, at in seen if at is not None), default=None))
 
 
-def _in_order(gang: Gang) -> list[tuple[int, Raw]]:
-    return sorted(pods_by_index(gang).items())
+def _in_order(gang: Gang) -> list[Raw]:
+    return [pod for _, pod in sorted(pods_by_index(gang).items())]
 
 
 def _checkpoint_step(metadata: Raw) -> int | None:

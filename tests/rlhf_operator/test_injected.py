@@ -14,6 +14,8 @@ NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 RUNS = {"running": {}}
 PULLS = {"waiting": {"reason": "ImagePullBackOff"}}
 OVER = {"terminated": {"exitCode": 0}}
+DIED = {"terminated": {"exitCode": 9, "message": "no route"}}
+FAILED = {"conditions": ("FailureTarget", "Failed")}
 
 Raw = dict[str, Any]
 
@@ -83,11 +85,44 @@ def test_trainers_that_are_done_complete_the_attempt_though_others_run_on(beside
         ([pod(0, ended(0), None, "Succeeded"), pod(1, ended(0), None, "Succeeded")], {}),
         # Somebody has given the Job up.
         ([pod(0, ended(0), RUNS), pod(1, ended(0), RUNS)], {"deletionTimestamp": at(3)}),
-        ([pod(0, ended(0), RUNS), pod(1, ended(0), RUNS)], {"conditions": ("FailureTarget",)}),
+        # What failed beside one trainer has ended another.
+        ([pod(0, ended(0), DIED, "Failed"), pod(1, ended(75), DIED, "Failed")], FAILED),
+        ([pod(0, ended(0), DIED, "Failed"), pod(1, RUNS, RUNS)], FAILED),
+        ([pod(0, ended(0), DIED, "Failed")], FAILED),
     ],
 )
 def test_what_is_not_complete(pods: list[Raw], more: dict[str, Any]) -> None:
     assert not seen(*pods, **more).attempt.complete
+
+
+@pytest.mark.parametrize("conditions", [(), ("FailureTarget",), ("FailureTarget", "Failed")])
+@pytest.mark.parametrize(
+    ("other", "more"),
+    [
+        (pod(1, ended(0), DIED, "Failed"), {}),
+        (pod(1, ended(0), OVER, "Succeeded"), {}),
+        # It ended a moment ago, and its proxy may still end by itself.
+        (pod(1, ended(0, 1), RUNS), {"beside": ("proxy",)}),
+        # The Job controller ends it, too.
+        (pod(1, ended(0), RUNS, deletionTimestamp=at(2)), {"beside": ("proxy",)}),
+        (pod(1, ended(0), RUNS, deletionTimestamp=at(60)), {}),
+    ],
+)
+def test_trainers_that_are_done_complete_the_attempt_though_others_failed(
+    other: Raw, more: dict[str, Any], conditions: tuple[str, ...]
+) -> None:
+    """The batch Job has failed, or is about to, and is never complete."""
+    found = seen(pod(0, ended(0), DIED, "Failed"), other, conditions=conditions).attempt
+    assert found.complete
+    assert {each.phase for each in found.processes} == {ProcessPhase.SUCCEEDED}
+    assert (found.live, found.beside) == (False, more.get("beside", ()))
+
+
+def test_trainers_that_are_done_complete_the_attempt_though_it_was_evicted() -> None:
+    evicted = pod(0, ended(0), DIED, "Failed")
+    evicted["status"] |= {"reason": "Evicted", "message": "The node was low on resource: memory."}
+    found = seen(evicted, pod(1, ended(0), DIED, "Failed"), conditions=("Failed",)).attempt
+    assert found.complete
 
 
 def test_a_pod_that_is_over_is_done_beside_one_in_which_others_run_on() -> None:

@@ -187,10 +187,12 @@ def test_a_container_before_the_trainer_that_fails_is_named() -> None:
     assert verdict.patient
 
 
-def test_a_container_that_fails_after_the_trainer_is_named() -> None:
+def test_a_container_that_fails_after_the_trainer_and_ends_others_is_named() -> None:
     done = json.dumps(RESULT | {"exitCode": 0, "reason": "Finished", "message": "done"})
     containers = [PROXY_DIED, trainer(ended(0, message=done))]
-    gang = seen(make_job(("Failed",)), pod("Failed", containers=containers))
+    job = make_job(("Failed",), spec={"parallelism": 2})
+    rest = make_pod(1, "Failed", state=ended(143))
+    gang = seen(job, pod("Failed", containers=containers), rest)
     verdict = judge(gang, NOW)
     assert verdict is not None
     assert verdict.reason is Reason.CRASHED

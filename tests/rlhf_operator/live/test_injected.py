@@ -1,4 +1,4 @@
-"""Containers that the cluster injects into pods, and that run on when the trainer has ended."""
+"""Containers that the cluster injects into pods, and that do otherwise than the trainer."""
 
 from collections.abc import Callable
 
@@ -60,6 +60,28 @@ def test_trainers_that_are_done_end_the_stage_and_the_job_is_deleted(
         jobs.namespace, field_selector="involvedObject.name=proxied,reason=Finished"
     ).items
     assert [each.message for each in told] == [f"stage sft: done; {said}"]
+
+
+@pytest.mark.usefixtures("injected")
+@pytest.mark.parametrize("second", [1, None])
+def test_trainers_that_are_done_end_the_stage_though_what_is_beside_them_fails(
+    operator: OperatorProcess, jobs: Jobs, second: int | None
+) -> None:
+    """The second pod's proxy fails, too, or runs on until the Job controller ends it."""
+    policy = {"maxRestarts": 0}
+    jobs.create("failed", stages={"sft": stage(nodes=2, batchSize=32)}, runPolicy=policy)
+    jobs.run("failed", n=2)
+    jobs.reaches("failed", "Running")
+    first, other = jobs.pods("failed")
+    jobs.bind(other)
+    result = jobs.result("failed", "sft", 1, 0)
+    jobs.end_trainer(other, 0, result, PROXY, second)
+    jobs.end_trainer(first, 0, result, PROXY, 1)
+    found = jobs.reaches("failed", "Succeeded")
+    assert (found["restarts"], found["disruptions"]) == (0, 0)
+    assert found["artifact"]["digest"] == "sha256:" + "a" * 64
+    eventually(lambda: jobs.phase("failed") == "Succeeded")
+    assert jobs.stage("failed")["attempt"] == 1
 
 
 @pytest.mark.usefixtures("injected")
