@@ -1,4 +1,4 @@
-"""Twenty causes for which a job does not run, each brought about on a control plane.
+"""Causes for which a job does not run, each brought about on a control plane.
 
 What the API server, its admission and the controllers refuse is refused by them; the scheduler, the
 kubelet and the trainer are played. What is shown is what `docs/troubleshooting.md` tells of.
@@ -290,6 +290,31 @@ def image(scene: Scene) -> None:
     scene.create()
     scene.jobs.wait_for_pods(NAME)
     scene.jobs.wait(scene.jobs.pods(NAME)[0], "ErrImagePull", "manifest unknown")
+
+
+def secret_missing(scene: Scene) -> None:
+    scene.create(template={"envFrom": [{"secretRef": {"name": "hf-token"}}]})
+    scene.jobs.wait_for_pods(NAME)
+    reason = "CreateContainerConfigError"
+    scene.jobs.wait(scene.jobs.pods(NAME)[0], reason, 'secret "hf-token" not found')
+
+
+def not_started(scene: Scene) -> None:
+    scene.create()
+    scene.jobs.wait_for_pods(NAME)
+    message = "failed to generate container spec: failed to apply OCI options: no such device"
+    scene.jobs.wait(scene.jobs.pods(NAME)[0], "CreateContainerError", message)
+
+
+def sidecar_crashes(scene: Scene) -> None:
+    scene.create()
+    scene.jobs.wait_for_pods(NAME)
+    message = "back-off 20s restarting failed container=mesh-proxy"
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": message}}
+    mesh = {"name": "mesh-proxy", "image": "m:1", "imageID": "", "ready": False, "restartCount": 2}
+    body = {"status": {"initContainerStatuses": [mesh | {"state": waiting}]}}
+    pod = scene.jobs.pods(NAME)[0].metadata.name
+    scene.jobs.core.patch_namespaced_pod_status(pod, scene.jobs.namespace, body)
 
 
 def unschedulable(scene: Scene) -> None:

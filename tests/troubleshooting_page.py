@@ -32,7 +32,7 @@ $ kubectl -n NAMESPACE get rlhf JOB -o wide
 $ kubectl -n NAMESPACE describe rlhf JOB
 ```
 
-Below is what they show for twenty causes; the tests bring each about and compare. In a box stand
+Below is what they show for each cause; the tests bring each about and compare. In a box stand
 Phase and Reason of the first command, then the condition that tells of the cause, and its Event.
 An Event is told when a cause begins, and not again while it lasts. What is waited for is tried
 again by itself, after at most a minute, and no restart is counted for it. Where the cluster refuses
@@ -169,12 +169,41 @@ CAUSES = (
         "`kubectl describe pod` has the registry's words.",
     ),
     Cause(
+        "A Secret or ConfigMap is missing",
+        _RUNNING,
+        Reason.CONTAINER_CONFIG,
+        staged.secret_missing,
+        "`env` or `envFrom` of a container names a Secret, a ConfigMap or a key that is not in the "
+        "namespace. The kubelet looks for it again and again.",
+        "Create it, or correct the name in a new job.",
+    ),
+    Cause(
+        "A container cannot be made",
+        _RUNNING,
+        Reason.CONTAINER_NOT_STARTED,
+        staged.not_started,
+        "The node's runtime cannot make or start a container, in words of its own. The kubelet "
+        "tries again.",
+        "Correct in a new job what it names, or the node: a device, a runtime class, a mount.",
+    ),
+    Cause(
+        "A sidecar crashes",
+        _RUNNING,
+        Reason.CRASH_LOOP,
+        staged.sidecar_crashes,
+        "A container that was injected, and that is to run before the trainer, ends and is "
+        "started again and again.",
+        "`kubectl -n NAMESPACE logs POD -c CONTAINER --previous`; keep it out of training pods by "
+        "[labels or annotations](install.md#sidecars) of a new job.",
+    ),
+    Cause(
         "A pod cannot be scheduled",
         _RUNNING,
         Reason.UNSCHEDULABLE,
         staged.unschedulable,
-        "No node has room for a pod, or matches its selector, affinity and tolerations; the "
-        "scheduler's sentence counts nodes by cause.",
+        "No node has room for a pod, or matches its selector, affinity and tolerations. The "
+        "scheduler's causes are told without its counts of nodes, which "
+        "`kubectl describe pod` has.",
         "Add nodes, end what takes the room, or ask for less in a new job. Mind that a gang "
         "trains only when all of its pods run.",
     ),

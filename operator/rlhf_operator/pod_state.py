@@ -3,6 +3,7 @@
 Containers are found by name: others may be injected, before the trainer, beside it or to run first.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,6 +27,21 @@ _ON_THE_WAY = ("ContainerCreating", "PodInitializing")
 _START_FAILURES = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError")
 """Why a container ended that has never run."""
 _EVICTED = "Evicted"
+"""Of a pod that exceeded what it may take, or that a node under pressure never let run."""
+_CRASH_LOOP = "CrashLoopBackOff"
+_HINDRANCES = {
+    "CreateContainerConfigError": (
+        Reason.CONTAINER_CONFIG,
+        "create what is named, or correct env or envFrom in a new job",
+    ),
+    _CRASH_LOOP: (Reason.CRASH_LOOP, "see its log"),
+}
+"""Of why a container waits: our reason, and what to do about it."""
+_NOT_STARTED = (Reason.CONTAINER_NOT_STARTED, "correct spec.image, spec.template or the node")
+_BACK_OFF = re.compile(r"(?<=back-off )\d[\dhms.]*")
+"""How long the kubelet waits before its next try: longer each time."""
+_NODES = re.compile(r"0/\d+ nodes are available: (.+?)\.?(?: preemption: .*)?$")
+"""The scheduler's sentence about all nodes."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,9 @@ def told_of(pod: Raw, phase: ProcessPhase | None) -> Told:
         memory = "raise resources.limits.memory or lower batchSize"
         said = f"pod {name} exceeded its memory limit; {memory}"
         return Told(reason=Reason.OUT_OF_MEMORY, message=said)
-    if phase is ProcessPhase.FAILED and status.get("reason") == _EVICTED:
+    has_run = "running" in state or (ended and ended.get("reason") not in _START_FAILURES)
+    evicted = phase is ProcessPhase.FAILED and status.get("reason") == _EVICTED
+    if evicted and has_run and ended.get("exitCode") != 0:
         result = None
         with suppress(ContractVersionError):
             result = StageResult.from_message(ended.get("message") or "")
@@ -106,7 +124,9 @@ def _never_ran(pod: Raw) -> Told:
     """The pod has failed before its trainer could start: its node refused it, or another container
     that was to run first has failed."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
-    if (other := _failed_beside(status)) is not None:
+    other = _failed_beside(status)
+    # Who says why the pod has failed has ended that container, too.
+    if other is not None and not status.get("reason"):
         said = f"pod {name}: {other} before {TRAINER} could start"
         return Told(reason=Reason.START_ERROR, message=said, patient=True)
     why = ": ".join(each for each in (status.get("reason"), _line(status.get("message"))) if each)
@@ -141,16 +161,33 @@ def _waiting(pod: Raw) -> Told:
             said = f"pod {name}: {who}image {image} cannot be pulled; {remedy}"
             return Told(reason=Reason.IMAGE_PULL, message=said)
         if waiting.get("reason") and waiting["reason"] not in _ON_THE_WAY:
-            said = f"pod {name}: {who}{waiting['reason']}: {_line(waiting.get('message'))}"
-            return Told(reason=Reason.PODS_PENDING, message=said)
+            return _hindered(f"pod {name}: {who}", waiting)
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        said = (
-            f"pod {name} cannot be scheduled: {' '.join((scheduled.get('message') or '').split())}"
-        )
+        said = f"pod {name} cannot be scheduled: {_unsuited(scheduled.get('message'))}"
         return Told(reason=Reason.UNSCHEDULABLE, message=said)
     return Told()
+
+
+def _hindered(who: str, waiting: Raw) -> Told:
+    """What keeps a container waiting, in words that stay the same from try to try."""
+    why = waiting["reason"]
+    reason, remedy = _HINDRANCES.get(why, _NOT_STARTED)
+    # Of one that crashes the kubelet tells names and times alone.
+    text = "" if why == _CRASH_LOOP else _BACK_OFF.sub("...", _line(waiting.get("message")))
+    said = ": ".join(each for each in (why, text) if each)
+    return Told(reason=reason, message=f"{who}{said}; {remedy}")
+
+
+def _unsuited(message: str | None) -> str:
+    """The scheduler's causes without its counts of nodes, which come and go."""
+    text = " ".join((message or "").split())
+    found = _NODES.match(text)
+    if found is None:
+        return _line(text)
+    causes = {re.sub(r"^\d+ ", "", each) for each in re.split(r", (?=\d+ )", found[1])}
+    return f"no node is available: {', '.join(sorted(causes))}"
 
 
 def _others(status: Raw) -> Iterator[Raw]:

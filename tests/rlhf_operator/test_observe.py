@@ -207,7 +207,7 @@ def test_a_result_is_read_and_one_of_another_release_named() -> None:
                     }
                 },
             ),
-            Reason.PODS_PENDING,
+            Reason.CONTAINER_CONFIG,
             'secret "s" not found',
         ),
         (

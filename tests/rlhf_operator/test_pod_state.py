@@ -76,18 +76,66 @@ def test_a_container_that_cannot_start(reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "text"),
+    ("reason", "text", "told"),
     [
-        ("CreateContainerConfigError", 'secret "s" not found'),
-        ("RunContainerError", "context deadline exceeded"),
-        ("PreStartHookError", "unexpected"),
+        ("CreateContainerConfigError", 'secret "s" not found', Reason.CONTAINER_CONFIG),
+        ("CreateContainerError", "no command specified", Reason.CONTAINER_NOT_STARTED),
+        ("RunContainerError", "context deadline exceeded", Reason.CONTAINER_NOT_STARTED),
+        ("PreStartHookError", "unexpected", Reason.CONTAINER_NOT_STARTED),
     ],
 )
-def test_a_container_that_waits_says_what_for(reason: str, text: str) -> None:
+def test_a_container_that_waits_says_what_for(reason: str, text: str, told: Reason) -> None:
     waiting = {"waiting": {"reason": reason, "message": text}}
     found = one(pod("Pending", containers=[trainer(waiting)]))
-    assert (found.reason, found.ended) == (Reason.PODS_PENDING, False)
-    assert f"{reason}: {text}" in found.message
+    assert (found.reason, found.ended) == (told, False)
+    assert f"{reason}: {text}; " in found.message
+
+
+@pytest.mark.parametrize("reason", ["CrashLoopBackOff", "RunContainerError"])
+def test_the_pause_before_the_next_try_makes_no_other_words(reason: str) -> None:
+    said = set()
+    for pause in ("10s", "20s", "1m20s", "5m0s", "1h0m0.5s"):
+        message = f"back-off {pause} restarting failed container=mesh pod=demo-sft-3-0-x"
+        mesh = {"name": "mesh", "state": {"waiting": {"reason": reason, "message": message}}}
+        said.add(one(pod("Pending", initContainerStatuses=[mesh])).message)
+    (words,) = said
+    assert f"container mesh: {reason}" in words
+
+
+@pytest.mark.parametrize(
+    ("one_try", "another", "causes"),
+    [
+        (
+            "0/5 nodes are available: 3 Insufficient nvidia.com/gpu, 2 node(s) had untolerated "
+            "taint {team: a, b}. preemption: 0/5 nodes are available: 5 No preemption victims.",
+            "0/12 nodes are available: 1 node(s) had untolerated taint {team: a, b}, "
+            "11 Insufficient nvidia.com/gpu.",
+            "no node is available: Insufficient nvidia.com/gpu, "
+            "node(s) had untolerated taint {team: a, b}",
+        ),
+        (
+            'persistentvolumeclaim "runs" not found\n',
+            'persistentvolumeclaim "runs"  not found',
+            'persistentvolumeclaim "runs" not found',
+        ),
+    ],
+)
+def test_what_the_scheduler_counts_makes_no_other_words(
+    one_try: str, another: str, causes: str
+) -> None:
+    for message in (one_try, another):
+        found = pod("Pending")
+        found["status"]["conditions"] = [
+            {
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "Unschedulable",
+                "message": message,
+            }
+        ]
+        told = one(found)
+        assert told.reason is Reason.UNSCHEDULABLE
+        assert told.message == f"pod demo-sft-3-0-x cannot be scheduled: {causes}"
 
 
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing", None])
@@ -96,8 +144,31 @@ def test_a_container_on_its_way_says_nothing(reason: str | None) -> None:
     assert one(pod("Pending", containers=[trainer(waiting)])).reason is None
 
 
+@pytest.mark.parametrize(
+    ("message", "containers", "init"),
+    [
+        ("Pod The node had condition: [DiskPressure]. ", [], []),
+        ("The node was low on resource: memory.", [trainer({"waiting": {}})], []),
+        # Ended by whom the message is of.
+        ("The node was low on resource: memory.", [], [{"name": "m", "state": ended(137)}]),
+    ],
+)
+def test_a_node_under_pressure_that_does_not_let_a_pod_run_is_waited_for(
+    message: str, containers: list[Raw], init: list[Raw]
+) -> None:
+    more = {"initContainerStatuses": init} if init else {}
+    evicted = pod("Failed", containers=containers, reason="Evicted", message=message, **more)
+    verdict = judge(seen(make_job(("Failed",)), evicted), NOW)
+    assert verdict is not None
+    assert (verdict.reason, verdict.patient) == (Reason.POD_REJECTED, True)
+    assert f"was not let run by node-b: Evicted: {message.strip()}; free" in verdict.message
+
+
 def test_an_eviction_is_told_by_the_kubelet_and_not_by_who_was_stopped() -> None:
-    for containers in ([], [trainer(ended(75, message=json.dumps(RESULT)))]):
+    for containers in (
+        [trainer({"running": {}})],
+        [trainer(ended(75, message=json.dumps(RESULT)))],
+    ):
         said = 'Usage of EmptyDir volume "rlhf-tmp" exceeds the limit "1Gi".'
         evicted = pod("Failed", containers=containers, reason="Evicted", message=said)
         gang = seen(make_job(("Failed",)), evicted)
@@ -205,7 +276,7 @@ def test_a_container_beside_the_trainer_that_keeps_a_pod_waiting_is_named(kind: 
     running = trainer({"running": {}})
     pulls = PROXY_WAITS | {"state": {"waiting": {"reason": "ImagePullBackOff"}}}
     for other, reason, words in (
-        (PROXY_WAITS, Reason.PODS_PENDING, "container proxy: CrashLoopBackOff: back-off"),
+        (PROXY_WAITS, Reason.CRASH_LOOP, "container proxy: CrashLoopBackOff; see its log"),
         (pulls, Reason.IMAGE_PULL, "container proxy: image proxy:1 cannot be pulled"),
     ):
         beside = [other, running] if kind == "containerStatuses" else [running]

@@ -12,8 +12,8 @@ def test_the_page_is_made_from_what_is_shown() -> None:
     assert page(read(TEXT)) == TEXT, made
 
 
-def test_there_are_twenty_causes_in_words_of_the_vocabulary() -> None:
-    assert len({cause.title for cause in CAUSES}) == len(CAUSES) == 20
+def test_each_cause_is_told_in_words_of_the_vocabulary() -> None:
+    assert len({cause.title for cause in CAUSES}) == len(CAUSES) >= 20
     for title, shown in read(TEXT).items():
         if shown.condition is None or shown.event is None:
             assert (shown.phase, shown.reason, shown.event) == ("", "", None), title

@@ -33,6 +33,7 @@ from rlhf_operator.planning.failures import (
     last_checkpoint_step,
 )
 from rlhf_operator.planning.guardrails import broken_rules, rules_at_success, tells_rules
+from rlhf_operator.planning.hindrances import hindrance
 from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase, Refusal
 from rlhf_operator.planning.progress import progress_of, status_metrics
 from rlhf_operator.planning.rows import rows_told
@@ -203,13 +204,8 @@ def _started(stage: StageStatus, attempt: ObservedAttempt, now: datetime) -> Sta
             reason=Reason.PODS_READY,
             message=f"attempt {attempt.attempt} runs",
         )
-    held = next((p for p in attempt.processes if p.reason is not None and not p.ended), None)
-    return _changed(
-        stage,
-        reason=held.reason if held is not None else Reason.PODS_PENDING,
-        message=(held.message if held is not None else "")
-        or f"attempt {attempt.attempt} waits until all of its processes run",
-    )
+    reason, message = hindrance(stage, attempt)
+    return _changed(stage, reason=reason, message=message)
 
 
 def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) -> StageStatus:

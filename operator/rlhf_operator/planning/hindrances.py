@@ -1,0 +1,34 @@
+"""What keeps a stage's attempt from running, told in words that last as long as the cause does.
+
+Called by `stages` while an attempt starts. Pure; conditions and Events repeat what is told here.
+"""
+
+import re
+
+from rlhf_api.names import Reason
+from rlhf_api.v1alpha1 import StageStatus
+from rlhf_operator.planning.observed import ObservedAttempt
+
+_POD = re.compile(r"^pod \S+")
+
+
+def hindrance(stage: StageStatus, attempt: ObservedAttempt) -> tuple[Reason | str, str]:
+    """Reason and sentence of an attempt that does not run yet.
+
+    Args:
+        stage: as it was; a cause that is told is not told anew of another pod.
+        attempt: the current one.
+    """
+    held = next((p for p in attempt.processes if p.reason is not None and not p.ended), None)
+    if held is None or held.reason is None:
+        if stage.reason is Reason.CRASH_LOOP:
+            # For a moment it runs, or has just ended, between two tries.
+            return Reason.CRASH_LOOP, stage.message or ""
+        return (
+            Reason.PODS_PENDING,
+            f"attempt {attempt.attempt} waits until all of its processes run",
+        )
+    told = stage.message or ""
+    if stage.reason is held.reason and _POD.sub("", told) == _POD.sub("", held.message):
+        return held.reason, told
+    return held.reason, held.message or f"attempt {attempt.attempt} waits"
