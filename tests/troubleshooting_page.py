@@ -210,7 +210,7 @@ CAUSES = (
     Cause(
         "A node is lost",
         _RUNNING,
-        Reason.DISRUPTED,
+        Reason.NODE_LOST,
         staged.node_lost,
         "A node has not answered for half a minute. Its pods are not waited for: the gang starts "
         "anew from the last checkpoint, "
@@ -222,7 +222,7 @@ CAUSES = (
     Cause(
         "A node is drained",
         _RUNNING,
-        Reason.DISRUPTED,
+        Reason.DRAINED,
         staged.drained,
         "Somebody, or an autoscaler, evicts the pod. It saves a checkpoint in its grace period, "
         "and the gang starts anew from there.",
@@ -232,7 +232,7 @@ CAUSES = (
     Cause(
         "A pod is preempted",
         _RUNNING,
-        Reason.DISRUPTED,
+        Reason.PREEMPTED,
         staged.preempted,
         "A pod of higher priority takes the room. The pod saves a checkpoint, and the gang starts"
         " anew where there is room.",

@@ -255,6 +255,12 @@ class Reason(StrEnum):
     START_ERROR = "StartError"
     CRASHED = "Crashed"
     DISRUPTED = "Disrupted"
+    NODE_LOST = "NodeLost"
+    NODE_PRESSURE = "NodePressure"
+    NODE_SHUTDOWN = "NodeShutdown"
+    DRAINED = "Drained"
+    PREEMPTED = "Preempted"
+    JOB_SUSPENDED = "JobSuspended"
     PEER_LOST = "PeerLost"
     STOPPED = "Stopped"
     SERVICE_UNAVAILABLE = "ServiceUnavailable"
@@ -292,6 +298,20 @@ REFUSALS = frozenset(
 )
 """Why the cluster does not let a valid child, or a pod of one, be made: waited for, and counted by
 no deadline but `runPolicy.pendingDeadlineSeconds`."""
+
+DISRUPTIONS = frozenset(
+    {
+        Reason.DISRUPTED,
+        Reason.NODE_LOST,
+        Reason.NODE_PRESSURE,
+        Reason.NODE_SHUTDOWN,
+        Reason.DRAINED,
+        Reason.PREEMPTED,
+        Reason.JOB_SUSPENDED,
+        Reason.EVICTED,
+    }
+)
+"""Why the platform, and not the trainer, has ended an attempt."""
 
 REASON_OF_EXIT_CODE: dict[int, Reason] = {
     ExitCode.GUARDRAIL: Reason.GUARDRAIL,

@@ -7,7 +7,7 @@ import importlib.metadata
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from rlhf_api.names import OPERATOR_NAME, Phase, Reason, StageName
+from rlhf_api.names import DISRUPTIONS, OPERATOR_NAME, Phase, Reason, StageName
 
 PREFIX = "rlhf_operator_"
 
@@ -75,12 +75,14 @@ BUILD_INFO = Gauge(f"{PREFIX}build_info", "Version of the operator; always 1.", 
 RESTART_REASONS = (
     Reason.ARTIFACT_INVALID,
     Reason.CRASHED,
-    Reason.DISRUPTED,
+    *sorted(DISRUPTIONS),
     Reason.IO_ERROR,
     Reason.OUT_OF_MEMORY,
     Reason.PEER_LOST,
+    Reason.POD_REJECTED,
     Reason.PROGRESS_DEADLINE_EXCEEDED,
     Reason.SERVICE_UNAVAILABLE,
+    Reason.START_ERROR,
     Reason.STOPPED,
 )
 """Why stages are restarted at a cost; every other reason ends them or costs nothing."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1.status import MAX_COUNT
+from rlhf_operator.disruptions import REASONS_OF_EVENTS, disruption_reason
 from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, number
 from rlhf_operator.injected import as_trainers_ended, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
@@ -21,8 +22,6 @@ NODE_SILENCE = timedelta(seconds=30)
 """How long a pod may be not ready though its containers run, or exceed its grace period."""
 
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC)
-_DISRUPTIONS = ("Preempted", "TaintManagerEviction", "Evicted", "NodeNotReady", "NodeShutdown")
-"""Reasons of Events about a pod that the platform ended."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None
     """
     own = [each for each in events if _is_about_pod_of(job_name, each)]
     own.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
-    disruptions = [each for each in own if each.get("reason") in _DISRUPTIONS]
+    disruptions = [each for each in own if each.get("reason") in REASONS_OF_EVENTS]
     warnings = [each for each in own if each.get("type") == "Warning"]
     if not (disruptions or warnings):
         return None
@@ -106,6 +105,7 @@ def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None
         name=pod,
         phase=ProcessPhase.FAILED,
         finished_at=_time(told.get("lastTimestamp") or told.get("eventTime")),
+        reason=REASONS_OF_EVENTS.get(reason),
         message=f"pod {pod} is gone; its last Event: {reason}: {told.get('message', '')}",
         disrupted=bool(disruptions),
     )
@@ -193,7 +193,9 @@ def _suspended(metadata: Raw, *, failed: bool) -> ObservedProcess:
     name = metadata["name"]
     if failed:
         phase, message = ProcessPhase.FAILED, f"Job {name} was suspended from outside"
-        return ObservedProcess(name, -1, phase, disrupted=True, message=message)
+        return ObservedProcess(
+            name, -1, phase, reason=Reason.JOB_SUSPENDED, disrupted=True, message=message
+        )
     queue = (metadata.get("labels") or {}).get(Label.QUEUE, "(none)")
     message = f"Job {name} waits in queue {queue}"
     return ObservedProcess(name, -1, reason=Reason.QUEUED, message=message)
@@ -213,10 +215,11 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
     silent = quiet_since is not None and now - quiet_since >= NODE_SILENCE
     silent_since = quiet_since if silent else None
     target = conditions.get("DisruptionTarget") or {}
-    disrupted = silent or target.get("status") == "True"
+    unready = _is_unready(state, conditions)
+    disruption = disruption_reason(status, target, unready=unready, silent=silent)
     told = told_of(pod, phase)
     message = told.message
-    if disrupted:
+    if disruption is not None:
         node = (pod.get("spec") or {}).get("nodeName", "its node")
         why = target.get("message") or f"{node} does not answer"
         message = f"pod {metadata['name']} was disrupted: {why}"
@@ -228,10 +231,10 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
         exit_code=ended.get("exitCode"),
         finished_at=_finished_at(ended, now) or silent_since,
         result=told.result,
-        reason=told.reason,
+        reason=disruption or told.reason,
         message=message,
         patient=told.patient,
-        disrupted=disrupted,
+        disrupted=disruption is not None,
         lost=silent,
         terminating=deleting or deleted_at is not None,
     )
@@ -245,12 +248,16 @@ def _quiet_since(pod: Raw, state: Raw, conditions: Raw) -> datetime | None:
     A pod is not ready though its containers are, or is there beyond its grace period. Who finds a
     node silent turns Ready alone; a kubelet whose container is not ready turns both.
     """
-    ready, containers = conditions.get("Ready") or {}, conditions.get("ContainersReady") or {}
-    since = _time(ready.get("lastTransitionTime"))
-    unready = ready.get("status") == "False" and "running" in state
-    unready = unready and containers.get("status") != "False"
+    since = _time((conditions.get("Ready") or {}).get("lastTransitionTime"))
+    unready = _is_unready(state, conditions)
     times = [_time(pod["metadata"].get("deletionTimestamp")), since if unready else None]
     return min((time for time in times if time is not None), default=None)
+
+
+def _is_unready(state: Raw, conditions: Raw) -> bool:
+    ready, containers = conditions.get("Ready") or {}, conditions.get("ContainersReady") or {}
+    unready = ready.get("status") == "False" and "running" in state
+    return unready and containers.get("status") != "False"
 
 
 def pod_index(pod: Raw) -> int:

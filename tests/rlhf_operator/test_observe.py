@@ -152,7 +152,7 @@ def test_a_lost_pod_beside_one_that_hangs_is_judged() -> None:
     silent = make_pod(1, conditions=[ready(False, since=41)])
     verdict = judge(seen(make_job(), make_pod(0), silent), NOW)
     assert verdict is not None
-    assert verdict.reason is Reason.DISRUPTED
+    assert verdict.reason is Reason.NODE_LOST
 
 
 def test_a_disruption_is_told_by_whoever_caused_it() -> None:
@@ -241,7 +241,7 @@ def test_kueue_holds_a_job_back_or_preempts_it() -> None:
     preempted = seen(make_job(("Failed",), spec={"suspend": True}))
     verdict = judge(preempted, NOW)
     assert verdict is not None
-    assert verdict.reason is Reason.DISRUPTED
+    assert verdict.reason is Reason.JOB_SUSPENDED
 
 
 def test_pods_that_cannot_be_made_are_told_without_their_names() -> None:

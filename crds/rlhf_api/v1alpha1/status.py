@@ -170,6 +170,8 @@ class StageStatus(StatusModel):
     disruption: Message | None = None
     """How the current attempt was disrupted, by preemption, a drain or a lost node, as it was first
     seen."""
+    disruption_reason: Annotated[Reason | str, _KNOWN_FIRST, _Word] | None = None
+    """The same in one word; none where disruption is none."""
     artifact: StageArtifact | None = None
     """What the stage left."""
     reason: Annotated[Reason | str, _KNOWN_FIRST, _Word] | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rlhf_api.names import (
+    DISRUPTIONS,
     REASON_OF_EXIT_CODE,
     ExitCode,
     FailureClass,
@@ -93,12 +94,13 @@ def gang_wait_end(attempt: ObservedAttempt) -> datetime | None:
     return min(times) + GANG_WAIT if times and attempt.live else None
 
 
-def disruption_of(attempt: ObservedAttempt) -> str | None:
-    """How the platform says that it ended, or is about to end, something of the attempt."""
+def disruption_of(attempt: ObservedAttempt) -> tuple[Reason, str] | None:
+    """Why and how the platform says that it ended, or is about to end, something of the attempt."""
     disrupted = [process for process in attempt.processes if process.disrupted]
     if not disrupted:
         return None
-    return _message_of(min(disrupted, key=lambda process: process.index))
+    first = min(disrupted, key=lambda process: process.index)
+    return _reason_of(first), _message_of(first)
 
 
 def made_progress(attempt: ObservedAttempt, written: StageStatus | None = None) -> bool:
@@ -189,7 +191,7 @@ def _disrupted(attempt: ObservedAttempt, written: StageStatus, message: str) -> 
     """The verdict on an attempt that was disrupted by what is not there any more."""
     return Verdict(
         failure=FailureClass.DISRUPTED,
-        reason=Reason.DISRUPTED,
+        reason=_of_disruptions(written.disruption_reason),
         message=message,
         final=False,
         counted=not made_progress(attempt, written),
@@ -198,12 +200,17 @@ def _disrupted(attempt: ObservedAttempt, written: StageStatus, message: str) -> 
 
 def _reason_of(process: ObservedProcess) -> Reason:
     if process.disrupted:
-        return Reason.DISRUPTED
+        return _of_disruptions(process.reason)
     if process.reason is not None:
         return process.reason
     if process.result is not None:
         return process.result.reason
     return REASON_OF_EXIT_CODE.get(process.exit_code or 0, Reason.CRASHED)
+
+
+def _of_disruptions(reason: Reason | str | None) -> Reason:
+    # Of a release that knows more causes, or of the local runner, which knows none.
+    return Reason(reason) if reason in DISRUPTIONS else Reason.DISRUPTED
 
 
 def _message_of(process: ObservedProcess) -> str:

@@ -19,7 +19,9 @@ def hindrance(stage: StageStatus, attempt: ObservedAttempt) -> tuple[Reason | st
         stage: as it was; a cause that is told is not told anew of another pod.
         attempt: the current one.
     """
-    held = next((p for p in attempt.processes if p.reason is not None and not p.ended), None)
+    # What is disrupted is about to end, and tells why then.
+    waiting = (p for p in attempt.processes if not (p.ended or p.disrupted))
+    held = next((p for p in waiting if p.reason is not None), None)
     if held is None or held.reason is None:
         if stage.reason is Reason.CRASH_LOOP:
             # For a moment it runs, or has just ended, between two tries.

@@ -113,6 +113,7 @@ def begin(stage: StageStatus, config_digest: str, now: datetime) -> StageStatus:
         retry_time=None,
         config_digest=config_digest,
         disruption=None,
+        disruption_reason=None,
         progress=progress,
         reason=Reason.CREATED,
         message=f"attempt {attempt} is being started",
@@ -164,10 +165,10 @@ def _settle(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> 
     stage = _with_progress(stage, attempt, case.now)
     if attempt.ready and not attempt.failed and disruption_of(attempt) is None:
         # The whole gang runs: whoever was about to end something has thought better of it.
-        stage = _changed(stage, disruption=None)
-    elif stage.disruption is None:
+        stage = _changed(stage, disruption=None, disruption_reason=None)
+    elif stage.disruption is None and (found := disruption_of(attempt)) is not None:
         # The pod that shows it may be gone a moment later.
-        stage = _changed(stage, disruption=disruption_of(attempt))
+        stage = _changed(stage, disruption_reason=found[0], disruption=found[1])
     verdict = judge(attempt, case.now, stage)
     if verdict is not None and verdict.failure is FailureClass.GUARDRAIL:
         stage = _changed(stage, guardrail_attempt=attempt.attempt)

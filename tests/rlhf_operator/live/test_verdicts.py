@@ -105,7 +105,7 @@ def test_a_new_leader_judges_by_what_status_knows(jobs: Jobs, tmp_path: Path) ->
                 found = jobs.reaches(name, "Running", attempt=2)
                 assert (found["restarts"], found["disruptions"]) == counts, name
             assert ("Warning", "OutOfMemory") in jobs.events("deep")
-            assert ("Warning", "Disrupted") in jobs.events("lost")
+            assert ("Warning", "NodeLost") in jobs.events("lost")
 
 
 def test_rank_0_may_be_gone_while_the_others_save(jobs: Jobs, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_disruption_is_remembered_when_its_pod_is_gone(jobs: Jobs, tmp_path: P
         jobs.run("drained", attempt=2)
         found = jobs.reaches("drained", "Running", attempt=2)
         assert (found["restarts"], found["disruptions"]) == (0, 1)
-        assert ("Warning", "Disrupted") in jobs.events("drained")
+        assert ("Warning", "Preempted") in jobs.events("drained")
 
 
 def test_what_became_of_pods_that_nobody_saw_is_read_from_events_once(
@@ -172,7 +172,7 @@ def test_what_became_of_pods_that_nobody_saw_is_read_from_events_once(
         jobs.run("unseen", attempt=2)
         found = jobs.reaches("unseen", "Running", attempt=2)
         assert (found["restarts"], found["disruptions"]) == (1, 0)  # no checkpoint had grown
-        assert ("Warning", "Disrupted") in jobs.events("unseen")
+        assert ("Warning", "Drained") in jobs.events("unseen")
     asked = [each for each in requests()[before:] if each.startswith("list events")]
     assert len(asked) == 1, asked
     assert "involvedObject.kind%3DPod" in asked[0]

@@ -1,0 +1,53 @@
+"""Which cause a disruption has, by what the platform says of the pod that it ended. Pure.
+
+Called by `observe`. Each cause has a reason of its own; `Disrupted` is left for what is none of
+them.
+"""
+
+from typing import Any
+
+from rlhf_api.names import Reason
+
+Raw = dict[str, Any]
+
+_OF_TARGET = {
+    "PreemptionByScheduler": Reason.PREEMPTED,
+    "EvictionByEvictionAPI": Reason.DRAINED,
+    "DeletionByTaintManager": Reason.DRAINED,
+    "DeletionByPodGC": Reason.NODE_LOST,
+}
+"""Of the reasons of a pod's condition DisruptionTarget."""
+_BY_KUBELET = "TerminationByKubelet"
+_BY_TAINT = "DeletionByTaintManager"
+_UNDER_PRESSURE = "Evicted"
+"""Reason of a pod that the kubelet has ended for the sake of its node's memory or disk."""
+
+REASONS_OF_EVENTS = {
+    "Preempted": Reason.PREEMPTED,
+    "TaintManagerEviction": Reason.DRAINED,
+    "Evicted": Reason.EVICTED,
+    "NodeNotReady": Reason.NODE_LOST,
+    "NodeShutdown": Reason.NODE_SHUTDOWN,
+}
+"""Of the Events about a pod that the platform ended."""
+
+
+def disruption_reason(status: Raw, target: Raw, *, unready: bool, silent: bool) -> Reason | None:
+    """Why a pod was, or is about to be, ended; None if it is not.
+
+    Args:
+        status: of the pod.
+        target: its condition DisruptionTarget; empty if it has none.
+        unready: whether it is not ready though its containers are, as on a node that is silent.
+        silent: whether its node has not answered for too long.
+    """
+    if target.get("status") != "True":
+        return Reason.NODE_LOST if silent else None
+    why = target.get("reason")
+    if why == _BY_KUBELET:
+        pressed = status.get("reason") == _UNDER_PRESSURE
+        return Reason.NODE_PRESSURE if pressed else Reason.NODE_SHUTDOWN
+    if why == _BY_TAINT and unready:
+        # The taint is that of a node which does not answer.
+        return Reason.NODE_LOST
+    return _OF_TARGET.get(str(why), Reason.DISRUPTED)

@@ -1,0 +1,103 @@
+"""Each cause of a disruption has a reason of its own, wherever it is seen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from raw_gangs import NOW, Raw, at, ended, make_job, make_pod, ready, seen
+
+from rlhf_api.names import DISRUPTIONS, Reason
+from rlhf_operator.observe import vanished_pod
+from rlhf_operator.planning.failures import judge
+from rlhf_operator.planning.observed import ProcessPhase
+
+MakeTrial = Callable[..., Any]
+
+
+def ending(why: str, *, since: float | None = None, **status: Any) -> Raw:
+    """A pod that somebody ends; it has not been ready for `since` seconds."""
+    target = {"type": "DisruptionTarget", "status": "True", "reason": why, "message": "as told"}
+    conditions = [target, ready(since is None, since or 90)]
+    found = make_pod(conditions=conditions)
+    found["status"] |= status
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason"),
+    [
+        (ending("PreemptionByScheduler"), Reason.PREEMPTED),
+        (ending("EvictionByEvictionAPI"), Reason.DRAINED),
+        (ending("EvictionByEvictionAPI", since=90), Reason.DRAINED),
+        (ending("DeletionByTaintManager"), Reason.DRAINED),
+        # Of a node that is found silent by others first.
+        (ending("DeletionByTaintManager", since=20), Reason.NODE_LOST),
+        (ending("DeletionByPodGC"), Reason.NODE_LOST),
+        (ending("TerminationByKubelet", reason="Evicted"), Reason.NODE_PRESSURE),
+        (ending("TerminationByKubelet", reason="Terminated"), Reason.NODE_SHUTDOWN),
+        (ending("InventedLater"), Reason.DISRUPTED),
+        (make_pod(conditions=[ready(False, since=40)]), Reason.NODE_LOST),
+    ],
+)
+def test_a_pod_that_is_ended_says_why(pod: Raw, reason: Reason) -> None:
+    (process,) = seen(make_job(), pod).processes
+    assert (process.disrupted, process.reason) == (True, reason)
+    if reason is Reason.NODE_LOST:
+        # Nobody is there to tell how it ends.
+        return
+    pod["status"] |= {"phase": "Failed"}
+    pod["status"]["containerStatuses"][1]["state"] = ended(137)
+    verdict = judge(seen(make_job(("Failed",)), pod), NOW)
+    assert verdict is not None
+    assert verdict.reason is reason
+    assert verdict.reason in DISRUPTIONS
+    assert "was disrupted: as told" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ("Preempted", Reason.PREEMPTED),
+        ("TaintManagerEviction", Reason.DRAINED),
+        ("NodeNotReady", Reason.NODE_LOST),
+        ("Evicted", Reason.EVICTED),
+    ],
+)
+def test_the_events_of_a_pod_that_is_gone_say_why(told: str, reason: Reason) -> None:
+    about = {"kind": "Pod", "name": "demo-sft-3-0-x7k2p"}
+    event = {"involvedObject": about, "reason": told, "lastTimestamp": at(3), "type": "Normal"}
+    found = vanished_pod("demo-sft-3", [event])
+    assert found is not None
+    assert (found.disrupted, found.reason) == (True, reason)
+
+
+@pytest.mark.parametrize("reason", [Reason.PREEMPTED, Reason.NODE_LOST, None])
+def test_the_reason_is_remembered_when_the_pod_is_gone(
+    trial: MakeTrial, reason: Reason | None
+) -> None:
+    t = trial().running("sft")
+    process = t.process("sft", disrupted=True, reason=reason, message="as told")
+    t.put("sft", processes=(process,))
+    t.look(1)
+    told = reason or Reason.DISRUPTED
+    assert (t.stage("sft").disruption_reason, t.stage("sft").disruption) == (told, "as told")
+    t.put("sft", processes=(), failed=True, confirmed=True)
+    t.look(1)
+    assert (t.stage("sft").state, t.stage("sft").reason) == ("Restarting", told)
+    assert t.condition("Running").reason == told
+    assert [(each.type, each.reason) for each in t.last.events] == [("Warning", told)]
+    t.look(60)
+    assert t.stage("sft").attempt == 2
+    assert (t.stage("sft").disruption_reason, t.stage("sft").disruption) == (None, None)
+
+
+def test_what_is_about_to_end_keeps_no_attempt_from_running(trial: MakeTrial) -> None:
+    t = trial()
+    t.look()
+    process = t.process(
+        "sft", phase=ProcessPhase.PENDING, disrupted=True, reason=Reason.PREEMPTED, message="m"
+    )
+    t.put("sft", processes=(process,))
+    t.look(1)
+    assert t.stage("sft").reason is Reason.PODS_PENDING
+    assert t.last.events == ()
