@@ -43,7 +43,10 @@ A stage that has run and is to be restarted shows the reason until its next atte
 second after a disruption, and longer with each failure. Later its Events tell of it, and the counts
 `restarts` and `disruptions` in `status.stages`. The pods of the newest
 `runPolicy.keepFailedAttempts` failed attempts of a stage stay for their logs:
-`kubectl -n NAMESPACE logs -l rlhf.dev/job=JOB --prefix --tail=-1`.
+`kubectl -n NAMESPACE logs -l rlhf.dev/job=JOB --prefix --tail=-1`. The logs of pods that had to be
+ended are lost, as no cluster keeps those of a pod that was deleted: of an attempt that hangs
+(`ProgressDeadlineExceeded`) or exceeds a deadline, is suspended, or in which a sidecar runs on. The
+Event says so. Where that is not enough, collect logs outside of the pods.
 
 Exit codes of the trainer: [exit-codes.md](exit-codes.md). Alerts: [runbook.md](runbook.md).
 

@@ -71,7 +71,9 @@ class RunPolicy(Contract):
     """Seconds after its end when the job is deleted; never when left out."""
     keep_failed_attempts: int = Field(2, ge=0, le=1000)
     """Failed attempts of a stage whose Job, pods and ConfigMap are kept for their logs, the newest
-    ones, while older ones are removed; rlhf run keeps the folders of all."""
+    ones, while older ones are removed, and one that has to be ended goes with its logs at once: it
+    hangs, exceeds a deadline, is suspended, or an injected container runs on in it; rlhf run keeps
+    the folders of all."""
 
 
 def _cel_number(stage: StageName, field: str, otherwise: str) -> str:

@@ -21,6 +21,7 @@ from rlhf_api.v1alpha1 import (
     StageStatuses,
     stage_order,
 )
+from rlhf_operator.planning.beside import of_deletion
 from rlhf_operator.planning.clocks import (
     idle_seconds,
     is_past,
@@ -256,7 +257,9 @@ def _absorbed(
     message = f"the job took longer than runPolicy.activeDeadlineSeconds ({limit}); raise it"
     begun = [name for name in unfinished if stages[name].state is not StageState.WAITING]
     for name in begun or unfinished[:1]:
-        stages[name] = fail(stages[name], Reason.DEADLINE_EXCEEDED, message, now)
+        found = observed.find(name, stages[name].attempt)
+        told = message + of_deletion(found, "it would run on")
+        stages[name] = fail(stages[name], Reason.DEADLINE_EXCEEDED, told, now)
     return status, stages
 
 

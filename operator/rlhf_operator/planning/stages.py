@@ -17,7 +17,7 @@ from typing import Any
 from rlhf_api.names import FailureClass, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RunPolicy, StageArtifact, StageResult, StageStatus
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
-from rlhf_operator.planning.beside import with_beside
+from rlhf_operator.planning.beside import of_deletion, with_beside, without_log
 from rlhf_operator.planning.clocks import (
     idle_seconds,
     is_held,
@@ -349,7 +349,7 @@ def _within_deadlines(
     if is_past(stage.start_time, policy.stage_deadline_seconds, now, idle):
         message = (
             f"took longer than runPolicy.stageDeadlineSeconds ({policy.stage_deadline_seconds}); "
-            "raise it"
+            f"raise it{of_deletion(attempt, 'it would run on')}"
         )
         return fail(stage, Reason.DEADLINE_EXCEEDED, message, now)
     starting, running = (stage.state is s for s in (StageState.STARTING, StageState.RUNNING))
@@ -357,7 +357,7 @@ def _within_deadlines(
     if pending and is_past(pending_since(stage), policy.pending_deadline_seconds, now):
         message = (
             f"attempt {stage.attempt} did not run within runPolicy.pendingDeadlineSeconds "
-            f"({policy.pending_deadline_seconds}): {stage.message}"
+            f"({policy.pending_deadline_seconds}): {without_log(stage.message)}"
         )
         return fail(stage, Reason.PENDING_DEADLINE_EXCEEDED, message, now)
     if running and is_past(stage.last_progress_time, policy.progress_deadline_seconds, now):
@@ -366,7 +366,7 @@ def _within_deadlines(
             state=StageState.STOPPING,
             reason=Reason.PROGRESS_DEADLINE_EXCEEDED,
             message=f"no further step within runPolicy.progressDeadlineSeconds "
-            f"({policy.progress_deadline_seconds})",
+            f"({policy.progress_deadline_seconds})" + of_deletion(attempt, "it would hang on"),
         )
     return stage
 

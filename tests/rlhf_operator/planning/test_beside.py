@@ -49,6 +49,22 @@ def test_the_verdict_is_written_before_the_attempt_is_deleted(trial: MakeTrial) 
     assert t.last.events == ()
 
 
+@pytest.mark.parametrize(
+    ("message", "code"), [("", 1), ("container mesh ended with exit code 1 (see its log)", 1)]
+)
+def test_nobody_is_sent_to_a_log_that_is_about_to_go(
+    trial: MakeTrial, message: str, code: int
+) -> None:
+    t = trial(runPolicy={"maxRestarts": 0}).running("sft")
+    t.end("sft")
+    leave(t, "sft", result=None, exit_code=code, message=message)
+    t.put("sft", failed=False)
+    t.look(1)
+    assert t.stage("sft").message.endswith(SAID)
+    assert "see its log" not in t.stage("sft").message
+    assert f"exit code {code}" in t.stage("sft").message
+
+
 def test_the_last_stage_ends_the_job_and_is_deleted_all_the_same(trial: MakeTrial) -> None:
     t = trial(stages={"sft": {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///d"}}})
     t.running("sft")

@@ -49,7 +49,9 @@ def test_deadlines_stop_what_runs_and_then_fail(
     t.end("sft", 75)
     t.look(5)
     assert t.condition("Failed").reason is reason
-    assert field in t.condition("Failed").message
+    lost = "; attempt 1 is deleted, and its logs with it, since it would run on"
+    assert t.stage("sft").message.endswith(f"{field}; raise it{lost}")
+    assert t.stage("sft").message in t.condition("Failed").message
 
 
 def test_the_job_deadline_also_ends_the_wait_for_a_restart(trial: MakeTrial) -> None:
@@ -60,6 +62,7 @@ def test_the_job_deadline_also_ends_the_wait_for_a_restart(trial: MakeTrial) -> 
     assert t.stage("sft").state == "Restarting"
     t.look(1)
     assert t.condition("Failed").reason is Reason.DEADLINE_EXCEEDED
+    assert "deleted" not in t.condition("Failed").message, "it keeps its logs"
 
 
 def test_the_pending_deadline(trial: MakeTrial) -> None:
@@ -83,6 +86,10 @@ def test_a_gang_that_hangs_is_restarted_and_the_restart_counted(trial: MakeTrial
     assert t.stage("sft").state == "Running"
     t.look(1)
     assert (t.stage("sft").state, t.stops()) == ("Stopping", [("sft", 1)])
+    lost = "; attempt 1 is deleted, and its logs with it, since it would hang on"
+    (event,) = t.last.events
+    assert event.message == f"stage sft: {t.stage('sft').message}"
+    assert event.message.endswith(f"progressDeadlineSeconds (60){lost}")
     t.end("sft", 75)
     t.look()
     assert (t.stage("sft").state, t.stage("sft").restarts) == ("Restarting", 1)
