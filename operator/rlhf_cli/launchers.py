@@ -223,6 +223,7 @@ class Launchers:
             failed=process.phase is ProcessPhase.FAILED,
             checkpoint_step=launcher.checkpoint_step,
             progress=launcher.events.read(),
+            leaves_logs=True,
         )
 
 

@@ -17,13 +17,13 @@ _ADVICE = re.compile(r"; see its log\b| \(see its log\)")
 
 
 def of_deletion(attempt: ObservedAttempt | None, why: str) -> str:
-    """The clause that tells of an attempt which is deleted; empty where nothing of it is left.
+    """The clause that tells of an attempt which is deleted; empty where its logs stay.
 
     Args:
         attempt: the attempt; None if it is not there.
         why: what it, or something of it, would do otherwise.
     """
-    if attempt is None or not attempt.occupied:
+    if attempt is None or attempt.leaves_logs or not attempt.occupied:
         return ""
     return f"; attempt {attempt.attempt} is deleted, and its logs with it, since {why}"
 

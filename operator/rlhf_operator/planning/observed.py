@@ -131,6 +131,7 @@ class ObservedAttempt:
             until then a process that is not there may just not be seen yet.
         over: whether it was given up and none of its processes runs any more, whatever they show.
         deleting: whether it is being deleted, and is gone as soon as its processes are.
+        leaves_logs: whether its logs stay when it has to be ended, as files do and pods do not.
     """
 
     stage: StageName
@@ -148,6 +149,7 @@ class ObservedAttempt:
     confirmed: bool = True
     over: bool = False
     deleting: bool = False
+    leaves_logs: bool = False
 
     @property
     def live(self) -> bool:

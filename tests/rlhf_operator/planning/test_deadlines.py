@@ -54,6 +54,15 @@ def test_deadlines_stop_what_runs_and_then_fail(
     assert t.stage("sft").message in t.condition("Failed").message
 
 
+@pytest.mark.parametrize("limit", ["stageDeadlineSeconds", "progressDeadlineSeconds"])
+def test_who_keeps_logs_in_files_is_told_nothing_of_their_end(trial: MakeTrial, limit: str) -> None:
+    t = trial(runPolicy={limit: 50}).running("sft")
+    t.put("sft", leaves_logs=True)
+    t.look(60)
+    assert limit in t.stage("sft").message
+    assert "logs" not in t.stage("sft").message
+
+
 def test_the_job_deadline_also_ends_the_wait_for_a_restart(trial: MakeTrial) -> None:
     t = trial(runPolicy={"activeDeadlineSeconds": 50}).running("sft")
     t.look(47)
