@@ -4,7 +4,8 @@ Read when a model is opened, before any weights; `load.save_model` writes it bes
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,15 +115,59 @@ def _sampling(values: dict[str, Any]) -> dict[str, Any]:
     """The values as they can be written again.
 
     Raises:
-        ValueError, TypeError: they contradict each other.
+        ValueError, TypeError: one is none of its kind, or they contradict each other.
     """
+    if values.get("do_sample") is False:
+        # Who takes the likeliest token reads none of these, and transformers refuses to write them.
+        values = {name: value for name, value in values.items() if name not in _OF_SAMPLING}
+    for name, (fits, wanted) in _RANGES.items():
+        if (value := values.get(name)) is not None and not fits(value):
+            raise ValueError(f"{name} is {value!r}, and not {wanted}")
     try:
         GenerationConfig(**values).validate(strict=True)
     except ValueError:
-        if values.get("do_sample"):
+        if values.get("do_sample") is not None:
             raise
         # Values of sampling in a file that does not ask for it, which transformers reads with a
         # warning and refuses to write.
         values = {**values, "do_sample": True}
         GenerationConfig(**values).validate(strict=True)
     return values
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, float) or _whole(value)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_whole, value))
+
+
+_POSITIVE = (lambda value: _number(value) and 0 < value < math.inf, "a number above 0")
+_SHARE = (lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1")
+_COUNT = (lambda value: _whole(value) and value >= 0, "a whole number from 0 on")
+_SOME = (lambda value: _whole(value) and value >= 1, "a whole number from 1 on")
+_TOKENS = (_is_ids, "a list of token ids")
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "do_sample": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(("temperature", "repetition_penalty", "encoder_repetition_penalty"), _POSITIVE),
+    **dict.fromkeys(("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"), _SHARE),
+    **dict.fromkeys(("top_k", "min_length", "min_new_tokens", "no_repeat_ngram_size"), _COUNT),
+    **dict.fromkeys(("max_length", "max_new_tokens", "num_beams", "num_return_sequences"), _SOME),
+    "length_penalty": (_number, "a number"),
+    "bad_words_ids": (
+        lambda value: isinstance(value, list) and all(map(_is_ids, value)),
+        "a list of lists of token ids",
+    ),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), _TOKENS),
+}
+"""What each value may be; `GenerationConfig` looks at few of them before it generates."""
+_OF_SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff"),
+)
+"""What greedy decoding does not read."""
