@@ -238,7 +238,7 @@ def scores(subject: Subject) -> str:
 def logprobs(subject: Subject) -> str:
     """Sampled answers, and the log-probabilities of their tokens and of given ones."""
     base = subject.base
-    check_model(base, subject.settings)
+    check_model(base, subject.settings, left_padding=True)
     model = load_causal_model(base.location, base.tokenizer, subject.settings, base.field).eval()
     actor = Actor(model)
     for batch in both_sides():
@@ -267,7 +267,7 @@ def logprobs(subject: Subject) -> str:
 def values(subject: Subject) -> str:
     """A critic's values: each is the score of the text so far."""
     base = subject.base
-    check_model(base, subject.settings)
+    check_model(base, subject.settings, left_padding=True)
     place, theirs = _reward_model(subject)
     critic = Critic(load_reward_base(place, base.tokenizer, subject.settings, base.field)).eval()
     expected = []

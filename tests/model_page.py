@@ -33,8 +33,9 @@ each row, within 2e-5 in FP32, on whichever side the rows were padded:
 """
 _TAIL = """
 Other architectures are judged when a stage starts: a small copy of the model with random weights is
-asked whether a token sees those after it, and whether packed rows have the logits that they have
-alone. What is not understood is refused before any weights are read, with field and remedy.
+asked whether a token sees those after it, and whether rows that are packed, or in PPO stand behind
+padding, have the logits that they have alone. Where one does not, or where no small copy computes,
+the stage ends before any weights are read, with field and remedy.
 
 FlashAttention2 is asked on the GPU that trains. There all rows of a micro-batch stand in one
 sequence without padding when they are packed.
@@ -61,7 +62,22 @@ def page(lines: Sequence[Line]) -> str:
         table.append(f"| {each.name} | {' | '.join(cells)} |")
     heading = "\nA refusal ends the stage before training, with exit code 66 or 78, and says:\n"
     refusals = [f"{number}. {text}" for number, text in enumerate(notes, 1)]
-    return _HEAD + "\n".join([*table, heading, *refusals]) + "\n" + _TAIL
+    return _HEAD + "\n".join([*table, heading, *refusals, *_apart(lines)]) + "\n" + _TAIL
+
+
+def _apart(lines: Sequence[Line]) -> list[str]:
+    """What a policy needs that cannot be its own critic."""
+    alone = [
+        each.name for each in lines if "PPO policy" in each.cells and "PPO critic" in each.refusals
+    ]
+    if not alone:
+        return []
+    return [
+        "",
+        f"A PPO policy of {' or '.join(alone)} needs models of another family with the same",
+        "tokenizer: `rewardModel`, of which the critic is made too, or, where functions and",
+        "endpoints give all rewards, `criticModel`.",
+    ]
 
 
 def made() -> str:

@@ -1,14 +1,18 @@
 """PPO's models come one after the other."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import worlds
+from transformers import RecurrentGemmaConfig
 
+from rlhf_api.errors import InputError
 from rlhf_trainer.models import memory
+from rlhf_trainer.models.source import Base
 from rlhf_trainer.ppo.models import Bases, load_models
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loading_cases.py"
@@ -50,3 +54,21 @@ def test_rows_of_ptx_have_logits_of_all_their_tokens(
     larger = max(learning(16, 9), learning(longest_text, longest_text)) - learning(16, 9)
     assert needed(16, longest_text) - needed(16) == larger
     assert (larger > 0) == (longest_text > 16)
+
+
+@pytest.mark.parametrize("name", ["actor", "critic", "reward_model"])
+def test_a_model_that_reads_padding_is_refused_before_any_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As a prompt of PPO has it before its tokens: afterwards a self-check would find it out."""
+    config = tiny.stage_config("ppo", tmp_path)
+    assert config.ppo is not None
+    bases = Bases.open(config.ppo, config, tiny.ranks())
+    recurrent = RecurrentGemmaConfig(num_hidden_layers=3, num_attention_heads=4, hidden_size=32)
+    named = replace(getattr(bases, name), config=recurrent, field=f"spec.stages.ppo.{name}")
+    if name != "actor":
+        # Of this family there is no classifier to count the weights of.
+        size = bases.actor.size(name, trained=False)
+        monkeypatch.setattr(Base, "size", lambda *_, **__: size)
+    with pytest.raises(InputError, match=f"^spec.stages.ppo.{name}: .* reads padding before a row"):
+        load_models(replace(bases, **{name: named}), config.ppo, config, tiny.ranks(), 16)

@@ -5,7 +5,6 @@ is asked, so that an architecture that nobody listed is judged too. Rows are lon
 windows, so that a mask that loses one is found out.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
 from rlhf_api.errors import ConfigError, InputError
+from rlhf_trainer.data.collate import pad_left
 from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.heads import switch_off_dropout
@@ -24,14 +24,13 @@ from rlhf_trainer.models.load import ModelSettings, untrained_model
 from rlhf_trainer.models.shrunken import VOCABULARY, shrunken
 from rlhf_trainer.models.source import Base
 
-logger = logging.getLogger(__name__)
-
 PACKED = (RowLayout.POSITIONS, RowLayout.BLOCK_MASK)
 
 _LENGTHS = (19, 13, 3, 11)
 _BEHIND = 2
 """The row whose every token is near those before it."""
 _FIRST_ID = 3
+_NO_MASK = "it takes no mask of four dimensions"
 MOST_PARAMETERS = 100_000_000
 _SEED = 1
 # What libraries raise at a configuration that does not fit together, or at arguments they refuse.
@@ -61,7 +60,7 @@ def row_layout(
 
     Raises:
         InputError: as `check_model` raises it.
-        ConfigError: no layout keeps rows apart, or none is known to.
+        ConfigError: no layout keeps rows apart, or, where rows are packed, none is known to.
     """
     try:
         probe = Probe.of(base, settings, device)
@@ -71,8 +70,7 @@ def row_layout(
                 f"{field}: whether {base.config.model_type} keeps packed rows apart is not known: "
                 f"no small copy of it computes ({error}); set packing: false"
             ) from error
-        logger.warning("%s: no small copy of it computes (%s)", base.field, error)
-        return RowLayout.PADDED
+        raise _unknown(base, error) from error
     probe.require_repeatable(base.field)
     probe.require_causal(base.field)
     reasons = []
@@ -80,7 +78,7 @@ def row_layout(
         reason = probe.disagreement(layout)
         if reason is None:
             return layout
-        reasons.append(f"with {layout} {reason}")
+        reasons.append(reason if reason == _NO_MASK else f"with {layout} {reason}")
     named, kind, remedy = (
         (field, "packed", "set packing: false")
         if packing
@@ -92,27 +90,39 @@ def row_layout(
     )
 
 
-def check_model(base: Base, settings: ModelSettings, *, causal: bool = True) -> None:
+def check_model(
+    base: Base, settings: ModelSettings, *, causal: bool = True, left_padding: bool = False
+) -> None:
     """Look for what makes a model learn something else, without a sign of it.
 
     Args:
         base: the model.
         settings: how it will be loaded.
         causal: whether no token may see those after it, as in an encoder.
+        left_padding: whether padding may stand before a row, as PPO has it before prompts.
 
     Raises:
-        InputError: tokens see those after them, or the model draws at random while it learns.
+        InputError: tokens see those after them or padding before them, the model draws at random
+            while it learns, or nothing of it can be known.
     """
     # Neither depends on who computes attention, and Eager is always there.
     eager = replace(settings, attention="eager")
     try:
         probe = Probe.of(base, eager, torch.device("cpu"))
     except ProbeError as error:
-        logger.warning("%s: no small copy of it computes (%s)", base.field, error)
-    else:
-        probe.require_repeatable(base.field)
-        if causal:
-            probe.require_causal(base.field)
+        raise _unknown(base, error) from error
+    probe.require_repeatable(base.field)
+    if causal:
+        probe.require_causal(base.field)
+    if left_padding:
+        probe.require_left_padding(base.field)
+
+
+def _unknown(base: Base, error: "ProbeError") -> InputError:
+    return InputError(
+        f"{base.field}: whether {base.config.model_type} gives rows of a batch the logits that "
+        f"they have alone is not known: no small copy of it computes ({error}); name another model"
+    )
 
 
 class ProbeError(Exception):
@@ -192,12 +202,30 @@ class Probe:
             f"cannot learn to write them; {remedy}"
         )
 
+    def require_left_padding(self, field: str) -> None:
+        """Raise InputError if tokens have other logits behind padding, as before prompts of PPO."""
+        batch = pad_left([row.tokens for row in self.rows], 0)
+        try:
+            found = self._logits(batch.input_ids, batch.attention_mask, batch.position_ids)
+        except _REFUSED as error:
+            reason = f"it raises {_short(error)}"
+        else:
+            real = found[batch.attention_mask.bool().to(found.device)]
+            if self._agree(real.split([len(row.tokens) for row in self.rows]), self.alone):
+                return
+            reason = "a row's logits are not those that it has alone"
+        raise InputError(
+            f"{field}: {type(self.model).__name__} reads padding before a row, as PPO has it "
+            f"before prompts: {reason}; name another model"
+        )
+
     def disagreement(self, layout: RowLayout) -> str | None:
         """Why rows in this layout do not have the logits that they have alone; None if they do."""
         try:
             found = self._together(self.rows, layout)
         except _REFUSED as error:
-            return f"it raises {_short(error)}"
+            # Libraries do not look at a mask before they compute with it.
+            return _NO_MASK if layout is RowLayout.BLOCK_MASK else f"it raises {_short(error)}"
         if self._agree(found, self.alone):
             return None
         others = [
@@ -217,15 +245,23 @@ class Probe:
         parameter = next(self.model.parameters())
         batch = collate_packed([[rows[at] for at in group] for group in groups], 0, layout)
         batch = batch.to(parameter.device)
-        logits = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask(layout, parameter.dtype),
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).logits.float()
+        mask = batch.attention_mask(layout, parameter.dtype)
+        logits = self._logits(batch.input_ids, mask, batch.position_ids)
         # Real tokens in the order of the sequences are those of the rows in theirs.
         real = logits[batch.segment_ids > 0]
         return list(real.split([len(row.tokens) for row in rows]))
+
+    @torch.no_grad()
+    def _logits(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+        """Float[batch, time, vocab]."""
+        device = next(self.model.parameters()).device
+        logits: Tensor = self.model(
+            input_ids=ids.to(device),
+            attention_mask=None if mask is None else mask.to(device),
+            position_ids=positions.to(device),
+            use_cache=False,
+        ).logits
+        return logits.float()
 
     def _agree(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         """Whether logits are equal but for rounding.

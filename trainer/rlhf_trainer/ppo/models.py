@@ -116,7 +116,8 @@ def load_models(
 
     Raises:
         ConfigError: a model cannot read so many tokens.
-        InputError: actor or critic is no causal model, or draws at random while it learns.
+        InputError: actor or critic is no causal model or draws at random while it learns, or a
+            model reads padding.
         MemoryEstimateError: they will not fit; nothing is loaded then.
     """
     sizes = [
@@ -133,7 +134,9 @@ def load_models(
     settings = ModelSettings.of(spec)
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
-        check_model(base, settings)
+        check_model(base, settings, left_padding=True)
+    if bases.reward_model is not None:
+        check_model(bases.reward_model, settings, causal=False, left_padding=True)
     check_memory(config, ranks, sizes, _activations(bases.actor, spec, longest, longest_text))
     return _load(bases, spec, settings, ranks)
 
