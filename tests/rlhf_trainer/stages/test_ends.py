@@ -11,10 +11,18 @@ import stage_runs
 import subwords
 import tiny
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+import zoo
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from rlhf_api.errors import ConfigError
 from rlhf_api.v1alpha1 import ModelSource
+from rlhf_trainer.models.load import load_reward_base
+from rlhf_trainer.run.artifact import ModelLocation
 
 OWN = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 7, 9]}
 
@@ -157,3 +165,35 @@ def test_a_base_without_a_pad_token_needs_no_field_and_scores_alike_elsewhere(
         together = model(**batch).logits
         alone = [model(**tokenizer(text, return_tensors="pt")).logits for text in texts]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+
+
+def without_sdpa(tmp_path: Path, stage: str) -> dict[str, ModelSource]:
+    """The models of a stage, of an architecture for which transformers has no SDPA."""
+    words = tiny.tokenizer_folder(tmp_path / "tokenizer")
+    config = zoo.ARCHITECTURES["GPT-J"]
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    causal = tiny.saved(tiny.shake(model), tmp_path / "gptj", words)
+    if stage != "ppo":
+        return {"model": tiny.file_source(causal)}
+    place = ModelLocation(str(causal))
+    scalar = load_reward_base(place, tiny.tokenizer_of(words), tiny.FP32, "model")
+    scorer = tiny.saved(scalar, tmp_path / "gptj-scores", words)
+    return {"model": tiny.file_source(causal), "reward_model": tiny.file_source(scorer)}
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("asked", ["SDPA", "Eager"])
+def test_attention_that_stands_in_is_told_once(tmp_path: Path, stage: str, asked: str) -> None:
+    """However many models and copies of them a stage makes."""
+    fields: dict[str, Any] = {"packing": False} if stage == "sft" else {}
+    fields |= without_sdpa(tmp_path, stage) | {"attention_implementation": asked, "max_steps": 1}
+    config = tiny.stage_config(stage, tmp_path, **fields)
+
+    stage_runs.run(config)
+
+    (start,) = stage_runs.events(config, "start")
+    told = [note for note in start["notes"] if "attentionImplementation" in note]
+    assert len(told) == (1 if asked == "SDPA" else 0)
+    for note in told:
+        assert note.startswith(f"spec.stages.{stage}.attentionImplementation: transformers ")
+        assert note.endswith(" offers no SDPA for the model type gptj: Eager is used")

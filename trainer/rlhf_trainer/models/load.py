@@ -59,16 +59,19 @@ class ModelSettings:
         dtype: of the weights; explicit, since transformers would take the checkpoint's.
         attention: transformers' name of the attention implementation.
         seed: of random weights.
+        note: takes what is not as it was asked for, for people to read; each copy says it again.
     """
 
     dtype: torch.dtype
     attention: str
     seed: int
+    note: Callable[[str], None] = logger.warning
 
     @classmethod
-    def of(cls, spec: StageSpec) -> "ModelSettings":
+    def of(cls, spec: StageSpec, note: Callable[[str], None] = logger.warning) -> "ModelSettings":
         """Settings that the stage's specification asks for."""
-        return cls(DTYPES[spec.precision], ATTENTION[spec.attention_implementation], spec.seed)
+        attention = ATTENTION[spec.attention_implementation]
+        return cls(DTYPES[spec.precision], attention, spec.seed, note)
 
 
 def load_causal_model(
@@ -325,11 +328,9 @@ def _with_attention(
         built = build(eager)
         if settings.attention != sdpa:
             raise ConfigError(f"{name}: {one_line(error)}; choose SDPA") from error
-        logger.warning(
-            "%s: transformers %s offers no SDPA for the model type %s: Eager is used",
-            name,
-            transformers.__version__,
-            config.model_type,
+        settings.note(
+            f"{name}: transformers {transformers.__version__} offers no SDPA for the model type "
+            f"{config.model_type}: Eager is used"
         )
         return built
 

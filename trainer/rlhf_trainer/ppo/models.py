@@ -103,6 +103,7 @@ def load_models(
     ranks: Ranks,
     longest: int,
     longest_text: int = 0,
+    settings: ModelSettings | None = None,
 ) -> Models:
     """Load all models onto this rank's device and wrap those that learn.
 
@@ -113,6 +114,7 @@ def load_models(
         ranks: every rank must call.
         longest: tokens of the longest sequence, prompt and response.
         longest_text: tokens of the longest row of `ptxDataset`.
+        settings: how they are loaded; as the stage says by default.
 
     Raises:
         ConfigError: a model cannot read so many tokens.
@@ -131,7 +133,7 @@ def load_models(
         base.require_positions(
             max(longest, longest_text), f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength"
         )
-    settings = ModelSettings.of(spec)
+    settings = settings or ModelSettings.of(spec)
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
         check_model(base, settings, left_padding=True)

@@ -156,7 +156,9 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Something that was found before training begins, told with its start; `rlhf run` prints
-        it."""
+        it. The same text again, as of a second copy of a model, tells nothing new."""
+        if text in self._notes:
+            return
         self._notes.append(text)
         self._log("%s", text)
 

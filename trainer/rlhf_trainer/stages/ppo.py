@@ -23,7 +23,7 @@ from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_prompts
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.models.engine import PlacedModel, whole_parameters
-from rlhf_trainer.models.load import save_model
+from rlhf_trainer.models.load import ModelSettings, save_model
 from rlhf_trainer.models.score_statistics import ScoreStatistics, model_statistics
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.models.tokenizers import stop_token_ids
@@ -91,6 +91,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             ranks,
             longest=_longest([*prompts, *(held_out or ())], spec),
             longest_text=ptx.longest if ptx is not None else 0,
+            settings=ModelSettings.of(spec, reporter.note),
         )
         steps = ActorSteps.of(models.actor, spec, ptx, ranks)
         state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))

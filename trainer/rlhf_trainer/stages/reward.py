@@ -67,7 +67,8 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
         longest = _longest(pairs)
         base.require_positions(max(longest, _longest(held_out or ())), f"{FIELD}.maxLength")
         # A score is read behind the whole text, so that its tokens may all see each other.
-        check_model(base, ModelSettings.of(spec), causal=False)
+        settings = ModelSettings.of(spec, reporter.note)
+        check_model(base, settings, causal=False)
         work = MicroBatch(2 * spec.micro_batch_size, longest)
         check_memory(
             config,
@@ -75,7 +76,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             [base.size("model", trained=True, scores=True)],
             allowance(base.config, work, spec.precision),
         )
-        model = _load(base, spec, ranks)
+        model = _load(base, settings, spec, ranks)
         loop = TrainingLoop(
             config,
             ranks,
@@ -124,8 +125,8 @@ def _longest(pairs: Sequence[PreferencePair]) -> int:
     return max((max(len(pair.chosen), len(pair.rejected)) for pair in pairs), default=0)
 
 
-def _load(base: Base, spec: RewardStage, ranks: Ranks) -> TrainedModel:
-    model = load_reward_base(base.location, base.tokenizer, ModelSettings.of(spec), base.field)
+def _load(base: Base, settings: ModelSettings, spec: RewardStage, ranks: Ranks) -> TrainedModel:
+    model = load_reward_base(base.location, base.tokenizer, settings, base.field)
     # Two passes over the same text must agree on its score.
     switch_off_dropout(model)
     return train(ScalarModel(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)

@@ -51,9 +51,10 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     with Reporter(config, ranks) as reporter:
         # 1. Data first: a bad row is told before any weights are loaded.
         base = open_base(spec.model, config, ranks, f"{FIELD}.model")
+        settings = ModelSettings.of(spec, reporter.note)
         layout = row_layout(
             base,
-            ModelSettings.of(spec),
+            settings,
             ranks.device,
             f"{FIELD}.packing",
             packing=spec.packing,
@@ -71,7 +72,7 @@ def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
             [base.size("model", trained=True)],
             _activations(base, spec, sequences, held_out),
         )
-        model = _load(base, spec, ranks)
+        model = _load(base, settings, spec, ranks)
         loop = TrainingLoop(
             config,
             ranks,
@@ -175,8 +176,8 @@ def _activations(
     return max(learning, scoring_allowance(base.config, work(held_out), spec.precision))
 
 
-def _load(base: Base, spec: SFTStage, ranks: Ranks) -> TrainedModel:
-    model = load_causal_model(base.location, base.tokenizer, ModelSettings.of(spec), base.field)
+def _load(base: Base, settings: ModelSettings, spec: SFTStage, ranks: Ranks) -> TrainedModel:
+    model = load_causal_model(base.location, base.tokenizer, settings, base.field)
     # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
     switch_off_dropout(model)
     return train(Actor(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
