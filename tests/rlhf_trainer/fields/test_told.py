@@ -10,6 +10,7 @@ import tiny
 import torch
 from transformers import PreTrainedModel
 
+from rlhf_api.v1alpha1 import CheckpointPolicy
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.run.loop import TrainingLoop
 
@@ -82,3 +83,12 @@ def test_attention_is_computed_as_asked_for(
     fields = settings_of(stage, attention_implementation=asked, max_steps=1)
     stage_runs.run(tiny.stage_config(stage, tmp_path, **fields))
     assert set(found) == {name}
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (3, [2, 3, 4])])
+def test_as_many_checkpoints_stay_as_asked(tmp_path: Path, keep: int, left: list[int]) -> None:
+    policy = CheckpointPolicy(every_steps=1, keep=keep, keep_finished=True)
+    config = tiny.stage_config("sft", tmp_path, packing=False, checkpoint=policy)
+    stage_runs.run(config)
+    names = [name for name in stage_runs.checkpoints(config) if name.startswith("step")]
+    assert sorted(names) == [f"step-{step}" for step in left]
