@@ -150,12 +150,20 @@ def test_what_the_template_leaves_out_is_refused_by_name(
     with pytest.raises(DataError) as caught:
         _learned(prompt, response, tools, template)
 
-    for word in [f"data.jsonl: line 7: {named}", "no chat template writes it", "chatTemplate"]:
+    why = "chat template does not write it" if template else "has no chat template, which alone"
+    for word in [f"data.jsonl: line 7: {named}", why, "set the model's chatTemplate"]:
         assert word in str(caught.value)
+
+
+def test_the_remedy_for_the_older_call_is_the_newer_one() -> None:
+    calling = Message("assistant", "", {"function_call": {"name": "cat", "arguments": "{}"}})
+
+    with pytest.raises(DataError, match=r"7: function_call: .*write function_call as tool_calls"):
+        _learned((USER,), calling)
 
 
 def test_a_call_that_is_not_written_behind_the_generation_prompt_is_refused() -> None:
     template = TEMPLATE.replace("<|end|>assistant\n{% endif", "<|end|>assistant:{% endif")
 
-    with pytest.raises(DataError, match=r"line 7: .*does not write this behind its generation"):
+    with pytest.raises(DataError, match=r"line 7: .*prompt ends by .*assistant:\", but before"):
         _learned((USER,), CALLING, TOOLS, template)

@@ -124,14 +124,14 @@ def test_a_template_that_trims_has_its_spans_found(
     assert found[1] == "ab<|end|>w<|end|>"
 
 
-def test_what_ends_a_turn_is_learned_only_if_it_is_a_special_token(
+def test_what_ends_a_response_is_a_special_token(
     make_tokenizer: MakeTokenizer, chat_template: str
 ) -> None:
     plain = chat_template.replace("<|end|>", "")
 
-    found, _ = _sft(make_tokenizer(chat_template=plain), TALK, "w")
+    found, _ = _sft(make_tokenizer(chat_template=plain), TALK[:1], "w")
 
-    assert found == ("user:u\nassistant:ab\nuser:v\nassistant:w</s>", "abw</s>")
+    assert found == ("user:u\nassistant:w</s>", "w</s>")
 
 
 @pytest.mark.parametrize(

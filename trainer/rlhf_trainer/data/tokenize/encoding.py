@@ -100,7 +100,7 @@ class Encoder:
     def _batch(self, batch: list[Question]) -> Iterator[EncodedRow]:
         rendered = [self._renderer.prompt(row.prompt, row.source, row.tools) for row in batch]
         prompts = self._cutter.texts([(one.text, one.places) for one in rendered])
-        responses = iter(self._responses(batch, prompts))
+        responses = iter(self._responses(batch, rendered, prompts))
         for row, one, prompt in zip(batch, rendered, prompts, strict=True):
             _require_tokens(prompt.ids, one.text, row.source)
             self._require_no_pad(prompt.ids, one.text, row.source)
@@ -115,13 +115,16 @@ class Encoder:
             )
 
     def _responses(
-        self, batch: list[Question], prompts: list[TokenizedText]
+        self, batch: list[Question], rendered: list[Rendered], prompts: list[TokenizedText]
     ) -> Iterator[tuple[list[int], bool]]:
         """The ids of all responses one after the other, none of one without content, and whether
         they are encoded apart."""
         texts = [
-            (prompt, self._renderer.response(response, row.prompt, row.source, row.tools))
-            for row, prompt in zip(batch, prompts, strict=True)
+            (
+                prompt,
+                self._renderer.response(response, row.prompt, one.text, row.source, row.tools),
+            )
+            for row, one, prompt in zip(batch, rendered, prompts, strict=True)
             for response in row.responses
         ]
         ending = self._renderer.ending if self._spells_ending else ""
