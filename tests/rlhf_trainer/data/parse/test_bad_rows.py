@@ -230,6 +230,40 @@ BAD_ROWS = [
         "chosen[1].partial",
         ["remove it"],
     ),
+    *(
+        (
+            "sft",
+            {"messages": [{**USER, **asked}, {**ASSISTANT, **answered}]},
+            {},
+            f"messages[{index}].{name}",
+            ["is not read, so that it would not be learned", "write it into content"],
+        )
+        for index, name, asked, answered in [
+            (1, "tool_plan", {}, {"tool_plan": "add"}),
+            (0, "tools", {"tools": TOOLS}, {}),
+            (0, "images", {"images": ["a.png"]}, {}),
+            (1, "refusal", {}, {"refusal": "no"}),
+            (1, "eos", {}, {"eos": False}),
+        ]
+    ),
+    *(
+        ("sft", {"messages": [USER, {**ASSISTANT, **call}]}, {}, f"messages[1].{place}", words)
+        for call, place, words in [
+            ({"tool_calls": "[]"}, "tool_calls", ["must be a list of calls"]),
+            ({"tool_calls": ["add"]}, "tool_calls", ["must be a list of calls"]),
+            ({"function_call": "add"}, "function_call", ["must be a call with name"]),
+            (
+                {"tool_calls": [{"function": {"name": "add", "arguments": "a=1"}}]},
+                "tool_calls[0].function.arguments",
+                ['"a=1": must be an object, or the JSON text of one'],
+            ),
+            (
+                {"function_call": {"name": "add", "arguments": "[1]"}},
+                "function_call.arguments",
+                ['"[1]": must be an object'],
+            ),
+        ]
+    ),
     ("prompt", {"text": "t"}, {}, "prompt", ['has "text"', ADD + "prompt"]),
     ("prompt", {"prompt": ""}, {}, "prompt", ["is empty"]),
     ("prompt", {"messages": [USER, ASSISTANT]}, {}, "messages[1].role", ['"assistant"', "remove"]),

@@ -109,12 +109,30 @@ def test_functions_are_tools(functions: object) -> None:
     assert row.tools == tuple(TOOLS)
 
 
-@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
-def test_a_call_needs_no_content(key: str) -> None:
-    values = {"messages": [USER, {"role": "assistant", key: CALL}]}
+@pytest.mark.parametrize(
+    ("key", "call"),
+    [
+        ("tool_calls", CALL),
+        ("tool_calls", [{"name": "add", "arguments": '{"a": 1}'}]),
+        ("function_call", {"name": "add", "arguments": ""}),
+    ],
+)
+def test_a_call_needs_no_content(key: str, call: object) -> None:
+    values = {"messages": [USER, {"role": "assistant", key: call}]}
     (row,) = sft_rows(rows_of(values), dataset_of(), FIELD)
 
-    assert row.response == Message("assistant", "", {key: CALL})
+    assert row.response == Message("assistant", "", {key: call})
+
+
+def test_keys_of_a_turn_that_only_tell_of_it_are_passed_over() -> None:
+    """As WildChat's turns have them, and OpenAI's answers what is empty."""
+    beside = {"id": 7, "timestamp": "t", "toxic": False, "hashed_ip": "x", "language": "English"}
+    empty = {"refusal": None, "annotations": [], "audio": None, "images": [], "tool_plan": ""}
+    values = {"messages": [{**USER, **beside}, {**ASSISTANT, **empty}]}
+
+    (row,) = sft_rows(rows_of(values), dataset_of(), FIELD)
+
+    assert (row.prompt, row.response) == (TURNS, "a")
 
 
 @pytest.mark.parametrize("left_out", [{"weight": 0}, {"train": False}, {"weight": 0.0, "train": 1}])

@@ -26,6 +26,15 @@ NAMES = ("name", "tool_call_id")
 """Keys of a message that a chat template may use and need not."""
 LEARNED = ("weight", "train", "training", "loss")
 """Keys of a message that say whether it is learned, each spelled so by some trainer."""
+_BESIDE = """
+annotations country created created_at create_time date end_turn finish_reason hashed_ip header id
+index labels lang language length logprobs message_id meta metadata model num_tokens parent_id rank
+rating redacted score source state text_length timestamp token_count tokens toxic turn turn_id
+turn_identifier usage uuid
+"""
+BESIDE = frozenset(_BESIDE.split())
+"""Keys of a message that tell of it and change nothing of what is learned."""
+KNOWN = frozenset(("role", "content", *WRITTEN, *CONTINUED, *NAMES, *LEARNED)) | BESIDE
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,13 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
                 value[key],
                 "an answer is learned as a whole, not from its beginning on; remove it",
             )
+    for key, other in value.items():
+        # What is false says something, such as that no EOS ends the turn.
+        if key not in KNOWN and other not in (None, "", [], {}):
+            remedy = (
+                "is not read, so that it would not be learned; write it into content, or remove it"
+            )
+            raise mistake(row, f"{field}.{key}", other, remedy)
     written = {key: value[key] for key in WRITTEN if value.get(key)}
     if written and role != "assistant":
         name = next(iter(written))
@@ -185,6 +201,7 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
             row, f"{field}.{name}", value[name], f"is the assistant's, but the role is {role}"
         )
     is_call = any(key in written for key in CALLS)
+    _check_calls(row, field, written)
     return Message(
         role,
         "" if is_call and not content else checked_text(row, f"{field}.content", content),
@@ -192,6 +209,34 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
         {key: value[key] for key in NAMES if value.get(key)},
         all(_is_learned(row, f"{field}.{key}", value.get(key)) for key in LEARNED),
     )
+
+
+def _check_calls(row: Row, field: str, written: Mapping[str, Any]) -> None:
+    """Refuse calls that no chat template could write as calls."""
+    calls = written.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise mistake(row, f"{field}.tool_calls", calls, "must be a list of calls; correct it")
+    for index, call in enumerate(calls):
+        nested = isinstance(call.get("function"), dict)
+        place = f"{field}.tool_calls[{index}]" + (".function" if nested else "")
+        _check_arguments(row, place, call["function"] if nested else call)
+    older = written.get("function_call", {})
+    if not isinstance(older, dict):
+        raise mistake(row, f"{field}.function_call", older, "must be a call with name; correct it")
+    _check_arguments(row, f"{field}.function_call", older)
+
+
+def _check_arguments(row: Row, field: str, call: Mapping[str, Any]) -> None:
+    arguments = call.get("arguments")
+    if not isinstance(arguments, str) or not arguments.strip():
+        return
+    try:
+        is_object = isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        remedy = "must be an object, or the JSON text of one; correct it"
+        raise mistake(row, f"{field}.arguments", arguments, remedy)
 
 
 def _is_learned(row: Row, field: str, value: object) -> bool:
