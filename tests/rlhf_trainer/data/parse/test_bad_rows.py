@@ -214,6 +214,26 @@ BAD_ROWS = [
     ),
     ("prompt", {"prompt": "p", "documents": [{"text": "t"}]}, {}, "documents", ["remove the col"]),
     ("sft", {**ASKED, "chat_template_kwargs": {"a": 1}}, {}, "chat_template_kwargs", ['{"a": 1}']),
+    *(
+        ("sft", {**ASKED, name: value}, {}, name, ["would not be learned", "into the prompt"])
+        for name, value in [
+            ("tool_calls", CALL),
+            ("function_call", {"name": "add"}),
+            ("history", [["q", "a"]]),
+            ("context", "not in the question"),
+            ("videos", ["v.mp4"]),
+            ("audios", ["a.wav"]),
+            ("loss_mask", [0, 1]),
+        ]
+    ),
+    (
+        "sft",
+        {"instruction": "add", "input": "1 and 2", "output": "3"},
+        {"prompt": "instruction", "response": "output"},
+        "input",
+        ['"1 and 2": would not be learned', "write it into the prompt"],
+    ),
+    ("sft", {**ASKED, "loss": 2.5}, {}, "loss", ["2.5: must be 0 or 1", "remove the column"]),
     ("sft", {**ASKED, "weight": 0.5}, {}, "weight", ["0.5: must be 0 or 1", "a row is learned"]),
     ("sft", {**ASKED, "train": "no"}, {}, "train", ['"no": must be 0 or 1']),
     (

@@ -135,7 +135,9 @@ def test_keys_of_a_turn_that_only_tell_of_it_are_passed_over() -> None:
     assert (row.prompt, row.response) == (TURNS, "a")
 
 
-@pytest.mark.parametrize("left_out", [{"weight": 0}, {"train": False}, {"weight": 0.0, "train": 1}])
+@pytest.mark.parametrize(
+    "left_out", [{"weight": 0}, {"train": False}, {"weight": 0.0, "train": 1}, {"loss": False}]
+)
 def test_a_row_may_be_left_out_of_what_is_learned(left_out: dict[str, Any]) -> None:
     """Its shape is asked of no other row."""
     first, second = {"messages": [USER, ASSISTANT], **left_out}, {**PAIR, "response": "r"}
@@ -153,10 +155,21 @@ def test_a_row_may_be_left_out_of_what_is_learned(left_out: dict[str, Any]) -> N
         {"system": None, "documents": [], "images": None, "chat_template_kwargs": {}},
         {"system": "s", "messages": [SYSTEM, USER]},
         {"tokens": 3, "id": "x"},
+        {"input": "", "history": [], "loss_mask": None},
+        {"input": "the text", "messages": [{**USER, "content": "of the text: what?"}]},
     ],
 )
 def test_what_says_nothing_of_its_own_may_stand_beside(beside: dict[str, Any]) -> None:
     assert prompt_rows(rows_of({"messages": [USER], **beside}), dataset_of(), FIELD)
+
+
+def test_what_the_prompt_says_already_may_stand_beside_it() -> None:
+    columns = {"prompt": "question", "response": "answer"}
+    values = {"question": "1 and 2: add", "answer": "3", "input": "1 and 2", "source": "x"}
+
+    (row,) = sft_rows(rows_of(values), dataset_of(columns), FIELD)
+
+    assert row.prompt == "1 and 2: add"
 
 
 def test_a_column_that_the_spec_names_is_read_as_it_says() -> None:

@@ -5,15 +5,34 @@ refused by name, never dropped.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from rlhf_api.v1alpha1 import Columns
 from rlhf_trainer.data.parse.columns import mistake
 from rlhf_trainer.data.read.rows import Row
 
-LEARNED = ("weight", "train")
+LEARNED = ("weight", "train", "training", "loss")
 """Columns that say whether a row is learned, as the keys of a message do."""
-UNREAD = ("system", "documents", "images", "chat_template_kwargs")
-"""Columns that some trainer puts before a prompt or gives to the chat template."""
+UNREAD = (
+    "system",
+    "input",
+    "context",
+    "history",
+    "documents",
+    "image",
+    "images",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "tool_calls",
+    "function_call",
+    "loss_mask",
+    "chat_template_kwargs",
+)
+"""Columns that some trainer puts before a prompt, learns as an answer or gives to the chat
+template; Alpaca's `input` goes with the instruction."""
+_PROMPTS = ("prompt", "query")
 
 
 def learned_rows(rows: Iterable[Row], columns: Columns) -> Iterator[Row]:
@@ -30,32 +49,34 @@ def learned_rows(rows: Iterable[Row], columns: Columns) -> Iterator[Row]:
     weighed, unread = (
         [name for name in names if name not in mapped] for names in (LEARNED, UNREAD)
     )
+    read = mapped.union(_PROMPTS)
     for row in rows:
         for name in unread:
-            _require_nothing(row, name)
+            _require_nothing(row, name, [row.values.get(column) for column in read])
         if all(_is_learned(row, name) for name in weighed):
             yield row
 
 
-def _require_nothing(row: Row, name: str) -> None:
+def _require_nothing(row: Row, name: str, read: list[Any]) -> None:
     value = row.values.get(name)
-    if value and not _is_said(row, value):
+    if value and not _is_said(row, value, read):
         raise mistake(
             row,
             name,
             value,
-            "would not be learned; write it into the turns of messages, or remove the column",
+            "would not be learned; write it into the prompt or the turns of messages, or remove "
+            "the column",
         )
 
 
-def _is_said(row: Row, value: object) -> bool:
-    """Whether a turn of the row is this text, as datasets have it that keep a copy of it."""
-    return any(
-        isinstance(turn, dict) and turn.get("content") == value
-        for turns in row.values.values()
-        if isinstance(turns, list)
-        for turn in turns
-    )
+def _is_said(row: Row, value: object, read: list[Any]) -> bool:
+    """Whether a text that is read or a turn of the row holds this text, as datasets have it that
+    keep a copy of it."""
+    if not isinstance(value, str):
+        return False
+    turns = [turn for turns in row.values.values() if isinstance(turns, list) for turn in turns]
+    said = [*read, *(turn.get("content") for turn in turns if isinstance(turn, dict))]
+    return any(isinstance(text, str) and value in text for text in said)
 
 
 def _is_learned(row: Row, name: str) -> bool:
