@@ -51,6 +51,13 @@ def _files(folder: Path, split: str) -> list[str]:
             ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"],
         ),
         (["zh_train.jsonl", "zh_test.jsonl"], "test", ["zh_test.jsonl"]),
+        (["train1.jsonl", "test1.jsonl"], "train", ["train1.jsonl"]),
+        (["train1.jsonl", "train2.jsonl", "x.md"], "train", ["train1.jsonl", "train2.jsonl"]),
+        (["train2023.jsonl", "test2023.jsonl"], "test", ["test2023.jsonl"]),
+        (["train2023.jsonl", "train2024.jsonl"], "train2024", ["train2024.jsonl"]),
+        (["zh_1train2.jsonl", "zh_1dev2.jsonl"], "dev", ["zh_1dev2.jsonl"]),
+        (["trainset.jsonl", "testset.jsonl"], "train", ["trainset.jsonl"]),
+        (["train1/a.jsonl", "test1/a.jsonl"], "train", ["train1/a.jsonl"]),
         (["contest.jsonl", "latest.jsonl"], "train", ["contest.jsonl", "latest.jsonl"]),
         (
             ["train/b.jsonl", "train/a.jsonl", "test/a.jsonl"],

@@ -24,8 +24,15 @@ NAMES = {
     "testing": "test",
     "eval": "test",
     "evaluation": "test",
+    "trainset": "train",
+    "devset": "validation",
+    "valset": "validation",
+    "testset": "test",
+    "evalset": "test",
 }
-"""Words that name a split, as `datasets` reads them."""
+"""Words that name a split, as `datasets` reads them, and with set behind them."""
+_BETWEEN = r"[-._\s]+"
+"""What stands between the words of a name; digits do as well."""
 _SHARD = re.compile(r"[-._\s]\d+([-._]of[-._]\d+(-[0-9a-f]{16})?)?$")
 """Behind a split's name, as `datasets` numbers files; older files end by a hash as well."""
 
@@ -67,15 +74,23 @@ def files_of_split(
     return exact or _of_one_name(found, whole, folder, f"{field}.split: {split}")
 
 
+def _less_shard(stem: str) -> str:
+    """A file's name less its number: that of a shard, or digits behind a split's word."""
+    name = _SHARD.sub("", stem)
+    bare = name.rstrip("0123456789")
+    return bare if re.split(_BETWEEN, bare)[-1].lower() in NAMES else name
+
+
 def _split_names(
     folder: Path, is_data: Callable[[Path], bool], split: str
 ) -> tuple[dict[Path, str], dict[Path, str | None]]:
     """Of each file its whole name less shard numbers, or its subfolder's; and the split's word."""
     files = sorted(path for path in folder.iterdir() if is_data(path))
-    whole = {path: _SHARD.sub("", path.stem) for path in files}
+    whole = {path: _less_shard(path.stem) for path in files}
     of_file = {path: _named(name, split) for path, name in whole.items()}
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if (word := _own_name(inner.name, split)) is not None:
+        word = _own_name(inner.name, split) or NAMES.get(_less_shard(inner.name).lower())
+        if word is not None:
             inside = sorted(path for path in inner.iterdir() if is_data(path))
             of_file |= dict.fromkeys(inside, word)
             whole |= dict.fromkeys(inside, inner.name)
@@ -129,7 +144,7 @@ def require_no_subset(place: Path, subset: str | None, field: str) -> None:
 
 def _named(stem: str, split: str) -> str | None:
     """The split that a file's name names; `split` itself may be any word."""
-    words: Sequence[str] = re.split(r"[-._\s]+", stem)
+    words: Sequence[str] = [*re.split(_BETWEEN, stem), *re.split(r"[-._\s\d]+", stem)]
     found = [name for word in words if (name := _own_name(word, split)) is not None]
     return found[0] if found else None
 
