@@ -144,6 +144,7 @@ class LabelledMetric(StrEnum):
     ROWS_OVER_LONG = "rows_over_long"
     ROWS_IDENTICAL = "rows_identical"
     ROWS_EMPTY_LIST = "rows_empty_list"
+    ROWS_NOT_LEARNED = "rows_not_learned"
 
 
 ROW_METRICS: dict[LabelledMetric, str] = {
@@ -152,6 +153,7 @@ ROW_METRICS: dict[LabelledMetric, str] = {
     LabelledMetric.ROWS_OVER_LONG: "over_long",
     LabelledMetric.ROWS_IDENTICAL: "identical",
     LabelledMetric.ROWS_EMPTY_LIST: "empty_list",
+    LabelledMetric.ROWS_NOT_LEARNED: "not_learned",
 }
 """Fields of status' RowCounts, by the family that tells them."""
 
@@ -266,6 +268,9 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     ),
     LabelledMetric.ROWS_EMPTY_LIST: (
         "MIRACL rows left out, since without positive or without negative passages."
+    ),
+    LabelledMetric.ROWS_NOT_LEARNED: (
+        "Rows left out, since they say so themselves, by weight 0 or train false."
     ),
 }
 """What each series tells, with its unit: the HELP text wherever it is exported."""

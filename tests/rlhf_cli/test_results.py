@@ -130,7 +130,7 @@ def test_what_became_of_the_rows(tmp_path: Path) -> None:
     )
     job = job.model_copy(update={"status": job.status.model_copy(update={"stages": stages})})
     summary = summarize(job, tmp_path)
-    none = {"truncated": 0, "overLong": 0, "identical": 0, "emptyList": 0}
+    none = {"truncated": 0, "overLong": 0, "identical": 0, "emptyList": 0, "notLearned": 0}
     assert summary["rowsByStage"] == {
         "sft": {"dataset": none | {"kept": 2, "truncated": 1}},
         "reward": {

@@ -77,6 +77,8 @@ class RowCounts(StatusModel):
     """Pairs left out, since chosen and rejected are the same tokens."""
     empty_list: Count = 0
     """MIRACL rows left out, since without positive or without negative passages; no loss."""
+    not_learned: Count = 0
+    """Rows left out, since they say so themselves, by weight 0 or train false; no loss."""
 
     @property
     def lost(self) -> int:
@@ -86,7 +88,7 @@ class RowCounts(StatusModel):
     @property
     def left_out(self) -> int:
         """Rows that are not used, for whatever reason."""
-        return self.lost + self.empty_list
+        return self.lost + self.empty_list + self.not_learned
 
     @property
     def text(self) -> str:
@@ -96,6 +98,7 @@ class RowCounts(StatusModel):
             "left out as too long": self.over_long,
             "left out with identical responses": self.identical,
             "left out without positive or negative passages": self.empty_list,
+            "left out by their weight": self.not_learned,
         }
         parts = [f"{number} {what}" for what, number in found.items() if number]
         return ", ".join([f"{self.kept} rows used", *parts])

@@ -202,3 +202,21 @@ def test_rows_without_passages_are_no_loss(tmp_path: Path, make_tokenizer: MakeT
 
     assert counts == Counts(1, dropped_empty_list=9)
     assert (counts.row_counts.lost, counts.row_counts.left_out) == (0, 9)
+
+
+def test_rows_that_say_not_to_be_learned_are_counted_and_no_loss(
+    tmp_path: Path, make_tokenizer: MakeTokenizer
+) -> None:
+    rows = [{"prompt": "a", "response": "b", "chosen": "b", "rejected": "c"}]
+    rows_out = [rows[0] | out for out in [{"weight": 0}] * 7 + [{"train": False}] * 2]
+    dataset = _dataset(tmp_path, *rows_out, *rows)
+
+    found = [
+        load_sft(dataset, make_tokenizer(), **COMMON)[1],
+        load_preferences(dataset, make_tokenizer(), seed=1, **COMMON)[1],
+        load_prompts(dataset, make_tokenizer(), **COMMON)[1],
+    ]
+
+    assert found == [Counts(1, not_learned=9)] * 3
+    assert (found[0].row_counts.lost, found[0].row_counts.left_out) == (0, 9)
+    assert found[0].row_counts.text == "1 rows used, 9 left out by their weight"

@@ -27,7 +27,7 @@ from rlhf_trainer.run.token_cache import TokenCache
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "input_cases.py"
 
-COUNTS = {"kept": 6, "truncated": 0, "overLong": 2, "identical": 1, "emptyList": 0}
+COUNTS = {"kept": 6, "truncated": 0, "overLong": 2, "identical": 1, "emptyList": 0, "notLearned": 0}
 
 
 def lossy(folder: Path, **changed: Any) -> StageConfig:
@@ -99,7 +99,14 @@ def test_one_rank_of_a_node_makes_tokens_and_all_map_them(tmp_path: Path) -> Non
     assert (first[0], second[0]) == (1, 0)
     assert first[1:] == second[1:]
     assert first[-1] is True
-    assert first[3] == {"kept": 16, "truncated": 0, "overLong": 0, "identical": 0, "emptyList": 0}
+    assert first[3] == {
+        "kept": 16,
+        "truncated": 0,
+        "overLong": 0,
+        "identical": 0,
+        "emptyList": 0,
+        "notLearned": 0,
+    }
     assert set(first[2]) == {"dataset"}
     again = read(tmp_path, config)
     assert [rank[0] for rank in again] == [0, 0]

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.parse import formats
+from rlhf_trainer.data.parse.beside import Skipped
 from rlhf_trainer.data.read.rows import read_rows
 from rlhf_trainer.data.tokenize import tokenized
 from rlhf_trainer.data.tokenize.tokenized import Counts, PreferencePair, Prompt, SFTExample
@@ -40,7 +41,9 @@ def load_sft(
         DataError: a row that cannot be used, none at all, or more than half of them lost without
             `allowLoss`.
     """
-    rows = formats.sft_rows(read_rows(dataset, claims=claims, field=field), dataset, field)
+    found = read_rows(dataset, claims=claims, field=field)
+    skipped = Skipped()
+    rows = formats.sft_rows(found, dataset, field, skipped)
     examples, counts = tokenized.sft_examples(
         rows,
         tokenizer,
@@ -48,6 +51,7 @@ def load_sft(
         over_long=dataset.over_long,
         limit_field=_beside(field, limits),
     )
+    counts = replace(counts, not_learned=skipped.rows)
     _judge(dataset, counts, field, _beside(field, limits), max_length)
     return examples, counts
 
@@ -69,7 +73,8 @@ def load_preferences(
     Raises: as `load_sft`.
     """
     found = read_rows(dataset, claims=claims, field=field)
-    rows, dropped = formats.preference_rows(found, dataset, field, seed)
+    skipped = Skipped()
+    rows, dropped = formats.preference_rows(found, dataset, field, seed, skipped)
     pairs, counts = tokenized.preference_pairs(
         rows,
         tokenizer,
@@ -77,7 +82,7 @@ def load_preferences(
         over_long=dataset.over_long,
         limit_field=_beside(field, "maxLength"),
     )
-    counts = replace(counts, dropped_empty_list=dropped)
+    counts = replace(counts, dropped_empty_list=dropped, not_learned=skipped.rows)
     _judge(dataset, counts, field, _beside(field, "maxLength"), max_length)
     return pairs, counts
 
@@ -91,7 +96,10 @@ def load_prompts(
     field: str,
 ) -> tuple[list[Prompt], Counts]:
     """Prompts for PPO; `max_length` is the longest prompt. Args and raises as `load_sft`."""
-    rows = formats.prompt_rows(read_rows(dataset, claims=claims, field=field), dataset, field)
+    skipped = Skipped()
+    rows = formats.prompt_rows(
+        read_rows(dataset, claims=claims, field=field), dataset, field, skipped
+    )
     found, counts = tokenized.prompts(
         rows,
         tokenizer,
@@ -99,6 +107,7 @@ def load_prompts(
         over_long=dataset.over_long,
         limit_field=_beside(field, "maxPromptLength"),
     )
+    counts = replace(counts, not_learned=skipped.rows)
     _judge(dataset, counts, field, _beside(field, "maxPromptLength"), max_length)
     return found, counts
 

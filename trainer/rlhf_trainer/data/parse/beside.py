@@ -5,6 +5,7 @@ refused by name, never dropped.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf_api.v1alpha1 import Columns
@@ -35,12 +36,20 @@ template; Alpaca's `input` goes with the instruction."""
 _PROMPTS = ("prompt", "query")
 
 
-def learned_rows(rows: Iterable[Row], columns: Columns) -> Iterator[Row]:
+@dataclass
+class Skipped:
+    """Counts the rows that say not to be learned."""
+
+    rows: int = 0
+
+
+def learned_rows(rows: Iterable[Row], columns: Columns, skipped: Skipped) -> Iterator[Row]:
     """The rows without those that say, by `weight: 0` or `train: false`, not to be learned.
 
     Args:
         rows: of a dataset.
         columns: of its spec; what it names is read as it says.
+        skipped: counts those that are left out.
 
     Raises:
         DataError: a row holds something of its own in a column that would not be learned.
@@ -55,6 +64,8 @@ def learned_rows(rows: Iterable[Row], columns: Columns) -> Iterator[Row]:
             _require_nothing(row, name, [row.values.get(column) for column in read])
         if all(_is_learned(row, name) for name in weighed):
             yield row
+        else:
+            skipped.rows += 1
 
 
 def _require_nothing(row: Row, name: str, read: list[Any]) -> None:

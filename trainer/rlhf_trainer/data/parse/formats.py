@@ -11,7 +11,7 @@ from itertools import chain
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
-from rlhf_trainer.data.parse.beside import learned_rows
+from rlhf_trainer.data.parse.beside import Skipped, learned_rows
 from rlhf_trainer.data.parse.columns import (
     Conversation,
     Message,
@@ -60,7 +60,9 @@ class PromptRow:
     tools: Tools = ()
 
 
-def sft_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[SFTRow]:
+def sft_rows(
+    rows: Iterable[Row], dataset: Dataset, field: str, skipped: Skipped | None = None
+) -> list[SFTRow]:
     """Rows {prompt, response} or {messages}.
 
     The prompt may be called query, and may be a list of messages. Messages end with an assistant's
@@ -71,11 +73,12 @@ def sft_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[SFTRow]:
         rows: from `read_rows`.
         dataset: the spec.
         field: the dataset's path in the spec, for messages.
+        skipped: counts the rows that say not to be learned.
 
     Raises:
         DataError: a row that cannot be used, or none at all.
     """
-    first, all_rows = _first(rows, dataset, field)
+    first, all_rows = _first(rows, dataset, field, skipped)
     read = Reader.of(dataset.columns, field, first)
     pair = read.has(first, "prompt") and read.has(first, "response")
     if read.is_mapped("messages") or (read.has(first, "messages") and not pair):
@@ -92,7 +95,11 @@ def sft_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[SFTRow]:
 
 
 def preference_rows(
-    rows: Iterable[Row], dataset: Dataset, field: str, seed: int
+    rows: Iterable[Row],
+    dataset: Dataset,
+    field: str,
+    seed: int,
+    skipped: Skipped | None = None,
 ) -> tuple[list[PreferenceRow], int]:
     """Rows {prompt or query, chosen, rejected}, or pairs sampled from MIRACL rows.
 
@@ -108,7 +115,7 @@ def preference_rows(
     Raises:
         DataError: a row that cannot be used, or none at all.
     """
-    first, all_rows = _first(rows, dataset, field)
+    first, all_rows = _first(rows, dataset, field, skipped)
     read = Reader.of(dataset.columns, field, first)
     passages = read.has(first, "positive_passages") or read.has(first, "negative_passages")
     if passages and not read.has(first, "chosen"):
@@ -116,7 +123,9 @@ def preference_rows(
     return [_preference(read, row) for row in all_rows], 0
 
 
-def prompt_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[PromptRow]:
+def prompt_rows(
+    rows: Iterable[Row], dataset: Dataset, field: str, skipped: Skipped | None = None
+) -> list[PromptRow]:
     """Rows {prompt or query}, or {messages}; a list of messages ends with a user's turn.
 
     Args: as `sft_rows`.
@@ -124,16 +133,18 @@ def prompt_rows(rows: Iterable[Row], dataset: Dataset, field: str) -> list[Promp
     Raises:
         DataError: a row that cannot be used, or none at all.
     """
-    first, all_rows = _first(rows, dataset, field)
+    first, all_rows = _first(rows, dataset, field, skipped)
     read = Reader.of(dataset.columns, field, first)
     messages = read.has(first, "messages") and not read.has(first, "prompt")
     name = "messages" if messages or read.is_mapped("messages") else "prompt"
     return [PromptRow(row.source, _question(read, row, name), read.tools(row)) for row in all_rows]
 
 
-def _first(rows: Iterable[Row], dataset: Dataset, field: str) -> tuple[Row, Iterator[Row]]:
+def _first(
+    rows: Iterable[Row], dataset: Dataset, field: str, skipped: Skipped | None
+) -> tuple[Row, Iterator[Row]]:
     """The first row that is learned, and all of them."""
-    found = learned_rows(rows, dataset.columns)
+    found = learned_rows(rows, dataset.columns, skipped or Skipped())
     first = next(found, None)
     if first is None:
         raise DataError(

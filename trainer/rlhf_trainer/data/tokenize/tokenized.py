@@ -69,6 +69,8 @@ class Counts:
     """Used, with prompt and response encoded apart, since a token would straddle their boundary."""
     dropped_identical: int = 0
     """Pairs left out, since both sequences are the same tokens, be it by truncation."""
+    not_learned: int = 0
+    """Left out, since the row says so itself."""
     too_long: str = field(default="", compare=False)
     """How many tokens the rows have that are longer than the limit; nothing where none is."""
 
@@ -81,6 +83,7 @@ class Counts:
             over_long=self.dropped_over_long,
             identical=self.dropped_identical,
             empty_list=self.dropped_empty_list,
+            not_learned=self.not_learned,
         )
 
 
