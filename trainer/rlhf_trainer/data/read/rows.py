@@ -19,6 +19,7 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 from rlhf_api.errors import DataError, InputError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
+from rlhf_trainer.data.read.shards import require_whole
 from rlhf_trainer.data.read.splits import files_of_split, require_no_subset, require_only_split
 from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
@@ -137,6 +138,7 @@ def data_files(place: Path, dataset: Dataset, field: str) -> list[Path]:
             raise InputError(
                 f"{field}.uri: {uri}: folder {place} holds no file that ends by {known}; {remedy}"
             )
+        require_whole(place, files, SUFFIXES, dataset.split, field)
         return files
     if not place.exists():
         raise InputError(f"{field}.uri: {uri}: there is no file {place}; correct the path")

@@ -112,6 +112,12 @@ def _of_one_name(
     return files
 
 
+def names_another_split(stem: str, split: str) -> bool:
+    """Whether a file's name names a split, and another than the one that is asked for."""
+    name = _named(stem, split)
+    return name is not None and name != NAMES.get(split, split)
+
+
 def require_only_split(place: Path, split: str, field: str, own: str | None = None) -> None:
     """Refuse a split of what has only one.
 
