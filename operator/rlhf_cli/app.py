@@ -25,8 +25,8 @@ from rlhf_cli.local_job import (
 from rlhf_cli.os_errors import explained
 from rlhf_cli.output import make_console, show_every_letter
 from rlhf_cli.results import failure_logs, result_lines, summarize
-from rlhf_cli.rows import row_counts
 from rlhf_cli.runner import LAUNCHER, Outcome, Runner
+from rlhf_cli.trainer_checks import row_counts
 from rlhf_cli.view import make_view
 from rlhf_cli.workdir import Workdir
 from rlhf_operator.planning.conditions import find_condition, is_true
@@ -53,7 +53,7 @@ Mount = Annotated[
 
 @app.command()
 def validate(file: File, mount: Mount = None) -> None:
-    """Check a job: its fields, the order of its stages, its files, and the rows in them.
+    """Check a job: its fields, the order of its stages, its models' files, and its rows.
 
     Claims for which no --mount is given at all are not looked into, nor are rows of a hub or of
     files of more than 32 MiB.

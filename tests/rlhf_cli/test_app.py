@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -94,6 +95,48 @@ def test_rows_are_looked_into(bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixt
         assert f"spec.stages.{name}.evalDataset" in said
 
 
+def write_model(folder: Path, **settings: Any) -> None:
+    """What a model's folder holds at least, with one weight of two numbers."""
+    folder.mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    header = b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+    (folder / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(8)
+    )
+
+
+def test_models_are_looked_into(bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for each model that cannot be trained, before any stage is started."""
+    write_model(bench.folder / "good")
+    write_model(bench.folder / "t5", model_type="t5", is_encoder_decoder=True)
+    (bench.folder / "empty").mkdir()
+    rows = {"uri": "file://rows.jsonl"}
+    stages = {
+        "sft": {"model": {"uri": "file://good"}, "dataset": rows},
+        "reward": {"model": {"uri": "file://t5"}, "dataset": rows},
+        "ppo": {
+            "model": {"fromStage": "sft"},
+            "rewardModel": {"uri": "file://empty"},
+            "dataset": {"uri": "hf://org/rows"},
+        },
+    }
+    bench.write(stages=stages)
+
+    assert rlhf("validate", bench.file) == 66
+
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("rlhf: spec.stages.reward.model: ")
+    assert "LlamaForCausalLM (t5), an encoder with a decoder" in said[0]
+    assert said[1].startswith("spec.stages.ppo.rewardModel.uri: ")
+    assert "has no config.json" in said[1]
+    stages["reward"]["model"] = stages["ppo"]["rewardModel"] = {"uri": "file://good"}
+    bench.write(stages=stages)
+    assert rlhf("validate", bench.file) == 0
+
+
 def test_rows_elsewhere_and_large_files_are_left_to_the_ranks(
     bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,7 +162,7 @@ def test_claims_are_looked_into_where_a_folder_is_given(
     mount = f"data={bench.folder}"
     assert rlhf("validate", bench.file, "--mount", mount) == 66
     assert "add --mount models=path" in capsys.readouterr().err
-    (bench.folder / "m").mkdir()
+    write_model(bench.folder / "m")
     given = ("--mount", mount, "--mount", f"models={bench.folder}")
     assert rlhf("validate", bench.file, *given) == 0
     assert "sft.dataset: 1 rows" in capsys.readouterr().out

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
         write_termination_message(failed(config, failure).to_message() if config else text)
         return failure.exit_code
     try:
-        look_at_rows(config)
+        look_at_inputs(config)
         result = run(config, place, (*program, str(path)), stop, patience)
     except (RLHFError, OSError) as error:
         result = failed(config, failure_of(error))
@@ -126,14 +126,19 @@ def run(
     return _result_of(config, first, patience, starved=memory_kills() > kills)
 
 
-def look_at_rows(config: StageConfig) -> None:
-    """Raise what rows alone tell, before anything imports torch; see `data.preview`."""
+def look_at_inputs(config: StageConfig) -> None:
+    """Raise what models' folders and rows tell by themselves, before anything imports torch.
+
+    See `run.model_files` and `data.preview`.
+    """
     # Here, when signals are heard: this imports pyarrow.
     from rlhf_trainer.data.preview import check_rows
+    from rlhf_trainer.run.model_files import check_models
 
     published = f"attempt-*/{FileName.ARTIFACT}/{FileName.MANIFEST}"
-    # A stage that is done reads no rows any more.
+    # A stage that is done reads nothing any more.
     if not any(Path(config.stage_folder).glob(published)):
+        check_models(config)
         check_rows(config)
 
 

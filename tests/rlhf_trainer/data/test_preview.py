@@ -18,7 +18,7 @@ from rlhf_api.names import EnvVar, Reason
 from rlhf_api.v1alpha1 import Dataset, StageConfig, StageResult
 from rlhf_trainer.data import preview
 from rlhf_trainer.data.preview import check_rows
-from rlhf_trainer.launch import look_at_rows
+from rlhf_trainer.launch import look_at_inputs
 
 TORCHLESS = """
 import sys
@@ -128,7 +128,7 @@ def test_a_job_s_rows_are_counted_without_torch(tmp_path: Path) -> None:
     claim = tiny.stage_config("sft", tmp_path, dataset=Dataset(uri="pvc://claim/rows.jsonl"))
     lines = [json.dumps(json.loads(each.to_json())) for each in (good, hub, bad, claim)]
     program = (
-        "import runpy, sys; runpy.run_module('rlhf_trainer.check_rows', run_name='__main__'); "
+        "import runpy, sys; runpy.run_module('rlhf_trainer.check_inputs', run_name='__main__'); "
         "sys.exit(','.join({'torch', 'transformers', 'datasets'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
@@ -155,8 +155,8 @@ def test_a_job_s_rows_are_counted_without_torch(tmp_path: Path) -> None:
 def test_a_stage_that_is_done_needs_its_rows_no_more(tmp_path: Path) -> None:
     config = stage_runs.attempt(bad_config("sft", "dataset", tmp_path), 2)
     with pytest.raises(RLHFError, match="line 3"):
-        look_at_rows(config)
+        look_at_inputs(config)
     manifest = Path(config.stage_folder) / "attempt-1" / "artifact" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.touch()
-    look_at_rows(config)
+    look_at_inputs(config)

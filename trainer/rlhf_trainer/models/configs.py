@@ -4,7 +4,6 @@ Called when a stage opens a model, and again when it loads one. Code that a chec
 is never run.
 """
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,19 @@ from transformers import (
 )
 
 from rlhf_api.errors import InputError
-from rlhf_trainer.models.opening import opening, refuse_pointers
+from rlhf_trainer.models.opening import opening
 from rlhf_trainer.models.scratch import scratch_config
 from rlhf_trainer.run.artifact import ModelLocation
+from rlhf_trainer.run.model_files import (
+    DECODER_REMEDY,
+    QUANTISATION,
+    model_settings,
+    quantised,
+    refuse_pointers,
+    require_decoder,
+    require_unquantised,
+)
 
-_QUANTISATION = ("quantization_config", "compression_config")
 _TAKEN = (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -35,7 +42,6 @@ _TAKEN = (
     MODEL_MAPPING,
 )
 """Classes whose weights are those of a causal model or a score; what they lack is found missing."""
-_REMEDY = "name a decoder-only language model, for example of the family Llama, Qwen or GPT-2"
 
 
 def model_config(
@@ -60,12 +66,15 @@ def checked_config(location: ModelLocation, field: str) -> PretrainedConfig:
     """
     if not location.on_hub:
         refuse_pointers(Path(location.path), field)
+        model_settings(Path(location.path), field)
     with opening(
         f"{field}: no usable model configuration at {location.path}",
         "name a folder or repository that transformers' save_pretrained has written",
     ):
         raw, _ = PretrainedConfig.get_config_dict(location.path, revision=location.revision)
         _require_known_type(raw, location, field)
+        require_unquantised(raw, location.path, field)
+        require_decoder(raw, location.path, field)
         config: PretrainedConfig = AutoConfig.from_pretrained(
             location.path, revision=location.revision, trust_remote_code=False
         )
@@ -92,31 +101,29 @@ def _require_known_type(raw: dict[str, Any], location: ModelLocation, field: str
 
 
 def _require_unquantised(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
-    for each, name in product((config, config.get_text_config()), _QUANTISATION):
-        found = getattr(each, name, None)
+    # A family may keep its text model under a name of its own.
+    for name in QUANTISATION:
+        found = getattr(config.get_text_config(), name, None)
         if found:
             settings = found if isinstance(found, dict) else found.to_dict()
-            method = settings.get("quant_method", "no quant_method")
-            raise InputError(
-                f"{field}: the model at {location.path} is quantised ({name} of its config.json: "
-                f"{method}), and such weights cannot be trained; name the model in BF16 or FP32 "
-                "that it was made from"
-            )
+            raise quantised(settings, name, location.path, field)
 
 
 def _require_causal(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
     names = ", ".join(config.architectures or [type(config).__name__])
     told = f"{field}: the model at {location.path} is {names} ({config.model_type})"
     if config.is_encoder_decoder:
-        raise InputError(f"{told}, an encoder with a decoder; {_REMEDY}")
+        raise InputError(f"{told}, an encoder with a decoder; {DECODER_REMEDY}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"{told}, of which transformers has no causal language model; {_REMEDY}")
+        raise InputError(
+            f"{told}, of which transformers has no causal language model; {DECODER_REMEDY}"
+        )
     # Of these families alone the same class is an encoder, or a decoder, by its configuration.
     directed = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not directed:
         raise InputError(
-            f"{told}, an encoder, whose tokens see those behind them; {_REMEDY}, or set is_decoder "
-            "in its config.json if it was trained as a decoder"
+            f"{told}, an encoder, whose tokens see those behind them; {DECODER_REMEDY}, "
+            "or set is_decoder in its config.json if it was trained as a decoder"
         )
 
 
@@ -136,9 +143,11 @@ def _require_own_class(
     told = f"{field}: the model at {location.path} is {', '.join(strange)} ({config.model_type})"
     if not all(hasattr(transformers, name) for name in strange):
         needs = f": {_never_run(code)}" if code else ""
-        raise InputError(f"{told}, which transformers does not have{needs}; {_REMEDY}")
+        raise InputError(f"{told}, which transformers does not have{needs}; {DECODER_REMEDY}")
     known = ", ".join(_class_names(MODEL_FOR_CAUSAL_LM_MAPPING, config))
-    raise InputError(f"{told}, and neither {known} nor a reward model made from it; {_REMEDY}")
+    raise InputError(
+        f"{told}, and neither {known} nor a reward model made from it; {DECODER_REMEDY}"
+    )
 
 
 def _class_names(mapping: Any, config: PretrainedConfig) -> tuple[str, ...]:

@@ -6,11 +6,9 @@ other files.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rlhf_api.errors import InputError
 from rlhf_api.names import Reason
-from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
 from rlhf_trainer.errors import failure_of
 
 _MAX_LENGTH = 300
@@ -42,13 +40,3 @@ def one_line(error: BaseException) -> str:
     """A library's message without its line breaks and lists: a reason is read in a last line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
-
-
-def refuse_pointers(folder: Path, field: str) -> None:
-    """Raise InputError if Git LFS has left pointers in place of files in `folder`."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_pointer(path)]
-    if files:
-        others = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
-        raise InputError(
-            f"{field}: {files[0]}{others} is a pointer of Git LFS and not the file itself; {REMEDY}"
-        )

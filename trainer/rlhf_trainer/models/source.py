@@ -24,6 +24,7 @@ from rlhf_trainer.models.memory import ModelSize, count_parameters, count_scorer
 from rlhf_trainer.models.tokenizers import load_tokenizer
 from rlhf_trainer.run.artifact import ModelLocation, model_folder
 from rlhf_trainer.run.distributed import Ranks, on_first_rank_of_node
+from rlhf_trainer.run.model_files import require_weights
 
 T = TypeVar("T")
 
@@ -145,6 +146,8 @@ def _opened(location: ModelLocation, source: ModelSource, field: str) -> Base:
     if location.scratch is None:
         # First, since the tokenizer of what cannot be trained is of no concern.
         checked_config(location, field)
+        if not location.on_hub:
+            require_weights(Path(location.path), field)
     place = Hub(location.path, location.revision) if location.on_hub else Path(location.path)
     tokenizer = load_tokenizer(
         place,

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.data.tokenize.offsets import adds_prefix_space, has_offsets
-from rlhf_trainer.models.opening import opening, refuse_pointers
+from rlhf_trainer.models.opening import opening
 from rlhf_trainer.models.templates import settle_end, settle_template
+from rlhf_trainer.run.model_files import refuse_pointers, require_tokenizer
 
 PAD_TOKENS = (
     "<pad>",
@@ -35,9 +36,6 @@ PAD_TOKENS = (
 
 RESERVED = re.compile(r"[<\[]\|?_?(reserved|unused|extra|dummy|placeholder)[\w ]*?\d+\|?[>\]]")
 """Added tokens without a meaning, such as <|reserved_special_token_0|>, <unused0>, <|extra_0|>."""
-
-_FILES = ("tokenizer*", "*vocab*", "*.model", "*.tiktoken")
-"""What files of tokenizers are called, whatever library wrote them."""
 
 BYTE_255, BYTE_LEVEL_255 = "<0xFF>", "ÿ"
 """The byte 0xFF, which no UTF-8 has: as byte fallback and as byte-level tokenizers spell it."""
@@ -126,12 +124,7 @@ def _loaded(place: Path | Hub, field: str) -> PreTrainedTokenizerBase:
         if not place.is_dir():
             raise InputError(f"{field}.uri: there is no folder {place}; correct the path")
         refuse_pointers(place, f"{field}.uri")
-        if not any(path for pattern in _FILES for path in place.glob(pattern)):
-            raise InputError(
-                f"{field}.uri: {place} holds no tokenizer.json and no other file of a tokenizer; "
-                "copy the tokenizer of the model there that it was made from (a tokenizer's "
-                "save_pretrained writes its files), or name a folder that holds both"
-            )
+        require_tokenizer(place, field)
     name, revision = (place.name, place.revision) if isinstance(place, Hub) else (place, None)
     with opening(
         f"{field}.uri: {place}: no tokenizer can be loaded",

@@ -41,6 +41,7 @@ from rlhf_trainer.run.files import (
     storage_errors,
     write_atomically,
 )
+from rlhf_trainer.run.model_files import model_in, tokenizer_in
 
 logger = logging.getLogger(__name__)
 
@@ -254,12 +255,12 @@ def model_folder(source: ModelSource, config: StageConfig, field: str) -> ModelL
         InputError: no such folder, one without a model in it, or an artifact that differs.
     """
     if source.from_stage is not None:
-        return ModelLocation(str(_model_in(open_artifact(config, source.from_stage), field)))
+        return ModelLocation(str(model_in(open_artifact(config, source.from_stage), field)))
     uri = str(source.uri)
     if source.scratch is not None:
         tokenizer = _locate(source.scratch.tokenizer, config, f"{field}.scratch.tokenizer")
         if not tokenizer.on_hub:
-            _tokenizer_in(Path(tokenizer.path), f"{field}.scratch.tokenizer")
+            tokenizer_in(Path(tokenizer.path), f"{field}.scratch.tokenizer")
         return ModelLocation(
             tokenizer.path,
             tokenizer.revision,
@@ -269,7 +270,7 @@ def model_folder(source: ModelSource, config: StageConfig, field: str) -> ModelL
         )
     location = _locate(uri, config, f"{field}.uri")
     if not location.on_hub:
-        _model_in(Path(location.path), f"{field}.uri")
+        model_in(Path(location.path), f"{field}.uri")
     return location
 
 
@@ -278,33 +279,6 @@ def _locate(uri: str, config: StageConfig, field: str) -> ModelLocation:
     if isinstance(place, Hub):
         return ModelLocation(place.name, place.revision, on_hub=True)
     return ModelLocation(str(place))
-
-
-def _model_in(folder: Path, field: str) -> Path:
-    _folder_at(folder, field)
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"{field}: {folder} has no config.json; name a folder that transformers' "
-            "save_pretrained has written"
-        )
-    return folder
-
-
-def _tokenizer_in(folder: Path, field: str) -> Path:
-    _folder_at(folder, field)
-    known = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in known):
-        raise InputError(
-            f"{field}: {folder} has none of {', '.join(known)}; name a folder that a tokenizer's "
-            "save_pretrained has written"
-        )
-    return folder
-
-
-def _folder_at(folder: Path, field: str) -> None:
-    if not folder.is_dir():
-        state = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"{field}: {folder} {state}; check the path, or copy the model there")
 
 
 def _write_manifest(

@@ -1,6 +1,6 @@
-"""The rows of a job's datasets, where they lie on this machine. Called by `rlhf validate`.
+"""A job's models and rows, where they lie on this machine. Called by `rlhf validate`.
 
-The trainer reads them in a process of its own, as its launcher does before it starts any rank.
+The trainer looks at them in a process of its own, as its launcher does before it starts any rank.
 """
 
 import importlib.util
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_api.errors import ConfigError, DataError, InputError, RLHFError, UserError
-from rlhf_api.v1alpha1 import DATASETS, JobReference, RLHFJob, StageConfig, claim_of
+from rlhf_api.v1alpha1 import JobReference, RLHFJob, StageConfig, claim_of, uris
 from rlhf_cli.local_job import FILE
 
-PROGRAM = (sys.executable, "-m", "rlhf_trainer.check_rows")
+PROGRAM = (sys.executable, "-m", "rlhf_trainer.check_inputs")
 _UID = "00000000"
 """Of a job that was never made."""
 _KINDS: tuple[type[UserError], ...] = (DataError, InputError, ConfigError)
@@ -23,6 +23,8 @@ _KINDS: tuple[type[UserError], ...] = (DataError, InputError, ConfigError)
 def row_counts(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[tuple[str, int | None]]:
     """Each local dataset's field, and its number of rows; None where they are not looked into.
 
+    Models' folders are looked into too.
+
     Nothing is told where the trainer is not installed.
 
     Args:
@@ -30,7 +32,7 @@ def row_counts(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[tuple[str, i
         mounts: folders of claims.
 
     Raises:
-        UserError: rows that cannot be used, a line for each dataset.
+        UserError: models and rows that cannot be used, a line for each.
     """
     configs = list(_configs(job, mounts))
     if not configs or importlib.util.find_spec("pyarrow") is None:
@@ -45,10 +47,9 @@ def row_counts(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[tuple[str, i
 
 
 def _configs(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[StageConfig]:
-    """What each stage with a local dataset is given, as far as its rows are concerned."""
+    """What each stage with a local model or dataset is given, as far as these are concerned."""
     for name, stage in job.spec.stages.present().items():
-        datasets = [getattr(stage, each, None) for each in DATASETS]
-        if any(_is_local(each.uri, mounts) for each in datasets if each is not None):
+        if any(_is_local(uri, mounts) for path, uri in uris(stage) if "rewards" not in path):
             yield StageConfig(
                 job=JobReference(name=job.metadata.name, uid=_UID),
                 stage=name,
@@ -71,7 +72,7 @@ def _asked(configs: list[StageConfig]) -> list[dict[str, Any]]:
     )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise RLHFError(f"the rows could not be looked into: {reason}")
+        raise RLHFError(f"the models and rows could not be looked into: {reason}")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
