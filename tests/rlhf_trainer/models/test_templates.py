@@ -143,8 +143,9 @@ def test_the_end_of_a_turn_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_a_chosen_end_must_be_in_the_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^{FIELD}\.endOfTurn: 'stop' is not in the voc.*name"):
-        opened(tmp_path, TURNS + ASKS, end_of_turn="stop")
+    with pytest.raises(ConfigError, match=rf"^{FIELD}\.endOfTurn: 'ab' is not in the voc") as told:
+        opened(tmp_path, TURNS + ASKS, end_of_turn="ab")
+    assert "which writes it as ['a', 'b']; name one token of its vocabulary" in str(told.value)
 
 
 def test_a_base_model_may_do_without_its_template(tmp_path: Path) -> None:

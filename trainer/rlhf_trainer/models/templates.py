@@ -76,8 +76,9 @@ def settle_end(
     kept = tokenizer.init_kwargs.get(CHOSEN_END)
     if kept is not None and kept not in tokenizer.get_vocab():
         raise ConfigError(
-            f"{field}.endOfTurn: {kept!r} is not in the vocabulary of {place}; name one of its "
-            "tokens"
+            f"{field}.endOfTurn: {kept!r} is not in the vocabulary of {place}, which writes it as "
+            f"{_pieces(tokenizer, kept)}; name one token of its vocabulary, since an answer ends "
+            "by exactly one"
         )
     try:
         return end_of_turn(tokenizer)
@@ -87,6 +88,11 @@ def settle_end(
             "single token, so that nothing could stop there; set endOfTurn to the token that ends "
             "an answer, or chatTemplate to a template that writes one"
         ) from error
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(tokenizer.convert_ids_to_tokens(ids))
 
 
 def _require_default(tokenizer: PreTrainedTokenizerBase, field: str) -> None:
