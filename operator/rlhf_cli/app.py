@@ -24,7 +24,7 @@ from rlhf_cli.local_job import (
 )
 from rlhf_cli.os_errors import explained
 from rlhf_cli.output import make_console, show_every_letter
-from rlhf_cli.results import failure_logs, result_lines, summarize
+from rlhf_cli.results import failure_logs, result_lines, resumptions, summarize
 from rlhf_cli.runner import LAUNCHER, Outcome, Runner
 from rlhf_cli.trainer_checks import row_counts
 from rlhf_cli.view import make_view
@@ -190,7 +190,8 @@ def _conclude(outcome: Outcome, workdir: Workdir, *, already: bool) -> int:
     elif job.spec.suspend:
         _fail(f"{name} is suspended: spec.suspend is true; set it to false to go on")
     else:
-        _fail(f"{name} was stopped; the same command again goes on from the last checkpoints")
+        going_on = ", ".join(resumptions(job)) or "from the beginning"
+        _fail(f"{name} was stopped; the same command again goes on: {going_on}")
     return outcome.exit_code
 
 

@@ -29,6 +29,8 @@ class EventLog:
         self._rows: dict[str, RowCounts] = {}
         self._last: dict[str, Any] | None = None
         self._notes: list[str] = []
+        self.evaluated_step: int | None = None
+        """Steps after which the held-out metrics were taken; None before the first evaluation."""
 
     def take_notes(self) -> list[str]:
         """What was found before training began, and was not taken yet."""
@@ -74,8 +76,7 @@ class EventLog:
         if event.get("type") == "start":
             notes = event.get("notes")
             self._notes += [str(note) for note in notes] if isinstance(notes, list) else []
-        if event.get("type") == "checkpoint":
-            self._checkpoint_step = _count(event.get("step"))
+        self._take_step(event)
         if "rows" in event:
             self._take_rows(event["rows"])
         if event.get("type") == "verdict":
@@ -89,6 +90,13 @@ class EventLog:
                 self._metrics.pop(name, None)
             else:
                 self._metrics[name] = number
+
+    def _take_step(self, event: dict[str, Any]) -> None:
+        """After which step something was done that does not follow each."""
+        if event.get("type") == "checkpoint":
+            self._checkpoint_step = _count(event.get("step"))
+        if event.get("type") == "evaluation":
+            self.evaluated_step = _count(event.get("step"))
 
     def _take_rows(self, told: object) -> None:
         with suppress(ValidationError):

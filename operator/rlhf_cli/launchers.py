@@ -127,6 +127,15 @@ class Launchers:
             for note in launcher.events.take_notes()
         ]
 
+    def evaluated_steps(self) -> dict[StageName, int]:
+        """The step of each stage whose held-out metrics were told last."""
+        known = sorted(self._known.values(), key=lambda launcher: launcher.attempt)
+        return {
+            each.stage: each.events.evaluated_step
+            for each in known
+            if each.events.evaluated_step is not None
+        }
+
     def start(self, action: StartAttempt, environment: Mapping[str, str]) -> None:
         """Make the attempt's folder and start its launcher."""
         folder = Path(action.config.attempt_folder)

@@ -27,6 +27,9 @@ FIGURES: dict[str, tuple[StageName, tuple[str, ...]]] = {
 }
 """Where each figure stands in which stage's evaluation.json."""
 
+UNITS = {"kl": " nats an answer", "meanLength": " characters"}
+"""Of figures that might be taken for something else; samples.jsonl has lengths in tokens."""
+
 SHOWN_SAMPLES = 3
 
 
@@ -61,7 +64,7 @@ def result_lines(job: RLHFJob, storage: Path, summary: dict[str, Any]) -> Iterat
         yield ""
     for key, value in summary.items():
         if key in FIGURES:
-            yield f"{key}: {value:.4g}"
+            yield f"{key}: {value:.4g}{UNITS.get(key, '')}"
     for name, stage in _stages(job):
         for dataset, counts in (stage.rows or {}).items():
             yield f"{name} {dataset}: {counts.text}"
@@ -80,6 +83,15 @@ def failure_logs(job: RLHFJob, workdir: Workdir) -> Iterator[str]:
         log = workdir.attempt_folder(job, name, stage.attempt) / LOG
         if stage.state is StageState.FAILED and log.exists():
             yield str(log)
+
+
+def resumptions(job: RLHFJob) -> Iterator[str]:
+    """Where each stage that was begun and is not done goes on."""
+    for name, stage in _stages(job):
+        if stage.attempt and stage.state is not StageState.SUCCEEDED:
+            step = stage.last_checkpoint_step
+            start = f"the checkpoint of step {step}" if step else "its beginning"
+            yield f"stage {name} from {start}"
 
 
 def _seconds(status: RLHFJobStatus | StageStatus) -> float:

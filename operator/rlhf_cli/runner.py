@@ -166,7 +166,11 @@ class Runner:
             if (stage, note) not in self._noted:
                 self._noted.add((stage, note))
                 self.view.note(f"stage {stage}: {note}")
-        self.view.show(self.job, stopping=request.number is not None)
+        self.view.show(
+            self.job,
+            stopping=request.number is not None,
+            evaluated=self._launchers.evaluated_steps(),
+        )
 
     def _without_reason(self, event: Event) -> Event:
         """The event of a failure without the reason, which the command tells once, as its end."""

@@ -6,7 +6,7 @@ never asked for input.
 
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
@@ -23,19 +23,23 @@ from rlhf_operator.planning.summaries import Event
 
 LINE_SECONDS = 10.0
 LINE_PERCENT = 10
+HELD_OUT = "held-out"
+
+Steps = Mapping[StageName, int]
+NO_STEPS: Steps = MappingProxyType({})
 
 SHOWN_METRICS: Mapping[StageName, Mapping[Metric, str]] = {
-    StageName.SFT: {Metric.LOSS: "loss", Metric.EVAL_LOSS: "held-out loss"},
+    StageName.SFT: {Metric.LOSS: "loss", Metric.EVAL_LOSS: f"{HELD_OUT} loss"},
     StageName.REWARD: {
         Metric.LOSS: "loss",
         Metric.ACCURACY: "accuracy",
-        Metric.EVAL_ACCURACY: "held-out accuracy",
+        Metric.EVAL_ACCURACY: f"{HELD_OUT} accuracy",
     },
     StageName.PPO: {
         Metric.REWARD: "reward",
         Metric.KL: "KL",
         Metric.CRITIC_LOSS: "critic loss",
-        Metric.EVAL_REWARD: "held-out reward",
+        Metric.EVAL_REWARD: f"{HELD_OUT} reward",
     },
 }
 
@@ -63,12 +67,13 @@ class View:
     ) -> None:
         """Leave the terminal as it was."""
 
-    def show(self, job: RLHFJob, *, stopping: bool = False) -> None:
+    def show(self, job: RLHFJob, *, stopping: bool = False, evaluated: Steps = NO_STEPS) -> None:
         """The job stands so.
 
         Args:
             job: with its status.
             stopping: whether a person has asked to stop.
+            evaluated: the step of each stage's held-out metrics, where it is known.
         """
 
     def tell(self, event: Event) -> None:
@@ -87,10 +92,10 @@ class LineView(View):
         self._said: dict[StageName, tuple[float, int, str]] = {}
         self._stopping = False
 
-    def show(self, job: RLHFJob, *, stopping: bool = False) -> None:
+    def show(self, job: RLHFJob, *, stopping: bool = False, evaluated: Steps = NO_STEPS) -> None:
         for name, stage in _stages(job).items():
             if stage.state is StageState.RUNNING and stage.progress is not None:
-                self._progress(name, stage)
+                self._progress(name, stage, evaluated.get(name))
         if stopping and not self._stopping:
             self._say(stopping_text(job))
         self._stopping = stopping
@@ -101,9 +106,10 @@ class LineView(View):
     def note(self, text: str) -> None:
         self._say(text)
 
-    def _progress(self, name: StageName, stage: StageStatus) -> None:
+    def _progress(self, name: StageName, stage: StageStatus, evaluated: int | None) -> None:
         assert stage.progress is not None
-        parts = [_steps(stage), _eta(stage) and f"{_eta(stage)} left", metrics_text(name, stage)]
+        left, metrics = _eta(stage), metrics_text(name, stage, evaluated)
+        parts = [_steps(stage), left and f"{left} left", metrics]
         text = f"stage {name}: {', '.join(part for part in parts if part)}"
         percent, now = stage.progress.percent, self._clock()
         if name in self._said:
@@ -138,9 +144,9 @@ class LiveView(View):
     ) -> None:
         self._live.stop()
 
-    def show(self, job: RLHFJob, *, stopping: bool = False) -> None:
+    def show(self, job: RLHFJob, *, stopping: bool = False, evaluated: Steps = NO_STEPS) -> None:
         caption = stopping_text(job) if stopping else None
-        self._live.update(stage_table(job, caption), refresh=True)
+        self._live.update(stage_table(job, caption, evaluated), refresh=True)
 
     def tell(self, event: Event) -> None:
         if event.type == "Warning":
@@ -157,7 +163,7 @@ def make_view(console: Console, *, quiet: bool) -> View:
     return LiveView(console) if console.is_terminal else LineView(console)
 
 
-def stage_table(job: RLHFJob, caption: str | None = None) -> Table:
+def stage_table(job: RLHFJob, caption: str | None = None, evaluated: Steps = NO_STEPS) -> Table:
     """One row a stage: state with the number of a later attempt, steps, time left, metrics.
 
     Fits a terminal of 80 columns.
@@ -179,7 +185,7 @@ def stage_table(job: RLHFJob, caption: str | None = None) -> Table:
             "" if progress is None else f"{progress.step}/{progress.total_steps or '?'}",
             "" if progress is None else f"{progress.percent} %",
             _eta(stage),
-            metrics_text(name, stage),
+            metrics_text(name, stage, evaluated.get(name)),
         )
     return table
 
@@ -193,11 +199,15 @@ def stopping_text(job: RLHFJob) -> str:
     )
 
 
-def metrics_text(name: StageName, stage: StageStatus) -> str:
-    """The last values of the metrics to watch in this kind of stage."""
+def metrics_text(name: StageName, stage: StageStatus, evaluated: int | None) -> str:
+    """The last values of the metrics to watch in this kind of stage.
+
+    Those of held-out rows are of an earlier step, `evaluated`, and say so where it is known.
+    """
     metrics = stage.metrics or {}
+    of_step = "" if evaluated is None else f" (step {evaluated})"
     return ", ".join(
-        f"{label} {metrics[metric]:.4g}"
+        f"{label} {metrics[metric]:.4g}{of_step if label.startswith(HELD_OUT) else ''}"
         for metric, label in SHOWN_METRICS[name].items()
         if metric in metrics
     )

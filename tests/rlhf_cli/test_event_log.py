@@ -30,6 +30,17 @@ def test_a_file_that_grows(tmp_path: Path) -> None:
     assert log.read() == ObservedProgress(1, 10, None, {"loss": 2.0, "perplexity": 7.0}, 1)
 
 
+def test_the_step_of_the_last_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    path.write_text(line("start", 0) + line("step", 4))
+    log.read()
+    assert log.evaluated_step is None
+    path.write_text(line("start", 0) + line("step", 4) + line("evaluation", 4) + line("step", 5))
+    log.read()
+    assert log.evaluated_step == 4
+
+
 def test_what_was_found_before_training_is_taken_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)

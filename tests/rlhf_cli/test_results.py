@@ -15,7 +15,7 @@ from rlhf_api.v1alpha1 import (
     StageStatus,
     StageStatuses,
 )
-from rlhf_cli.results import result_lines, summarize
+from rlhf_cli.results import result_lines, resumptions, summarize
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 EVALUATIONS: dict[str, Any] = {
@@ -60,6 +60,22 @@ def make_job(storage: Path, evaluations: dict[str, Any]) -> RLHFJob:
         start_time=START, completion_time=end, stages=StageStatuses.model_validate(stages)
     )
     return RLHFJob.from_document(document).model_copy(update={"status": status})
+
+
+def test_a_stop_says_where_each_stage_goes_on(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"sft": None, "reward": None, "ppo": None})
+    stopped = {"state": StageState.SUSPENDED, "attempt": 2}
+    stages = job.status.stages.model_copy(
+        update={
+            "reward": StageStatus(**stopped, last_checkpoint_step=5),
+            "ppo": StageStatus(**stopped),
+        }
+    )
+    changed = job.status.model_copy(update={"stages": stages})
+    assert list(resumptions(job.model_copy(update={"status": changed}))) == [
+        "stage reward from the checkpoint of step 5",
+        "stage ppo from its beginning",
+    ]
 
 
 def test_every_key_of_the_summary(tmp_path: Path) -> None:

@@ -141,8 +141,11 @@ def test_a_signal_stops_with_a_checkpoint_and_the_next_run_goes_on(
     bench.wait(lambda: bench.step() >= 3)
     runner.send_signal(number)
     assert runner.wait(PATIENCE) == code
-    assert bench.log.strip().splitlines()[-1].startswith("rlhf: reviews was stopped")
     stopped = bench.stage()
+    assert bench.log.strip().splitlines()[-1] == (
+        "rlhf: reviews was stopped; the same command again goes on: stage sft from the checkpoint "
+        f"of step {stopped.progress.step}"
+    )
     assert (bench.job.status.phase, stopped.state, stopped.disruptions, stopped.restarts) == (
         "Suspended",
         "Suspended",

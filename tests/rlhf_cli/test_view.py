@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlhf_api.names import Reason, StageState
+from rlhf_api.names import Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Progress, RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
 from rlhf_cli.view import LineView, LiveView, View, duration, make_view
 from rlhf_operator.planning.summaries import Event
@@ -87,6 +87,23 @@ def test_lines_come_every_ten_seconds_or_ten_percent() -> None:
     assert lines(60, 13) == 0
     # A new attempt starts from an earlier step.
     assert lines(1, 5) == 1
+
+
+def test_held_out_metrics_name_the_step_that_they_are_of() -> None:
+    metrics = {"reward": 1.5, "eval_reward": 1.25}
+    said, drawn = io.StringIO(), terminal()
+    LineView(Console(file=said, width=200)).show(
+        make_job(10, metrics=metrics), evaluated={StageName.PPO: 5, StageName.SFT: 7}
+    )
+    assert "step 10/100 (10 %), 2 min 05 s left, reward 1.5, held-out reward 1.25 (step 5)" in (
+        said.getvalue()
+    )
+    with LiveView(drawn[0]) as view:
+        view.show(make_job(10, metrics=metrics), evaluated={StageName.PPO: 5})
+    assert "held-out reward 1.25 (step 5)" in drawn[1].getvalue()
+    # What an earlier runner saw is not known any more.
+    LineView(Console(file=said, width=200)).show(make_job(10, metrics=metrics))
+    assert said.getvalue().rstrip().endswith("held-out reward 1.25")
 
 
 def test_lines_tell_events_and_a_stop_once() -> None:
