@@ -129,9 +129,9 @@ class ModelSource(Contract):
     scratch: ScratchModel | None = None
     """Sizes of a model with random weights, for uri scratch://architecture."""
     pad_token: Token | None = None
-    """Token of the vocabulary that pads a batch, where the tokenizer has none of its own or uses
-    EOS, and that no row may hold; when left out a reserved token, or one that no text has, is
-    looked for."""
+    """Token of the vocabulary that pads a batch in place of the tokenizer's own and ends no answer;
+    no row may hold it unless it is an added token; when left out the tokenizer's own, or, if that
+    is EOS or endOfTurn, a reserved one or one that no text has."""
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=16384)] | None = None
     """Jinja chat template that replaces the tokenizer's own."""
     use_chat_template: bool = True
