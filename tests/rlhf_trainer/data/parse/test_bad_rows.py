@@ -343,8 +343,54 @@ def test_a_title_that_is_missing_is_named_where_it_is_wanted() -> None:
 
 @pytest.mark.parametrize("kind", ["sft", "pref", "prompt"])
 def test_a_dataset_without_rows_is_an_error(kind: str) -> None:
-    with pytest.raises(
-        DataError,
-        match=r"dataset\.uri: file:///data\.jsonl: holds no rows that are learned; name a",
-    ):
+    told = r"dataset\.uri: file:///data\.jsonl: "
+    with pytest.raises(DataError, match=told + "is empty: there is no row in it; name a"):
         _validate(kind, [], dataset_of())
+    unlearned = rows_of({"prompt": "p", "weight": 0})
+    with pytest.raises(DataError, match=told + "holds no rows that are learned; name a"):
+        _validate(kind, unlearned, dataset_of())
+
+
+@pytest.mark.parametrize("kind", ["sft", "pref", "prompt"])
+@pytest.mark.parametrize("column", ["conversations", "dialog"])
+def test_sharegpt_s_turns_are_told_the_form_that_is_wanted(kind: str, column: str) -> None:
+    turns = [{"from": "human", "value": "p"}, {"from": "gpt", "value": "r"}]
+    wanted = r"write each turn as \{role, content\}"
+    with pytest.raises(DataError, match=rf"^data\.jsonl: line 1: .*{wanted}.*'human' is user"):
+        _validate(kind, rows_of({column: turns}), dataset_of())
+    # A name for the column alone is no remedy.
+    with pytest.raises(DataError, match=rf"{column}\[0\]: .*{wanted}"):
+        _validate("sft", rows_of({column: turns}), dataset_of(columns={"messages": column}))
+
+
+def test_another_column_of_turns_is_named_as_messages() -> None:
+    turns = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]
+    with pytest.raises(DataError, match=r"set spec\..*dataset\.columns\.messages to dialog"):
+        _validate("sft", rows_of({"dialog": turns}), dataset_of())
+
+
+def test_a_lacking_answer_is_no_matter_of_messages() -> None:
+    told = r"rejected: is missing; .* add it, or name it in .*columns\.rejected$"
+    with pytest.raises(DataError, match=told):
+        _validate("pref", rows_of({"chosen": turns_of("user", "assistant")}), dataset_of())
+
+
+def test_parts_of_text_are_one_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "image_url": None}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "r"}]
+    (row,) = sft_rows(rows_of({"messages": turns}), dataset_of(), FIELD)
+    assert row.prompt[0].content == "ab"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x"}}, r"\[1\]\.type: \"image_url\": .*text"),
+        ({"type": "text", "text": 7}, r"\[1\]\.text: 7: must be text, but is a number"),
+        ("b", r"\[1\]\.type: null: only parts of type text"),
+    ],
+)
+def test_other_parts_are_refused_by_their_type(part: object, told: str) -> None:
+    turns = [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]
+    with pytest.raises(DataError, match=r"messages\[0\]\.content" + told):
+        _validate("prompt", rows_of({"messages": turns}), dataset_of())

@@ -24,6 +24,12 @@ CONTINUED = ("prefix", "partial")
 """Keys of a message that ask for an answer which goes on from it, each spelled so by some API."""
 NAMES = ("name", "tool_call_id")
 """Keys of a message that a chat template may use and need not."""
+SHAREGPT = {"from", "value"}
+"""Keys of a turn where ShareGPT's files have role and content."""
+_IN_ROLES = (
+    "write each turn as {role, content}: from 'human' is user, 'gpt' is assistant, and value is "
+    "content"
+)
 LEARNED = ("weight", "train", "training", "loss")
 """Keys of a message that say whether it is learned, each spelled so by some trainer."""
 _BESIDE = """
@@ -119,9 +125,24 @@ class Reader:
             return row.values[column]
         named = f"{self.field}.columns.{_camel(name)}"
         remedy = f"correct {named}" if self.is_mapped(name) else f"add it, or name it in {named}"
+        remedy = self._remedy_for_turns(row, name) or remedy
         raise DataError(
             f"{row.source}: {column}: is missing; the row has {_columns(row)}; {remedy}"
         )
+
+    def _remedy_for_turns(self, row: Row, name: str) -> str:
+        """What to do with a conversation that stands in a column of another name."""
+        is_pair = name in ("chosen", "rejected")
+        for column, value in row.values.items():
+            first = value[0] if isinstance(value, list) and value else None
+            if not isinstance(first, dict):
+                continue
+            if first.keys() >= SHAREGPT:
+                renamed = "add it" if is_pair else f"rename {column} to messages"
+                return f"{renamed}, and {_IN_ROLES}"
+            if {"role", "content"} <= first.keys() and not (is_pair or self.is_mapped("messages")):
+                return f"add it, or set {self.field}.columns.messages to {column}"
+        return ""
 
     def text(self, row: Row, name: str) -> str:
         """The text of a field."""
@@ -167,6 +188,8 @@ def _messages(row: Row, field: str, value: object) -> Conversation:
 def _message(row: Row, field: str, value: object) -> Message:
     if not isinstance(value, dict):
         raise mistake(row, field, value, "must be an object with role and content")
+    if value.keys() >= SHAREGPT and "role" not in value:
+        raise mistake(row, field, value, f"is a turn of ShareGPT's form; {_IN_ROLES}")
     is_call = any(value.get(key) for key in CALLS)
     for key in ("role",) if is_call else ("role", "content"):
         if key not in value:
@@ -204,7 +227,7 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
     _check_calls(row, field, written)
     return Message(
         role,
-        "" if is_call and not content else checked_text(row, f"{field}.content", content),
+        "" if is_call and not content else _content(row, f"{field}.content", content),
         written,
         {key: value[key] for key in NAMES if value.get(key)},
         all(_is_learned(row, f"{field}.{key}", value.get(key)) for key in LEARNED),
@@ -237,6 +260,20 @@ def _check_arguments(row: Row, field: str, call: Mapping[str, Any]) -> None:
     if not is_object:
         remedy = "must be an object, or the JSON text of one; correct it"
         raise mistake(row, f"{field}.arguments", arguments, remedy)
+
+
+def _content(row: Row, field: str, value: object) -> str:
+    """The text of a turn, which OpenAI's form may have in parts."""
+    if not isinstance(value, list) or not value:
+        return checked_text(row, field, value)
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            remedy = "only parts of type text are learned; remove it, or the row"
+            raise mistake(row, f"{field}[{index}].type", kind, remedy)
+        if not isinstance(part.get("text"), str):
+            checked_text(row, f"{field}[{index}].text", part.get("text"))
+    return checked_text(row, field, "".join(part["text"] for part in value))
 
 
 def _is_learned(row: Row, field: str, value: object) -> bool:

@@ -144,7 +144,14 @@ def _first(
     rows: Iterable[Row], dataset: Dataset, field: str, skipped: Skipped | None
 ) -> tuple[Row, Iterator[Row]]:
     """The first row that is learned, and all of them."""
-    found = learned_rows(rows, dataset.columns, skipped or Skipped())
+    every = iter(rows)
+    start = next(every, None)
+    if start is None:
+        raise DataError(
+            f"{field}.uri: {dataset.uri}: is empty: there is no row in it; name a dataset that has "
+            "some"
+        )
+    found = learned_rows(chain([start], every), dataset.columns, skipped or Skipped())
     first = next(found, None)
     if first is None:
         raise DataError(
