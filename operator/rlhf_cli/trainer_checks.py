@@ -20,8 +20,8 @@ _UID = "00000000"
 _KINDS: tuple[type[UserError], ...] = (DataError, InputError, ConfigError)
 
 
-def row_counts(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[tuple[str, int | None]]:
-    """Each local dataset's field, and its number of rows; None where they are not looked into.
+def row_counts(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Each local dataset's field, and what is found of its rows.
 
     Models' folders are looked into too.
 
@@ -43,7 +43,7 @@ def row_counts(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[tuple[str, i
         kinds = (kind for kind in _KINDS if kind.exit_code == mistakes[0]["exitCode"])
         raise next(kinds, DataError)("\n".join(_sentence(each) for each in mistakes))
     for each in found:
-        yield each["field"], each["rows"]
+        yield each["field"], _rows_text(each)
 
 
 def _configs(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[StageConfig]:
@@ -74,6 +74,14 @@ def _asked(configs: list[StageConfig]) -> list[dict[str, Any]]:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RLHFError(f"the models and rows could not be looked into: {reason}")
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _rows_text(found: Mapping[str, Any]) -> str:
+    if found["rows"] is None:
+        return "not looked into"
+    same = found["identical"]
+    lost = f", {same} of them left out with identical responses" if same else ""
+    return f"{found['rows']} rows{lost}"
 
 
 def _sentence(mistake: Mapping[str, Any]) -> str:

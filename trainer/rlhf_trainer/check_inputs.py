@@ -23,7 +23,8 @@ Look = Callable[[], dict[str, Any]]
 def findings(documents: Iterable[str]) -> Iterator[dict[str, Any]]:
     """What is found of each model and dataset, but for those of claims without a folder.
 
-    `field` names it; `rows` of a dataset is null where they are not looked into; `error` and
+    `field` names it; `rows` of a dataset is null where they are not looked into, `identical` of
+    them are pairs with one text as both responses; `error` and
     `exitCode` stand for what cannot be used. Of a model that can be used nothing is said.
     """
     for document in documents:
@@ -56,7 +57,8 @@ def _of_model(source: ModelSource, config: StageConfig, field: str) -> dict[str,
 
 
 def _of_rows(asked: StageDataset, config: StageConfig) -> dict[str, Any]:
-    return {"rows": count_rows(asked, config)}
+    seen = count_rows(asked, config)
+    return {"rows": None} if seen is None else {"rows": seen.rows, "identical": seen.identical}
 
 
 if __name__ == "__main__":

@@ -143,10 +143,10 @@ def test_a_job_s_rows_are_counted_without_torch(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     *told, last = map(json.loads, done.stdout.splitlines())
     assert told == [
-        {"field": "spec.stages.reward.dataset", "rows": 16},
-        {"field": "spec.stages.reward.evalDataset", "rows": 16},
+        {"field": "spec.stages.reward.dataset", "rows": 16, "identical": 0},
+        {"field": "spec.stages.reward.evalDataset", "rows": 16, "identical": 0},
         {"field": "spec.stages.sft.dataset", "rows": None},
-        {"field": "spec.stages.ppo.dataset", "rows": 16},
+        {"field": "spec.stages.ppo.dataset", "rows": 16, "identical": 0},
     ]
     assert (last["field"], last["exitCode"]) == ("spec.stages.ppo.ptxDataset", 65)
     assert "bad.jsonl: line 3" in last["error"]
@@ -160,3 +160,30 @@ def test_a_stage_that_is_done_needs_its_rows_no_more(tmp_path: Path) -> None:
     manifest.parent.mkdir(parents=True)
     manifest.touch()
     look_at_inputs(config)
+
+
+def test_pairs_of_one_text_are_counted_and_judged(tmp_path: Path) -> None:
+    def found(same: int, **spec: Any) -> preview.Seen | None:
+        rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * (4 - same)
+        rows += [{"prompt": "a", "chosen": "b", "rejected": "b"}] * same
+        place = rows_at(tmp_path / "rows.jsonl", *rows).model_copy(update=spec)
+        config = tiny.stage_config("reward", tmp_path, dataset=place)
+        (asked,) = preview.datasets_of(config)
+        return preview.count_rows(asked, config)
+
+    assert found(2) == preview.Seen(4, 2)
+    told = r"spec\.stages\.reward\.dataset\.allowLoss: false, but 3 of 4 .*correct the pairs"
+    with pytest.raises(RLHFError, match=told) as early:
+        found(3)
+    config = tiny.stage_config("reward", tmp_path, dataset=rows_at_last(tmp_path))
+    with pytest.raises(RLHFError) as late:
+        stage_runs.run(config)
+    assert str(early.value) == str(late.value)
+    assert found(3, allow_loss=True) == preview.Seen(4, 3)
+    with pytest.raises(RLHFError, match="none of 4 pairs can be used"):
+        found(4, allow_loss=True)
+
+
+def rows_at_last(folder: Path) -> Dataset:
+    """The rows that were written last."""
+    return Dataset(uri=f"file://{folder / 'rows.jsonl'}")

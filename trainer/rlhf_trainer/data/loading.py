@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.parse import formats
 from rlhf_trainer.data.parse.beside import Skipped
+from rlhf_trainer.data.parse.losses import CORRECT_PAIRS, require_consent
 from rlhf_trainer.data.read.rows import read_rows
 from rlhf_trainer.data.tokenize import tokenized
 from rlhf_trainer.data.tokenize.tokenized import Counts, PreferencePair, Prompt, SFTExample
@@ -120,18 +120,11 @@ def _beside(field: str, name: str) -> str:
 def _judge(dataset: Dataset, counts: Counts, field: str, limit_field: str, limit: int) -> None:
     """Raise DataError if more than half of the rows is lost without consent."""
     found = counts.row_counts
-    whole = found.kept + found.lost
-    if dataset.allow_loss or 2 * found.lost <= whole:
-        return
     remedies = {
         (
             f"raise {limit_field} from {limit} (too long are those of {counts.too_long} tokens) or "
             f"set {field}.overLong to Truncate"
         ): found.over_long,
-        "correct the pairs whose responses are identical": found.identical,
+        CORRECT_PAIRS: found.identical,
     }
-    told = ", ".join(remedy for remedy, number in remedies.items() if number)
-    raise DataError(
-        f"{field}.allowLoss: false, but {found.lost} of {whole} rows of {dataset.uri} are lost "
-        f"({found.text}); {told}, or set allowLoss to true to go on with {found.kept}"
-    )
+    require_consent(dataset, found, field, remedies)

@@ -4,7 +4,7 @@ Called by `launch` and `check_rows`. What needs a tokenizer is told by the ranks
 all rows once more.
 """
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Dataset, PPOStage, StageConfig
 from rlhf_trainer.data.parse import formats
+from rlhf_trainer.data.parse.formats import PreferenceRow
+from rlhf_trainer.data.parse.losses import identical_pairs
 from rlhf_trainer.data.read.rows import read_rows
 from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
@@ -19,7 +21,7 @@ from rlhf_trainer.data.read.uris import Hub, locate
 LOOK_BYTES = 32 << 20
 """Larger datasets are left to the ranks: to read them twice would cost more than it saves."""
 
-Parse = Callable[[Any, Dataset, str], Sized]
+Parse = Callable[[Any, Dataset, str], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,18 @@ def datasets_of(config: StageConfig) -> Iterator[StageDataset]:
         yield StageDataset(spec.ptx_dataset, f"{path}.ptxDataset", formats.sft_rows)
 
 
-def count_rows(asked: StageDataset, config: StageConfig) -> int | None:
+@dataclass(frozen=True)
+class Seen:
+    """The rows of a dataset, and those of them that are pairs of one and the same response."""
+
+    rows: int
+    identical: int = 0
+
+
+def count_rows(asked: StageDataset, config: StageConfig) -> Seen | None:
     """Read and parse every row of a dataset in small files; None for another one.
+
+    How long rows are only a tokenizer can say.
 
     Raises: as `check_rows`.
     """
@@ -66,7 +78,9 @@ def count_rows(asked: StageDataset, config: StageConfig) -> int | None:
         size = _size(place)
     if size > LOOK_BYTES:
         return None
-    return len(asked.parse(read_rows(dataset, claims=config.claims, field=field), dataset, field))
+    rows = asked.parse(read_rows(dataset, claims=config.claims, field=field), dataset, field)
+    pairs = [row for row in rows if isinstance(row, PreferenceRow)]
+    return Seen(len(rows), identical_pairs(pairs, dataset, field) if pairs else 0)
 
 
 def _parse(stage: StageName, seed: int) -> Parse:
