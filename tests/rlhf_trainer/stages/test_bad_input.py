@@ -49,7 +49,11 @@ def missing_model(folder: Path) -> tuple[StageConfig, int, list[str]]:
 def empty_dataset(folder: Path) -> tuple[StageConfig, int, list[str]]:
     config = tiny.stage_config("reward", folder, dataset=rows_at(folder / "empty.jsonl"))
     field = "spec.stages.reward.dataset.uri"
-    return config, ExitCode.DATA, [field, "empty.jsonl", "holds no rows", "name a dataset"]
+    return (
+        config,
+        ExitCode.DATA,
+        [field, "empty.jsonl", "is empty: there is no row", "name a dataset"],
+    )
 
 
 def row_without_a_field(folder: Path) -> tuple[StageConfig, int, list[str]]:
