@@ -37,6 +37,18 @@ class Bench:
         self.go()
         self.write()
 
+    def write_model(self, name: str, **settings: Any) -> None:
+        """What a model's folder holds at least, with one weight of two numbers."""
+        folder = self.folder / name
+        folder.mkdir()
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | settings
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "tokenizer.json").write_text("{}")
+        header = b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+        (folder / "model.safetensors").write_bytes(
+            len(header).to_bytes(8, "little") + header + bytes(8)
+        )
+
     def go(self, **stages: Any) -> None:
         """How the attempts of each stage go, from now on."""
         (self.folder / "ways.json").write_text(json.dumps(stages))

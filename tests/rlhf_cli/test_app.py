@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -95,22 +94,10 @@ def test_rows_are_looked_into(bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixt
         assert f"spec.stages.{name}.evalDataset" in said
 
 
-def write_model(folder: Path, **settings: Any) -> None:
-    """What a model's folder holds at least, with one weight of two numbers."""
-    folder.mkdir()
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | settings
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text("{}")
-    header = b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
-    (folder / "model.safetensors").write_bytes(
-        len(header).to_bytes(8, "little") + header + bytes(8)
-    )
-
-
 def test_models_are_looked_into(bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]) -> None:
     """One line for each model that cannot be trained, before any stage is started."""
-    write_model(bench.folder / "good")
-    write_model(bench.folder / "t5", model_type="t5", is_encoder_decoder=True)
+    bench.write_model("good")
+    bench.write_model("t5", model_type="t5", is_encoder_decoder=True)
     (bench.folder / "empty").mkdir()
     rows = {"uri": "file://rows.jsonl"}
     stages = {
@@ -162,7 +149,7 @@ def test_claims_are_looked_into_where_a_folder_is_given(
     mount = f"data={bench.folder}"
     assert rlhf("validate", bench.file, "--mount", mount) == 66
     assert "add --mount models=path" in capsys.readouterr().err
-    write_model(bench.folder / "m")
+    bench.write_model("m")
     given = ("--mount", mount, "--mount", f"models={bench.folder}")
     assert rlhf("validate", bench.file, *given) == 0
     assert "sft.dataset: 1 rows" in capsys.readouterr().out

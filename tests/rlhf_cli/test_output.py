@@ -72,7 +72,7 @@ def test_a_mistake_keeps_its_code_where_nobody_hears_of_it(bench: Any, opened: O
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk"])
 def test_letters_that_cannot_be_shown_are_escaped(bench: Any, encoding: str) -> None:
-    (bench.folder / "模型é").mkdir()
+    bench.write_model("模型é")
     model = {"uri": "file://模型é"}
     bench.write(stages={"sft": {"model": model, "dataset": {"uri": "file://rows.jsonl"}}})
     done = ended(*RLHF, "validate", bench.file, PYTHONIOENCODING=encoding)

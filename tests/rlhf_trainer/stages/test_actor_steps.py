@@ -136,6 +136,6 @@ def test_texts_are_checked_before_any_weights(tmp_path: Path) -> None:
     assert config.ppo is not None
     assert config.ppo.reward_model is not None
     folder = Path(str(config.ppo.reward_model.uri).removeprefix("file://"))
-    (folder / "model.safetensors").unlink()
+    safetensors.torch.save_file({}, folder / "model.safetensors")
     with pytest.raises(DataError, match=r"texts\.jsonl: line 1: response: is missing"):
         stage_runs.run(config)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import ppo_runs
 import pytest
+import safetensors.torch
 import stage_runs
 import tiny
 import torch
@@ -81,8 +82,8 @@ def test_a_models_own_statistics_scale_its_scores(tmp_path: Path) -> None:
 
 def test_a_model_without_statistics_is_refused_before_any_weights(tmp_path: Path) -> None:
     source = scored_model(tmp_path, None)
-    # Weights that cannot be read would be told first if they were read first.
-    (tmp_path / "scored" / "model.safetensors").write_bytes(b"none")
+    # Weights that are missing would be told first if they were read first.
+    safetensors.torch.save_file({}, tmp_path / "scored" / "model.safetensors")
     config = config_of(tmp_path, reward_model=source, reward_scaling="ModelStats")
     with pytest.raises(InputError, match=r"rewardModel.*ModelStats.*evalDataset") as caught:
         stage_runs.run(config)
