@@ -18,7 +18,7 @@ CLUSTER := PYTHONPATH=tests $(BIN)/python -m cluster
 ARGS ?=
 
 # Of the tests, each a pytest of its own: the long ones first, the short ones fill what is left.
-PARTS := test-trainer test-live test-stages test-others test-cli
+PARTS := test-live test-children test-stages test-others test-trainer test-cli
 
 # Ranks and threads would otherwise ask for more cores than there are; no test may use a network.
 export OMP_NUM_THREADS ?= 1
@@ -60,9 +60,9 @@ imports: venv ## Check who imports whom
 
 test: verify lint types imports cluster-build $(if $(ARGS),test-chosen,test-all) ## Everything, as CI does; as root also whole runs on two nodes (installs Debian packages)
 
-# Three at a time: training keeps two processors busy, and the tests of the live operator mostly wait.
+# Four at a time: training keeps two processors busy, and the tests of the live operator mostly wait.
 test-all: cluster-build
-	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target $(PARTS)
+	$(MAKE) --no-print-directory --keep-going --jobs=4 --output-sync=target $(PARTS)
 	$(CLUSTER) test -- $(NODE_TESTS)
 
 test-trainer: venv
@@ -72,7 +72,10 @@ test-stages: venv
 	$(BIN)/pytest $(STAGE_TESTS)
 
 test-live: venv
-	$(BIN)/pytest $(LIVE_TESTS)
+	$(BIN)/pytest $(LIVE_TESTS) $(addprefix --ignore=,$(CHILD_TESTS))
+
+test-children: venv
+	$(BIN)/pytest $(CHILD_TESTS)
 
 test-cli: venv
 	$(BIN)/pytest $(CLI_TESTS)
@@ -88,6 +91,9 @@ TRAINER_TESTS := tests/rlhf_trainer
 STAGE_TESTS := $(addprefix $(TRAINER_TESTS)/,ablations fields ppo stages)
 CLI_TESTS := tests/rlhf_cli
 LIVE_TESTS := tests/rlhf_operator/live
+# Those of the live operator's tests that bring about what keeps its children from coming or going.
+CHILD_TESTS := $(patsubst %,$(LIVE_TESTS)/test_%.py,admission deletions hidden_children injected \
+	kept_attempts missing_rights refusals troubleshooting)
 WITHOUT_NODES := --ignore=tests/end_to_end --ignore=tests/cluster/test_nodes.py
 
 # What a clean checkout must show on nodes; the rest of end_to_end takes longer.

@@ -111,7 +111,7 @@ def test_a_pod_that_cannot_be_scheduled_says_why(operator: OperatorProcess, jobs
     patch = {"status": {"conditions": [condition]}}
     jobs.core.patch_namespaced_pod_status(pod.metadata.name, jobs.namespace, patch)
     eventually(lambda: jobs.stage("huge").get("reason") == "Unschedulable")
-    assert "2 Insufficient nvidia.com/gpu" in jobs.condition("huge", "Running")["message"]
+    assert "Insufficient nvidia.com/gpu" in jobs.condition("huge", "Running")["message"]
 
 
 def test_a_pod_quota_is_told_though_the_job_controller_meets_it(

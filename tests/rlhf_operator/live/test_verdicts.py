@@ -19,6 +19,7 @@ from rank_zero import RankZero
 from rlhf_api.names import API_VERSION, KIND, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.act import Actor
+from rlhf_operator.fields import CONFIG_VOLUME
 from rlhf_operator.kube import Kube
 from rlhf_operator.planning.plan import StopAttempt
 from rlhf_operator.settings import Settings
@@ -298,7 +299,9 @@ def test_a_delete_meets_the_job_that_was_seen_and_no_other(jobs: Jobs, recreated
         "uid": job.metadata.uid,
         "controller": True,
     }
-    pod = {"restartPolicy": "Never", "containers": [{"name": "a", "image": "b"}]}
+    volume = {"name": CONFIG_VOLUME, "configMap": {"name": "twice-sft-1"}}
+    containers = [{"name": "a", "image": "b"}]
+    pod = {"restartPolicy": "Never", "containers": containers, "volumes": [volume]}
     metadata = {"name": "twice-sft-1", "ownerReferences": [owner]}
     manifest = {"metadata": metadata, "spec": {"suspend": True, "template": {"spec": pod}}}
     store = Store()
