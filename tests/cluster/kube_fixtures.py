@@ -20,7 +20,8 @@ from waiting import eventually
 EXISTING = "RLHF_TEST_KUBECONFIG"
 """Environment variable that names the kubeconfig of a cluster to use in place of our own."""
 
-KUBECTL_SECONDS = 300
+KUBECTL_SECONDS = 900
+"""Longer than the longest `kubectl wait`, so that the wait itself says what did not come."""
 
 SYSTEM = "rlhf-system"
 """Namespace of the operator."""
