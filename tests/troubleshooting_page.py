@@ -15,6 +15,7 @@ from pathlib import Path
 import staged_causes as staged
 from cluster.control_plane import ControlPlane
 from cluster.kube_fixtures import access_by
+from reason_lines import every_reason
 from staged_causes import Scene, Shown
 
 from rlhf_api.names import ConditionType, Reason
@@ -35,9 +36,12 @@ $ kubectl -n NAMESPACE describe rlhf JOB
 Below is what they show for each cause; the tests bring each about and compare. In a box stand
 Phase and Reason of the first command, then the condition that tells of the cause, and its Event.
 An Event is told when a cause begins, and not again while it lasts. What is waited for is tried
-again by itself, after at most a minute, and no restart is counted for it. Where the cluster refuses
+again by itself, at least once a minute, and no restart is counted for it. Where the cluster refuses
 a child or a pod, `runPolicy.pendingDeadlineSeconds` is the only deadline that runs on; in a queue
 none does.
+
+Of the spec only `suspend`, `runPolicy` and `guardrails` may change while the job lives. For all
+else delete it and create it anew, or give the new one another name.
 
 A stage that has run and is to be restarted shows the reason until its next attempt is made: a
 second after a disruption, and longer with each failure. Later its Events tell of it, and the counts
@@ -48,7 +52,8 @@ ended are lost, as no cluster keeps those of a pod that was deleted: of an attem
 (`ProgressDeadlineExceeded`) or exceeds a deadline, is suspended, or in which a sidecar runs on. The
 Event says so. Where that is not enough, collect logs outside of the pods.
 
-Exit codes of the trainer: [exit-codes.md](exit-codes.md). Alerts: [runbook.md](runbook.md).
+A reason that is no cause below stands in the [table of all](#every-reason). Exit codes of the
+trainer: [exit-codes.md](exit-codes.md). Alerts: [runbook.md](runbook.md).
 
 """
 
@@ -80,6 +85,10 @@ _CHILDREN, _RUNNING, _FAILED = (
     ConditionType.FAILED,
 )
 _SPEC = "The spec of a job is frozen: correct it in a new job"
+_COUNTED = (
+    "which counts in `disruptions`, or in `restarts` if no checkpoint was written since the "
+    "attempt began"
+)
 
 CAUSES = (
     Cause(
@@ -88,7 +97,7 @@ CAUSES = (
         Reason.CLAIM_MISSING,
         staged.claim_missing,
         "A PersistentVolumeClaim of a `pvc://` URI is not in the job's namespace. The stage "
-        "starts as soon as it is.",
+        "starts within a minute after it is.",
         "Create the claim, or correct the URI in a new job.",
     ),
     Cause(
@@ -96,7 +105,9 @@ CAUSES = (
         _RUNNING,
         Reason.QUOTA_EXCEEDED,
         staged.quota,
-        "A ResourceQuota of the namespace does not let a Job or its pods be made.",
+        "A ResourceQuota of the namespace does not let a Job or its pods be made. Of a quota that "
+        "counts Jobs ChildrenReady False tells, of one that counts pods or what they ask for "
+        "Running False.",
         "Wait for, or end, what uses the quota, or have it raised.",
     ),
     Cause(
@@ -124,7 +135,8 @@ CAUSES = (
         Reason.POLICY_DENIED,
         staged.policy,
         "A ValidatingAdmissionPolicy of the cluster refuses a child. Whoever made it may take it "
-        "back, so it is waited for.",
+        "back, so it is waited for. Of a policy on pods Running False tells in the same way, and "
+        "ChildrenReady is True: the Job could be made.",
         "Do what the policy's sentence asks for in a new job (`template.labels` reach the Job), "
         "or ask who made the policy.",
     ),
@@ -141,7 +153,8 @@ CAUSES = (
         _CHILDREN,
         Reason.WEBHOOK_DENIED,
         staged.webhook_refusing,
-        "An admission webhook refuses a child, in words of its own.",
+        "An admission webhook refuses a child, in words of its own. Of a webhook on pods Running "
+        "False tells.",
         "Do what it asks for in a new job, or ask who runs the webhook.",
     ),
     Cause(
@@ -216,9 +229,7 @@ CAUSES = (
         Reason.NODE_LOST,
         staged.node_lost,
         "A node has not answered for half a minute. Its pods are not waited for: the gang starts "
-        "anew from the last checkpoint, "
-        "which counts in `disruptions`, or in `restarts` if no checkpoint was written since the "
-        "attempt began.",
+        f"anew from the last checkpoint, {_COUNTED}.",
         "Nothing for the job. Look at the node; with many losses write checkpoints more often "
         "(`checkpoint.everySeconds`).",
     ),
@@ -228,7 +239,7 @@ CAUSES = (
         Reason.DRAINED,
         staged.drained,
         "Somebody, or an autoscaler, evicts the pod. It saves a checkpoint in its grace period, "
-        "and the gang starts anew from there.",
+        f"and the gang starts anew from there, {_COUNTED}.",
         "Nothing. Where saving takes longer than `template.terminationGracePeriodSeconds` (300), "
         "raise it in the next job.",
     ),
@@ -238,7 +249,7 @@ CAUSES = (
         Reason.PREEMPTED,
         staged.preempted,
         "A pod of higher priority takes the room. The pod saves a checkpoint, and the gang starts"
-        " anew where there is room.",
+        f" anew where there is room, {_COUNTED}.",
         "Nothing, or a higher `priorityClassName` in the next job. `runPolicy.maxDisruptions` "
         "bounds how often.",
     ),
@@ -327,7 +338,8 @@ def page(shown: Mapping[str, Shown]) -> str:
     table = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     table += [_row(cause.title, shown[cause.title]) for cause in CAUSES]
     sections = (_section(cause, shown[cause.title]) for cause in CAUSES)
-    return _HEAD + "\n".join(table) + "\n" + "".join(sections)
+    links = {cause.reason: _link(cause.title) for cause in CAUSES if cause.reason}
+    return _HEAD + "\n".join(table) + "\n" + "".join(sections) + "\n" + every_reason(links)
 
 
 def read(text: str) -> dict[str, Shown]:
@@ -336,18 +348,23 @@ def read(text: str) -> dict[str, Shown]:
     for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         title = part.partition("\n")[0]
         box = re.search(r"```text\n(.*?)```", part, re.DOTALL)
-        lines = [re.split(r" {2,}", line) for line in (box[1] if box else "").splitlines()]
+        if box is None:
+            continue
+        lines = [re.split(r" {2,}", line) for line in box[1].splitlines()]
         by_kind = {kind: tuple(rest) for kind, *rest in lines}
         phase, reason = (each.strip("-") for each in by_kind["get"])
         found[title] = Shown(phase, reason, by_kind.get("condition"), by_kind.get("event"))
     return found
 
 
+def _link(title: str) -> str:
+    return f"[{title}](#{title.lower().replace(' ', '-')})"
+
+
 def _row(title: str, shown: Shown) -> str:
-    anchor = title.lower().replace(" ", "-")
     condition = f"{shown.condition[0]} {shown.condition[1]}" if shown.condition else ""
     event = f"{shown.event[0]} {shown.event[1]}" if shown.event else ""
-    return f"| [{title}](#{anchor}) | {shown.phase} | {shown.reason} | {condition} | {event} |"
+    return f"| {_link(title)} | {shown.phase} | {shown.reason} | {condition} | {event} |"
 
 
 def _section(cause: Cause, shown: Shown) -> str:

@@ -212,9 +212,7 @@ class Reason(StrEnum):
     FOREIGN_CHILD = "ForeignChild"
     CHILD_CHANGED = "ChildChanged"
     # Admitted
-    NOT_QUEUED = "NotQueued"
     QUEUED = "Queued"
-    QUOTA_RESERVED = "QuotaReserved"
     ADMITTED = "Admitted"
     EVICTED = "Evicted"
     # Running
@@ -236,14 +234,12 @@ class Reason(StrEnum):
     RESUMED = "Resumed"
     # ProgressReporting
     FRESH = "Fresh"
-    STALE = "Stale"
     UNREACHABLE = "Unreachable"
     # Healthy; where it is not, the word of the first broken `GuardrailRule`
     WITHIN_LIMITS = "WithinLimits"
     # Succeeded
     STAGES_COMPLETE = "StagesComplete"
     # Failed, and why a stage failed or restarts
-    USER_ERROR = "UserError"
     MAX_RESTARTS = "MaxRestarts"
     MAX_DISRUPTIONS = "MaxDisruptions"
     DEADLINE_EXCEEDED = "DeadlineExceeded"

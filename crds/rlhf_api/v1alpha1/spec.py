@@ -54,16 +54,17 @@ class RunPolicy(Contract):
     max_restarts: int = Field(3, ge=0, le=1000)
     """Restarts of a stage that count against it, by crashes and the like, before it fails."""
     max_disruptions: int = Field(100, ge=0, le=100_000)
-    """Restarts of a stage that do not count, by preemption and drained nodes, before it fails."""
+    """Restarts of a stage that do not count, by preemption and drained nodes, before it fails; one
+    whose attempt wrote no later checkpoint counts in maxRestarts."""
     pending_deadline_seconds: int | None = Field(None, ge=1, le=31_536_000)
     """Seconds that an attempt's pods may wait to run before the job fails; no limit when left
     out."""
     stage_deadline_seconds: int | None = Field(None, ge=1, le=31_536_000)
-    """Seconds that a stage may take, restarts included, before the job fails; no limit when left
-    out."""
+    """Seconds that a stage may take, restarts included, but not time in suspension, in a queue or
+    refused by the cluster, before the job fails; no limit when left out."""
     active_deadline_seconds: int | None = Field(None, ge=1, le=31_536_000)
-    """Seconds that the job may run, time in suspension left out, before it fails; no limit when
-    left out."""
+    """Seconds that the job may run before it fails; time in which it is suspended, in a queue or
+    refused by the cluster does not count; no limit when left out."""
     progress_deadline_seconds: int | None = Field(1800, ge=10, le=31_536_000)
     """Seconds without a further step after which a running gang is restarted and the restart
     counted."""

@@ -138,9 +138,10 @@ class PodTemplate(Contract):
     runtime_class_name: Name | None = None
     """Runtime class of the pods, for example nvidia; the cluster's default when left out."""
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
-    """Labels added to the pods, and to the Job, ConfigMap and Service that are made for them."""
+    """Labels added to the pods, and to the Job, ConfigMap and Service that are made for them; the
+    rules name those that are reserved."""
     annotations: Annotated[dict[LabelKey, AnnotationValue], Field(max_length=64)] | None = None
     """Annotations added to the pods, and to the Job, ConfigMap and Service that are made for them;
-    at most 128 KiB together."""
+    at most 128 KiB together; the rules name those that are reserved."""
     termination_grace_period_seconds: int = Field(300, ge=15, le=86_400)
     """Seconds that a pod has to save a checkpoint after SIGTERM; a step and a save must fit."""
