@@ -48,6 +48,17 @@ _SELECTOR = _object(
     ),
 )
 
+_VALUE_OF_ANY: Object = {
+    "properties": {"operator": {"const": "Exists"}, "value": {"minLength": 1}},
+    "required": ["operator", "value"],
+}
+_SECONDS_OF_OTHERS: Object = {
+    "properties": {"effect": {"not": {"const": "NoExecute"}}},
+    "required": ["tolerationSeconds"],
+}
+_WITHOUT_KEY: Object = {
+    "properties": {"key": {"maxLength": 0}, "operator": {"not": {"const": "Exists"}}},
+}
 Toleration = Annotated[
     Object,
     WithJsonSchema(
@@ -60,6 +71,12 @@ Toleration = Annotated[
             ),
             tolerationSeconds=described("integer", "For how long, with NoExecute."),
         )
+        | {
+            "allOf": [{"not": _VALUE_OF_ANY}, {"not": _SECONDS_OF_OTHERS}, {"not": _WITHOUT_KEY}],
+            WANTED: "a toleration whose value goes with a key and another operator than Exists, "
+            "whose tolerationSeconds go with effect NoExecute, and which without a key has "
+            "operator Exists",
+        }
     ),
 ]
 

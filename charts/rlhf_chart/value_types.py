@@ -97,7 +97,8 @@ Digest = Annotated[
 
 Text = Annotated[str, Field(min_length=1, json_schema_extra={WANTED: "a text that is not empty"})]
 Port = Annotated[int, Field(ge=1, le=65535)]
-_IPV4 = r"[0-9]{1,3}(\.[0-9]{1,3}){3}/([0-9]|[12][0-9]|3[0-2])"
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4 = rf"{_OCTET}(\.{_OCTET}){{3}}/([0-9]|[12][0-9]|3[0-2])"
 _IPV6 = "[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*/([0-9]{1,2}|1[01][0-9]|12[0-8])"
 ADDRESSES: Object = {
     "type": "string",
@@ -152,10 +153,8 @@ CommonLabels = Annotated[
 PodLabels = Annotated[dict[str, str], _map_of("label", f"^{_CHOSEN_BY}$")]
 """The operator's Service finds pods by some of these, and the operator training pods."""
 Annotations = Annotated[dict[str, str], _map_of("annotation")]
-CommonAnnotations = Annotated[
-    dict[str, str], _map_of("annotation", r"^(meta\.helm\.sh/.*|helm\.sh/hook.*)$")
-]
-"""By these Helm knows what belongs to a release."""
+CommonAnnotations = Annotated[dict[str, str], _map_of("annotation", r"^(meta\.)?helm\.sh/")]
+"""By these Helm knows what belongs to a release, what it keeps, and what it runs as a hook."""
 PodAnnotations = Annotated[dict[str, str], _map_of("annotation", "^checksum/config$")]
 
 
@@ -169,9 +168,12 @@ _VARIABLE = described(
     "string",
     "Its name.",
     pattern="^[^=]+$",
-    **{WANTED: "a variable without =, and none of RLHF_OPERATOR_*, which are values of this chart"},
+    **{
+        WANTED: "a variable without =, neither one of RLHF_OPERATOR_*, which are values of this "
+        "chart, nor POD_ID, which it sets"
+    },
 )
-_VARIABLE["not"] = {"pattern": "^RLHF_OPERATOR_"}
+_VARIABLE["not"] = {"pattern": "^(RLHF_OPERATOR_.*|POD_ID)$"}
 
 
 def _texts_of(description: str, *names: str) -> Object:
@@ -185,6 +187,7 @@ _SOURCES = {
     "configMapKeyRef": _texts_of("A key of a ConfigMap.", "name", "key"),
     "fieldRef": _texts_of("A field of the pod.", "apiVersion", "fieldPath"),
     "resourceFieldRef": _texts_of("A resource of a container.", "containerName", "resource"),
+    "fileKeyRef": _texts_of("A key of a file.", "volumeName", "path", "key"),
 }
 EnvVar = Annotated[
     Object,
@@ -194,13 +197,30 @@ EnvVar = Annotated[
             "properties": {
                 "name": _VARIABLE,
                 "value": described("string", "Quote a number."),
-                "valueFrom": described("object", "From where it is taken.", properties=_SOURCES),
+                "valueFrom": described(
+                    "object",
+                    "From where it is taken.",
+                    properties=_SOURCES,
+                    additionalProperties=False,
+                    minProperties=1,
+                    maxProperties=1,
+                    **{WANTED: f"a map with one of {', '.join(_SOURCES)}"},
+                ),
             },
             "required": ["name"],
             "additionalProperties": False,
+            "not": {"required": ["value", "valueFrom"]},
+            WANTED: "a name with value or valueFrom, not both",
         }
     ),
 ]
+OTHER_VOLUMES = (
+    *("csi", "downwardAPI", "emptyDir", "ephemeral", "image", "projected"),
+    *("awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "fc", "flexVolume"),
+    *("flocker", "gcePersistentDisk", "gitRepo", "glusterfs", "iscsi", "nfs", "portworxVolume"),
+    *("photonPersistentDisk", "quobyte", "rbd", "scaleIO", "storageos", "vsphereVolume"),
+)
+"""What else a volume may be; the API server checks what is in it."""
 Volume = Annotated[
     Object,
     WithJsonSchema(
@@ -222,8 +242,13 @@ Volume = Annotated[
                 "secret": _texts_of("A Secret.", "secretName"),
                 "persistentVolumeClaim": _texts_of("A claim.", "claimName"),
                 "hostPath": _texts_of("A path of the node.", "path", "type"),
-            },
+            }
+            | {kind: described("object", "As a pod has it.") for kind in OTHER_VOLUMES},
             "required": ["name"],
+            "additionalProperties": False,
+            "minProperties": 2,
+            "maxProperties": 2,
+            WANTED: "the name of a volume and one thing that it is, such as secret or emptyDir",
         }
     ),
 ]
@@ -244,8 +269,14 @@ VolumeMount = Annotated[
                         "/etc/rlhf-operator, where the chart mounts",
                     },
                 ),
+                "subPath": described("string", "Of the volume."),
+                "subPathExpr": described("string", "Likewise, with variables in it."),
+                "readOnly": described("boolean", "Whether nothing can be written."),
+                "recursiveReadOnly": described("string", "Disabled, IfPossible or Enabled."),
+                "mountPropagation": described("string", "None, HostToContainer or Bidirectional."),
             },
             "required": ["name", "mountPath"],
+            "additionalProperties": False,
         }
     ),
 ]
@@ -273,21 +304,67 @@ Resources = Annotated[
     ),
 ]
 _ID: Object = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}
+_FLAG: Object = {"type": ["boolean", "null"]}
+_WORD: Object = {"type": ["string", "null"]}
 
 
-def _security(ids: tuple[str, ...], flags: tuple[str, ...]) -> WithJsonSchema:
-    """A security context: its user and groups and switches; the API server checks the rest."""
-    flag = {"type": ["boolean", "null"]}
-    fields = dict.fromkeys(ids, _ID) | dict.fromkeys(flags, flag)
-    return WithJsonSchema({"type": ["object", "null"], "properties": fields})
+def _part(**fields: Object) -> Object:
+    return {"type": ["object", "null"], "properties": fields, "additionalProperties": False}
 
 
-_IDS = ("runAsUser", "runAsGroup")
-PodSecurity = Annotated[Object | None, _security((*_IDS, "fsGroup"), ("runAsNonRoot",))]
+def _series(items: Object) -> Object:
+    return {"type": ["array", "null"], "items": items}
+
+
+_SYSCTL: Object = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "value": {"type": "string"}},
+    "required": ["name", "value"],
+    "additionalProperties": False,
+}
+_CAPABILITIES = _series({"type": "string"})
+_PROFILE = _part(
+    type={"enum": ["RuntimeDefault", "Unconfined", "Localhost", None]}, localhostProfile=_WORD
+)
+_OF_BOTH = {
+    "runAsUser": _ID,
+    "runAsGroup": _ID,
+    "runAsNonRoot": _FLAG,
+    "seccompProfile": _PROFILE,
+    "appArmorProfile": _PROFILE,
+    "seLinuxOptions": _part(user=_WORD, role=_WORD, type=_WORD, level=_WORD),
+    "windowsOptions": _part(
+        gmsaCredentialSpecName=_WORD,
+        gmsaCredentialSpec=_WORD,
+        runAsUserName=_WORD,
+        hostProcess=_FLAG,
+    ),
+}
+PodSecurity = Annotated[
+    Object | None,
+    WithJsonSchema(
+        _part(
+            **_OF_BOTH,
+            fsGroup=_ID,
+            fsGroupChangePolicy={"enum": ["Always", "OnRootMismatch", None]},
+            supplementalGroups=_series(_ID | {"type": "integer"}),
+            supplementalGroupsPolicy={"enum": ["Merge", "Strict", None]},
+            seLinuxChangePolicy={"enum": ["Recursive", "MountOption", None]},
+            sysctls=_series(_SYSCTL),
+        )
+    ),
+]
 ContainerSecurity = Annotated[
     Object | None,
-    _security(
-        _IDS, ("runAsNonRoot", "allowPrivilegeEscalation", "privileged", "readOnlyRootFilesystem")
+    WithJsonSchema(
+        _part(
+            **_OF_BOTH,
+            allowPrivilegeEscalation=_FLAG,
+            privileged=_FLAG,
+            readOnlyRootFilesystem=_FLAG,
+            capabilities=_part(add=_CAPABILITIES, drop=_CAPABILITIES),
+            procMount={"enum": ["Default", "Unmasked", None]},
+        )
     ),
 ]
 """Null, as a whole or in one field, leaves it to the cluster."""

@@ -11,7 +11,7 @@ from rlhf_chart.value_types import WANTED
 Schema = dict[str, Any]
 
 _OF_NUMBERS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
-_OF_TEXTS = ("pattern", "minLength", "maxLength", "not")
+_OF_OTHERS = ("pattern", "minLength", "maxLength", "minProperties", "maxProperties", "not", "allOf")
 _KINDS = {
     "string": "a text: in quotes in a file, by --set-string on the command line",
     "boolean": "true or false, without quotes",
@@ -28,9 +28,9 @@ def with_sentences(schema: Schema, path: str) -> Schema:
             name: with_sentences(each, f"{path}.{name}")
             for name, each in found["properties"].items()
         }
-    for inner in ("items", "additionalProperties"):
+    for inner, end in (("items", "[0]"), ("additionalProperties", "")):
         if isinstance(found.get(inner), dict):
-            found[inner] = with_sentences(found[inner], path)
+            found[inner] = with_sentences(found[inner], path + end)
     if "propertyNames" in found:
         # Helm 4 says the path of another map.
         keys = found["propertyNames"]
@@ -40,22 +40,22 @@ def with_sentences(schema: Schema, path: str) -> Schema:
     kinds = found.pop("type", None)
     if "enum" in found:
         return found
-    conditions = {key: found[key] for key in (*_OF_NUMBERS, *_OF_TEXTS) if key in found}
+    conditions = {key: found[key] for key in (*_OF_NUMBERS, *_OF_OTHERS) if key in found}
     if isinstance(kinds, str) and WANTED in schema:
         told = {"then": _else(conditions, schema[WANTED])}
-        return found | _else({"type": kinds}, _in_words(schema)) | told
+        return found | _else({"type": kinds}, _in_words(schema, path)) | told
     types = {"type": kinds} if kinds else {}
     if WANTED in schema:
         return found | _else(types | conditions, schema[WANTED])
     numbers = {key: found[key] for key in _OF_NUMBERS if key in found}
-    return found | _else(types | numbers, _in_words(schema))
+    return found | _else(types | numbers, _in_words(schema, path))
 
 
 def _else(conditions: Schema, sentence: str) -> Schema:
     return {"if": conditions, "else": {"enum": [sentence]}}
 
 
-def _in_words(schema: Schema) -> str:
+def _in_words(schema: Schema, path: str) -> str:
     """What a value has to be by its type, and a number by its bounds."""
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
     kind = kinds[0]
@@ -66,6 +66,16 @@ def _in_words(schema: Schema) -> str:
         text = f"{whole}{size}: without quotes in a file, by --set-json on the command line"
     elif kind == "object" and schema.get("additionalProperties") is False:
         text = f"a map of {', '.join(schema['properties'])}"
+        if path.endswith("[0]"):
+            text += _of_maps(schema, path)
+    elif kind == "array" and "properties" in schema.get("items", {}):
+        text = f"a list of maps{_of_maps(schema['items'], f'{path}[0]')}"
     else:
         text = _KINDS[kind]
     return f"{text}; or null" if "null" in kinds else text
+
+
+def _of_maps(schema: Schema, path: str) -> str:
+    """How one map of a list is written, by its first field."""
+    field = next(iter(schema["properties"]))
+    return f": - {field}: ... in a file, {path}.{field}=... after --set, in quotes for the shell"

@@ -107,6 +107,7 @@ def test_the_policy_that_the_page_shows_lets_in_who_must_come_in() -> None:
     assert policy["spec"]["podSelector"] == training
     assert ranks == {"from": [{"podSelector": training}]}
     assert operator["ports"] == [{"protocol": "TCP", "port": Port.METRICS}]
-    (peer,) = operator["from"]
-    (namespace,) = peer["namespaceSelector"]["matchLabels"].values()
-    assert f"--namespace {namespace} " in commands("docs/install.md", "helm install rlhf-operator ")
+    names = [each["namespaceSelector"]["matchLabels"].popitem()[1] for each in operator["from"]]
+    release, prometheus = names
+    assert f"--namespace {release} " in commands("docs/install.md", "helm install rlhf-operator ")
+    assert f"in place of `{prometheus}`" in (ROOT / "docs/install.md").read_text()

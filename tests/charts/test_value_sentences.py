@@ -51,13 +51,27 @@ IN_A_FILE = {
     "extraEnv: [{name: PORT, value: 3128}]": ("extraEnv.0.value", TEXT),
     "extraEnv: [{name: RLHF_OPERATOR_WORKERS, value: '8'}]": (
         "extraEnv.0.name",
-        "a variable without =, and none of RLHF_OPERATOR_*, which are values of this chart",
+        "a variable without =, neither one of RLHF_OPERATOR_*, which are values of this chart, nor "
+        "POD_ID, which it sets",
     ),
+    "extraEnv: [{name: A, value: b, valueFrom: {fieldRef: {fieldPath: c}}}]": (
+        "extraEnv.0",
+        "a name with value or valueFrom, not both",
+    ),
+    "extraEnv: [{name: A, valueFrom: {}}]": (
+        "extraEnv.0.valueFrom",
+        "a map with one of secretKeyRef, ",
+    ),
+    "extraVolumes: [{name: a}]": ("extraVolumes.0", "one thing that it is, such as secret"),
     "extraEnv: [{name: A, valueFrom: {secretKeyRef: {name: a, key: 1}}}]": (
         "extraEnv.0.valueFrom.secretKeyRef.key",
         TEXT,
     ),
     "tolerations: [{key: on, operator: Exists}]": ("tolerations.0.key", TEXT),
+    "tolerations: [{key: a, operator: Exists, value: b}]": (
+        "tolerations.0",
+        "a toleration whose value goes with a key and another operator than Exists",
+    ),
     "tolerations: [{key: a, effect: noexecute}]": ("tolerations.0.effect", "NoExecute"),
     "topologySpreadConstraints: [{maxSkew: 1, topologyKey: a, whenUnsatisfiable: sometimes}]": (
         "topologySpreadConstraints.0.whenUnsatisfiable",
@@ -70,6 +84,14 @@ IN_A_FILE = {
     "networkPolicy: {ingressFrom: [{ipBlock: {cidr: 10.0.0.1}}]}": (
         "networkPolicy.ingressFrom.0.ipBlock.cidr",
         "addresses with the length of their prefix, such as 192.0.2.1/32",
+    ),
+    "podSecurityContext: {seccompProfile: RuntimeDefault}": (
+        "podSecurityContext.seccompProfile",
+        "a map of type, localhostProfile; or null",
+    ),
+    "securityContext: {capabilities: {drop: ALL}}": (
+        "securityContext.capabilities.drop",
+        f"{LIST}; or null",
     ),
     "podSecurityContext: {runAsUser: '1000'}": ("podSecurityContext.runAsUser", "; or null"),
     "resources: {limits: {memory: 1 Gi}}": (
@@ -88,7 +110,12 @@ ON_THE_COMMAND_LINE = {
     "watch.namespaces=": ("watch.namespaces", LIST),
     "watch.namespaces=team-a": ("watch.namespaces", LIST),
     "watch.namespaces={team-a,Team_B}": ("watch.namespaces.1", "the name of a namespace (a-z, 0-9"),
-    "imagePullSecrets={registry}": ("imagePullSecrets.0", "a map of name"),
+    "imagePullSecrets={registry}": (
+        "imagePullSecrets.0",
+        "a map of name: - name: ... in a file, imagePullSecrets[0].name=... after --set",
+    ),
+    "extraEnv={A=1}": ("extraEnv.0", "- name: ... in a file, extraEnv[0].name=... after --set"),
+    "extraEnv=A": ("extraEnv", "a list of maps: - name: ... in a file, extraEnv[0].name=... after"),
     "logLevel=debug": ("logLevel", "DEBUG"),
     "trainerImagePullPolicy=always": ("trainerImagePullPolicy", "Always"),
     "crds.keep=no": ("crds.keep", SWITCH),

@@ -72,6 +72,8 @@ REFUSED = {
         ["api.example.com/32"],
         ["192.0.2.1/33"],
         ["2001:db8::/129"],
+        ["999.0.0.1/32"],
+        ["192.0.2.256/32"],
     ],
     "networkPolicy.ingressFrom": [
         ["monitoring"],
@@ -96,6 +98,11 @@ REFUSED = {
         [{"key": "a", "value": True}],
         [{"key": "a", "tolerationSeconds": "30"}],
         [{"keys": "a"}],
+        [{"key": "a", "operator": "Exists", "value": "b"}],
+        [{"key": "a", "tolerationSeconds": 30}],
+        [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 30}],
+        [{"value": "b"}],
+        [{}],
     ],
     "affinity": [
         {"nodeaffinity": {}},
@@ -118,12 +125,20 @@ REFUSED = {
         [{"name": "A", "values": "1"}],
         [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": 1}}}],
         [{"name": "RLHF_OPERATOR_WORKERS", "value": "8"}],
+        [{"name": "POD_ID", "value": "a"}],
+        [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "a"}}}],
+        [{"name": "A", "valueFrom": {}}],
+        [{"name": "A", "valueFrom": {"secretKey": {"name": "a", "key": "b"}}}],
+        [{"name": "A", "valueFrom": {"fieldRef": {}, "secretKeyRef": {}}}],
     ],
     "extraVolumes": [
         [{"emptyDir": {}}],
         [{"name": "config", "emptyDir": {}}],
         [{"name": "A"}],
         [{"name": "a", "secret": {"secretName": 20241125}}],
+        [{"name": "a"}],
+        [{"name": "a", "secrets": {"secretName": "b"}}],
+        [{"name": "a", "emptyDir": {}, "secret": {"secretName": "b"}}],
     ],
     "extraVolumeMounts": [
         [{"name": "tmp"}],
@@ -131,6 +146,7 @@ REFUSED = {
         [{"name": "a", "mountPath": "/etc/rlhf-operator/"}],
         [{"name": "a", "mountPath": "tmp"}],
         [{"name": "a", "mountPath": "/a:b"}],
+        [{"name": "a", "mountPath": "/a", "readonly": True}],
     ],
     "image.repository": ["registry.test/Operator", "registry.test//operator", "a b", "https://a/b"],
     "image.tag": [".1", "a b", "1:2", "x" * 129],
@@ -152,10 +168,29 @@ REFUSED = {
         {"a": "x" * 64},
     ],
     "podLabels": [{"app.kubernetes.io/instance": "x"}, {"a": "-"}, {"/a": "b"}],
-    "commonAnnotations": [{"helm.sh/hook": "test"}, {"meta.helm.sh/release-name": "x"}, {"": "x"}],
+    "commonAnnotations": [
+        {"helm.sh/hook": "test"},
+        {"helm.sh/resource-policy": "keep"},
+        {"meta.helm.sh/release-name": "x"},
+        {"": "x"},
+    ],
     "podAnnotations": [{"checksum/config": "x"}],
     "resources": [{"limit": {}}, {"limits": {"cpu": "1 core"}}, {"requests": {"memory": -1}}],
+    "podSecurityContext": [
+        {"runAsuser": 1000},
+        {"readOnlyRootFilesystem": True},
+        {"seccompProfile": "RuntimeDefault"},
+        {"seccompProfile": {"type": "runtimeDefault"}},
+        {"fsGroupChangePolicy": "Never"},
+        {"supplementalGroups": [None]},
+    ],
     "podSecurityContext.runAsUser": ["10001", -1, 1.5],
+    "securityContext": [
+        {"readOnlyRootFileSystem": True},
+        {"fsGroup": 1000},
+        {"capabilities": {"drop": "ALL"}},
+        {"capabilities": ["ALL"]},
+    ],
     "securityContext.readOnlyRootFilesystem": ["true"],
 }
 """Values that no installation can mean, by key."""
@@ -168,7 +203,7 @@ TAKEN = {
     "prometheusRule.alerts.CheckpointStale.threshold": [1, 86400],
     "prometheusRule.alerts.RestartStorm.threshold": [1],
     "prometheusRule.alerts.NonFinite.severity": ["page", "sev-1", "P1"],
-    "networkPolicy.apiServer.cidrs": [["192.0.2.1/32", "2001:db8::/64"]],
+    "networkPolicy.apiServer.cidrs": [["192.0.2.1/32", "255.249.199.0/8", "2001:db8::/64"]],
     "networkPolicy.ingressFrom": [
         [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.1/32"]}}],
         [{"podSelector": {}, "namespaceSelector": {}}],
@@ -185,7 +220,11 @@ TAKEN = {
         [{"to": [{"podSelector": {}}], "ports": [{"protocol": "UDP", "port": "dns"}]}],
         [{"ports": [{"port": 3128, "endPort": 3130}]}],
     ],
-    "tolerations": [[], [{"operator": "Exists"}, {"key": "a", "value": "", "effect": ""}]],
+    "tolerations": [
+        [],
+        [{"operator": "Exists"}, {"key": "a", "value": "", "effect": ""}],
+        [{"operator": "Exists", "value": "", "effect": "NoExecute", "tolerationSeconds": 30}],
+    ],
     "affinity": [
         {},
         of_nodes({"key": "a", "operator": "Gt", "values": ["1000000"]}),
@@ -195,11 +234,24 @@ TAKEN = {
         [SPREAD | {"minDomains": 2, "nodeTaintsPolicy": "Honor", "matchLabelKeys": ["a"]}],
         [SPREAD | {"labelSelector": {"matchLabels": {"a": "20241125", "b": ""}}}],
     ],
-    "extraVolumes": [[{"name": "a", "secret": {"secretName": "b", "defaultMode": 256}}]],
+    "extraVolumes": [
+        [{"name": "a", "secret": {"secretName": "b", "defaultMode": 256}}],
+        [{"name": "a", "emptyDir": {}}, {"name": "b", "projected": {"sources": []}}],
+    ],
     "resources": [{}, {"limits": {"cpu": 0.5, "memory": 1e9, "nvidia.com/gpu": "1"}}],
     "resources.requests": [{"cpu": "1e3", "memory": "1.5Gi"}],
-    "podSecurityContext": [None, {"runAsUser": None, "fsGroup": 0}],
-    "securityContext": [None, {"runAsUser": 1000}],
+    "podSecurityContext": [
+        None,
+        {"runAsUser": None, "fsGroup": 0},
+        {"seccompProfile": None, "supplementalGroups": [1000], "sysctls": []},
+        {"seccompProfile": {"type": "Localhost", "localhostProfile": "a.json"}},
+    ],
+    "securityContext": [
+        None,
+        {"runAsUser": 1000},
+        {"capabilities": None},
+        {"capabilities": {"drop": None, "add": ["NET_BIND_SERVICE"]}},
+    ],
     "extraEnv": [[{"name": "A"}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "a"}}}]],
 }
 
@@ -216,6 +268,16 @@ SENTENCES = {
     ),
     "extraVolumeMounts[0].name=keys,extraVolumeMounts[0].mountPath=/keys": (
         "extraVolumeMounts has keys at /keys, and extraVolumes no volume of that name: add it"
+    ),
+    "extraEnv[0].name=A,extraEnv[0].value=x,extraEnv[1].name=A,extraEnv[1].value=y": (
+        "extraEnv has A twice as name: leave one of them out"
+    ),
+    "extraVolumes[0].name=a,extraVolumes[0].secret.secretName=b,"
+    "extraVolumes[1].name=a,extraVolumes[1].secret.secretName=c": "has a twice as name",
+    "extraVolumes[0].name=a,extraVolumes[0].secret.secretName=b,"
+    "extraVolumeMounts[0].name=a,extraVolumeMounts[0].mountPath=/a,"
+    "extraVolumeMounts[1].name=a,extraVolumeMounts[1].mountPath=/a": (
+        "extraVolumeMounts has /a twice as mountPath: leave one of them out"
     ),
     "podSecurityContext.runAsUser=0": "podSecurityContext.runAsUser is 0, root, and",
     "securityContext.runAsUser=0": "securityContext.runAsUser is 0, root, and runAsNonRoot is true",

@@ -10,6 +10,7 @@ from pydantic.alias_generators import to_camel
 
 from rlhf_chart.alerts import ALERTS
 from rlhf_chart.chart_readme import readme_text
+from rlhf_chart.value_types import OTHER_VOLUMES
 from rlhf_chart.values import GIVEN_BY_THE_CHART, THRESHOLDS, Values
 from rlhf_chart.values_file import values_text
 from rlhf_chart.values_schema import schema_text, values_schema
@@ -51,17 +52,16 @@ def test_an_object_takes_the_keys_that_it_names_and_no_others() -> None:
     assert free == {
         "commonAnnotations",
         "commonLabels",
-        "extraEnv[].valueFrom",
         "extraEnv[].valueFrom.configMapKeyRef",
         "extraEnv[].valueFrom.fieldRef",
+        "extraEnv[].valueFrom.fileKeyRef",
         "extraEnv[].valueFrom.resourceFieldRef",
         "extraEnv[].valueFrom.secretKeyRef",
-        "extraVolumeMounts[]",
-        "extraVolumes[]",
         "extraVolumes[].configMap",
         "extraVolumes[].hostPath",
         "extraVolumes[].persistentVolumeClaim",
         "extraVolumes[].secret",
+        *(f"extraVolumes[].{kind}" for kind in OTHER_VOLUMES),
         "grafana.alerts.labels",
         "grafana.dashboard.annotations",
         "grafana.dashboard.labels",
@@ -70,12 +70,10 @@ def test_an_object_takes_the_keys_that_it_names_and_no_others() -> None:
         "nodeSelector",
         "podAnnotations",
         "podLabels",
-        "podSecurityContext",
         "prometheusRule.additionalLabels",
         "resources.claims[]",
         "resources.limits",
         "resources.requests",
-        "securityContext",
         "serviceAccount.annotations",
     }
 
@@ -111,7 +109,7 @@ def test_every_value_is_asked_for_in_words() -> None:
             assert re.match(r"(a|an|the|true|addresses|in) ", sentence), path
             # Helm 3 would put a backslash before the one, Helm 4 before the other.
             assert not set(sentence) & set("'\"\\"), path
-        bounds = {"minimum", "maximum", "exclusiveMinimum", "pattern", "maxLength", "not"}
+        bounds = {"minimum", "maximum", "exclusiveMinimum", "pattern", "maxLength", "not", "allOf"}
         asked = set(each["if"]) | set(each.get("then", {}).get("if", {}))
         assert bounds & set(each) <= asked, path
     assert '"wanted"' not in schema_text()

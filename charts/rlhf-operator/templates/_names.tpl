@@ -34,6 +34,16 @@
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
 {{- fail "serviceAccount.create is false and serviceAccount.name is empty: name the ServiceAccount that is there, for example --set serviceAccount.name=rlhf-operator" }}
 {{- end }}
+{{- range $list, $key := dict "extraEnv" "name" "extraVolumes" "name" "extraVolumeMounts" "mountPath" }}
+{{- $seen := list }}
+{{- range get $.Values $list }}
+{{- $value := get . $key }}
+{{- if has $value $seen }}
+{{- fail (printf "%s has %s twice as %s: leave one of them out" $list $value $key) }}
+{{- end }}
+{{- $seen = append $seen $value }}
+{{- end }}
+{{- end }}
 {{- $volumes := list "tmp" "config" }}
 {{- range .Values.extraVolumes }}{{ $volumes = append $volumes .name }}{{ end }}
 {{- range .Values.extraVolumeMounts }}
