@@ -379,7 +379,7 @@ def test_parts_of_text_are_one_text() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "image_url": None}]
     turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "r"}]
     (row,) = sft_rows(rows_of({"messages": turns}), dataset_of(), FIELD)
-    assert row.prompt[0].content == "ab"  # type: ignore[union-attr]
+    assert row.prompt[0].content == "ab"
 
 
 @pytest.mark.parametrize(
