@@ -90,23 +90,26 @@ def model_in(folder: Path, field: str) -> Path:
 def tokenizer_in(folder: Path, field: str) -> Path:
     """`folder`, if a tokenizer is in it."""
     _folder_at(folder, field)
-    known = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in known):
+    if not _holds_tokenizer(folder):
         raise InputError(
-            f"{field}: {folder} has none of {', '.join(known)}; name a folder that a tokenizer's "
-            "save_pretrained has written"
+            f"{field}: {folder} has none of {', '.join(_TOKENIZER_FILES)}; name a folder that a "
+            "tokenizer's save_pretrained has written"
         )
     return folder
 
 
 def require_tokenizer(folder: Path, field: str) -> None:
     """Raise InputError if a model's folder holds no file of a tokenizer."""
-    if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+    if not _holds_tokenizer(folder):
         raise InputError(
             f"{field}.uri: {folder} holds no tokenizer.json and no other file of a tokenizer; "
             "copy the tokenizer of the model there that it was made from (a tokenizer's "
             "save_pretrained writes its files), or name a folder that holds both"
         )
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return any(path.is_file() for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
 
 
 def refuse_pointers(folder: Path, field: str) -> None:
