@@ -107,7 +107,7 @@ LINES: Mapping[Reason, str] = {
     Reason.NAMESPACE_TERMINATING: "The namespace is being deleted, and nothing can be made in it.",
     Reason.NAME_CONFLICT: (
         "A foreign object has the name that a child is to get: remove it, or name the job "
-        "otherwise. Waited for."
+        "otherwise. Waited for. Children of a deleted job of the same name are waited for, too."
     ),
     Reason.NODE_LOST: "A node has not answered for half a minute.",
     Reason.NODE_PRESSURE: (

@@ -144,8 +144,9 @@ class Actor:
                 raise ChildError(refusal(name, error, sent=manifest)) from error
             found = await self._find(name, f"{path}/{manifest['metadata']['name']}")
             if found is None:
-                message = f"{name} is being deleted; waits until it is gone"
-                raise ChildError(Refusal(Reason.API_ERROR, message, child=name)) from error
+                message = f"{name} was just being deleted; it is made anew"
+                gone = Refusal(Reason.NAME_CONFLICT, message, child=name)
+                raise ChildError(gone) from error
             _check_owner(job, manifest, found)
             return found
 

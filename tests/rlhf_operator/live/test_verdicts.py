@@ -225,9 +225,16 @@ def test_a_job_of_the_same_name_waits_until_the_old_children_are_gone(
     hold('"rlhf.dev/held-by-a-test"')
     jobs.delete("renewed")
     jobs.create("renewed")
-    told = eventually(lambda: jobs.condition("renewed", "ChildrenReady"))
+    # Those of the other children that go meanwhile are told before it.
+    held = f"{'Job' if kind == 'job' else 'ConfigMap'} renewed-sft-1 is of a deleted RLHFJob of the"
+    waits = f"{held} same name; waits until it is gone"
+    told = eventually(
+        lambda: (
+            waits in (found := jobs.condition("renewed", "ChildrenReady")).get("message", "")
+            and found
+        )
+    )
     assert (told["status"], told["reason"]) == ("False", "NameConflict")
-    assert "is of a deleted RLHFJob of the same name; waits until it is gone" in told["message"]
     hold()
     uid = jobs.get("renewed")["metadata"]["uid"]
     eventually(
