@@ -34,12 +34,12 @@ def findings(documents: Iterable[str]) -> Iterator[dict[str, Any]]:
             if claim is not None and claim not in config.claims:
                 continue
             try:
-                found = look()
+                finding = look()
             except (RLHFError, OSError) as error:
                 failure = failure_of(error)
-                found = {"error": failure.message, "exitCode": failure.exit_code}
-            if found:
-                yield {"field": field} | found
+                finding = {"error": failure.message, "exitCode": failure.exit_code}
+            if finding:
+                yield {"field": field} | finding
 
 
 def _looks(config: StageConfig) -> Iterator[tuple[str, str, Look]]:

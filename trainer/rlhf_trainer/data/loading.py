@@ -41,9 +41,9 @@ def load_sft(
         DataError: a row that cannot be used, none at all, or more than half of them lost without
             `allowLoss`.
     """
-    found = read_rows(dataset, claims=claims, field=field)
+    raw_rows = read_rows(dataset, claims=claims, field=field)
     skipped = Skipped()
-    rows = formats.sft_rows(found, dataset, field, skipped)
+    rows = formats.sft_rows(raw_rows, dataset, field, skipped)
     examples, counts = tokenized.sft_examples(
         rows,
         tokenizer,
@@ -72,9 +72,9 @@ def load_preferences(
 
     Raises: as `load_sft`.
     """
-    found = read_rows(dataset, claims=claims, field=field)
+    raw_rows = read_rows(dataset, claims=claims, field=field)
     skipped = Skipped()
-    rows, dropped = formats.preference_rows(found, dataset, field, seed, skipped)
+    rows, dropped = formats.preference_rows(raw_rows, dataset, field, seed, skipped)
     pairs, counts = tokenized.preference_pairs(
         rows,
         tokenizer,
@@ -100,7 +100,7 @@ def load_prompts(
     rows = formats.prompt_rows(
         read_rows(dataset, claims=claims, field=field), dataset, field, skipped
     )
-    found, counts = tokenized.prompts(
+    prompts, counts = tokenized.prompts(
         rows,
         tokenizer,
         max_length=max_length,
@@ -109,7 +109,7 @@ def load_prompts(
     )
     counts = replace(counts, not_learned=skipped.rows)
     _judge(dataset, counts, field, _beside(field, "maxPromptLength"), max_length)
-    return found, counts
+    return prompts, counts
 
 
 def _beside(field: str, name: str) -> str:
@@ -119,12 +119,12 @@ def _beside(field: str, name: str) -> str:
 
 def _judge(dataset: Dataset, counts: Counts, field: str, limit_field: str, limit: int) -> None:
     """Raise DataError if more than half of the rows is lost without consent."""
-    found = counts.row_counts
+    row_counts = counts.row_counts
     remedies = {
         (
             f"raise {limit_field} from {limit} (too long are those of {counts.too_long} tokens) or "
             f"set {field}.overLong to Truncate"
-        ): found.over_long,
-        CORRECT_PAIRS: found.identical,
+        ): row_counts.over_long,
+        CORRECT_PAIRS: row_counts.identical,
     }
-    require_consent(dataset, found, field, remedies)
+    require_consent(dataset, row_counts, field, remedies)

@@ -88,41 +88,41 @@ def _require_known_type(raw: dict[str, Any], location: ModelLocation, field: str
     kind, code = raw.get("model_type"), raw.get("auto_map")
     if kind in CONFIG_MAPPING or not (kind or code):
         return
-    told = f"{field}: the model at {location.path} has the type {kind}, which transformers"
+    prefix = f"{field}: the model at {location.path} has the type {kind}, which transformers"
     if code:
         raise InputError(
-            f"{told} does not have: {_never_run(code)}; name a model of a type that transformers "
+            f"{prefix} does not have: {_never_run(code)}; name a model of a type that transformers "
             "has"
         )
     raise InputError(
-        f"{told} {transformers.__version__} does not know; use a trainer with a newer one, or name "
-        "another model"
+        f"{prefix} {transformers.__version__} does not know; use a trainer with a newer one, or "
+        "name another model"
     )
 
 
 def _require_unquantised(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
     # A family may keep its text model under a name of its own.
     for name in QUANTISATION:
-        found = getattr(config.get_text_config(), name, None)
-        if found:
-            settings = found if isinstance(found, dict) else found.to_dict()
+        value = getattr(config.get_text_config(), name, None)
+        if value:
+            settings = value if isinstance(value, dict) else value.to_dict()
             raise quantised(settings, name, location.path, field)
 
 
 def _require_causal(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
     names = ", ".join(config.architectures or [type(config).__name__])
-    told = f"{field}: the model at {location.path} is {names} ({config.model_type})"
+    prefix = f"{field}: the model at {location.path} is {names} ({config.model_type})"
     if config.is_encoder_decoder:
-        raise InputError(f"{told}, an encoder with a decoder; {DECODER_REMEDY}")
+        raise InputError(f"{prefix}, an encoder with a decoder; {DECODER_REMEDY}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
-            f"{told}, of which transformers has no causal language model; {DECODER_REMEDY}"
+            f"{prefix}, of which transformers has no causal language model; {DECODER_REMEDY}"
         )
     # Of these families alone the same class is an encoder, or a decoder, by its configuration.
     directed = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not directed:
         raise InputError(
-            f"{told}, an encoder, whose tokens see those behind them; {DECODER_REMEDY}, "
+            f"{prefix}, an encoder, whose tokens see those behind them; {DECODER_REMEDY}, "
             "or set is_decoder in its config.json if it was trained as a decoder"
         )
 
@@ -140,20 +140,20 @@ def _require_own_class(
     strange = [name for name in config.architectures or () if name.casefold() not in taken]
     if not strange:
         return
-    told = f"{field}: the model at {location.path} is {', '.join(strange)} ({config.model_type})"
+    prefix = f"{field}: the model at {location.path} is {', '.join(strange)} ({config.model_type})"
     if not all(hasattr(transformers, name) for name in strange):
         needs = f": {_never_run(code)}" if code else ""
-        raise InputError(f"{told}, which transformers does not have{needs}; {DECODER_REMEDY}")
+        raise InputError(f"{prefix}, which transformers does not have{needs}; {DECODER_REMEDY}")
     known = ", ".join(_class_names(MODEL_FOR_CAUSAL_LM_MAPPING, config))
     raise InputError(
-        f"{told}, and neither {known} nor a reward model made from it; {DECODER_REMEDY}"
+        f"{prefix}, and neither {known} nor a reward model made from it; {DECODER_REMEDY}"
     )
 
 
 def _class_names(mapping: Any, config: PretrainedConfig) -> tuple[str, ...]:
     """Names of the classes that transformers has for a configuration."""
-    found = mapping.get(type(config), ())
-    return tuple(each.__name__ for each in (found if isinstance(found, tuple) else (found,)))
+    classes = mapping.get(type(config), ())
+    return tuple(each.__name__ for each in (classes if isinstance(classes, tuple) else (classes,)))
 
 
 def _never_run(code: dict[str, Any]) -> str:

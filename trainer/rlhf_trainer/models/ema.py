@@ -56,8 +56,8 @@ class MovingAverage:
 
     def load(self, folder: Path, tag: str) -> None:
         """Restore what `save` wrote; InputError where it is damaged or would run code."""
-        found = load_tensors(self._path(folder, tag))
-        for average, kept in zip(self._averages, found, strict=True):
+        saved = load_tensors(self._path(folder, tag))
+        for average, kept in zip(self._averages, saved, strict=True):
             average.copy_(kept)
 
     @torch.no_grad()

@@ -132,8 +132,8 @@ class TrainedModel(PlacedModel):
         if self.zero_stage == 3:
             # By partition: DeepSpeed can set a whole parameter only if the ranks divide its size.
             safe_set_local_fp32_param(parameter, change(safe_get_local_fp32_param(parameter)))
-            found: Tensor = safe_get_full_fp32_param(parameter)
-            return found
+            whole: Tensor = safe_get_full_fp32_param(parameter)
+            return whole
         if self.zero_stage > 0:
             whole = change(safe_get_full_fp32_param(parameter))
             safe_set_full_fp32_param(parameter, whole)

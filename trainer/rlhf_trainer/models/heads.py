@@ -75,9 +75,9 @@ class Float32Linear(nn.Linear):
     def of(cls, layer: nn.Linear) -> "Float32Linear":
         """With the parameters of `layer`, under the same names."""
         with torch.device("meta"):
-            found = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        found.weight, found.bias = layer.weight, layer.bias
-        return found
+            linear = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        linear.weight, linear.bias = layer.weight, layer.bias
+        return linear
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: Float[..., in] -> Float[..., out] in fp32."""

@@ -206,11 +206,11 @@ class Probe:
         """Raise InputError if tokens have other logits behind padding, as before prompts of PPO."""
         batch = pad_left([row.tokens for row in self.rows], 0)
         try:
-            found = self._logits(batch.input_ids, batch.attention_mask, batch.position_ids)
+            logits = self._logits(batch.input_ids, batch.attention_mask, batch.position_ids)
         except _REFUSED as error:
             reason = f"it raises {_short(error)}"
         else:
-            real = found[batch.attention_mask.bool().to(found.device)]
+            real = logits[batch.attention_mask.bool().to(logits.device)]
             if self._agree(real.split([len(row.tokens) for row in self.rows]), self.alone):
                 return
             reason = "a row's logits are not those that it has alone"
@@ -222,18 +222,18 @@ class Probe:
     def disagreement(self, layout: RowLayout) -> str | None:
         """Why rows in this layout do not have the logits that they have alone; None if they do."""
         try:
-            found = self._together(self.rows, layout)
+            logits = self._together(self.rows, layout)
         except _REFUSED as error:
             # Libraries do not look at a mask before they compute with it.
             return _NO_MASK if layout is RowLayout.BLOCK_MASK else f"it raises {_short(error)}"
-        if self._agree(found, self.alone):
+        if self._agree(logits, self.alone):
             return None
         others = [
             SFTExample(_other(row.tokens), row.response_mask) if at < _BEHIND else row
             for at, row in enumerate(self.rows)
         ]
         changed = self._together(others, layout)
-        if self._agree([changed[_BEHIND]], [found[_BEHIND]]):
+        if self._agree([changed[_BEHIND]], [logits[_BEHIND]]):
             return "a row's logits are not those that it has alone"
         return "a row's logits depend on the rows before it"
 
@@ -263,7 +263,7 @@ class Probe:
         ).logits
         return logits.float()
 
-    def _agree(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    def _agree(self, actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         """Whether logits are equal but for rounding.
 
         In fp32 at every token. In half precision, which FlashAttention needs, rounding may send
@@ -273,7 +273,7 @@ class Probe:
         bound, share = (1e-3, 1.0) if self.model.dtype == torch.float32 else (0.1, 0.5)
         changes = [
             ((one - other).square().mean(dim=-1).sqrt() / scale).quantile(share)
-            for one, other in zip(found, expected, strict=True)
+            for one, other in zip(actual, expected, strict=True)
         ]
         return bool(torch.stack(changes).max() <= bound)
 

@@ -224,10 +224,10 @@ def _from_pretrained(
         _quiet_about_new_weights(),
     ):
         model, loaded = _with_attention(build, settings, config, field)
-    for name, found, wanted in sorted(loaded["mismatched_keys"]):
+    for name, saved, configured in sorted(loaded["mismatched_keys"]):
         raise InputError(
-            f"{field}: cannot load {location.path}: {name} has shape {list(found)} in its files "
-            f"and {list(wanted)} by its config.json; use files that were saved together"
+            f"{field}: cannot load {location.path}: {name} has shape {list(saved)} in its files "
+            f"and {list(configured)} by its config.json; use files that were saved together"
         )
     for weight in spoilt_weights(dict(model.named_parameters())):
         raise NonFiniteError(

@@ -269,16 +269,16 @@ def cgroup_free_bytes(root: Path = Path("/")) -> int | None:
     groups = root / "proc/self/cgroup"
     if not groups.is_file():
         return None
-    found: list[int] = []
+    free: list[int] = []
     for line in groups.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            found += _free_on_path(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
+            free += _free_on_path(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
         elif "memory" in controllers.split(","):
             base = root / "sys/fs/cgroup/memory"
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            found += _free_on_path(base, path, *names)
-    return min(found, default=None)
+            free += _free_on_path(base, path, *names)
+    return min(free, default=None)
 
 
 def _free_on_path(base: Path, path: str, limit_name: str, usage_name: str) -> list[int]:
@@ -286,7 +286,7 @@ def _free_on_path(base: Path, path: str, limit_name: str, usage_name: str) -> li
     own = base / path.lstrip("/")
     # In a container the path is often the host's, while the mount shows only the group itself.
     groups = [own, *own.parents] if own.is_dir() else [base]
-    found = []
+    free = []
     for group in groups:
         if not group.is_relative_to(base):
             break
@@ -294,8 +294,8 @@ def _free_on_path(base: Path, path: str, limit_name: str, usage_name: str) -> li
         usage = _number(group / usage_name)
         if limit is None or usage is None or limit >= _UNLIMITED:
             continue
-        found.append(max(0, limit - max(0, usage - _droppable(group))))
-    return found
+        free.append(max(0, limit - max(0, usage - _droppable(group))))
+    return free
 
 
 def _droppable(group: Path) -> int:

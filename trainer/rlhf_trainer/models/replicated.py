@@ -54,12 +54,12 @@ class ReplicatedEngine:
 
     def fp32_copy(self, parameter: nn.Parameter) -> Tensor:
         """What the optimizer steps on: a copy, or the parameter itself where it is fp32."""
-        (found,) = (
+        (master,) = (
             copy
             for weight, copy in zip(self._weights, self._copies, strict=True)
             if weight is parameter
         )
-        return found
+        return master
 
     @torch.no_grad()
     def write_weights(self) -> None:

@@ -74,7 +74,11 @@ def model_statistics(spec: PPOStage, reward_model: Base | None) -> ScoreStatisti
 
 
 def _parsed(document: dict[str, float]) -> ScoreStatistics:
-    found = ScoreStatistics(float(document["mean"]), float(document["std"]), int(document["count"]))
-    if not (math.isfinite(found.mean) and math.isfinite(found.std) and found.std > 0):
-        raise ValueError(f"mean is {found.mean} and std {found.std}")
-    return found
+    statistics = ScoreStatistics(
+        float(document["mean"]), float(document["std"]), int(document["count"])
+    )
+    if not (
+        math.isfinite(statistics.mean) and math.isfinite(statistics.std) and statistics.std > 0
+    ):
+        raise ValueError(f"mean is {statistics.mean} and std {statistics.std}")
+    return statistics

@@ -89,9 +89,9 @@ def _shrink(config: Any) -> None:
         if _is_number(getattr(config, name, None)):
             _set(config, name, value)
     for name, most in _AT_MOST.items():
-        found: Any = getattr(config, name, None)
-        if _is_number(found):
-            _set(config, name, min(found, most))
+        size: Any = getattr(config, name, None)
+        if _is_number(size):
+            _set(config, name, min(size, most))
     for name, group in groups.items():
         _set(config, name, max(_HEADS // group, 1))
     if _is_number(getattr(config, "qk_rope_head_dim", None)):

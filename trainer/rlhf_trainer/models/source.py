@@ -131,10 +131,10 @@ def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str
 
     def find() -> ModelLocation:
         with input_errors(field):
-            found = model_folder(source, config, field)
-        if found.on_hub:
-            _fetch(found, field)
-        return found
+            location = model_folder(source, config, field)
+        if location.on_hub:
+            _fetch(location, field)
+        return location
 
     # An artifact's files are hashed there: once a node is enough.
     location = on_first_rank_of_node(ranks, find)

@@ -106,7 +106,7 @@ def stop_token_ids(
         ConfigError: one of them is not exactly one token of the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
-    found: list[int] = []
+    stop_ids: list[int] = []
     for index, token in enumerate(stop_tokens):
         ids = [vocabulary[token]] if token in vocabulary else _ids_of(tokenizer, token)
         if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and token != tokenizer.unk_token):
@@ -115,8 +115,8 @@ def stop_token_ids(
                 f"{field}[{index}]: {token!r} is not one token of the vocabulary but {pieces}; "
                 "name a single token"
             )
-        found += ids
-    return tuple(dict.fromkeys(found))
+        stop_ids += ids
+    return tuple(dict.fromkeys(stop_ids))
 
 
 def _loaded(place: Path | Hub, field: str) -> PreTrainedTokenizerBase:
@@ -132,13 +132,13 @@ def _loaded(place: Path | Hub, field: str) -> PreTrainedTokenizerBase:
         f"{transformers.__version__} can read (a newer "
         "library may have written these), or name another model",
     ):
-        found = _without_code(name, revision or "main", place, field)
-    if not isinstance(found, PreTrainedTokenizerBase):
+        tokenizer = _without_code(name, revision or "main", place, field)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
-            f"{field}.uri: {place}: {type(found).__name__} is no tokenizer; "
+            f"{field}.uri: {place}: {type(tokenizer).__name__} is no tokenizer; "
             "name a folder that a tokenizer's save_pretrained has written"
         )
-    return found
+    return tokenizer
 
 
 def _without_code(name: str | Path, revision: str, place: Path | Hub, field: str) -> Any:
@@ -205,11 +205,11 @@ def _absent_from_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     vocabulary = tokenizer.get_vocab()
     if parts["model"].get("byte_fallback"):
         # Every text has tokens, so that the unknown one never occurs.
-        found = [tokenizer.unk_token, BYTE_255]
+        candidates = [tokenizer.unk_token, BYTE_255]
     else:
         splits = json.dumps([parts["pre_tokenizer"], parts["normalizer"]])
-        found = [BYTE_LEVEL_255] if '"ByteLevel"' in splits else []
-    return [str(token) for token in found if token in vocabulary]
+        candidates = [BYTE_LEVEL_255] if '"ByteLevel"' in splits else []
+    return [str(token) for token in candidates if token in vocabulary]
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

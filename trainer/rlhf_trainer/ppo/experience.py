@@ -229,8 +229,8 @@ def targets_of(experience: Experience, scores: Tensor, spec: PPOStage, kl_coef: 
 def spoilt_on_any(ranks: Ranks, numbers: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that are NaN or infinite somewhere; the same answer on all ranks."""
     spoilt = [float(not bool(torch.isfinite(each).all())) for each in numbers.values()]
-    found = reduce_max(spoilt, ranks)
-    return [name for name, each in zip(numbers, found, strict=True) if each]
+    on_any = reduce_max(spoilt, ranks)
+    return [name for name, each in zip(numbers, on_any, strict=True) if each]
 
 
 def global_moments(x: Tensor, mask: Tensor, ranks: Ranks) -> Moments:

@@ -181,29 +181,29 @@ class Health:
     @property
     def fired(self) -> tuple[Fired, ...]:
         """What ended the attempt in the last update, the strongest action first."""
-        found = [
+        fired_rules = [
             Fired(_verdict(rule, fired["verdict"]), fired["evidence"])
             for rule in self._rules
             if (fired := self._windows[rule.rule].fired) is not None
         ]
-        return tuple(sorted(found, key=lambda each: _ORDER.index(each.verdict.action)))
+        return tuple(sorted(fired_rules, key=lambda each: _ORDER.index(each.verdict.action)))
 
     @property
     def verdicts(self) -> tuple[HealthVerdict, ...]:
         """The rules that are broken, the one with the strongest action first."""
-        found = [
+        verdicts = [
             _verdict(rule, verdict)
             for rule in self._rules
             if (verdict := self._windows[rule.rule].verdict) is not None
         ]
-        return tuple(sorted(found, key=lambda verdict: _ORDER.index(verdict.action)))
+        return tuple(sorted(verdicts, key=lambda verdict: _ORDER.index(verdict.action)))
 
     @property
     def standing(self) -> tuple[Reading, ...]:
         """What the updates so far say of each rule, before the next one is judged."""
         windows = [(rule, self._windows[rule.rule]) for rule in self._rules]
         return tuple(
-            _told(rule, window, window.verdict["value"] if window.verdict else None)
+            _reading_of(rule, window, window.verdict["value"] if window.verdict else None)
             for rule, window in windows
         )
 
@@ -237,10 +237,10 @@ class Health:
                 _weigh(rule, window, step, metrics, value)
             window.see_level(rule, metrics)
         changed = broken != (window.verdict is not None)
-        return _told(rule, window, _finite(value), changed=changed, evidence=evidence)
+        return _reading_of(rule, window, _finite(value), changed=changed, evidence=evidence)
 
 
-def _told(
+def _reading_of(
     rule: HealthRule,
     window: _Window,
     value: float | None,
@@ -262,8 +262,8 @@ def _told(
     )
 
 
-def _verdict(rule: HealthRule, found: Mapping[str, Any]) -> HealthVerdict:
-    return HealthVerdict(rule=rule.rule, action=rule.action, **found)
+def _verdict(rule: HealthRule, fields: Mapping[str, Any]) -> HealthVerdict:
+    return HealthVerdict(rule=rule.rule, action=rule.action, **fields)
 
 
 def _finite(number: float) -> float | None:

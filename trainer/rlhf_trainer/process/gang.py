@@ -76,7 +76,7 @@ class Gang:
         self._watched = watched
         self._codes: dict[int, int] = {}
         self._times: dict[int, float] = {}
-        self._told: set[int] = set()
+        self._signalled: set[int] = set()
         self._killed: set[int] = set()
         self._listener: TCPStore | None = None
         self.port = self._free_port() if place.port == 0 else place.port
@@ -156,14 +156,14 @@ class Gang:
             if rank in self._times:
                 continue
             try:
-                found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                siginfo = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 # The agent was quicker; it tells the code when it is done.
                 self._times[rank] = now
                 continue
-            if found is not None:
-                exited = found.si_code == os.CLD_EXITED
-                self._codes[rank] = found.si_status if exited else -found.si_status
+            if siginfo is not None:
+                exited = siginfo.si_code == os.CLD_EXITED
+                self._codes[rank] = siginfo.si_status if exited else -siginfo.si_status
                 self._times[rank] = now
 
     def _forward_stop(self) -> None:
@@ -172,8 +172,8 @@ class Gang:
         for rank, pid in self._pids().items():
             if rank in self._times:
                 continue
-            if rank not in self._told:
-                self._told.add(rank)
+            if rank not in self._signalled:
+                self._signalled.add(rank)
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
             if late and rank not in self._killed:
@@ -195,10 +195,10 @@ class Gang:
         if len(ranks) < self._place.processes:
             return
         with suppress(ChildProcessError):
-            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                if found.si_pid in ranks:
+            while siginfo := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if siginfo.si_pid in ranks:
                     return
-                os.waitpid(found.si_pid, 0)
+                os.waitpid(siginfo.si_pid, 0)
 
     def _end(self, rank: int) -> RankEnd:
         outcome = read_outcome(self._folder, rank)

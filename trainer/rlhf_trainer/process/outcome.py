@@ -198,10 +198,10 @@ def _last_event(path: Path) -> dict[str, Any]:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().split(b"\n")
         # What follows the last line break is nothing, or a line that was cut off.
-        found = json.loads(lines[-2])
+        event = json.loads(lines[-2])
     except (OSError, ValueError, IndexError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return event if isinstance(event, dict) else {}
 
 
 def _latest_step(path: Path) -> int | None:

@@ -191,11 +191,11 @@ def finished_outcome(config: StageConfig, ranks: Ranks) -> StageOutcome | None:
         step=done.step,
         total_steps=done.step,
         verdicts=done.verdicts,
-        rows=_rows_told(Path(config.storage) / artifact.uri),
+        rows=_reported_rows(Path(config.storage) / artifact.uri),
     )
 
 
-def _rows_told(folder: Path) -> dict[str, RowCounts]:
+def _reported_rows(folder: Path) -> dict[str, RowCounts]:
     """What the attempt that left an artifact told of its rows; empty if it told nothing."""
     try:
         with folder.with_name(FileName.EVENTS).open("rb") as file:
@@ -322,9 +322,9 @@ def _verify(folder: Path, digest: str) -> Manifest:
     path = folder / FileName.MANIFEST
     if not path.is_file():
         raise InputError(f"{FileName.MANIFEST} is missing, so that the artifact is not complete")
-    found = sha256_of(path)
-    if found != digest:
-        raise InputError(f"{FileName.MANIFEST} has digest {found}, but {digest} was promised")
+    actual = sha256_of(path)
+    if actual != digest:
+        raise InputError(f"{FileName.MANIFEST} has digest {actual}, but {digest} was promised")
     manifest = _read_manifest(folder)
     for problem in _differences(folder, manifest):
         raise InputError(problem)
@@ -340,10 +340,10 @@ def _differences(folder: Path, manifest: Manifest) -> Iterator[str]:
         if name not in present:
             yield f"file {name} with digest {entry.sha256} is missing"
             continue
-        size, found = present[name].stat().st_size, sha256_of(present[name])
-        if (size, found) != (entry.size, entry.sha256):
+        size, actual = present[name].stat().st_size, sha256_of(present[name])
+        if (size, actual) != (entry.size, entry.sha256):
             yield (
-                f"file {name} has {size} bytes with digest {found}, but {entry.size} bytes with "
+                f"file {name} has {size} bytes with digest {actual}, but {entry.size} bytes with "
                 f"digest {entry.sha256} were promised"
             )
 

@@ -54,9 +54,9 @@ class BrokenCheckpointError(Exception):
 class ForeignCheckpointError(BrokenCheckpointError):
     """A checkpoint of another configuration."""
 
-    def __init__(self, found: str, digest: str) -> None:
-        super().__init__(f"it was made with the configuration {found}, this is {digest}")
-        self.found = found
+    def __init__(self, config_digest: str, expected: str) -> None:
+        super().__init__(f"it was made with the configuration {config_digest}, this is {expected}")
+        self.config_digest = config_digest
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,17 @@ class CheckpointStore:
             InputError: on every rank, if there is none to go on from, but one of another
                 configuration: what was done must not be given up without a person's word.
         """
-        found: Checkpoint | None = None
+        checkpoint: Checkpoint | None = None
         with together(self._ranks, self._folder):
             if self._ranks.rank == 0:
                 if self._folder.is_dir():
                     remove_leftovers(self._folder)
-                found = self._find()
-        found = gather_objects(self._ranks, found)[0]
-        if found is not None:
-            self.last_step = found.step
-            self._own_step = found.step if found.attempt == self._config.attempt else None
-        return found
+                checkpoint = self._find()
+        checkpoint = gather_objects(self._ranks, checkpoint)[0]
+        if checkpoint is not None:
+            self.last_step = checkpoint.step
+            self._own_step = checkpoint.step if checkpoint.attempt == self._config.attempt else None
+        return checkpoint
 
     def save(
         self,
@@ -191,7 +191,7 @@ class CheckpointStore:
             except (BrokenCheckpointError, OSError) as error:
                 logger.warning("checkpoint %s is not used: %s", folder, error)
                 if foreign is None and isinstance(error, ForeignCheckpointError):
-                    foreign = folder, error.found
+                    foreign = folder, error.config_digest
                 continue
             return Checkpoint(step, attempt, completed, folder, state)
         if foreign is not None:

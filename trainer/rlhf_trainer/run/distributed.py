@@ -209,13 +209,13 @@ def _reduce(values: Sequence[float], ranks: Ranks, operation: Any) -> list[float
         return [float(value) for value in values]
     tensor = torch.tensor(list(values), dtype=torch.float64)
     dist.all_reduce(tensor, op=operation)
-    found: list[float] = tensor.tolist()
-    return found
+    reduced: list[float] = tensor.tolist()
+    return reduced
 
 
 def _gather(ranks: Ranks, value: T, group: Any) -> list[T]:
     if ranks.world_size == 1:
         return [value]
-    found: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(found, value, group=group)
-    return found
+    gathered: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered

@@ -189,8 +189,8 @@ def sha256_of(path: Path) -> str:
 
 def list_files(folder: Path) -> list[Path]:
     """Every file below `folder`, in the order of their relative paths."""
-    found = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    files = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def fsync_folder(folder: Path) -> None:

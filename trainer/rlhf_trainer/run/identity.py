@@ -140,8 +140,8 @@ def _saved_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def _code_digest() -> str:
     """Of the code that makes tokens of rows: a release that mends it makes them anew."""
     folder = Path(rlhf_trainer.data.__file__).parent
-    found = [(path, path.read_bytes()) for path in sorted(folder.rglob("*.py"))]
-    return _digest(repr([(str(path.relative_to(folder)), content) for path, content in found]))
+    sources = [(path, path.read_bytes()) for path in sorted(folder.rglob("*.py"))]
+    return _digest(repr([(str(path.relative_to(folder)), content) for path, content in sources]))
 
 
 def _digest(text: str) -> str:

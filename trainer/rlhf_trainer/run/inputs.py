@@ -81,10 +81,10 @@ class Inputs:
         made: list[Tokens[T]] = []
 
         def make(dataset: Dataset) -> Tokens[T]:
-            found, counts = load(
+            rows, counts = load(
                 dataset, tokenizer, claims=self.config.claims, field=field_path, **settings
             )
-            made.append(Tokens.of(found, counts.row_counts, counts.encoded_apart))
+            made.append(Tokens.of(rows, counts.row_counts, counts.encoded_apart))
             return made[0]
 
         def keep() -> Kept:

@@ -22,9 +22,9 @@ def objects_of(path: Path, holding: str) -> Iterator[dict[str, Any]]:
                     continue
                 # A killed writer may have left half a line.
                 with suppress(ValueError):
-                    found = json.loads(line)
-                    if isinstance(found, dict):
-                        yield found
+                    value = json.loads(line)
+                    if isinstance(value, dict):
+                        yield value
     except OSError:
         return
 

@@ -31,7 +31,7 @@ from rlhf_trainer.run.checkpoint import (
     rng_state,
 )
 from rlhf_trainer.run.distributed import Ranks, any_rank, gather_objects, seed_everything
-from rlhf_trainer.run.report import Reporter, evaluation_told
+from rlhf_trainer.run.report import Reporter, evaluation_reported
 
 
 class Kept(Protocol):
@@ -132,7 +132,7 @@ class TrainingLoop:
             return
         attempts = range(checkpoint.attempt, self.config.attempt + 1)
         first = self.ranks.rank == 0
-        if any_rank(self.ranks, first and evaluation_told(self.config, attempts, self.step)):
+        if any_rank(self.ranks, first and evaluation_reported(self.config, attempts, self.step)):
             self._evaluated_step = self.step
 
     def _check_data(self, checkpoint: Checkpoint) -> None:
@@ -227,8 +227,8 @@ class TrainingLoop:
         }
         self.reporter.trained_on(tokens, self.config.spec.batch_size)
         self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed}, rewards)
-        found = _spoilt_metrics(metrics) if spoilt is None else list(spoilt)
-        self.require_finite(found + _spoilt_weights(self.models))
+        spoilt_metrics = _spoilt_metrics(metrics) if spoilt is None else list(spoilt)
+        self.require_finite(spoilt_metrics + _spoilt_weights(self.models))
         if keep and self._save_due():
             self.save()
 
@@ -261,9 +261,9 @@ class TrainingLoop:
         Raises:
             NonFiniteError: on all ranks.
         """
-        found = list(dict.fromkeys(chain(*gather_objects(self.ranks, list(spoilt)))))
-        if found:
-            raise self._not_finite(found)
+        on_any = list(dict.fromkeys(chain(*gather_objects(self.ranks, list(spoilt)))))
+        if on_any:
+            raise self._not_finite(on_any)
 
     def _not_finite(self, spoilt: Sequence[str]) -> NonFiniteError:
         """The error that says what was found to be NaN or infinite at this step."""

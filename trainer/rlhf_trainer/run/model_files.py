@@ -131,9 +131,9 @@ def require_unquantised(settings: Mapping[str, Any], place: str | Path, field: s
                 raise quantised(part[name], name, place, field)
 
 
-def quantised(found: Any, name: str, place: str | Path, field: str) -> InputError:
+def quantised(settings: Any, name: str, place: str | Path, field: str) -> InputError:
     """The error for quantised weights, whose settings stand under `name`."""
-    method = found.get("quant_method") if isinstance(found, Mapping) else None
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
     return InputError(
         f"{field}: the model at {place} is quantised ({name} of its config.json: "
         f"{method or 'no quant_method'}), and such weights cannot be trained; name the model in "
@@ -155,16 +155,16 @@ def require_decoder(settings: Mapping[str, Any], place: str | Path, field: str) 
 def model_settings(folder: Path, field: str) -> dict[str, Any]:
     """What a folder's config.json says; InputError if that is no JSON object."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())
-        reason = "" if isinstance(found, dict) else "it is no JSON object"
+        settings = json.loads((folder / "config.json").read_bytes())
+        reason = "" if isinstance(settings, dict) else "it is no JSON object"
     # Of other encodings, and of brackets nested too deeply, besides what is no JSON.
     except (ValueError, RecursionError) as error:
-        found, reason = {}, f"it is no JSON ({error})"
+        settings, reason = {}, f"it is no JSON ({error})"
     if reason:
         raise InputError(
             f"{field}: no usable model configuration at {folder}: config.json: {reason}; {_SAVED}"
         )
-    return dict(found)
+    return dict(settings)
 
 
 def require_weights(folder: Path, field: str) -> None:

@@ -44,8 +44,8 @@ def series_of(readings: Sequence[Reading]) -> dict[LabelledMetric, dict[str, flo
     """What Prometheus is served of them: each family by rule, where a reading has its number."""
 
     def where_any(values: Callable[[Reading], float | None]) -> dict[str, float]:
-        found = {each.rule.value: values(each) for each in readings}
-        return {rule: value for rule, value in found.items() if value is not None}
+        numbers = {each.rule.value: values(each) for each in readings}
+        return {rule: value for rule, value in numbers.items() if value is not None}
 
     return {
         LabelledMetric.HEALTH_VALUE: where_any(lambda each: each.value),

@@ -76,7 +76,7 @@ class StepClock:
         return None if self._mean is None else self._mean * remaining
 
 
-def evaluation_told(config: StageConfig, attempts: Iterable[int], step: int) -> bool:
+def evaluation_reported(config: StageConfig, attempts: Iterable[int], step: int) -> bool:
     """Whether one of `attempts` told how held-out rows fare after `step` steps."""
     files = (Path(config.stage_folder) / f"attempt-{k}" / FileName.EVENTS for k in attempts)
     events = chain.from_iterable(objects_of(file, '"evaluation"') for file in files)
@@ -147,8 +147,8 @@ class Reporter:
         self._log("%s: %s", dataset, counts.text)
         if self._endpoint is not None:
             for metric, name in ROW_METRICS.items():
-                told = {field: float(getattr(each, name)) for field, each in self._rows.items()}
-                self._endpoint.set_labelled(metric, told)
+                by_field = {field: float(getattr(each, name)) for field, each in self._rows.items()}
+                self._endpoint.set_labelled(metric, by_field)
 
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
         """The time until the context is left is served as that of `phase`."""

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "tokens.json"
 LOCK_SECONDS = 3600.0
 """How long one process waits for another that makes the same tokens."""
-_TOLD = {"kind", "counts", "encodedApart", "digest", "checksum"}
+_DESCRIPTION_KEYS = {"kind", "counts", "encodedApart", "digest", "checksum"}
 UNUSED_SECONDS = 30 * 24 * 3600.0
 """How long tokens that nobody asks for are kept."""
 
@@ -70,22 +70,22 @@ class Tokens(Generic[T]):
             OSError: a file is missing or cannot be read.
             ValueError: a file is not what was written.
         """
-        told = _description(folder)
-        counts = RowCounts.model_validate(told["counts"])
-        table: Table[T] = Table.open(folder, told["kind"])
-        return cls(table, counts, told["digest"], int(told["encodedApart"]))
+        description = _description(folder)
+        counts = RowCounts.model_validate(description["counts"])
+        table: Table[T] = Table.open(folder, description["kind"])
+        return cls(table, counts, description["digest"], int(description["encodedApart"]))
 
     def save(self, folder: Path) -> None:
         """Write them into an empty folder."""
         self.table.save(folder)
-        told = {
+        description = {
             "kind": self.table.kind,
             "counts": self.counts.to_resolved_document(),
             "encodedApart": self.encoded_apart,
             "digest": self.digest,
             "checksum": self.table.checksum(),
         }
-        (folder / DESCRIPTION).write_text(json.dumps(told, indent=2) + "\n")
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
 class TokenCache:
@@ -109,7 +109,7 @@ class TokenCache:
             make()
             return None
         with held:
-            return self._found_or_made(self._folder / key, make)
+            return self._kept_or_made(self._folder / key, make)
 
     def discard(self, folder: Path) -> None:
         """Remove what `folder_of` gave; whoever has opened it goes on reading."""
@@ -117,7 +117,7 @@ class TokenCache:
         # Two that hold locks of one name only do the same work twice.
         folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
 
-    def _found_or_made(self, target: Path, make: Callable[[], Tokens[Any]]) -> Path | None:
+    def _kept_or_made(self, target: Path, make: Callable[[], Tokens[Any]]) -> Path | None:
         if _is_whole(target):
             target.touch()
             return target
@@ -156,8 +156,8 @@ def _is_whole(folder: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        found: Tokens[Any] = Tokens.open(folder)
-        whole = found.table.checksum() == str(_description(folder)["checksum"])
+        tokens: Tokens[Any] = Tokens.open(folder)
+        whole = tokens.table.checksum() == str(_description(folder)["checksum"])
     except (OSError, ValueError) as error:
         logger.warning("tokens in %s are made anew: %s", folder, error)
         return False
@@ -167,7 +167,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    told = json.loads((folder / DESCRIPTION).read_text())
-    if not isinstance(told, dict) or not told.keys() >= _TOLD:
+    description = json.loads((folder / DESCRIPTION).read_text())
+    if not isinstance(description, dict) or not description.keys() >= _DESCRIPTION_KEYS:
         raise ValueError(f"{DESCRIPTION} is not whole")
-    return told
+    return description

@@ -254,9 +254,9 @@ def _learn(
     shaped = shaped_scores(experience, spec, kl_coef, state.score_moments, ranks, statistics)
     state.score_moments = shaped.moments
     targets = targets_of(experience, shaped.scores, spec, shaped.kl_coef)
-    found = spoilt_on_any(ranks, targets.numbers)
-    if found:
-        raise FloatingPointError(" and ".join(found))
+    spoilt = spoilt_on_any(ranks, targets.numbers)
+    if spoilt:
+        raise FloatingPointError(" and ".join(spoilt))
     metrics = rollout_metrics(experience, targets, ranks) | {Metric.KL_COEF: kl_coef}
     if spec.reward_scaling != "None":
         metrics[Metric.REWARD_SCALE] = shaped.scale

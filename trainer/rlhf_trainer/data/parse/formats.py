@@ -151,14 +151,14 @@ def _first(
             f"{field}.uri: {dataset.uri}: is empty: there is no row in it; name a dataset that has "
             "some"
         )
-    found = learned_rows(chain([start], every), dataset.columns, skipped or Skipped())
-    first = next(found, None)
+    learned = learned_rows(chain([start], every), dataset.columns, skipped or Skipped())
+    first = next(learned, None)
     if first is None:
         raise DataError(
             f"{field}.uri: {dataset.uri}: holds no rows that are learned; name a dataset that has "
             "some"
         )
-    return first, chain([first], found)
+    return first, chain([first], learned)
 
 
 def _question(read: Reader, row: Row, name: str) -> Text:
@@ -254,9 +254,9 @@ def _from_passages(
     dropped = number = 0
     for number, row in enumerate(rows, 1):
         prompt = _question(read, row, "prompt")
-        found = passage_pairs(read, row, dataset, random_key=f"{seed}:{number}")
-        pairs += [PreferenceRow(row.source, prompt, good, bad) for good, bad in found]
-        dropped += not found
+        row_pairs = passage_pairs(read, row, dataset, random_key=f"{seed}:{number}")
+        pairs += [PreferenceRow(row.source, prompt, good, bad) for good, bad in row_pairs]
+        dropped += not row_pairs
     if not pairs:
         lists = f"{read.column('positive_passages')} or {read.column('negative_passages')}"
         raise DataError(

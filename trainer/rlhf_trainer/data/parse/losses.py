@@ -26,10 +26,10 @@ def require_consent(
     whole = counts.kept + counts.lost
     if dataset.allow_loss or 2 * counts.lost <= whole:
         return
-    told = ", ".join(remedy for remedy, number in remedies.items() if number)
+    advice = ", ".join(remedy for remedy, number in remedies.items() if number)
     raise DataError(
         f"{field}.allowLoss: false, but {counts.lost} of {whole} rows of {dataset.uri} are lost "
-        f"({counts.text}); {told}, or set allowLoss to true to go on with {counts.kept}"
+        f"({counts.text}); {advice}, or set allowLoss to true to go on with {counts.kept}"
     )
 
 

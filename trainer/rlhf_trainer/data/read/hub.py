@@ -28,9 +28,9 @@ def hub_rows(hub: Hub, subset: str | None, split: str, field: str) -> Iterator[d
         DataError: one of its files is not what its name says.
     """
     try:
-        found = _cached_files(hub, subset, split) if huggingface_hub.is_offline_mode() else None
-        if found is None:
-            found = _loaded(hub, subset, split)
+        rows = _cached_files(hub, subset, split) if huggingface_hub.is_offline_mode() else None
+        if rows is None:
+            rows = _loaded(hub, subset, split)
     except (ConnectionError, TimeoutError) as error:
         if huggingface_hub.is_offline_mode():
             raise InputError(
@@ -49,7 +49,7 @@ def hub_rows(hub: Hub, subset: str | None, split: str, field: str) -> Iterator[d
         raise DataError(
             f"{hub}: a file of it cannot be read: {_one_line(error.__cause__ or error)}; correct it"
         ) from error
-    return iter(found)
+    return iter(rows)
 
 
 def saved_rows(folder: Path, split: str, field: str) -> Iterator[dict[str, Any]]:
@@ -59,21 +59,21 @@ def saved_rows(folder: Path, split: str, field: str) -> Iterator[dict[str, Any]]
         InputError: the folder cannot be read or has no such split.
     """
     try:
-        found = datasets.load_from_disk(str(folder))
+        dataset = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{field}.uri: {folder}: cannot be loaded: {_one_line(error)}; save the dataset anew"
         ) from error
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
             raise InputError(
-                f"{field}.split: {split}: {folder} has the splits {', '.join(sorted(found))}; "
+                f"{field}.split: {split}: {folder} has the splits {', '.join(sorted(dataset))}; "
                 "name one of them"
             )
-        found = found[split]
+        dataset = dataset[split]
     else:
-        require_only_split(folder, split, field, str(found.split) if found.split else None)
-    return iter(found)
+        require_only_split(folder, split, field, str(dataset.split) if dataset.split else None)
+    return iter(dataset)
 
 
 def _cached_files(hub: Hub, subset: str | None, split: str) -> Any:

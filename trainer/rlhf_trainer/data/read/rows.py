@@ -91,8 +91,8 @@ def _all_rows(dataset: Dataset, claims: Mapping[str, str], field: str) -> Iterat
     if isinstance(place, Hub):
         from rlhf_trainer.data.read.hub import hub_rows
 
-        found = hub_rows(place, dataset.subset, dataset.split, field)
-        return _numbered(str(place), found)
+        rows = hub_rows(place, dataset.subset, dataset.split, field)
+        return _numbered(str(place), rows)
     require_no_subset(place, dataset.subset, field)
     if place.is_dir() and is_saved(place):
         from rlhf_trainer.data.read.hub import saved_rows

@@ -63,14 +63,14 @@ def require_whole(
 
 def _require_all_shards(files: Sequence[Path], field: str) -> None:
     """Refuse numbered files of which one is missing; the first has number 0 or 1."""
-    found: dict[tuple[Path, str, str, str], dict[int, str]] = defaultdict(dict)
+    series: dict[tuple[Path, str, str, str], dict[int, str]] = defaultdict(dict)
     for path in files:
         if (match := _SHARD.fullmatch(path.name)) is not None:
             before, number, of, total = match.groups()
             # A hash behind the number differs from shard to shard.
             key = (path.parent, before, of + total, path.suffix)
-            found[key][int(number)] = number
-    for (folder, before, of_total, suffix), numbers in found.items():
+            series[key][int(number)] = number
+    for (folder, before, of_total, suffix), numbers in series.items():
         total = int(re.sub(r"\D", "", of_total))
         first = 1 if total in numbers and 0 not in numbers else 0
         width = len(next(iter(numbers.values())))

@@ -65,13 +65,13 @@ def files_of_split(
             f"{field}.uri: {folder} holds files of the splits {', '.join(names)} and "
             f"{', '.join(unnamed[:3])}, which names none; name that file itself, or move it away"
         )
-    found = [path for path, name in of_file.items() if name == wanted]
-    if of_file and not found:
+    files = [path for path, name in of_file.items() if name == wanted]
+    if of_file and not files:
         raise InputError(
-            f"{field}.split: {split}: the files in {folder} are of {_told(names)}; name one of "
+            f"{field}.split: {split}: the files in {folder} are of {_listed(names)}; name one of "
             "them, or the file itself in uri"
         )
-    return exact or _of_one_name(found, whole, folder, f"{field}.split: {split}")
+    return exact or _of_one_name(files, whole, folder, f"{field}.split: {split}")
 
 
 def _less_shard(stem: str) -> str:
@@ -151,13 +151,13 @@ def require_no_subset(place: Path, subset: str | None, field: str) -> None:
 def _named(stem: str, split: str) -> str | None:
     """The split that a file's name names; `split` itself may be any word."""
     words: Sequence[str] = [*re.split(_BETWEEN, stem), *re.split(r"[-._\s\d]+", stem)]
-    found = [name for word in words if (name := _own_name(word, split)) is not None]
-    return found[0] if found else None
+    names = [name for word in words if (name := _own_name(word, split)) is not None]
+    return names[0] if names else None
 
 
 def _own_name(word: str, split: str) -> str | None:
     return split if word == split and split not in NAMES else NAMES.get(word.lower())
 
 
-def _told(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return f"the splits {', '.join(names)}" if names else "no split by name"

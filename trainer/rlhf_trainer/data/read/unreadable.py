@@ -31,10 +31,10 @@ def input_errors(field: str) -> Iterator[None]:
     except OSError as error:
         if failure_of(error).reason is not Reason.CRASHED:
             raise
-        told = error.strerror or str(error) or type(error).__name__
+        reason = error.strerror or str(error) or type(error).__name__
         place = str(error.filename or "what it names")
         if len(place) > _SHOWN_CHARACTERS:
             place = f"{place[:_SHOWN_CHARACTERS]}... ({len(place)} characters)"
         raise InputError(
-            f"{field}: {place} cannot be read: {told}; correct the path, or what lies there"
+            f"{field}: {place} cannot be read: {reason}; correct the path, or what lies there"
         ) from error

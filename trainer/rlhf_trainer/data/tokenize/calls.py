@@ -91,10 +91,10 @@ class CallWriter:
 def _parsed(text: str) -> Any:
     """The object that a JSON text holds, or else the text."""
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return text
-    return found if isinstance(found, dict) else text
+    return value if isinstance(value, dict) else text
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -93,8 +93,8 @@ class Encoder:
             DataError: a text without tokens, or with a pad token that is no special one, or turns
                 that the chat template does not take.
         """
-        found = iter(questions)
-        while batch := list(islice(found, BATCH)):
+        remaining = iter(questions)
+        while batch := list(islice(remaining, BATCH)):
             yield from self._batch(batch)
 
     def _batch(self, batch: list[Question]) -> Iterator[EncodedRow]:
@@ -170,12 +170,12 @@ def _learned(rendered: Rendered, tokenized: TokenizedText) -> list[bool]:
         return [False] * len(tokenized.ids)
     stretches = iter(rendered.learned)
     start, end = next(stretches)
-    found = []
+    mask = []
     for at in tokenized.starts:
         while at >= end:
             start, end = next(stretches, (len(rendered.text) + 1,) * 2)
-        found.append(start <= at)
-    return found
+        mask.append(start <= at)
+    return mask
 
 
 def _shown(response: str | Message) -> str:

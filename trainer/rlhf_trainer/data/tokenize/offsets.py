@@ -155,7 +155,7 @@ class ByOffsets:
             return [piece]
         # Where a special token follows, the text goes on as it would behind any.
         end = self._next_parting(piece, place)
-        found = []
+        pieces = []
         for start, stop, is_bare in (
             (0, place, piece.is_bare),
             (place, end, True),
@@ -165,8 +165,8 @@ class ByOffsets:
             if text:
                 (encoding,) = _encoded(self._bare if is_bare else self._whole, [text])
                 inside = [at - start for at in places if start < at < stop]
-                found += self._pieces(Piece(text, encoding, is_bare), inside)
-        return found
+                pieces += self._pieces(Piece(text, encoding, is_bare), inside)
+        return pieces
 
     def _next_parting(self, piece: Piece, place: int) -> int:
         """Where the next special token starts, or the text's end."""
@@ -211,7 +211,7 @@ class Apart:
 
     def texts(self, texts: Sequence[tuple[str, Sequence[int]]]) -> list[TokenizedText]:
         """See `Cutter`."""
-        found = []
+        tokenized = []
         for text, places in texts:
             bounds = [0, *places, len(text)]
             ids: list[int] = []
@@ -220,8 +220,8 @@ class Apart:
                 piece = self._encode(text[start:end])
                 ids += piece
                 starts += [start] * len(piece)
-            found.append(TokenizedText(ids, starts, text, ids))
-        return found
+            tokenized.append(TokenizedText(ids, starts, text, ids))
+        return tokenized
 
     def continued(self, texts: Sequence[tuple[TokenizedText, str]]) -> list[Continuation]:
         """See `Cutter`; nobody can say what straddles, so that no boundary counts as one."""
@@ -272,8 +272,8 @@ def _copied(tokenizer: PreTrainedTokenizerBase, definition: dict[str, Any]) -> T
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
-    found: list[Encoding] = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return found
+    encodings: list[Encoding] = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return encodings
 
 
 def _covers(encoding: Encoding, index: int, place: int) -> bool:
@@ -284,9 +284,9 @@ def _covers(encoding: Encoding, index: int, place: int) -> bool:
 
 def _starts(pieces: Sequence[Piece]) -> list[int]:
     """The character of the whole text at which each token starts."""
-    found: list[int] = []
+    starts: list[int] = []
     at = 0
     for piece in pieces:
-        found += [at + start for start, _ in piece.encoding.offsets]
+        starts += [at + start for start, _ in piece.encoding.offsets]
         at += len(piece.text)
-    return found
+    return starts

@@ -149,16 +149,16 @@ class Table(Sequence[T], Generic[T]):
         return self._sha256(self._columns)
 
     def _sha256(self, names: Iterable[str]) -> str:
-        found = hashlib.sha256(self.kind.encode())
+        hasher = hashlib.sha256(self.kind.encode())
         for name in sorted(names):
             for part in _PARTS:
                 array: NDArray[Any] = getattr(self._columns[name], part)
                 # Without their sizes, two columns could be cut in two places.
-                found.update(f"\n{name} {part} {array.dtype.str} {len(array)}\n".encode())
-                found.update(array.view(np.uint8).data)
-        return f"sha256:{found.hexdigest()}"
+                hasher.update(f"\n{name} {part} {array.dtype.str} {len(array)}\n".encode())
+                hasher.update(array.view(np.uint8).data)
+        return f"sha256:{hasher.hexdigest()}"
 
 
 def _mapped(path: Path) -> NDArray[Any]:
-    found: NDArray[Any] = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
-    return found
+    array: NDArray[Any] = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+    return array

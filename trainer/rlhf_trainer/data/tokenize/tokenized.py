@@ -179,16 +179,16 @@ def prompts(
     """
     encoder = Encoder(tokenizer)
     limit = _Limit(max_length, over_long, limit_field)
-    found: list[Prompt] = []
+    encoded: list[Prompt] = []
     questions = (Question(row.prompt, (), row.tools, row.source) for row in rows)
     for prompt, _, is_apart in encoder.rows(questions):
         if limit.skips(len(prompt.ids)):
             continue
         kept = prompt.tail(max_length, encoder.bos)
         text = prompt.text if kept is prompt else str(tokenizer.decode(kept.ids))
-        found.append(Prompt(_tokens(kept.ids), text))
+        encoded.append(Prompt(_tokens(kept.ids), text))
         limit.keeps(is_apart=is_apart)
-    return found, limit.counts(len(found), rows)
+    return encoded, limit.counts(len(encoded), rows)
 
 
 class _Limit:

@@ -67,10 +67,10 @@ def templated(
             add_generation_prompt=generation_prompt,
         )
     except _TEMPLATE_ERRORS as error:
-        told = (
+        reason = (
             str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         )
-        raise TemplateRenderError(told) from error
+        raise TemplateRenderError(reason) from error
     return str(text)
 
 
@@ -110,10 +110,10 @@ def _templates_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
     vocabulary = tokenizer.get_vocab()
     special: set[str] = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-    found = [token for token in special if token.strip() and token in ending]
-    if found:
+    tokens = [token for token in special if token.strip() and token in ending]
+    if tokens:
         # The first; of those which begin alike the longest, as the tokenizer reads it.
-        return min(found, key=lambda token: (ending.find(token), -len(token)))
+        return min(tokens, key=lambda token: (ending.find(token), -len(token)))
     plain = ending.strip()
     if plain in vocabulary:
         return plain

@@ -68,12 +68,12 @@ class Function:
             raise
         except (ConnectionError, TimeoutError) as error:
             raise ServiceUnavailable(
-                f"{self.who} raised {_told(error)}; try again when what it asks answers"
+                f"{self.who} raised {_described(error)}; try again when what it asks answers"
             ) from error
         except MemoryError:
             raise
         except (Exception, SystemExit) as error:  # whatever its author did not think of
-            raise InputError(f"{self.who} raised {_told(error)}; correct it") from error
+            raise InputError(f"{self.who} raised {_described(error)}; correct it") from error
 
 
 def _folder(uri: str, claims: Mapping[str, str], field: str) -> Path:
@@ -81,8 +81,8 @@ def _folder(uri: str, claims: Mapping[str, str], field: str) -> Path:
     if isinstance(place, Hub):
         raise ConfigError(f"{field}: {uri}: no module is read from a hub; use file:// or pvc://")
     with input_errors(field):
-        found = place.is_dir()
-    if not found:
+        is_folder = place.is_dir()
+    if not is_folder:
         raise InputError(
             f"{field}: {uri}: {place} is no folder; name the folder that holds the module"
         )
@@ -99,8 +99,8 @@ def _imported(name: str, folder: Path | None, who: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         place = "the image's modules" if folder is None else str(folder)
         raise InputError(
-            f"{who}: importing {name} from {place} raised {_told(error)}; correct the module, or "
-            "name and uri"
+            f"{who}: importing {name} from {place} raised {_described(error)}; correct the module, "
+            "or name and uri"
         ) from error
     if folder is not None and folder.resolve() not in Path(_file_of(module)).resolve().parents:
         raise InputError(
@@ -131,7 +131,7 @@ def _file_of(module: ModuleType) -> str:
     return str(getattr(module, "__file__", None) or module.__name__)
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """Class, message and place of an error of somebody else's code."""
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
