@@ -13,7 +13,6 @@ import torch
 
 from rlhf_api.errors import RLHFError
 from rlhf_api.v1alpha1 import ModelSource, StageConfig
-from rlhf_trainer.data.cursor import Cursor
 from rlhf_trainer.errors import StopRequested
 from rlhf_trainer.models import source as source_module
 from rlhf_trainer.process.stopping import StopFlag
@@ -61,10 +60,10 @@ class Stage:
             self.stop,
             self.reporter,
             models={"model": self.model},  # type: ignore[dict-item]
-            cursor=Cursor(ROWS, config.spec.batch_size, config.spec.seed),
-            total_steps=total_steps,
+            rows=ROWS,
             own_state=lambda: dict(own or {}),
         )
+        self.loop.total_steps = total_steps
 
     def step(self, *, keep: bool = True) -> list[int]:
         """One whole step; its rows."""

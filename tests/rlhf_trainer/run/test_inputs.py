@@ -165,6 +165,19 @@ def read_here(folder: Path, words: Any, load: Any = load_sft) -> tuple[list[Any]
         return [row.tokens.tolist() for row in rows], inputs.digests
 
 
+def test_held_out_rows_are_read_like_those_to_learn_where_there_are_any(tmp_path: Path) -> None:
+    few = tiny.write_rows(tmp_path / "few.jsonl", tiny.sft_rows()[:3])
+    for eval_dataset, kept in ((None, None), (Dataset(uri=f"file://{few}"), 3)):
+        config = tiny.stage_config("sft", tmp_path, eval_dataset=eval_dataset)
+        with Reporter(config, tiny.ranks()) as reporter:
+            inputs = Inputs(config, tiny.ranks(), reporter, cache=TokenCache(tmp_path / "cache"))
+            train, held_out = inputs.read_train_and_eval(load_sft, tiny.tokenizer(), max_length=32)
+        assert len(train) == 16
+        assert (None if held_out is None else len(held_out)) == kept
+        names = {"dataset"} if kept is None else {"dataset", "evalDataset"}
+        assert inputs.digests.keys() == reporter.rows.keys() == names
+
+
 def test_rows_encoded_apart_are_told_also_when_their_tokens_are_found(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

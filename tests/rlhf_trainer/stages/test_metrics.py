@@ -93,7 +93,7 @@ def ran(config: StageConfig) -> Told:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "MetricsEndpoint", Endpoint)
-        patch.setattr(f"rlhf_trainer.stages.{config.stage}.Reporter", Reporter)
+        patch.setattr("rlhf_trainer.run.stage.Reporter", Reporter)
         stage_runs.run(config)
     return told
 

@@ -55,6 +55,22 @@ class Inputs:
     cache: TokenCache = field(default_factory=lambda: TokenCache(cache_folder(os.environ)))
     digests: dict[str, str] = field(default_factory=dict)
 
+    def read_train_and_eval(
+        self,
+        load: Callable[..., tuple[list[T], Counts]],
+        tokenizer: PreTrainedTokenizerBase,
+        **settings: Any,
+    ) -> tuple[Table[T], Table[T] | None]:
+        """The stage's rows to learn, and those that are held out, if any are.
+
+        Args and raises as `read`.
+        """
+        spec = self.config.spec
+        train = self.read("dataset", load, spec.dataset, tokenizer, **settings)
+        if spec.eval_dataset is None:
+            return train, None
+        return train, self.read("evalDataset", load, spec.eval_dataset, tokenizer, **settings)
+
     def read(
         self,
         name: str,
@@ -104,13 +120,17 @@ class Inputs:
         else:
             tokens = made[0] if made else make(kept.dataset)
         self._tell(name, tokens)
-        if reads_clock(tokenizer):
+        self._note_digest(name, tokens, kept, dated=reads_clock(tokenizer))
+        return tokens.table
+
+    def _note_digest(self, name: str, tokens: Tokens[Any], kept: Kept, *, dated: bool) -> None:
+        """What must be the same after a resume; `dated` tokens, with the date in them, go."""
+        if dated:
             self._forget(kept.folder)
-        # Tokens with the date in them are others tomorrow; their rows must be the same.
-        digest = kept.rows if reads_clock(tokenizer) else tokens.digest
+        # Dated tokens are others tomorrow; their rows must be the same.
+        digest = kept.rows if dated else tokens.digest
         if digest is not None:
             self.digests[name] = digest
-        return tokens.table
 
     def _tell(self, name: str, tokens: Tokens[Any]) -> None:
         """What became of the rows, whether their tokens were made now or long ago."""

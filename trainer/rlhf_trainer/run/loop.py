@@ -54,7 +54,9 @@ class TrainingLoop:
     Attributes:
         models: the engines under training and what goes with their weights, by the name of their
             folder in a checkpoint.
-        cursor: position in the data.
+        rows: number of rows, or packed sequences, that are learned.
+        cursor: position in them.
+        total_steps: as `total_steps` counts them.
         data: sha256 of the token arrays of each dataset, by its field.
         own_state: JSON values that the stage wants back after a resume.
         step: steps done.
@@ -67,8 +69,9 @@ class TrainingLoop:
     stop: StopFlag
     reporter: Reporter
     models: Mapping[str, Kept]
-    cursor: Cursor
-    total_steps: int
+    rows: int
+    cursor: Cursor = field(init=False)
+    total_steps: int = field(init=False)
     data: Mapping[str, str] = field(default_factory=dict)
     own_state: Callable[[], Mapping[str, Any]] = dict
     verdicts: Callable[[], tuple[HealthVerdict, ...]] = tuple
@@ -84,6 +87,9 @@ class TrainingLoop:
     _metrics: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        spec = self.config.spec
+        self.cursor = Cursor(self.rows, spec.batch_size, spec.seed)
+        self.total_steps = total_steps(self.config, self.rows)
         self._store = CheckpointStore(self.config, self.ranks)
 
     def resume(self) -> Mapping[str, Any]:

@@ -16,10 +16,9 @@ Run by `python -m rlhf_trainer.launch stage.json`.
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_api.errors import ConfigError
 from rlhf_api.metrics import Metric, Phase
-from rlhf_api.v1alpha1 import Dataset, PPOStage, StageConfig
-from rlhf_trainer.data.cursor import Cursor, rank_slice
+from rlhf_api.v1alpha1 import PPOStage, StageConfig
+from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_prompts
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.models.engine import PlacedModel, whole_parameters
@@ -54,71 +53,71 @@ from rlhf_trainer.ppo.state import State
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import Moments, adapted_kl_coef
-from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
+from rlhf_trainer.run.artifact import write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.inputs import Inputs
-from rlhf_trainer.run.loop import TrainingLoop, total_steps
+from rlhf_trainer.run.loop import TrainingLoop
 from rlhf_trainer.run.report import Reporter
+from rlhf_trainer.run.stage import run_unless_finished
 
 
 def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     """Train, evaluate and leave a policy, or say at once that an earlier attempt did."""
-    spec = config.ppo
-    if spec is None:
-        raise ConfigError("stage.json: stage ppo has no specification")
-    done = finished_outcome(config, ranks)
-    if done is not None:
-        return done
-    with Reporter(config, ranks) as reporter:
-        # 1. Data first: a bad row is told before any weights are loaded.
-        bases = Bases.open(spec, config, ranks)
-        for note in bases.notes:
-            reporter.note(note)
-        statistics = model_statistics(spec, bases.reward_model)
-        sampling = _sampling(spec, bases.actor)
-        rewards = Rewards.open(
-            spec, config, ranks, bases.actor.tokenizer, FIELD, lambda: stop.is_set
+    return run_unless_finished(_train, config.ppo, config, ranks, stop)
+
+
+def _train(
+    spec: PPOStage, config: StageConfig, ranks: Ranks, stop: StopFlag, reporter: Reporter
+) -> StageOutcome:
+    """The stage from its data to its artifact."""
+    # 1. Data first: a bad row is told before any weights are loaded.
+    bases = Bases.open(spec, config, ranks)
+    for note in bases.notes:
+        reporter.note(note)
+    statistics = model_statistics(spec, bases.reward_model)
+    sampling = _sampling(spec, bases.actor)
+    rewards = Rewards.open(spec, config, ranks, bases.actor.tokenizer, FIELD, lambda: stop.is_set)
+    inputs = Inputs(config, ranks, reporter)
+    with reporter.phase(Phase.DATA):
+        prompts, held_out = inputs.read_train_and_eval(
+            load_prompts, bases.actor.tokenizer, max_length=spec.max_prompt_length
         )
-        inputs = Inputs(config, ranks, reporter)
-        with reporter.phase(Phase.DATA):
-            prompts, held_out = _read_all(spec, bases.actor, inputs)
-            ptx = PTX.read(spec, bases.actor, inputs)
-        # 2. The models.
-        models = load_models(
-            bases,
-            spec,
-            config,
-            ranks,
-            longest=_longest([*prompts, *(held_out or ())], spec),
-            longest_text=ptx.longest if ptx is not None else 0,
-            settings=ModelSettings.of(spec, reporter.note),
-        )
-        steps = ActorSteps.of(models.actor, spec, ptx, ranks)
-        state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))
-        loop = TrainingLoop(
-            config,
-            ranks,
-            stop,
-            reporter,
-            # The average last: what fails there leaves no rank waiting for another.
-            models={"critic": models.critic, **steps.models},
-            cursor=Cursor(len(prompts), spec.batch_size, spec.seed),
-            total_steps=total_steps(config, len(prompts)),
-            data=inputs.digests,
-            own_state=lambda: state.to_document() | steps.to_document(),
-            verdicts=lambda: state.health.verdicts,
-        )
-        _resume(loop, state, steps)
-        collector = Collector(spec, ranks, loop, models, state, rewards, sampling)
-        _check(collector, prompts)
-        learner = Learner(spec, ranks, loop, models.critic, steps, state)
-        # 3. Learn.
-        _updates(collector, learner, prompts, held_out, statistics)
-        # 4. Judge and keep; what fails there costs no step.
-        if held_out is not None:
-            loop.save_unless_saved()
-        steps.settle(loop)
-        return _keep(collector, held_out)
+        ptx = PTX.read(spec, bases.actor, inputs)
+    # 2. The models.
+    models = load_models(
+        bases,
+        spec,
+        config,
+        ranks,
+        longest=_longest([*prompts, *(held_out or ())], spec),
+        longest_text=ptx.longest if ptx is not None else 0,
+        settings=ModelSettings.of(spec, reporter.note),
+    )
+    steps = ActorSteps.of(models.actor, spec, ptx, ranks)
+    state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))
+    loop = TrainingLoop(
+        config,
+        ranks,
+        stop,
+        reporter,
+        # The average last: what fails there leaves no rank waiting for another.
+        models={"critic": models.critic, **steps.models},
+        rows=len(prompts),
+        data=inputs.digests,
+        own_state=lambda: state.to_document() | steps.to_document(),
+        verdicts=lambda: state.health.verdicts,
+    )
+    _resume(loop, state, steps)
+    collector = Collector(spec, ranks, loop, models, state, rewards, sampling)
+    _check(collector, prompts)
+    learner = Learner(spec, ranks, loop, models.critic, steps, state)
+    # 3. Learn.
+    _updates(collector, learner, prompts, held_out, statistics)
+    # 4. Judge and keep; what fails there costs no step.
+    if held_out is not None:
+        loop.save_unless_saved()
+    steps.settle(loop)
+    return _keep(collector, held_out)
 
 
 def _resume(loop: TrainingLoop, state: State, steps: ActorSteps) -> None:
@@ -140,24 +139,6 @@ def _sampling(spec: PPOStage, base: Base) -> Sampling:
         pad_id=base.pad_id,
         wave=spec.rollout_micro_batch_size,
         absent_ids=base.absent_ids,
-    )
-
-
-def _read_all(
-    spec: PPOStage, base: Base, inputs: Inputs
-) -> tuple[Sequence[Prompt], Sequence[Prompt] | None]:
-    """The prompts of rollouts, and those that are held out, if any are."""
-    prompts = _read(spec.dataset, "dataset", base, spec, inputs)
-    if spec.eval_dataset is None:
-        return prompts, None
-    return prompts, _read(spec.eval_dataset, "evalDataset", base, spec, inputs)
-
-
-def _read(
-    dataset: Dataset, name: str, base: Base, spec: PPOStage, inputs: Inputs
-) -> Sequence[Prompt]:
-    return inputs.read(
-        name, load_prompts, dataset, base.tokenizer, max_length=spec.max_prompt_length
     )
 
 

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_api.errors import ConfigError
 from rlhf_api.metrics import Metric, Phase
-from rlhf_api.v1alpha1 import Dataset, RewardStage, StageConfig
+from rlhf_api.v1alpha1 import RewardStage, StageConfig
 from rlhf_trainer.data.collate import Padded, pad_right
-from rlhf_trainer.data.cursor import Cursor, rank_slice
+from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_preferences
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair
 from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
@@ -35,11 +34,12 @@ from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import Moments, RewardLoss, reward_loss
-from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
+from rlhf_trainer.run.artifact import write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_sum
 from rlhf_trainer.run.inputs import Inputs
-from rlhf_trainer.run.loop import TrainingLoop, total_steps
+from rlhf_trainer.run.loop import TrainingLoop
 from rlhf_trainer.run.report import Reporter
+from rlhf_trainer.run.stage import run_unless_finished
 
 FIELD = "spec.stages.reward"
 
@@ -49,75 +49,47 @@ EVALUATION_BLOCK = 500
 
 def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     """Train, evaluate and leave a reward model, or say at once that an earlier attempt did."""
-    spec = config.reward
-    if spec is None:
-        raise ConfigError("stage.json: stage reward has no specification")
-    done = finished_outcome(config, ranks)
-    if done is not None:
-        return done
-    with Reporter(config, ranks) as reporter:
-        # 1. Data first: a bad row is told before any weights are loaded.
-        base = open_base(spec.model, config, ranks, f"{FIELD}.model")
-        inputs = Inputs(config, ranks, reporter)
-        for note in base.notes:
-            reporter.note(note)
-        with reporter.phase(Phase.DATA):
-            pairs, held_out = _read_all(base, spec, inputs)
-        # 2. The model.
-        longest = _longest(pairs)
-        base.require_positions(max(longest, _longest(held_out or ())), f"{FIELD}.maxLength")
-        # A score is read behind the whole text, so that its tokens may all see each other.
-        settings = ModelSettings.of(spec, reporter.note)
-        check_model(base, settings, causal=False)
-        work = MicroBatch(2 * spec.micro_batch_size, longest)
-        check_memory(
-            config,
-            ranks,
-            [base.size("model", trained=True, scores=True)],
-            allowance(base.config, work, spec.precision),
+    return run_unless_finished(_train, config.reward, config, ranks, stop)
+
+
+def _train(
+    spec: RewardStage, config: StageConfig, ranks: Ranks, stop: StopFlag, reporter: Reporter
+) -> StageOutcome:
+    """The stage from its data to its artifact."""
+    # 1. Data first: a bad row is told before any weights are loaded.
+    base = open_base(spec.model, config, ranks, f"{FIELD}.model")
+    inputs = Inputs(config, ranks, reporter)
+    for note in base.notes:
+        reporter.note(note)
+    with reporter.phase(Phase.DATA):
+        pairs, held_out = inputs.read_train_and_eval(
+            load_preferences, base.tokenizer, max_length=spec.max_length, seed=spec.seed
         )
-        model = _load(base, settings, spec, ranks)
-        loop = TrainingLoop(
-            config,
-            ranks,
-            stop,
-            reporter,
-            models={"model": model},
-            cursor=Cursor(len(pairs), spec.batch_size, spec.seed),
-            total_steps=total_steps(config, len(pairs)),
-            data=inputs.digests,
-        )
-        loop.resume()
-        # 3. Learn.
-        _learn(loop, model, pairs, held_out, base.pad_id, spec)
-        # 4. Judge and keep; what fails there costs no step.
-        if held_out is not None:
-            loop.save_unless_saved()
-        scores = None if held_out is None else _evaluated(loop, model, held_out, base.pad_id)
-        return _keep(loop, model, base, scores)
-
-
-def _read_all(
-    base: Base, spec: RewardStage, inputs: Inputs
-) -> tuple[Sequence[PreferencePair], Sequence[PreferencePair] | None]:
-    """What is learned, and what is held out, if anything is."""
-    learned = _read(spec.dataset, "dataset", base, spec, inputs)
-    if spec.eval_dataset is None:
-        return learned, None
-    return learned, _read(spec.eval_dataset, "evalDataset", base, spec, inputs)
-
-
-def _read(
-    dataset: Dataset, name: str, base: Base, spec: RewardStage, inputs: Inputs
-) -> Sequence[PreferencePair]:
-    return inputs.read(
-        name,
-        load_preferences,
-        dataset,
-        base.tokenizer,
-        max_length=spec.max_length,
-        seed=spec.seed,
+    # 2. The model.
+    longest = _longest(pairs)
+    base.require_positions(max(longest, _longest(held_out or ())), f"{FIELD}.maxLength")
+    # A score is read behind the whole text, so that its tokens may all see each other.
+    settings = ModelSettings.of(spec, reporter.note)
+    check_model(base, settings, causal=False)
+    work = MicroBatch(2 * spec.micro_batch_size, longest)
+    check_memory(
+        config,
+        ranks,
+        [base.size("model", trained=True, scores=True)],
+        allowance(base.config, work, spec.precision),
     )
+    model = _load(base, settings, spec, ranks)
+    loop = TrainingLoop(
+        config, ranks, stop, reporter, models={"model": model}, rows=len(pairs), data=inputs.digests
+    )
+    loop.resume()
+    # 3. Learn.
+    _learn(loop, model, pairs, held_out, base.pad_id, spec)
+    # 4. Judge and keep; what fails there costs no step.
+    if held_out is not None:
+        loop.save_unless_saved()
+    scores = None if held_out is None else _evaluated(loop, model, held_out, base.pad_id)
+    return _keep(loop, model, base, scores)
 
 
 def _longest(pairs: Sequence[PreferencePair]) -> int:

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 
-from rlhf_api.errors import ConfigError
 from rlhf_api.metrics import Metric, Phase
-from rlhf_api.v1alpha1 import Dataset, SFTStage, StageConfig
-from rlhf_trainer.data.cursor import Cursor, rank_slice
+from rlhf_api.v1alpha1 import SFTStage, StageConfig
+from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_sft
 from rlhf_trainer.data.packing import PackedBatch, RowLayout, collate_packed, pack
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
@@ -31,66 +30,64 @@ from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
-from rlhf_trainer.run.artifact import finished_outcome, write_artifact, write_figures
+from rlhf_trainer.run.artifact import write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks, reduce_sum
 from rlhf_trainer.run.inputs import Inputs
-from rlhf_trainer.run.loop import TrainingLoop, total_steps
+from rlhf_trainer.run.loop import TrainingLoop
 from rlhf_trainer.run.report import Reporter
+from rlhf_trainer.run.stage import run_unless_finished
 
 FIELD = "spec.stages.sft"
 
 
 def run(config: StageConfig, ranks: Ranks, stop: StopFlag) -> StageOutcome:
     """Train, evaluate and leave a model, or say at once that an earlier attempt did."""
-    spec = config.sft
-    if spec is None:
-        raise ConfigError("stage.json: stage sft has no specification")
-    done = finished_outcome(config, ranks)
-    if done is not None:
-        return done
-    with Reporter(config, ranks) as reporter:
-        # 1. Data first: a bad row is told before any weights are loaded.
-        base = open_base(spec.model, config, ranks, f"{FIELD}.model")
-        settings = ModelSettings.of(spec, reporter.note)
-        layout = row_layout(
-            base,
-            settings,
-            ranks.device,
-            f"{FIELD}.packing",
-            packing=spec.packing,
+    return run_unless_finished(_train, config.sft, config, ranks, stop)
+
+
+def _train(
+    spec: SFTStage, config: StageConfig, ranks: Ranks, stop: StopFlag, reporter: Reporter
+) -> StageOutcome:
+    """The stage from its data to its artifact."""
+    # 1. Data first: a bad row is told before any weights are loaded.
+    base = open_base(spec.model, config, ranks, f"{FIELD}.model")
+    settings = ModelSettings.of(spec, reporter.note)
+    layout = row_layout(base, settings, ranks.device, f"{FIELD}.packing", packing=spec.packing)
+    inputs = Inputs(config, ranks, reporter)
+    for note in base.notes:
+        reporter.note(note)
+    with reporter.phase(Phase.DATA):
+        examples, eval_examples = inputs.read_train_and_eval(
+            load_sft, base.tokenizer, max_length=spec.max_length
         )
-        inputs = Inputs(config, ranks, reporter)
-        for note in base.notes:
-            reporter.note(note)
-        with reporter.phase(Phase.DATA):
-            sequences, held_out = _read_all(base, layout, spec, inputs)
-        # 2. The model.
-        _require_fit(base, spec, sequences, held_out)
-        check_memory(
-            config,
-            ranks,
-            [base.size("model", trained=True)],
-            _activations(base, spec, sequences, held_out),
-        )
-        model = _load(base, settings, spec, ranks)
-        loop = TrainingLoop(
-            config,
-            ranks,
-            stop,
-            reporter,
-            models={"model": model},
-            cursor=Cursor(len(sequences), spec.batch_size, spec.seed),
-            total_steps=total_steps(config, len(sequences)),
-            data=inputs.digests,
-        )
-        loop.resume()
-        # 3. Learn.
-        _learn(loop, model, sequences, held_out, spec)
-        # 4. Judge and keep; what fails there costs no step.
-        if held_out is not None:
-            loop.save_unless_saved()
-        figures = {} if held_out is None else _evaluated(loop, model, held_out, spec)
-        return _keep(loop, model, base, figures)
+        sequences = _sequences(examples, base, layout, spec)
+        held_out = None if eval_examples is None else _sequences(eval_examples, base, layout, spec)
+    # 2. The model.
+    _require_fit(base, spec, sequences, held_out)
+    check_memory(
+        config,
+        ranks,
+        [base.size("model", trained=True)],
+        _activations(base, spec, sequences, held_out),
+    )
+    model = _load(base, settings, spec, ranks)
+    loop = TrainingLoop(
+        config,
+        ranks,
+        stop,
+        reporter,
+        models={"model": model},
+        rows=len(sequences),
+        data=inputs.digests,
+    )
+    loop.resume()
+    # 3. Learn.
+    _learn(loop, model, sequences, held_out, spec)
+    # 4. Judge and keep; what fails there costs no step.
+    if held_out is not None:
+        loop.save_unless_saved()
+    figures = {} if held_out is None else _evaluated(loop, model, held_out, spec)
+    return _keep(loop, model, base, figures)
 
 
 @dataclass(frozen=True)
@@ -132,20 +129,9 @@ class Sequences:
         return collate_packed(groups, self.pad_id, self.layout)
 
 
-def _read_all(
-    base: Base, layout: RowLayout, spec: SFTStage, inputs: Inputs
-) -> tuple[Sequences, Sequences | None]:
-    """What is learned, and what is held out, if anything is."""
-    learned = _read(spec.dataset, "dataset", base, layout, spec, inputs)
-    if spec.eval_dataset is None:
-        return learned, None
-    return learned, _read(spec.eval_dataset, "evalDataset", base, layout, spec, inputs)
-
-
-def _read(
-    dataset: Dataset, name: str, base: Base, layout: RowLayout, spec: SFTStage, inputs: Inputs
+def _sequences(
+    examples: Sequence[SFTExample], base: Base, layout: RowLayout, spec: SFTStage
 ) -> Sequences:
-    examples = inputs.read(name, load_sft, dataset, base.tokenizer, max_length=spec.max_length)
     lengths = [len(example.tokens) for example in examples]
     members = pack(lengths, spec.max_length) if spec.packing else [[i] for i in range(len(lengths))]
     return Sequences(examples, members, base.pad_id, layout)
