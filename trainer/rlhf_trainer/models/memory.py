@@ -9,7 +9,6 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +24,7 @@ from rlhf_api.v1alpha1 import StageConfig
 from rlhf_api.v1alpha1.stages import Precision
 from rlhf_trainer.errors import MemoryEstimateError
 from rlhf_trainer.models.sizes import WEIGHT_BYTES, Sizes
+from rlhf_trainer.process.cgroup import free_memory
 from rlhf_trainer.rl.logprobs import TIME_CHUNK
 from rlhf_trainer.run.distributed import Ranks, agree_on_failure
 
@@ -40,8 +40,6 @@ BUCKET_NUMBERS = 50_000_000
 """Gradients that DeepSpeed sends at once."""
 _LIVE_NUMBERS = 1_000_000_000
 """Weights that ZeRO 3 keeps whole at once, DeepSpeed's stage3_max_live_parameters."""
-_UNLIMITED = 1 << 60
-"""Cgroup v1 says "no limit" by a number near 2**63."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ def available_bytes(ranks: Ranks) -> tuple[int, str]:
         free, _ = torch.cuda.mem_get_info(ranks.device)
         return free, f"free on {ranks.device}"
     free, origin = psutil.virtual_memory().available, "the machine's free memory"
-    limit = cgroup_free_bytes()
+    limit = free_memory()
     if limit is not None and limit < free:
         free, origin = limit, "the container's memory limit"
     return free // ranks.local_world_size, f"{origin} over {ranks.local_world_size} processes"
@@ -259,58 +257,6 @@ def check_memory(
     if needed > free:
         failure = MemoryEstimateError(_refusal(config, needs, activations, free, origin))
     agree_on_failure(ranks, failure)
-
-
-def cgroup_free_bytes(root: Path = Path("/")) -> int | None:
-    """Memory left below the tightest limit of this process's cgroups; None where there is none.
-
-    File pages that the kernel can drop at once do not count as used.
-    """
-    groups = root / "proc/self/cgroup"
-    if not groups.is_file():
-        return None
-    free: list[int] = []
-    for line in groups.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            free += _free_on_path(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            free += _free_on_path(base, path, *names)
-    return min(free, default=None)
-
-
-def _free_on_path(base: Path, path: str, limit_name: str, usage_name: str) -> list[int]:
-    """What each group from `path` up to the root leaves; limits of all of them hold."""
-    own = base / path.lstrip("/")
-    # In a container the path is often the host's, while the mount shows only the group itself.
-    groups = [own, *own.parents] if own.is_dir() else [base]
-    free = []
-    for group in groups:
-        if not group.is_relative_to(base):
-            break
-        limit = _number(group / limit_name)
-        usage = _number(group / usage_name)
-        if limit is None or usage is None or limit >= _UNLIMITED:
-            continue
-        free.append(max(0, limit - max(0, usage - _droppable(group))))
-    return free
-
-
-def _droppable(group: Path) -> int:
-    statistics = group / "memory.stat"
-    if not statistics.is_file():
-        return 0
-    values = dict(line.split(" ", 1) for line in statistics.read_text().splitlines() if " " in line)
-    return int(values.get("total_inactive_file") or values.get("inactive_file") or 0)
-
-
-def _number(path: Path) -> int | None:
-    if not path.is_file():
-        return None
-    text = path.read_text().strip()
-    return int(text) if text.isdecimal() else None
 
 
 def _share(number: int, shards: int) -> int:

@@ -1,6 +1,7 @@
-"""What the container's control group grants and has taken: processors, and kills for memory.
+"""What the container's control groups grant and have taken: processors, memory, kills for it.
 
-Called by `launch`. cgroup v2 only; where there is none, the machine is the limit.
+Called by `launch`, and by the estimate of memory. cgroup v2, and v1 for what memory is free; where
+there is none, the machine is the limit.
 """
 
 import os
@@ -8,6 +9,8 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+_UNLIMITED = 1 << 60
+"""Cgroup v1 says "no limit" by a number near 2**63."""
 
 
 def processors(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
@@ -28,6 +31,26 @@ def memory_kills(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
     return 0
 
 
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes left below the tightest limit of this process's cgroups; None where there is none.
+
+    File pages that the kernel can drop at once do not count as used.
+    """
+    groups = root / "proc/self/cgroup"
+    if not groups.is_file():
+        return None
+    free: list[int] = []
+    for line in groups.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            free += _free_on_path(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            free += _free_on_path(base, path, *names)
+    return min(free, default=None)
+
+
 def _read(name: str, root: Path, membership: Path) -> str:
     """A file of our control group; empty where there is none."""
     try:
@@ -36,3 +59,35 @@ def _read(name: str, root: Path, membership: Path) -> str:
         return (root / own.strip("/") / name).read_text()
     except OSError:
         return ""
+
+
+def _free_on_path(base: Path, path: str, limit_name: str, usage_name: str) -> list[int]:
+    """What each group from `path` up to the root leaves; limits of all of them hold."""
+    own = base / path.lstrip("/")
+    # In a container the path is often the host's, while the mount shows only the group itself.
+    groups = [own, *own.parents] if own.is_dir() else [base]
+    free = []
+    for group in groups:
+        if not group.is_relative_to(base):
+            break
+        limit = _number(group / limit_name)
+        usage = _number(group / usage_name)
+        if limit is None or usage is None or limit >= _UNLIMITED:
+            continue
+        free.append(max(0, limit - max(0, usage - _droppable(group))))
+    return free
+
+
+def _droppable(group: Path) -> int:
+    statistics = group / "memory.stat"
+    if not statistics.is_file():
+        return 0
+    values = dict(line.split(" ", 1) for line in statistics.read_text().splitlines() if " " in line)
+    return int(values.get("total_inactive_file") or values.get("inactive_file") or 0)
+
+
+def _number(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    text = path.read_text().strip()
+    return int(text) if text.isdecimal() else None

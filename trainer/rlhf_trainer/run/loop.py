@@ -15,11 +15,10 @@ from typing import Any, Protocol
 
 from rlhf_api.errors import InputError
 from rlhf_api.metrics import Metric, Phase
-from rlhf_api.names import GuardrailAction, GuardrailRule
 from rlhf_api.v1alpha1 import Artifact, HealthVerdict, StageConfig
 from rlhf_trainer.data.cursor import Cursor
 from rlhf_trainer.data.cursor import total_steps as steps_of_epochs
-from rlhf_trainer.errors import FINITE_REMEDY, NonFiniteError, StopRequested
+from rlhf_trainer.errors import StopRequested
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import learning_rate_factor, warmup_steps
@@ -31,6 +30,7 @@ from rlhf_trainer.run.checkpoint import (
     rng_state,
 )
 from rlhf_trainer.run.distributed import Ranks, any_rank, gather_objects, seed_everything
+from rlhf_trainer.run.non_finite import non_finite_error, spoilt_metrics
 from rlhf_trainer.run.report import Reporter, evaluation_reported
 
 
@@ -233,8 +233,8 @@ class TrainingLoop:
         }
         self.reporter.trained_on(tokens, self.config.spec.batch_size)
         self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed}, rewards)
-        spoilt_metrics = _spoilt_metrics(metrics) if spoilt is None else list(spoilt)
-        self.require_finite(spoilt_metrics + _spoilt_weights(self.models))
+        names = spoilt_metrics(metrics) if spoilt is None else spoilt
+        self.require_finite([*names, *_spoilt_weights(self.models)])
         if keep and self._save_due():
             self.save()
 
@@ -259,7 +259,7 @@ class TrainingLoop:
         """
         self.reporter.evaluation(self.step, metrics, rewards)
         self._evaluated_step = self.step
-        self.require_finite(_spoilt_metrics(metrics))
+        self.require_finite(spoilt_metrics(metrics))
 
     def require_finite(self, spoilt: Sequence[str]) -> None:
         """End the stage for good if any rank found something to be NaN or infinite.
@@ -269,30 +269,9 @@ class TrainingLoop:
         """
         on_any = list(dict.fromkeys(chain(*gather_objects(self.ranks, list(spoilt)))))
         if on_any:
-            raise self._not_finite(on_any)
-
-    def _not_finite(self, spoilt: Sequence[str]) -> NonFiniteError:
-        """The error that says what was found to be NaN or infinite at this step."""
-        kept = (
-            "there is no checkpoint"
-            if self.last_checkpoint_step is None
-            else f"the last checkpoint is of step {self.last_checkpoint_step}"
-        )
-        verdict = HealthVerdict(
-            rule=GuardrailRule.NON_FINITE,
-            action=GuardrailAction.FAIL,
-            step=self.step,
-            value=float(len(spoilt)),
-            threshold=0.0,
-        )
-        others = (each for each in self.verdicts() if each.rule != verdict.rule)
-        return NonFiniteError(
-            f"spec.stages.{self.config.stage}: NaN or infinite at step {self.step}: "
-            f"{_listed(spoilt)}; {kept}, and nothing after it is kept; {FINITE_REMEDY}",
-            verdicts=(verdict, *others),
-            step=self.step,
-            last_checkpoint_step=self.last_checkpoint_step,
-        )
+            raise non_finite_error(
+                self.config.stage, on_any, self.step, self.last_checkpoint_step, self.verdicts()
+            )
 
     def save_unless_saved(self, own: Mapping[str, Any] | None = None) -> None:
         """Write the full state as of this step where no checkpoint has it and it may be kept."""
@@ -372,19 +351,7 @@ def total_steps(config: StageConfig, rows: int) -> int:
     return steps_of_epochs(rows, spec.batch_size, spec.epochs or 1)
 
 
-def _spoilt_metrics(metrics: Mapping[Metric, float]) -> list[str]:
-    return [metric.value for metric, value in metrics.items() if not math.isfinite(value)]
-
-
 def _spoilt_weights(models: Mapping[str, Kept]) -> list[str]:
     return [
         f"{name}'s {weight}" for name, each in models.items() for weight in each.spoilt_weights()
     ]
-
-
-_NAMED = 8
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
