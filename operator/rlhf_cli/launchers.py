@@ -24,8 +24,8 @@ from rlhf_api.v1alpha1 import RLHFJob, StageResult
 from rlhf_cli.event_log import EventLog
 from rlhf_cli.files import write_atomically
 from rlhf_cli.workdir import LOG, Workdir
+from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, ObservedProcess, ProcessPhase
-from rlhf_operator.planning.plan import StartAttempt
 
 STAGE_FILE = "stage.json"
 RESULT_FILE = "result.json"

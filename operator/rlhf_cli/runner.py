@@ -21,21 +21,14 @@ from rlhf_cli.retrying import retried
 from rlhf_cli.stopping import StopRequest, stop_requests
 from rlhf_cli.view import View
 from rlhf_cli.workdir import Workdir
+from rlhf_operator.planning.actions import Action, StartAttempt, StopAttempt
 from rlhf_operator.planning.clocks import roused
 from rlhf_operator.planning.conditions import find_condition, is_true
 from rlhf_operator.planning.configs import Placement
+from rlhf_operator.planning.events import Event
 from rlhf_operator.planning.guardrails import awaits_resume, resumed
-from rlhf_operator.planning.plan import (
-    Action,
-    StartAttempt,
-    StopAttempt,
-    is_finished,
-    plan,
-    stages_of,
-    with_idle_time,
-)
+from rlhf_operator.planning.plan import is_finished, plan, stages_of, with_idle_time
 from rlhf_operator.planning.rows import rows_used
-from rlhf_operator.planning.summaries import Event
 
 LAUNCHER = (sys.executable, "-m", "rlhf_trainer.launch")
 """What runs a stage, with the path of its stage.json behind it."""

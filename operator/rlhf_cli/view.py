@@ -19,7 +19,7 @@ from rich.text import Text
 from rlhf_api.metrics import Metric
 from rlhf_api.names import StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, StageStatus, stage_order
-from rlhf_operator.planning.summaries import Event
+from rlhf_operator.planning.events import Event
 
 LINE_SECONDS = 10.0
 LINE_PERCENT = 10

@@ -19,8 +19,9 @@ from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
 from rlhf_operator.manifests import child_name, is_made_for_its_name
 from rlhf_operator.memory import LACKING_SECONDS, LAST_RETRY_SECONDS, AttemptId, Lookup, Memory
 from rlhf_operator.observe import SeenAttempt, lacks_pods, refused_pod, vanished_pod
+from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.observed import ObservedProcess
-from rlhf_operator.planning.plan import StartAttempt, is_finished, stages_of
+from rlhf_operator.planning.plan import is_finished, stages_of
 from rlhf_operator.planning.stages import ACTIVE
 from rlhf_operator.refusals import steady
 from rlhf_operator.store import Kind, Store

@@ -18,8 +18,8 @@ from rlhf_operator.manifests import (
     service,
     stage_job,
 )
+from rlhf_operator.planning.actions import Action, StartAttempt, StopAttempt
 from rlhf_operator.planning.observed import Refusal
-from rlhf_operator.planning.plan import Action, StartAttempt, StopAttempt
 from rlhf_operator.planning.removal import RemoveAttempt
 from rlhf_operator.refusals import ChildError, refusal
 from rlhf_operator.settings import Settings

@@ -22,9 +22,9 @@ from rlhf_api.names import (
 )
 from rlhf_api.v1alpha1 import CLAIM, RLHFJob, StageStatus, claim_of, uris
 from rlhf_operator.fields import CONFIG_VOLUME, attempt_of, config_of
+from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.configs import Placement
 from rlhf_operator.planning.guardrails import guardrails_digest
-from rlhf_operator.planning.plan import StartAttempt
 
 Raw = dict[str, Any]
 

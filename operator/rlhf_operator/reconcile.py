@@ -23,11 +23,12 @@ from rlhf_operator.manifests import cluster_placement, is_attempt
 from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, ActionId, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.oddities import oddities
+from rlhf_operator.planning.actions import Action, StartAttempt
+from rlhf_operator.planning.events import derive_events
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, Oddity
 from rlhf_operator.planning.pace import Change, change, is_expired
-from rlhf_operator.planning.plan import Action, Plan, StartAttempt, plan
+from rlhf_operator.planning.plan import Plan, plan
 from rlhf_operator.planning.removal import RemoveAttempt
-from rlhf_operator.planning.summaries import derive_events
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.refusals import ChildError
 from rlhf_operator.scraper import Scraper

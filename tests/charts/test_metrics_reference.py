@@ -19,8 +19,8 @@ from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_chart import metrics_reference as reference
 from rlhf_operator.manifests import cluster_placement, stage_job
 from rlhf_operator.metrics import PREFIX
+from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.configs import stage_config
-from rlhf_operator.planning.plan import StartAttempt
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from rlhf_api.names import EnvVar, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
 from rlhf_cli.launchers import Launchers
 from rlhf_cli.workdir import LOG, Workdir
+from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.configs import Placement, stage_config
-from rlhf_operator.planning.plan import StartAttempt
 
 DEAF = """
 import signal, sys, time

@@ -9,7 +9,7 @@ from rich.console import Console
 from rlhf_api.names import Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Progress, RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
 from rlhf_cli.view import LineView, LiveView, View, duration, make_view
-from rlhf_operator.planning.summaries import Event
+from rlhf_operator.planning.events import Event
 
 
 def make_job(step: int = 42, **stage: Any) -> RLHFJob:

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_api.names import ExitCode, Reason, StageName
 from rlhf_api.v1alpha1 import Artifact, RLHFJob, RLHFJobStatus, StageResult
+from rlhf_operator.planning.actions import StartAttempt, StopAttempt
 from rlhf_operator.planning.configs import Placement
 from rlhf_operator.planning.observed import (
     Observed,
@@ -19,7 +20,7 @@ from rlhf_operator.planning.observed import (
     ProcessPhase,
     Refusal,
 )
-from rlhf_operator.planning.plan import Plan, StartAttempt, StopAttempt, plan
+from rlhf_operator.planning.plan import Plan, plan
 
 UID = "0123456789abcdef"
 START = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)

@@ -18,8 +18,8 @@ from rlhf_operator.manifests import (
     service,
     stage_job,
 )
+from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.configs import stage_config
-from rlhf_operator.planning.plan import StartAttempt
 
 UID = "0123456789abcdef"
 

@@ -4,8 +4,8 @@ import pytest
 
 from rlhf_api.names import Reason, StageName
 from rlhf_operator.memory import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, ActionId, Lookup, Memory
+from rlhf_operator.planning.actions import StartAttempt, StopAttempt
 from rlhf_operator.planning.observed import ObservedProcess, Refusal
-from rlhf_operator.planning.plan import StartAttempt, StopAttempt
 
 START: ActionId = (StartAttempt, StageName.SFT, 1)
 STOP: ActionId = (StopAttempt, StageName.SFT, 1)

@@ -9,6 +9,8 @@ from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import StageStatus
 from rlhf_operator.planning.observed import ObservedAttempt
 
+UNHINDERED = (None, Reason.CREATED, Reason.PODS_PENDING)
+"""Reasons of a stage that starts as it should."""
 _POD = re.compile(r"^pod \S+")
 
 

@@ -16,11 +16,11 @@ from rlhf_api.v1alpha1 import (
     JobReference,
     RLHFJob,
     RLHFJobStatus,
-    StageConfig,
     StageStatus,
     StageStatuses,
     stage_order,
 )
+from rlhf_operator.planning.actions import Action, StopAttempt, actions_of, is_unmade
 from rlhf_operator.planning.beside import of_deletion
 from rlhf_operator.planning.clocks import (
     idle_seconds,
@@ -31,10 +31,11 @@ from rlhf_operator.planning.clocks import (
 )
 from rlhf_operator.planning.conditions import find_condition, is_true, of_generation
 from rlhf_operator.planning.configs import Configs, Placement
+from rlhf_operator.planning.events import Event, derive_events
 from rlhf_operator.planning.guardrails import awaits_resume, resumed
 from rlhf_operator.planning.looks import expiry, next_change
 from rlhf_operator.planning.observed import Observed
-from rlhf_operator.planning.removal import RemoveAttempt, leavings, surplus
+from rlhf_operator.planning.removal import surplus
 from rlhf_operator.planning.stages import (
     ACTIVE,
     CLOSED,
@@ -47,50 +48,12 @@ from rlhf_operator.planning.stages import (
     is_unconfirmed,
 )
 from rlhf_operator.planning.summaries import (
-    Event,
     derive_conditions,
-    derive_events,
     derive_phase,
     derive_summary,
     is_suspended,
     with_children,
 )
-
-
-@dataclass(frozen=True)
-class StartAttempt:
-    """Make the attempt, unless it is there already; its number is in status.
-
-    Attributes:
-        stage: the stage.
-        attempt: number of the attempt.
-        config: what it is given.
-        checkpoint_step: step of the newest checkpoint known now, to be kept beside the attempt and
-            given back by `ObservedAttempt.checkpoint_step`.
-    """
-
-    stage: StageName
-    attempt: int
-    config: StageConfig
-    checkpoint_step: int | None = None
-
-
-@dataclass(frozen=True)
-class StopAttempt:
-    """Ask everything of the attempt to stop, and end it by force when its grace period is over.
-
-    Attributes:
-        stage: the stage.
-        attempt: number of the attempt.
-        reason: why.
-    """
-
-    stage: StageName
-    attempt: int
-    reason: Reason | str
-
-
-Action = StartAttempt | StopAttempt | RemoveAttempt
 
 
 @dataclass(frozen=True)
@@ -131,7 +94,7 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
     decided = _decided(job, stages, observed, now, configs)
     status = with_job_idle(status, stages, decided, now)
     removed = surplus(decided, observed, job.spec.run_policy)
-    actions = (*_actions(decided, observed, configs), *removed)
+    actions = (*actions_of(decided, observed, configs), *removed)
     status = _told(job, status, decided, observed, now)
     return Plan(
         actions,
@@ -310,13 +273,9 @@ def _is_outdated(name: StageName, stage: StageStatus, observed: Observed, config
 
     Its result would be refused; so would that of an attempt under its number which is seen late.
     """
-    if not _is_unmade(name, stage, observed) or configs.missing(name):
+    if not is_unmade(name, stage, observed) or configs.missing(name):
         return False
     return configs.of(name, stage.attempt).config_digest != stage.config_digest
-
-
-def _is_unmade(name: StageName, stage: StageStatus, observed: Observed) -> bool:
-    return stage.state is StageState.STARTING and observed.find(name, stage.attempt) is None
 
 
 def _busy(
@@ -355,24 +314,6 @@ def _artifacts(stages: Mapping[StageName, StageStatus]) -> dict[StageName, Artif
         for name, stage in stages.items()
         if stage.state is StageState.SUCCEEDED and stage.artifact is not None
     }
-
-
-def _actions(
-    stages: Mapping[StageName, StageStatus], observed: Observed, configs: Configs
-) -> Iterator[Action]:
-    for name, stage in stages.items():
-        if not is_known(stage):
-            continue
-        wanted = stage.attempt if stage.state in (StageState.STARTING, StageState.RUNNING) else 0
-        strays = [found for found in observed.occupied(name) if found.attempt != wanted]
-        for found in strays:
-            if not found.stopping:
-                yield StopAttempt(name, found.attempt, stage.reason or Reason.STOPPED)
-        unmade = _is_unmade(name, stage, observed) and not configs.missing(name)
-        if unmade and not strays:
-            config = configs.of(name, stage.attempt)
-            yield StartAttempt(name, stage.attempt, config, stage.last_checkpoint_step)
-            yield from leavings(name, stage.attempt, observed)
 
 
 def _told(

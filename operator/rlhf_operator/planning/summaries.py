@@ -1,17 +1,16 @@
-"""What people are told of a job: conditions, phase, summary and Events, derived from its stages.
+"""What people are told of a job: conditions, phase and summary, derived from its stages.
 
 Called by `plan` at the end of every pass. Pure, and nothing here is ever read back by a decision
 but the conditions Suspended, Succeeded and Failed.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from rlhf_api.metrics import Metric
 from rlhf_api.names import ConditionType, Phase, Reason, StageName, StageState
-from rlhf_api.v1alpha1 import Condition, RLHFJob, RLHFJobStatus, StageStatus
+from rlhf_api.v1alpha1 import Condition, RLHFJob, StageStatus
 from rlhf_api.v1alpha1.status import MAX_TEXT_LENGTH
 from rlhf_operator.planning.conditions import (
     Finding,
@@ -26,29 +25,19 @@ from rlhf_operator.planning.guardrails import (
     guardrails_digest,
     health,
 )
+from rlhf_operator.planning.hindrances import UNHINDERED
 from rlhf_operator.planning.observed import Observed, ObservedAttempt
 from rlhf_operator.planning.removal import surplus
-from rlhf_operator.planning.rows import rows_left_out, rows_text
+from rlhf_operator.planning.rows import rows_text
 from rlhf_operator.planning.stages import ACTIVE, CLOSED
 
 Stages = Mapping[StageName, StageStatus]
 Attempts = Mapping[StageName, ObservedAttempt]
 
-_UNHINDERED = (None, Reason.CREATED, Reason.PODS_PENDING)
-"""Reasons of a stage that starts as it should."""
 _MANY_DIGITS = 1e9
 _NAMED_ODDITIES = 5
 _SHOWN_STATES = (*ACTIVE, StageState.RESTARTING)
 _RESTING_STATES = (*CLOSED, StageState.WAITING, StageState.SUSPENDED)
-
-
-@dataclass(frozen=True)
-class Event:
-    """A Kubernetes Event, or a line of the local runner: told once, after the status is written."""
-
-    type: Literal["Normal", "Warning"]
-    reason: Reason | str
-    message: str
 
 
 def is_suspended(job: RLHFJob, stages: Stages, observed: Observed) -> bool:
@@ -129,58 +118,6 @@ def derive_summary(conditions: tuple[Condition, ...], stages: Stages) -> dict[st
         "rows": rows_text(stages)[:MAX_TEXT_LENGTH],
         "reason": _explaining_reason(conditions),
     }
-
-
-def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
-    """One Event for each transition from `old` to `new`."""
-    # A job of one stage fails in the words of the stage, which are told once.
-    yield from dict.fromkeys(_transitions(old, new))
-
-
-def _transitions(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
-    for name in StageName:
-        before, after = getattr(old.stages, name), getattr(new.stages, name)
-        if after is not None:
-            yield from _stage_events(name, before or StageStatus(state=StageState.WAITING), after)
-    yield from _children_events(old, new)
-    for kind in (ConditionType.SUSPENDED, ConditionType.SUCCEEDED, ConditionType.FAILED):
-        after_turn = find_condition(new.conditions, kind)
-        if after_turn is None or is_true(old.conditions, kind) == (after_turn.status == "True"):
-            continue
-        severe = kind is ConditionType.FAILED or after_turn.reason is Reason.GUARDRAIL
-        yield Event("Warning" if severe else "Normal", after_turn.reason, after_turn.message)
-    yield from _health_events(old, new)
-
-
-def _children_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
-    """What keeps a child from being deleted; a stage tells itself what keeps it from starting."""
-    before = find_condition(old.conditions, ConditionType.CHILDREN_READY)
-    after = find_condition(new.conditions, ConditionType.CHILDREN_READY)
-    if after is None or after.status != "False":
-        return
-    stages = (getattr(new.stages, name) for name in StageName)
-    by_stage = any(
-        stage.state is StageState.STARTING and stage.reason == after.reason
-        for stage in stages
-        if stage is not None
-    )
-    turned = before is None or (before.status, before.reason) != ("False", after.reason)
-    if turned and not by_stage:
-        yield Event("Warning", after.reason, after.message)
-
-
-def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
-    before = find_condition(old.conditions, ConditionType.HEALTHY)
-    after = find_condition(new.conditions, ConditionType.HEALTHY)
-    told = before.message if before is not None and before.status == "False" else None
-    if after is None:
-        return
-    if after.status != "False":
-        if told is not None:
-            yield Event("Normal", after.reason, after.message)
-    elif told != after.message:
-        # The message changes with the set of broken rules alone: numbers stay as they first were.
-        yield Event("Warning", after.reason, after.message)
 
 
 def _is_resting(stages: Stages, observed: Observed) -> bool:
@@ -308,7 +245,7 @@ def _running(job: RLHFJob, stages: Stages, observed: Observed, *, suspended: boo
     if found := holders(StageState.RESTARTING):
         return finding("False", next(iter(found.values())).reason or Reason.CRASHED, found)
     if found := holders(StageState.STARTING):
-        hindered = (each.reason for each in found.values() if each.reason not in _UNHINDERED)
+        hindered = (each.reason for each in found.values() if each.reason not in UNHINDERED)
         return finding("False", next(hindered, None) or Reason.PODS_PENDING, found)
     return finding("False", Reason.WAITING_FOR_STAGE, holders(StageState.WAITING))
 
@@ -347,34 +284,6 @@ def _explaining_reason(conditions: tuple[Condition, ...]) -> str:
         return str(refused.reason)
     explaining = holding or [each for each in found if each is not None][-1:]
     return str(explaining[0].reason) if explaining else ""
-
-
-def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> Iterator[Event]:
-    if after.attempt != before.attempt:
-        yield Event("Normal", Reason.CREATED, f"stage {name}: attempt {after.attempt} starts")
-    for is_loss, why, text in rows_left_out(name, before, after):
-        yield Event("Warning" if is_loss else "Normal", why, text)
-    if after.state is StageState.STARTING:
-        yield from _hindrance(name, before, after)
-    if after.state is before.state or after.state in (StageState.WAITING, StageState.STARTING):
-        return
-    severe = after.state in (StageState.FAILED, StageState.RESTARTING) or awaits_resume(after)
-    reason = Reason.STOPPING if after.state is StageState.STOPPING else after.reason
-    yield Event(
-        "Warning" if severe else "Normal",
-        reason or Reason.STOPPED,
-        f"stage {name}: {after.message or after.state}",
-    )
-
-
-def _hindrance(name: StageName, before: StageStatus, after: StageStatus) -> Iterator[Event]:
-    """What keeps an attempt from running, when that begins or another cause takes its place."""
-    known = (before.state, before.attempt, before.reason)
-    if after.reason in _UNHINDERED or known == (after.state, after.attempt, after.reason):
-        return
-    # A queue is no fault of anybody.
-    kind: Literal["Normal", "Warning"] = "Normal" if after.reason is Reason.QUEUED else "Warning"
-    yield Event(kind, after.reason or Reason.PODS_PENDING, f"stage {name}: {after.message}")
 
 
 def _percent(stage: StageStatus) -> str:

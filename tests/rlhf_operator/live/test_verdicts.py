@@ -21,7 +21,7 @@ from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.act import Actor
 from rlhf_operator.fields import CONFIG_VOLUME
 from rlhf_operator.kube import Kube
-from rlhf_operator.planning.plan import StopAttempt
+from rlhf_operator.planning.actions import StopAttempt
 from rlhf_operator.settings import Settings
 from rlhf_operator.store import Kind, Store
 

@@ -8,8 +8,9 @@ import pytest
 
 from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import Artifact, RLHFJobStatus
+from rlhf_operator.planning.actions import StopAttempt
 from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase
-from rlhf_operator.planning.plan import StopAttempt, is_finished
+from rlhf_operator.planning.plan import is_finished
 
 MakeTrial = Callable[..., Any]
 

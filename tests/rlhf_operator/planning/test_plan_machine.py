@@ -26,13 +26,14 @@ from rlhf_api.names import (
     StageState,
 )
 from rlhf_api.v1alpha1 import HealthVerdict, RLHFJobStatus, RunPolicy, StageStatus, stage_inputs
+from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.guardrails import awaits_resume
 from rlhf_operator.planning.observed import (
     Observed,
     ObservedVerdict,
     ProcessPhase,
 )
-from rlhf_operator.planning.plan import StartAttempt, is_finished
+from rlhf_operator.planning.plan import is_finished
 from rlhf_operator.planning.removal import RemoveAttempt
 from rlhf_operator.planning.stages import CLOSED
 

@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_api.names import ConditionType, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobSpec, RunPolicy, StageStatus
+from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.conditions import find_condition
 from rlhf_operator.planning.observed import (
     Observed,
@@ -16,7 +17,7 @@ from rlhf_operator.planning.observed import (
     ProcessPhase,
     Refusal,
 )
-from rlhf_operator.planning.plan import StartAttempt, plan
+from rlhf_operator.planning.plan import plan
 from rlhf_operator.planning.removal import RemoveAttempt, surplus
 
 MakeTrial = Callable[..., Any]
