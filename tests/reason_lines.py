@@ -23,8 +23,8 @@ LINES: Mapping[Reason, str] = {
         "cannot be used: use an operator and a trainer image of one release."
     ),
     Reason.CHILD_CHANGED: (
-        "Somebody has changed labels of a child, or a child lost them: put them back. The "
-        "job goes on."
+        "Somebody has changed a child's labels or ownerReferences, or a child lost them: put them "
+        "back. The job goes on, but starts nothing beside a Job that has lost its owner."
     ),
     Reason.CLAIM_MISSING: "A claim of a `pvc://` URI is not in the namespace: create it.",
     Reason.CONFIG_INVALID: (
@@ -43,7 +43,7 @@ LINES: Mapping[Reason, str] = {
         "use those of one release."
     ),
     Reason.CRASH_LOOP: "A container beside the trainer ends again and again: read its log.",
-    Reason.CREATED: "An attempt was begun, or all of its children are made.",
+    Reason.CREATED: "The Job of an attempt is made, or all children of the job are.",
     Reason.DATA_ERROR: (
         "A row or a file cannot be used (exit code 65): correct it and make the job anew."
     ),
@@ -86,8 +86,8 @@ LINES: Mapping[Reason, str] = {
         "invalid: correct that. Waited for."
     ),
     Reason.INVALID_SPEC: (
-        "The operator, or the API server, cannot make anything of the spec: delete the job "
-        "and make it anew with what is named corrected."
+        "The operator, or the API server, cannot make anything of the spec: use the CRD and the "
+        "operator of one release, or make the job anew with what is named corrected."
     ),
     Reason.IO_ERROR: (
         "The storage is full or failing (exit code 74): free space. Restarted with pauses, counted."
@@ -152,7 +152,10 @@ LINES: Mapping[Reason, str] = {
         "No further step within `runPolicy.progressDeadlineSeconds`: the attempt hangs, or "
         "a step takes longer. Restarted, counted."
     ),
-    Reason.QUEUED: "The job waits until its queue lets it run.",
+    Reason.QUEUED: (
+        "The job waits until its queue lets it run, or does so again after the queue has taken "
+        "its pods away."
+    ),
     Reason.QUOTA_EXCEEDED: "A ResourceQuota does not let a child or its pods be made.",
     Reason.RESOURCES_REQUIRED: (
         "A ResourceQuota asks for requests or limits that the pods do not name: give them "

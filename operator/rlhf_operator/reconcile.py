@@ -12,9 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.names import ConditionType, Reason
+from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
-from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.absences import Absences
 from rlhf_operator.act import Actor
 from rlhf_operator.job_series import is_told
@@ -25,6 +24,7 @@ from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.oddities import oddities
 from rlhf_operator.planning.actions import Action, StartAttempt
 from rlhf_operator.planning.events import derive_events
+from rlhf_operator.planning.invalid import invalid_status, says_invalid
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, Oddity
 from rlhf_operator.planning.pace import Change, change, is_expired
 from rlhf_operator.planning.plan import Plan, plan
@@ -281,28 +281,12 @@ class Reconciler:
     async def _refuse(self, raw: Raw, message: str, now: datetime) -> None:
         """Say that the job is not understood; a newer operator, or an older one, may be right."""
         remedy = f"{message}; correct it, or use the CRD of this operator's release"
-        status = raw.get("status") or {}
-        conditions = {each["type"]: each for each in status.get("conditions") or ()}
-        condition = {
-            "type": ConditionType.ACCEPTED,
-            "status": "False",
-            "reason": Reason.INVALID_SPEC,
-            "message": remedy[:MAX_MESSAGE_LENGTH],
-            "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "observedGeneration": raw["metadata"].get("generation", 1),
-        }
-        old = conditions.get(ConditionType.ACCEPTED) or {}
-        stands = all(old.get(field) == condition[field] for field in ("status", "message"))
+        status, generation = raw.get("status") or {}, raw["metadata"].get("generation", 1)
+        stands = says_invalid(status, remedy)
         known = self._refused.setdefault(raw["metadata"]["uid"], remedy if stands else "")
-        if not stands or old.get("observedGeneration") != condition["observedGeneration"]:
-            conditions[ConditionType.ACCEPTED] = condition | (
-                {"lastTransitionTime": old["lastTransitionTime"]} if stands else {}
-            )
-            changes = {
-                "conditions": list(conditions.values()),
-                "observedGeneration": condition["observedGeneration"],
-            }
-            raw = await self._write_status(raw, status | changes)
+        told = invalid_status(status, remedy, generation, now)
+        if told != status:
+            raw = await self._write_status(raw, told)
         # Not from what was read: it may have been written, and the answer lost.
         if known != remedy:
             self._recorder.tell(raw, "Warning", Reason.INVALID_SPEC, remedy)

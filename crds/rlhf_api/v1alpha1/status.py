@@ -130,6 +130,8 @@ class StageStatus(StatusModel):
     """Where the stage stands."""
     attempt: Count = 0
     """Number of the current attempt, from 1; 0 before the first."""
+    created_attempt: Count | None = None
+    """Number of the last attempt whose Job was seen; none before the first is made."""
     restarts: Count = 0
     """Restarts that count against runPolicy.maxRestarts."""
     disruptions: Count = 0

@@ -37,6 +37,7 @@ def _transitions(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
         if after is not None:
             yield from _stage_events(name, before or StageStatus(state=StageState.WAITING), after)
     yield from _children_events(old, new)
+    yield from _intact_events(old, new)
     for kind in (ConditionType.SUSPENDED, ConditionType.SUCCEEDED, ConditionType.FAILED):
         after_turn = find_condition(new.conditions, kind)
         if after_turn is None or is_true(old.conditions, kind) == (after_turn.status == "True"):
@@ -63,6 +64,19 @@ def _children_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
         yield Event("Warning", after.reason, after.message)
 
 
+def _intact_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
+    """What is odd among the children, told by its kind: the condition has the rest of the text."""
+    before = find_condition(old.conditions, ConditionType.CHILDREN_INTACT)
+    after = find_condition(new.conditions, ConditionType.CHILDREN_INTACT)
+    known = None if before is None else (before.status, before.reason)
+    if after is None or known == (after.status, after.reason):
+        return
+    if after.status == "False":
+        yield Event("Warning", after.reason, after.message)
+    elif before is not None:
+        yield Event("Normal", after.reason, after.message)
+
+
 def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
     before = find_condition(old.conditions, ConditionType.HEALTHY)
     after = find_condition(new.conditions, ConditionType.HEALTHY)
@@ -78,13 +92,17 @@ def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
 
 
 def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> Iterator[Event]:
-    if after.attempt != before.attempt:
-        yield Event("Normal", Reason.CREATED, f"stage {name}: attempt {after.attempt} starts")
+    if _is_created(before, after):
+        said = f"stage {name}: attempt {after.created_attempt} starts"
+        yield Event("Normal", Reason.CREATED, said)
     for is_loss, why, text in rows_left_out(name, before, after):
         yield Event("Warning" if is_loss else "Normal", why, text)
     if after.state is StageState.STARTING:
         yield from _hindrance(name, before, after)
     if after.state is before.state or after.state in (StageState.WAITING, StageState.STARTING):
+        return
+    if after.reason is Reason.USER_REQUESTED:
+        # Condition Suspended tells of it once, for all stages.
         return
     severe = after.state in (StageState.FAILED, StageState.RESTARTING) or awaits_resume(after)
     reason = Reason.STOPPING if after.state is StageState.STOPPING else after.reason
@@ -93,6 +111,15 @@ def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> I
         reason or Reason.STOPPED,
         f"stage {name}: {after.message or after.state}",
     )
+
+
+def _is_created(before: StageStatus, after: StageStatus) -> bool:
+    """Whether the attempt is seen to be there for the first time."""
+    if after.created_attempt in (None, before.created_attempt):
+        return False
+    # Of one that was past its start nobody has kept whether it was told.
+    starting = before.state in (StageState.WAITING, StageState.STARTING)
+    return starting or after.attempt != before.attempt
 
 
 def _hindrance(name: StageName, before: StageStatus, after: StageStatus) -> Iterator[Event]:

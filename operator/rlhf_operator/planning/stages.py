@@ -210,7 +210,7 @@ def _started(stage: StageStatus, attempt: ObservedAttempt, now: datetime) -> Sta
 
 
 def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) -> StageStatus:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"created_attempt": attempt.attempt}
     newest = last_checkpoint_step(attempt)
     if newest is not None:
         changes["last_checkpoint_step"] = newest

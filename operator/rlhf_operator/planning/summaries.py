@@ -4,7 +4,7 @@ Called by `plan` at the end of every pass. Pure, and nothing here is ever read b
 but the conditions Suspended, Succeeded and Failed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -56,7 +56,9 @@ def derive_conditions(
     conditions, generation = job.status.conditions, job.metadata.generation
     attempts = {name: observed.find(name, stage.attempt) for name, stage in stages.items()}
     made = {name: found for name, found in attempts.items() if found is not None}
-    findings = [*_findings(job, stages, observed), *_admission(job, stages, made)]
+    findings = [*_findings(job, stages, observed)]
+    admitted = find_condition(conditions, ConditionType.ADMITTED)
+    findings += _admission(job, stages, made, findings, admitted)
     ended = any(each.reason is Reason.FINISHED for each in findings)
     reported = find_condition(conditions, ConditionType.PROGRESS_REPORTING)
     findings += _reporting(stages, made, reported, ended=ended)
@@ -159,7 +161,13 @@ def _suspended(stages: Stages) -> Finding:
     return Finding(ConditionType.SUSPENDED, "True", Reason.GUARDRAIL, message)
 
 
-def _admission(job: RLHFJob, stages: Stages, made: Attempts) -> Iterator[Finding]:
+def _admission(
+    job: RLHFJob,
+    stages: Stages,
+    made: Attempts,
+    findings: Sequence[Finding],
+    told: Condition | None,
+) -> Iterator[Finding]:
     """Whether Kueue lets the job's attempts run; nothing is said of a job without a queue."""
     if job.spec.queue_name is None:
         return
@@ -171,6 +179,22 @@ def _admission(job: RLHFJob, stages: Stages, made: Attempts) -> Iterator[Finding
     elif seen:
         message = f"queue {job.spec.queue_name} let it run"
         yield Finding(ConditionType.ADMITTED, "True", Reason.ADMITTED, message)
+    elif told is not None:
+        yield from _unqueued(findings, told)
+
+
+def _unqueued(findings: Sequence[Finding], told: Condition) -> Iterator[Finding]:
+    """A job of which nothing stands in a queue, since it is suspended or over."""
+    holding = {each.type: each for each in findings if each.status == "True"}
+    kind, message = ConditionType.ADMITTED, "nothing of the job stands in its queue: it is"
+    suspended = holding.get(ConditionType.SUSPENDED)
+    if suspended is not None:
+        yield Finding(kind, "False", suspended.reason, f"{message} suspended")
+    elif told.status == "False" and holding.keys() & {
+        ConditionType.SUCCEEDED,
+        ConditionType.FAILED,
+    }:
+        yield Finding(kind, "False", Reason.FINISHED, f"{message} over")
 
 
 def _reporting(

@@ -68,6 +68,9 @@ def test_a_refusal_is_told_once_and_names_the_field(
     if unanswered:
         proxy.lose(lambda call: call.method == "PATCH" and call.path.endswith("/status"))
     asyncio.run(passes(jobs, proxy.kubeconfig, errors=int(unanswered)))
+    place = ("-n", jobs.namespace, NAME, "-o", "wide", "--no-headers")
+    row = jobs.access.kubectl("get", "rlhf", *place).stdout.split()
+    assert {"Pending", "InvalidSpec"} <= set(row), row
     (condition,) = jobs.get(NAME)["status"]["conditions"]
     assert (condition["type"], condition["status"]) == ("Accepted", "False")
     assert "spec.stages.sft.fromNewerRelease" in condition["message"]

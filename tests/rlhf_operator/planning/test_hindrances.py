@@ -34,10 +34,10 @@ def test_the_stage_the_condition_and_one_event_have_the_reason(
     t = trial()
     t.look()
     wait(t, 0, reason, "waits")
-    assert told(t) == [("Warning", reason)]
+    assert told(t) == [("Normal", Reason.CREATED), ("Warning", reason)]
     condition = t.condition("Running")
     assert (condition.status, condition.reason) == ("False", reason)
-    assert condition.message == t.last.events[0].message == "stage sft: pod sft-1-0 waits"
+    assert condition.message == t.last.events[-1].message == "stage sft: pod sft-1-0 waits"
     before = t.job.status
     wait(t, 1, reason, "waits")
     assert (t.job.status, told(t)) == (before, []), "another pod that waits for the same is no news"

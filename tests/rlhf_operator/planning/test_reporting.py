@@ -50,6 +50,41 @@ def test_a_queued_attempt_that_is_stopped_was_not_let_in(trial: MakeTrial) -> No
     assert (t.stage("sft").state, t.condition("Admitted").status) == ("Stopping", "False")
 
 
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_suspended_job_stands_in_no_queue(trial: MakeTrial, runs: bool) -> None:
+    t = trial(queueName="q")
+    t.look()
+    if runs:
+        t.run("sft")
+        t.look()
+    else:
+        hold_back(t)
+    t.spec(suspend=True)
+    t.look()
+    t.attempts.clear()
+    t.look()
+    said = "nothing of the job stands in its queue: it is suspended"
+    assert condition(t, "Suspended")[0] == "True"
+    assert condition(t, "Admitted") == ("False", "UserRequested", said)
+    t.spec(suspend=False)
+    t.look()
+    hold_back(t)
+    assert condition(t, "Admitted")[:2] == ("False", "Queued")
+
+
+def test_a_job_that_fails_in_its_queue_stands_there_no_more(trial: MakeTrial) -> None:
+    t = trial(queueName="q", stages={"sft": BASE})
+    t.look()
+    hold_back(t)
+    t.refusals[StageName.SFT, 1] = Refusal(Reason.INVALID_SPEC, "refused", final=True)
+    t.look()
+    t.attempts.clear()
+    t.look()
+    assert condition(t, "Failed")[0] == "True"
+    said = "nothing of the job stands in its queue: it is over"
+    assert condition(t, "Admitted") == ("False", "Finished", said)
+
+
 def test_what_kueue_takes_away_waits_again(trial: MakeTrial) -> None:
     t = trial(queueName="q")
     t.look()
