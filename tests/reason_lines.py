@@ -93,7 +93,8 @@ LINES: Mapping[Reason, str] = {
         "The storage is full or failing (exit code 74): free space. Restarted with pauses, counted."
     ),
     Reason.JOB_SUSPENDED: (
-        "The attempt's batch Job was suspended by somebody else, as Kueue does to preempt it."
+        "The attempt's batch Job was suspended by somebody else, as Kueue does to preempt it, and "
+        "has failed by that."
     ),
     Reason.LIMIT_RANGE_VIOLATED: "The pods ask for more or less than a LimitRange allows.",
     Reason.MAX_DISRUPTIONS: (

@@ -300,8 +300,10 @@ CAUSES = (
         ConditionType.ADMITTED,
         Reason.QUEUED,
         staged.queue,
-        "`spec.queueName` is set, and Kueue has not admitted the Job yet. This time counts "
-        "against no deadline.",
+        "`spec.queueName` is set, and Kueue has not admitted the Job yet, or has preempted it: "
+        "then its pods have saved a checkpoint, and go on from there as the same attempt. This "
+        "time counts against no deadline. A Job without a queue that somebody has suspended waits "
+        "in the same way, and its message says how it goes on.",
         "Look at `kubectl -n NAMESPACE get localqueues,workloads`: without Kueue, or without the "
         "queue, nobody ever admits it.",
     ),

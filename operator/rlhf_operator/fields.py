@@ -21,6 +21,7 @@ _METADATA = (
     "resourceVersion",
     "creationTimestamp",
     "deletionTimestamp",
+    "deletionGracePeriodSeconds",
 )
 _OWNER = ("uid", "controller")
 _OUR_LABELS = (Label.JOB, Label.JOB_UID)

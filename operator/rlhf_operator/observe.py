@@ -61,9 +61,8 @@ def seen_attempts(job: str, gangs: Iterable[Gang], now: datetime) -> list[SeenAt
 
 def lacks_pods(gang: Gang) -> bool:
     """Whether the Job controller has not made all pods of a Job that is to run."""
-    job, over = gang.job, {"Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"}
-    ended = over & true_conditions(job).keys()
-    held = ended or job["metadata"].get("deletionTimestamp") or job["spec"].get("suspend")
+    job = gang.job
+    held = _is_over(job) or job["metadata"].get("deletionTimestamp") or job["spec"].get("suspend")
     return not held and len(pods_by_index(gang)) < job["spec"].get("parallelism", 1)
 
 
@@ -118,8 +117,9 @@ def _is_about_pod_of(job_name: str, event: Raw) -> bool:
 
 
 def pods_by_index(gang: Gang) -> dict[int, Raw]:
-    """The newest pod of each index of a gang."""
-    own = sorted(gang.pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+    """The newest pod of each index of a gang, but for those that a suspension takes away."""
+    own = [pod for pod in gang.pods if not _is_taken_away(gang.job, pod)]
+    own.sort(key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
     return {pod_index(pod): pod for pod in own}
 
 
@@ -127,6 +127,12 @@ def true_conditions(raw: Raw) -> dict[str, Raw]:
     """The conditions that hold, by type."""
     conditions = (raw.get("status") or {}).get("conditions") or ()
     return {each["type"]: each for each in conditions if each.get("status") == "True"}
+
+
+def _is_over(job: Raw) -> bool:
+    """Whether the Job controller has judged the Job."""
+    verdicts = {"Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"}
+    return bool(verdicts & true_conditions(job).keys())
 
 
 def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenAttempt:
@@ -143,9 +149,13 @@ def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenA
     processes, done = as_trainers_ended(
         spec, pods, [process for process, _ in seen], given_up=failing is not None
     )
+    if _is_held(job) and not (failed or done or "Complete" in true):
+        # What ends because its Job is suspended is no failure; if it is one, the Job says so next.
+        processes = [process for process in processes if not process.failed]
     if spec.get("suspend"):
-        processes.append(_suspended(metadata, failed=failing is not None))
-    held_since, released_at = _held(job)
+        process = _suspended(metadata, failed=failing is not None, deleting=deleting)
+        processes.insert(0, process)
+    held_since, released_at = _held(job, now)
     found = ObservedAttempt(
         stage=stage,
         attempt=attempt,
@@ -177,18 +187,47 @@ def _checkpoint_step(metadata: Raw) -> int | None:
     return MAX_COUNT if found is None else found
 
 
-def _held(job: Raw) -> tuple[datetime | None, datetime | None]:
+def _held(job: Raw, now: datetime) -> tuple[datetime | None, datetime | None]:
     """Since when the Job is held back from outside, and when it was let run."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    held = next((each for each in conditions if each["type"] == "Suspended"), None)
-    turned = _time(held.get("lastTransitionTime")) if held is not None else None
+    suspended = _suspended_condition(job)
+    turned = _time(suspended.get("lastTransitionTime"))
+    if not _is_held(job):
+        return None, turned
+    if suspended and suspended.get("status") != "True":
+        # The controller says a moment after `spec.suspend` is set since when.
+        return now, None
+    return turned or _time(job["metadata"].get("creationTimestamp")), None
+
+
+def _is_held(job: Raw) -> bool:
     # The controller says a moment after `spec.suspend` is gone when that was.
-    if job["spec"].get("suspend") or (held is not None and held.get("status") == "True"):
-        return turned or _time(job["metadata"].get("creationTimestamp")), None
-    return None, turned
+    return bool(job["spec"].get("suspend")) or _suspended_condition(job).get("status") == "True"
 
 
-def _suspended(metadata: Raw, *, failed: bool) -> ObservedProcess:
+def _suspended_condition(job: Raw) -> Raw:
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return next((each for each in conditions if each["type"] == "Suspended"), {})
+
+
+def _is_taken_away(job: Raw, pod: Raw) -> bool:
+    """Whether the pod was deleted because its Job was suspended, from which the Job may go on.
+
+    The Job controller does not count how it ends. Of a Job that has failed, is complete or is
+    deleted all pods count.
+    """
+    metadata = pod["metadata"]
+    succeeded = (pod.get("status") or {}).get("phase") == ProcessPhase.SUCCEEDED
+    gone_at = _time(metadata.get("deletionTimestamp"))
+    if _is_over(job) or succeeded or gone_at is None or job["metadata"].get("deletionTimestamp"):
+        return False
+    if _is_held(job):
+        return True
+    released_at = _time(_suspended_condition(job).get("lastTransitionTime"))
+    asked_at = gone_at - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
+    return released_at is not None and asked_at <= released_at
+
+
+def _suspended(metadata: Raw, *, failed: bool, deleting: bool) -> ObservedProcess:
     """Kueue's part: it holds the Job back, or it has preempted one that ran."""
     name = metadata["name"]
     if failed:
@@ -196,9 +235,11 @@ def _suspended(metadata: Raw, *, failed: bool) -> ObservedProcess:
         return ObservedProcess(
             name, -1, phase, reason=Reason.JOB_SUSPENDED, disrupted=True, message=message
         )
-    queue = (metadata.get("labels") or {}).get(Label.QUEUE, "(none)")
+    queue = (metadata.get("labels") or {}).get(Label.QUEUE)
     message = f"Job {name} waits in queue {queue}"
-    return ObservedProcess(name, -1, reason=Reason.QUEUED, message=message)
+    if queue is None:
+        message = f"Job {name} was suspended from outside; set its spec.suspend to false"
+    return ObservedProcess(name, -1, reason=Reason.QUEUED, message=message, terminating=deleting)
 
 
 def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProcess, datetime | None]:

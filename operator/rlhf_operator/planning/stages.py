@@ -4,6 +4,7 @@ Called by `plan`, which looks at all stages together. Pure. The state of a stage
 decided about attempt number `attempt`, so that nothing is decided, or counted, twice:
 
     Waiting -> Starting -> Running -> Succeeded
+                  |           |----> Starting (held back, the same attempt)
                   |           |----> Restarting -> Starting (next attempt)
                   |           |----> Stopping -> Suspended or Restarting
                   +-----------+----> Failed
@@ -36,6 +37,7 @@ from rlhf_operator.planning.guardrails import broken_rules, rules_at_success, te
 from rlhf_operator.planning.hindrances import hindrance
 from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase, Refusal
 from rlhf_operator.planning.progress import progress_of, status_metrics
+from rlhf_operator.planning.requeued import requeued
 from rlhf_operator.planning.rows import rows_told
 
 CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
@@ -69,6 +71,7 @@ def absorb(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> S
     """The status after looking at the current attempt; None stands for one that is not there."""
     if not is_known(stage) or is_unconfirmed(stage, attempt):
         return stage
+    stage = requeued(stage, attempt, case.now)
     stage = with_holds(stage, attempt, case.now, refused=case.refusal is not None)
     if stage.state in ACTIVE:
         stage = _settle(stage, attempt, case)
@@ -217,6 +220,8 @@ def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) 
     changes["verdicts"] = broken_rules(stage, attempt)
     changes["rows"] = rows_told(stage, attempt)
     told = attempt.progress
+    # What was told before a queue took its pods away is no estimate any more.
+    waits = stage.state is StageState.STARTING and not attempt.ready
     if told is not None or tells_rules(attempt):
         changes["reported_attempt"] = attempt.attempt
         if stage.reported_attempt not in (None, attempt.attempt):
@@ -224,7 +229,10 @@ def _with_progress(stage: StageStatus, attempt: ObservedAttempt, now: datetime) 
             changes["metrics"] = None
     if told is not None:
         changes["progress"] = progress_of(
-            stage.progress, told.step, told.total_steps, told.eta_seconds
+            stage.progress,
+            told.step,
+            told.total_steps,
+            None if waits else told.eta_seconds,
         )
         if told.metrics:
             changes["metrics"] = status_metrics(told.metrics)

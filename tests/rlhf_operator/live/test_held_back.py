@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from operating import Jobs, OperatorProcess, eventually, stage
 from waiting import is_still
 
@@ -85,3 +86,59 @@ def test_what_is_odd_beside_a_job_is_an_event_when_it_begins_and_when_it_ends(
     for name in ("one", "two"):
         jobs.core.delete_namespaced_pod(name, jobs.namespace, grace_period_seconds=0)
     stays(jobs, "odd", known | {("Normal", "Intact"): 1})
+
+
+def let_run(jobs: Jobs, child: str, *, run: bool) -> None:
+    """As Kueue: admit a Job, or take it back."""
+    jobs.batch.patch_namespaced_job(child, jobs.namespace, {"spec": {"suspend": not run}})
+
+
+def row(jobs: Jobs, name: str) -> list[str]:
+    place = ("-n", jobs.namespace, name, "-o", "wide", "--no-headers")
+    return jobs.access.kubectl("get", "rlhf", *place).stdout.split()
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_preempted_attempt_waits_in_its_queue_and_goes_on(
+    operator: OperatorProcess, jobs: Jobs, tmp_path: Path, watched: bool
+) -> None:
+    """Whether or not an operator is there when its pods go, and what they say at their end."""
+    jobs.create("taken", queueName="team")
+    eventually(lambda: jobs.stage("taken").get("reason") == "Queued")
+    let_run(jobs, "taken-sft-1", run=True)
+    jobs.wait_for_pods("taken")
+    jobs.bind(jobs.pods("taken")[0])
+    jobs.run("taken")
+    jobs.reaches("taken", "Running")
+    known = {CREATED: 1, ("Normal", "Queued"): 1, ("Normal", "PodsReady"): 1}
+    stays(jobs, "taken", known)
+    if not watched:
+        operator.end()
+    let_run(jobs, "taken-sft-1", run=False)
+    eventually(lambda: jobs.pods("taken")[0].metadata.deletion_timestamp)
+    (pod,) = jobs.pods("taken")
+    result = jobs.result("taken", "sft", 1, 75, reason="Stopped", lastCheckpointStep=3)
+    jobs.end_pod(pod, 75, result)
+    jobs.remove_pod(pod)
+    again = operator if watched else OperatorProcess(jobs.access, jobs.namespace, tmp_path)
+    try:
+        found = jobs.reaches("taken", "Starting")
+        assert (found["reason"], found["attempt"]) == ("Queued", 1)
+        assert {"Pending", "Queued"} <= set(row(jobs, "taken"))
+        for kind in ("Admitted", "Running"):
+            told_by = jobs.condition("taken", kind)
+            assert (told_by["status"], told_by["reason"]) == ("False", "Queued"), kind
+        stays(jobs, "taken", known | {("Normal", "Queued"): 2})
+        let_run(jobs, "taken-sft-1", run=True)
+        jobs.run("taken")
+        found = jobs.reaches("taken", "Running")
+        assert (found["restarts"], found["disruptions"]) == (0, 0)
+        # It was held for the two seconds at least in which no further Event came.
+        assert found["idleSeconds"] >= 2
+        assert jobs.condition("taken", "Admitted")["status"] == "True"
+        jobs.finish("taken")
+        eventually(lambda: jobs.phase("taken") == "Succeeded")
+        assert jobs.stage("taken")["attempt"] == 1
+    finally:
+        if not watched:
+            again.end_well()

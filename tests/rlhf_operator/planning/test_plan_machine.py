@@ -324,8 +324,9 @@ class World(Happenings):
             self.attempts[name] = new.attempt
             grown = new.attempt - (old.attempt if old else 0)
             assert grown in (0, 1)
+            held = old is not None and old.state is StageState.RUNNING and self._was_held(name)
             if new.state is StageState.STARTING:
-                assert grown or (old is not None and old.state is StageState.STARTING)
+                assert grown or (old is not None and old.state is StageState.STARTING) or held
             if grown:
                 assert Observed(tuple(self.trial.attempts.values())).occupied(name) == ()
             assert new.restarts <= POLICY["maxRestarts"]
@@ -334,6 +335,10 @@ class World(Happenings):
                 assert new == old
         self._check_clock(status, before.idle_seconds)
         assert RLHFJobStatus.model_validate(status.to_resolved_document()) == status
+
+    def _was_held(self, name: StageName) -> bool:
+        found = self.trial.attempts.get((name, self._current(name)))
+        return found is not None and (found.held_since or found.released_at) is not None
 
     def _check_held(self, before: RLHFJobStatus) -> None:
         """What a guardrail stopped stays so until spec.suspend was true, and costs no restart."""
