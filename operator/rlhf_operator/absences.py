@@ -16,7 +16,7 @@ from rlhf_api.names import Reason, StageState
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.fields import is_watched, owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
-from rlhf_operator.manifests import child_name, is_made_for_its_name
+from rlhf_operator.manifests import child_name, is_disowned, is_made_for_its_name
 from rlhf_operator.memory import LACKING_SECONDS, LAST_RETRY_SECONDS, AttemptId, Lookup, Memory
 from rlhf_operator.observe import SeenAttempt, lacks_pods, refused_pod, vanished_pod
 from rlhf_operator.planning.actions import StartAttempt
@@ -57,18 +57,22 @@ class Absences:
         Returns:
             When to look again; None if all that is there is watched.
         """
-        namespace, uid = job.metadata.namespace, job.metadata.uid
-        gangs = (gang.job for gang in self._store.gangs(uid))
-        known = {job["metadata"]["name"]: job for job in gangs}
+        namespace = job.metadata.namespace
+        known = {raw["metadata"]["name"]: raw for raw in self._children(job)}
         unwatched = {name for name, raw in known.items() if not is_watched(raw)}
         for name in sorted(unwatched | (_awaited(job, memory) - known.keys())):
             found = await self._kube.find(batch_path(namespace, name))
-            if found is not None and owner_uid(found) == uid and is_made_for_its_name(found):
+            if found is not None and _is_child(job, found):
                 self._store.put_read(Kind.JOB, found)
             elif name in known:
                 self._store.remove(Kind.JOB, known[name])
-        left = any(not is_watched(gang.job) for gang in self._store.gangs(uid))
+        left = any(not is_watched(raw) for raw in self._children(job))
         return datetime.now(UTC) + timedelta(seconds=LACKING_SECONDS) if left else None
+
+    def _children(self, job: RLHFJob) -> list[Raw]:
+        owned = [gang.job for gang in self._store.gangs(job.metadata.uid)]
+        claiming = [gang.job for gang in self._store.claiming_gangs(job.metadata.uid)]
+        return [*owned, *(raw for raw in claiming if is_disowned(job, raw))]
 
     async def missing(self, seen: SeenAttempt, memory: Memory) -> tuple[Processes, datetime | None]:
         """The processes of an attempt, with those that there are no pods of.
@@ -133,6 +137,11 @@ class Absences:
         found = memory.remains[ident]
         killed_at = seen.attempt.killed_at
         return None if found is None else replace(found, finished_at=found.finished_at or killed_at)
+
+
+def _is_child(job: RLHFJob, raw: Raw) -> bool:
+    owned = owner_uid(raw) == job.metadata.uid and is_made_for_its_name(raw)
+    return owned or is_disowned(job, raw)
 
 
 def _awaited(job: RLHFJob, memory: Memory) -> set[str]:

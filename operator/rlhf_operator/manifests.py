@@ -21,7 +21,7 @@ from rlhf_api.names import (
     StageName,
 )
 from rlhf_api.v1alpha1 import CLAIM, RLHFJob, StageStatus, claim_of, uris
-from rlhf_operator.fields import CONFIG_VOLUME, attempt_of, config_of
+from rlhf_operator.fields import CONFIG_VOLUME, attempt_of, config_of, owner_uid
 from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.configs import Placement
 from rlhf_operator.planning.guardrails import guardrails_digest
@@ -66,7 +66,7 @@ def child_name(job: RLHFJob, stage: StageName, attempt: int) -> str:
 
 
 def is_attempt(job: RLHFJob, child: Raw) -> bool:
-    """Whether a batch/v1 Job that names `job` as its owner was made for one of its attempts.
+    """Whether a batch/v1 Job of `job`, by owner or labels, was made for one of its attempts.
 
     Told by what nobody can change in a Job: its name, and the ConfigMap that its pods read, which
     has the same name. That of a copy is still the one of what was copied. And status knows of every
@@ -77,6 +77,17 @@ def is_attempt(job: RLHFJob, child: Raw) -> bool:
         return False
     stage: StageStatus | None = getattr(job.status.stages, attempt[0])
     return stage is not None and attempt[1] <= stage.attempt
+
+
+def is_disowned(job: RLHFJob, child: Raw) -> bool:
+    """Whether a batch/v1 Job is one of the job's attempts in all but its owner.
+
+    Somebody has taken that away, or the Job out of the hands of the operator: it may train.
+    """
+    metadata = child["metadata"]
+    named = (metadata.get("labels") or {}).get(Label.JOB_UID) == job.metadata.uid
+    here = metadata["namespace"] == job.metadata.namespace
+    return named and here and owner_uid(child) != job.metadata.uid and is_attempt(job, child)
 
 
 def is_made_for_its_name(child: Raw) -> bool:

@@ -2,7 +2,8 @@
 
 Called by `reconcile`. Pure. Both are named and left alone. Whose child an object is, and of which
 attempt, follows from its owner, its name and what its pods read: whoever copies an object, or edits
-its labels, changes nothing of that.
+its labels, changes nothing of that. Where the owner is gone the labels tell, so that nothing is
+started beside what may train.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from rlhf_api.names import KIND, OPERATOR_NAME, Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.fields import Raw, attempt_of, number
-from rlhf_operator.manifests import is_attempt
+from rlhf_operator.manifests import is_attempt, is_disowned
 from rlhf_operator.planning.observed import Oddity
 from rlhf_operator.store import Gang, Kind
 
@@ -27,18 +28,31 @@ def oddities(
         gangs: what it owns.
         strays: what carries its labels and has another owner, or none.
     """
-    found = [*_strays(strays), *(odd for gang in gangs for odd in _of_child(job, gang.job))]
+    found = [*_strays(job, strays), *(odd for gang in gangs for odd in _of_child(job, gang.job))]
     return tuple(sorted(found, key=lambda odd: (odd.reason != Reason.FOREIGN_CHILD, odd.message)))
 
 
-def _strays(strays: Iterable[tuple[Kind, Raw]]) -> Iterator[Oddity]:
+def _strays(job: RLHFJob, strays: Iterable[tuple[Kind, Raw]]) -> Iterator[Oddity]:
     for kind, raw in strays:
-        if raw["metadata"].get("deletionTimestamp") is None:
+        if raw["metadata"].get("deletionTimestamp") is not None:
+            continue
+        if kind is Kind.JOB and is_disowned(job, raw):
+            yield _disowned(job, raw["metadata"]["name"])
+        else:
             said = (
                 f"{_NAMES[kind]} {raw['metadata']['name']} carries labels of this job and is not "
                 f"its own; remove its labels {Label.JOB} and {Label.JOB_UID}, or delete it"
             )
             yield Oddity(Reason.FOREIGN_CHILD, said)
+
+
+def _disowned(job: RLHFJob, name: str) -> Oddity:
+    said = (
+        f"Job {name} has no ownerReference to {KIND} {job.metadata.name}, whose attempt it is; "
+        f"write it again (uid {job.metadata.uid}, controller true), or delete the Job: it is not "
+        "stopped, and nothing is started beside it"
+    )
+    return Oddity(Reason.CHILD_CHANGED, said)
 
 
 def _of_child(job: RLHFJob, child: Raw) -> Iterator[Oddity]:

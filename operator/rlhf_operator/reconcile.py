@@ -18,7 +18,7 @@ from rlhf_operator.absences import Absences
 from rlhf_operator.act import Actor
 from rlhf_operator.job_series import is_told
 from rlhf_operator.kube import ApiError, Kube, job_path
-from rlhf_operator.manifests import cluster_placement, is_attempt
+from rlhf_operator.manifests import cluster_placement, is_attempt, is_disowned
 from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, ActionId, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
 from rlhf_operator.oddities import oddities
@@ -123,9 +123,9 @@ class Reconciler:
             self._uids[key] = uid
 
     async def _decide(self, job: RLHFJob, memory: Memory, now: datetime) -> tuple[Observed, Plan]:
-        placement, name = cluster_placement(job), job.metadata.name
+        placement = cluster_placement(job)
         unwatched = await self._absences.find_unwatched(job, memory)
-        seen = seen_attempts(name, self._gangs(job), now)
+        seen = self._seen(job, now)
         observed = await self._observed(job, seen, memory, unwatched)
         decided = plan(job, observed, now, placement)
         if decided.unconfirmed:
@@ -137,7 +137,7 @@ class Reconciler:
                 replace(each, attempt=replace(each.attempt, confirmed=True))
                 if each.ident in confirmed
                 else each
-                for each in seen_attempts(name, self._gangs(job), now)
+                for each in self._seen(job, now)
             ]
             observed = await self._observed(job, seen, memory, unwatched)
             decided = plan(job, observed, now, placement)
@@ -161,10 +161,19 @@ class Reconciler:
             look_at=min(times, default=None),
         )
 
+    def _seen(self, job: RLHFJob, now: datetime) -> list[SeenAttempt]:
+        found = seen_attempts(job.metadata.name, self._gangs(job), now)
+        return [
+            replace(each, attempt=replace(each.attempt, disowned=is_disowned(job, each.gang.job)))
+            for each in found
+        ]
+
     def _gangs(self, job: RLHFJob) -> list[Gang]:
         """Those that were made for an attempt of the job: all others are named and left alone."""
-        gangs = self._store.gangs(job.metadata.uid)
-        return [gang for gang in gangs if is_attempt(job, gang.job)]
+        uid = job.metadata.uid
+        owned = [gang for gang in self._store.gangs(uid) if is_attempt(job, gang.job)]
+        claiming = self._store.claiming_gangs(uid)
+        return [*owned, *(gang for gang in claiming if is_disowned(job, gang.job))]
 
     def _oddities(self, job: RLHFJob) -> tuple[Oddity, ...]:
         metadata = job.metadata

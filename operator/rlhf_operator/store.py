@@ -255,6 +255,10 @@ class Store:
         """The Jobs of the RLHFJob with `uid`, with their Pods."""
         return [self._gang(job) for job in self._of[Kind.JOB].owned_by(uid)]
 
+    def claiming_gangs(self, uid: str) -> list[Gang]:
+        """The Jobs that carry the uid of an RLHFJob and are not its own, with their Pods."""
+        return [self._gang(job) for job in self._of[Kind.JOB].claiming(uid)]
+
     def strays(self, key: Key, uid: str) -> list[tuple[Kind, Raw]]:
         """The Jobs and Pods that carry the labels of an RLHFJob and are not its own.
 
@@ -324,9 +328,9 @@ class Store:
         if kind is Kind.RLHFJOB:
             return key_of(raw)
         owner = owner_uid(raw)
-        if kind is Kind.POD:
-            job = self._of[Kind.JOB].find(owner or "")
-            owner = None if job is None else owner_uid(job)
+        job = self._of[Kind.JOB].find(owner or "") if kind is Kind.POD else None
+        if job is not None:
+            return self._job_key(Kind.JOB, job)
         found = self._of[Kind.RLHFJOB].find(owner or "") or self._claimed_job(kind, raw)
         return None if found is None else key_of(found)
 

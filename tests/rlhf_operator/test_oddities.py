@@ -8,6 +8,7 @@ from raw_gangs import Raw
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.fields import claimed, trimmed
+from rlhf_operator.manifests import is_disowned
 from rlhf_operator.oddities import oddities
 from rlhf_operator.planning.observed import Oddity
 from rlhf_operator.store import Kind, Store
@@ -217,3 +218,47 @@ def test_pods_of_a_job_whose_name_only_begins_as_ours_are_foreign(
 ) -> None:
     store.put(Kind.POD, raw("pod", 4, LABELS, owner))
     assert bool(told(job, store)) is named
+
+
+OTHER_LABELS = {"app.kubernetes.io/managed-by": "helm", "rlhf.dev/job-uid": UID}
+
+
+@pytest.mark.parametrize("labels", [LABELS, OTHER_LABELS])
+@pytest.mark.parametrize("owner", ["", "other"])
+def test_an_attempt_that_has_lost_its_owner_is_named_with_the_remedy(
+    job: RLHFJob, store: Store, labels: Raw, owner: str
+) -> None:
+    assert store.put(Kind.JOB, raw("demo-sft-1", 4, labels, owner, "Other")) == KEY
+    (odd,) = told(job, store)
+    assert odd.reason is CHANGED
+    assert odd.message.startswith("Job demo-sft-1 has no ownerReference to RLHFJob demo, whose")
+    assert f"write it again (uid {UID}, controller true), or delete the Job" in odd.message
+    # What becomes of its pods is news of the job still.
+    assert store.put(Kind.POD, raw("demo-sft-1-0-abc", 5, LABELS, "demo-sft-1")) == KEY
+    (gang,) = store.claiming_gangs(UID)
+    assert [pod["metadata"]["name"] for pod in gang.pods] == ["demo-sft-1-0-abc"]
+    assert is_disowned(job, gang.job)
+    going = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    store.put(Kind.JOB, raw("demo-sft-1", 6, labels, owner, "Other", **going))
+    assert told(job, store) == ()
+    store.put(Kind.JOB, raw("demo-sft-1", 7, LABELS, UID, "RLHFJob"))
+    assert (told(job, store), store.claiming_gangs(UID)) == ((), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("mine", {}),
+        ("demo-sft-3", {}),
+        ("demo-sft-2", {"config": "demo-sft-1"}),
+        ("demo-sft-2", {"namespace": "other"}),
+        ("demo-sft-2", {"labels": {"rlhf.dev/job": "demo"}}),
+        ("demo-sft-2", {"labels": LABELS | {"rlhf.dev/job-uid": "earlier"}}),
+        ("demo-sft-2", {"owner": UID}),
+    ],
+)
+def test_what_is_no_attempt_in_all_but_its_owner_stands_in_for_none(
+    job: RLHFJob, name: str, change: dict[str, Any]
+) -> None:
+    assert is_disowned(job, raw("demo-sft-2", 4, LABELS))
+    assert not is_disowned(job, raw(name, 4, **({"labels": LABELS} | change)))

@@ -62,7 +62,7 @@ def actions_of(
         wanted = stage.attempt if stage.state in (StageState.STARTING, StageState.RUNNING) else 0
         strays = [found for found in observed.occupied(name) if found.attempt != wanted]
         for found in strays:
-            if not found.stopping:
+            if not (found.stopping or found.disowned):
                 yield StopAttempt(name, found.attempt, stage.reason or Reason.STOPPED)
         unmade = is_unmade(name, stage, observed) and not configs.missing(name)
         if unmade and not strays:

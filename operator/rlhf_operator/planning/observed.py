@@ -132,6 +132,8 @@ class ObservedAttempt:
         over: whether it was given up and none of its processes runs any more, whatever they show.
         deleting: whether it is being deleted, and is gone as soon as its processes are.
         leaves_logs: whether its logs stay when it has to be ended, as files do and pods do not.
+        disowned: whether it lacks the owner that says whose it is: it counts, nothing is started
+            beside it, and it is left alone.
     """
 
     stage: StageName
@@ -150,6 +152,7 @@ class ObservedAttempt:
     over: bool = False
     deleting: bool = False
     leaves_logs: bool = False
+    disowned: bool = False
 
     @property
     def live(self) -> bool:

@@ -148,8 +148,11 @@ def _at_rest(job: RLHFJob, observed: Observed, now: datetime) -> Plan:
     """A finished job: nothing of it is to run, and every generation of its spec was looked at."""
     stages = stages_of(job.status)
     conditions = with_children(job.status.conditions, job, stages, observed, now)
-    leftovers = [found for found in observed.attempts if found.occupied and not found.stopping]
-    stops = tuple(StopAttempt(each.stage, each.attempt, Reason.FINISHED) for each in leftovers)
+    stops = tuple(
+        StopAttempt(each.stage, each.attempt, Reason.FINISHED)
+        for each in observed.attempts
+        if each.occupied and not (each.stopping or each.disowned)
+    )
     generation = job.metadata.generation
     status = job.status.model_copy(
         update={

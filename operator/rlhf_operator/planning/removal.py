@@ -46,7 +46,7 @@ def surplus(
                 found.attempt
                 for found in observed.attempts
                 if found.stage is name
-                and not (found.occupied or found.deleting)
+                and not (found.occupied or found.deleting or found.disowned)
                 and found.attempt < stage.attempt + (not current)
             ),
             reverse=True,

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from operating import Jobs, OperatorProcess, eventually, stage
+from operating import Jobs, OperatorProcess, Raw, eventually, stage
 from waiting import is_still
 
 CREATED = ("Normal", "Created")
@@ -142,3 +142,63 @@ def test_a_preempted_attempt_waits_in_its_queue_and_goes_on(
     finally:
         if not watched:
             again.end_well()
+
+
+def disowned(jobs: Jobs, name: str) -> list[Raw]:
+    """The running attempt of a job is taken from it, and named for that; gives its owners."""
+    jobs.create(name)
+    jobs.run(name)
+    jobs.reaches(name, "Running")
+    owners = jobs.own(f"{name}-sft-1", [])
+    said = f"Job {name}-sft-1 has no ownerReference to RLHFJob {name}"
+    eventually(lambda: said in jobs.condition(name, "ChildrenIntact").get("message", ""))
+    assert jobs.condition(name, "ChildrenIntact")["reason"] == "ChildChanged"
+    return owners
+
+
+def made(jobs: Jobs) -> list[str]:
+    return [each.metadata.name for each in jobs.batch.list_namespaced_job(jobs.namespace).items]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_an_attempt_that_has_lost_its_owner_is_seen_to_its_end(
+    operator: OperatorProcess, jobs: Jobs, tmp_path: Path, hidden: bool
+) -> None:
+    """Whether or not the watches show it, and by an operator that never saw it owned."""
+    disowned(jobs, "orphan")
+    if hidden:
+        jobs.relabel("orphan-sft-1", None)
+    operator.end()
+    second = OperatorProcess(jobs.access, jobs.namespace, tmp_path)
+    try:
+        second.wait_until_leading()
+        jobs.patch("orphan", runPolicy={"maxRestarts": 7})
+        eventually(lambda: jobs.get("orphan")["status"]["observedGeneration"] == 2)
+        assert (jobs.stage("orphan")["state"], made(jobs)) == ("Running", ["orphan-sft-1"])
+        told = jobs.result("orphan", "sft", 1, 1, reason="Crashed", message="it broke")
+        jobs.finish("orphan", code=1, message=told)
+        jobs.run("orphan", attempt=2)
+        found = jobs.reaches("orphan", "Running", attempt=2)
+        assert (found["restarts"], found["disruptions"]) == (1, 0)
+        assert ("Warning", "Crashed") in jobs.events("orphan")
+        assert ("Warning", "Disrupted") not in jobs.events("orphan")
+    finally:
+        second.end_well()
+
+
+def test_no_attempt_is_started_beside_one_that_has_lost_its_owner(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    owners = disowned(jobs, "taken")
+    jobs.patch("taken", suspend=True)
+    jobs.reaches("taken", "Stopping")
+    jobs.patch("taken", suspend=False)
+    eventually(lambda: jobs.get("taken")["status"]["observedGeneration"] == 3)
+    eventually(lambda: is_still(lambda: (jobs.stage("taken"), made(jobs)), 3))
+    assert (jobs.stage("taken")["state"], made(jobs)) == ("Stopping", ["taken-sft-1"])
+    assert jobs.pods("taken")[0].metadata.deletion_timestamp is None
+    jobs.own("taken-sft-1", owners)
+    jobs.run("taken", attempt=2)
+    jobs.reaches("taken", "Running", attempt=2)
+    assert made(jobs) == ["taken-sft-2"]
+    assert jobs.condition("taken", "ChildrenIntact")["status"] == "True"

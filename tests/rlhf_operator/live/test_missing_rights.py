@@ -8,6 +8,8 @@ from cluster.control_plane import ControlPlane
 from kubernetes import client
 from operating import Jobs, OperatorProcess, children_ready, eventually
 
+from rlhf_api.names import Label
+
 
 class Rights:
     """Of a user in a namespace, all that the operator needs, but for what is taken away."""
@@ -122,10 +124,18 @@ def test_an_operator_that_may_not_says_what_it_needs_until_it_may(
 def test_a_leftover_of_a_finished_job_that_may_not_be_deleted_is_told(
     rights: Rights, limited: OperatorProcess, jobs: Jobs
 ) -> None:
-    """A Job that is taken from the operator while its job ends, and given back after that."""
+    """A Job of which nothing says any more whose it is while its job ends, and which is given back
+    after that."""
     jobs.create("left")
     jobs.run("left")
     jobs.reaches("left", "Running")
+    uid = jobs.get("left")["metadata"]["uid"]
+
+    def mark(value: str | None) -> None:
+        body = {"metadata": {"labels": {Label.JOB_UID: value}}}
+        jobs.batch.patch_namespaced_job("left-sft-1", jobs.namespace, body)
+
+    mark(None)
     owners = jobs.own("left-sft-1", [])
     jobs.run("left", attempt=2)
     jobs.reaches("left", "Running", attempt=2)
@@ -133,6 +143,7 @@ def test_a_leftover_of_a_finished_job_that_may_not_be_deleted_is_told(
     eventually(lambda: jobs.phase("left") == "Succeeded")
     rights.without(jobs="delete")
     jobs.own("left-sft-1", owners)
+    mark(uid)
     eventually(lambda: jobs.condition("left", "ChildrenReady").get("status") == "False")
     told = jobs.condition("left", "ChildrenReady")
     assert told["reason"] == "Forbidden"
