@@ -205,7 +205,7 @@ def test_entropy_is_of_the_distribution_the_token_was_drawn_from(words: Path) ->
     row = sequences()[1]
     batch = pad_left([row], 0, 14)
     with torch.no_grad():
-        found = Actor(model)(*batch[:3], 3, 0.7).entropy[0]
+        found = Actor(model)(*batch[:3], 3, 0.7, entropy=True).entropy[0]
         logits = model(input_ids=torch.tensor([row])).logits[0, -4:-1] / 0.7
     close(found, torch.distributions.Categorical(logits=logits).entropy())
 

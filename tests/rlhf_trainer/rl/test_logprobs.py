@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlhf_trainer.rl.logprobs import policy_logits, token_statistics
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
+
+
+class Both(NamedTuple):
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def with_entropy(*args: Any, **settings: Any) -> Both:
+    logprobs, entropy = token_statistics(*args, entropy=True, **settings)
+    assert entropy is not None
+    return Both(logprobs, entropy)
 
 
 def batch(seed: int = 0, rows: int = 2, time: int = 7, vocab: int = 5) -> tuple[Tensor, Tensor]:
@@ -39,7 +50,7 @@ def test_by_hand() -> None:
     # = 1.906154747 − 1.005898695 = 0.900256051.
     logits = torch.tensor([[[1.0, 2.0, 5.0]] * 2], dtype=torch.float64).log()
     tokens = torch.tensor([[2, 0]])
-    logprobs, entropy = token_statistics(logits, tokens)
+    logprobs, entropy = with_entropy(logits, tokens)
     expected = torch.tensor([[-0.4700036292457356, -2.0794415416798357]], dtype=torch.float64)
     assert_close(logprobs, expected)
     assert entropy[0, 0].item() == pytest.approx(0.900256051, abs=1e-9)
@@ -48,7 +59,7 @@ def test_by_hand() -> None:
 def test_temperature_by_hand() -> None:
     # At temperature 1/2 the weights 1, 2, 5 are squared: 25/30 for the last.
     logits = torch.tensor([[[1.0, 2.0, 5.0]]], dtype=torch.float64).log()
-    logprobs, _ = token_statistics(logits, torch.tensor([[2]]), 0.5)
+    logprobs, _ = with_entropy(logits, torch.tensor([[2]]), 0.5)
     assert logprobs.item() == pytest.approx(math.log(25 / 30), rel=1e-12)
 
 
@@ -57,17 +68,17 @@ def test_temperature_by_hand() -> None:
 def test_both_equal_the_loop(chunk: int, temperature: float) -> None:
     logits, tokens = batch()
     logprobs, entropy = loop(logits, tokens, temperature)
-    both = token_statistics(logits, tokens, temperature, chunk=chunk)
+    both = with_entropy(logits, tokens, temperature, chunk=chunk)
     assert_close(both.logprobs, logprobs)
     assert_close(both.entropy, entropy)
 
 
 def test_probabilities_sum_to_one_and_a_shift_of_logits_changes_nothing() -> None:
     logits, _ = batch()
-    every = [token_statistics(logits, torch.full((2, 7), token), 0.7) for token in range(5)]
+    every = [with_entropy(logits, torch.full((2, 7), token), 0.7) for token in range(5)]
     total = sum((each.logprobs.exp() for each in every), torch.zeros(2, 7))
     assert_close(total, torch.ones(2, 7, dtype=torch.float64))
-    shifted = token_statistics(logits + 50, torch.zeros(2, 7, dtype=torch.long), 0.7)
+    shifted = with_entropy(logits + 50, torch.zeros(2, 7, dtype=torch.long), 0.7)
     assert_close(shifted.logprobs, every[0].logprobs)
     assert_close(shifted.entropy, every[0].entropy)
 
@@ -76,21 +87,52 @@ def test_entropy_lies_between_a_certain_and_a_uniform_choice() -> None:
     uniform = torch.zeros(1, 1, 8, dtype=torch.float64)
     certain = torch.tensor([[[500.0, 0.0, 0.0]]], dtype=torch.float64)
     first = torch.tensor([[0]])
-    assert token_statistics(uniform, first).entropy.item() == pytest.approx(math.log(8), rel=1e-12)
-    assert token_statistics(certain, first).entropy.item() == pytest.approx(0.0, abs=1e-12)
+    assert with_entropy(uniform, first).entropy.item() == pytest.approx(math.log(8), rel=1e-12)
+    assert with_entropy(certain, first).entropy.item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_gradients_equal_finite_differences() -> None:
-    logits, tokens = batch(rows=1, time=4, vocab=3)
+@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize("absent", [None, torch.tensor([3])])
+def test_gradients_equal_finite_differences(entropy: bool, absent: Tensor | None) -> None:
+    logits, tokens = batch(rows=1, time=4, vocab=4)
     logits.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: token_statistics(z, tokens, 0.7, chunk=3), (logits,))
+
+    def numbers(z: Tensor) -> tuple[Tensor, ...]:
+        found = token_statistics(z, tokens % 3, 0.7, absent, entropy=entropy, chunk=3)
+        return tuple(each for each in found if each is not None)
+
+    assert torch.autograd.gradcheck(numbers, (logits,))
+
+
+def test_entropy_is_computed_where_it_is_asked_for_alone() -> None:
+    logits, tokens = batch()
+    logits.requires_grad_()
+    with Counting() as asked:
+        both = with_entropy(logits, tokens, 0.7)
+    with Counting() as unasked:
+        one = token_statistics(logits, tokens, 0.7)
+    assert one.entropy is None
+    assert torch.equal(one.logprobs, both.logprobs)
+    assert (asked.exponentials, unasked.exponentials) == (1, 0)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_loss_of_one_number_learns_from_that_one(which: int) -> None:
+    logits, tokens = batch()
+    logits.requires_grad_()
+    other = 1 - which
+    (alone,) = torch.autograd.grad(with_entropy(logits, tokens, 0.7)[which].sum(), logits)
+    both = with_entropy(logits, tokens, 0.7)
+    (weighted,) = torch.autograd.grad(both[which].sum() + 0 * both[other].sum(), logits)
+    assert_close(alone, weighted)
+    assert alone.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("gap", [200.0, float("inf")])
 def test_impossible_words_leave_numbers_and_gradients_finite(gap: float) -> None:
     # In fp32 a word 200 nats below the best has probability 0 to the last bit.
     logits = torch.tensor([[[0.0, 0.0, -gap]]], requires_grad=True)
-    logprobs, entropy = token_statistics(logits, torch.tensor([[0]]))
+    logprobs, entropy = with_entropy(logits, torch.tensor([[0]]))
     assert logprobs.item() == pytest.approx(-math.log(2), rel=1e-6)
     assert entropy.item() == pytest.approx(math.log(2), rel=1e-6)
     (logprobs + entropy).sum().backward()
@@ -103,7 +145,7 @@ def test_impossible_words_leave_numbers_and_gradients_finite(gap: float) -> None
 def test_bf16_logits_are_lifted_before_the_softmax() -> None:
     logits, tokens = batch()
     half = logits.bfloat16()
-    logprobs, entropy = token_statistics(half, tokens, 0.7)
+    logprobs, entropy = with_entropy(half, tokens, 0.7)
     assert logprobs.dtype == entropy.dtype == torch.float32
     exact, _ = loop(half.double(), tokens, 0.7)
     torch.testing.assert_close(logprobs, exact.float(), rtol=1e-6, atol=1e-6)
@@ -124,6 +166,18 @@ class Largest(TorchDispatchMode):
         return result
 
 
+class Counting(TorchDispatchMode):
+    """Counts exponentials over the vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exponentials = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.exponentials += func is torch.ops.aten.exp.default
+        return func(*args, **(kwargs or {}))
+
+
 def test_no_fp32_copy_of_all_logits_exists_forward_or_backward() -> None:
     rows, time, vocab, chunk = 2, 32, 64, 4
     logits, tokens = batch(0, rows, time, vocab)
@@ -135,7 +189,7 @@ def test_no_fp32_copy_of_all_logits_exists_forward_or_backward() -> None:
         return x
 
     with Largest() as largest, saved_tensors_hooks(note, lambda x: x):
-        statistics = token_statistics(logits, tokens, 0.7, chunk=chunk)
+        statistics = with_entropy(logits, tokens, 0.7, chunk=chunk)
         loss = statistics.logprobs.sum() + statistics.entropy.sum()
         loss.backward()
     assert largest.numel <= rows * chunk * vocab
@@ -146,20 +200,20 @@ def test_no_fp32_copy_of_all_logits_exists_forward_or_backward() -> None:
 @torch.inference_mode()
 def test_works_in_inference_mode() -> None:
     logits, tokens = batch()
-    assert not token_statistics(logits, tokens, chunk=2).logprobs.requires_grad
+    assert not with_entropy(logits, tokens, chunk=2).logprobs.requires_grad
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_above_zero(temperature: float) -> None:
     logits, tokens = batch()
     with pytest.raises(ValueError, match="temperature is"):
-        token_statistics(logits, tokens, temperature)
+        with_entropy(logits, tokens, temperature)
 
 
 def test_shapes_that_disagree_are_refused() -> None:
     logits, tokens = batch()
     with pytest.raises(ValueError, match=r"tokens \[2, 6\]"):
-        token_statistics(logits, tokens[:, 1:])
+        with_entropy(logits, tokens[:, 1:])
 
 
 def test_absent_rows_have_no_probability_and_change_nothing_else() -> None:
@@ -169,9 +223,9 @@ def test_absent_rows_have_no_probability_and_change_nothing_else() -> None:
     tokens = torch.randint(0, 2, (2, 5), generator=draw)
     kept = [0, 1, 3, 4, 5]
 
-    logprobs, entropy = token_statistics(logits, tokens, 0.7, absent, chunk=2)
+    logprobs, entropy = with_entropy(logits, tokens, 0.7, absent, chunk=2)
 
-    smaller = token_statistics(logits[..., kept], tokens, 0.7)
+    smaller = with_entropy(logits[..., kept], tokens, 0.7)
     assert_close(logprobs, smaller.logprobs)
     assert_close(entropy, smaller.entropy)
     (logprobs + entropy).sum().backward()

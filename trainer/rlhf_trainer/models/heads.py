@@ -27,7 +27,7 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
 
 
 class Actor(nn.Module):
-    """A causal model that gives the log-probability and entropy of each response token."""
+    """A causal model that gives the log-probability of each response token, and its entropy."""
 
     absent: Tensor
 
@@ -47,11 +47,13 @@ class Actor(nn.Module):
         position_ids: Tensor,
         response_width: int,
         temperature: float = 1.0,
+        *,
+        entropy: bool = False,
     ) -> TokenStatistics:
-        """Statistics of the last `response_width` columns.
+        """Statistics of the last `response_width` columns, with entropies where they are asked for.
 
-        Shapes: input_ids, attention_mask, position_ids Long[batch, time] -> 2 x Float[batch,
-        response_width]. Packed rows have another mask, or none: see `data.packing.RowLayout`.
+        Shapes: input_ids, attention_mask, position_ids Long[batch, time] -> Float[batch,
+        response_width] each. Packed rows have another mask, or none: see `data.packing.RowLayout`.
         """
         kept = {"logits_to_keep": response_width + 1} if self._keeps_logits else {}
         output = self.model(
@@ -62,7 +64,8 @@ class Actor(nn.Module):
             **kept,
         )
         logits = output.logits[:, -response_width - 1 : -1]
-        return token_statistics(logits, input_ids[:, -response_width:], temperature, self.absent)
+        tokens = input_ids[:, -response_width:]
+        return token_statistics(logits, tokens, temperature, self.absent, entropy=entropy)
 
 
 class Float32Linear(nn.Linear):

@@ -101,7 +101,9 @@ class Learner:
     ) -> None:
         spec = self.spec
         width = micro.rollout.responses.shape[1]
-        statistics = self.steps.actor(*micro.rollout.sequences, width, spec.temperature)
+        statistics = self.steps.actor(
+            *micro.rollout.sequences, width, spec.temperature, entropy=True
+        )
         policy = policy_loss(
             statistics.logprobs,
             micro.old_logprobs,
@@ -110,7 +112,9 @@ class Learner:
             spec.clip_range,
             tokens,
         )
-        entropy = entropy_bonus(statistics.entropy, micro.mask, spec.entropy_coef, tokens)
+        # Its gradient costs as much as that of the log-probabilities.
+        entropies = statistics.entropy if spec.entropy_coef else statistics.entropy.detach()
+        entropy = entropy_bonus(entropies, micro.mask, spec.entropy_coef, tokens)
         self.steps.actor.accumulate(policy.loss + entropy.loss, last=last)
         sums.add_actor(policy, entropy, tokens)
 

@@ -2,35 +2,32 @@
 
 Called by every stage, with the temperature the tokens were sampled at. `logits[:, t]` must be the
 scores *of* `tokens[:, t]`, so the caller has shifted them. Never held at once: batch × time ×
-vocabulary in fp32, forward or backward. Chunks are recomputed in the backward pass, so that
-autograd keeps the caller's tensors and nothing of that size besides.
+vocabulary in fp32, forward or backward. The backward pass takes the softmax anew from the caller's
+logits, chunk by chunk, and nothing of that size is kept besides.
 
 PPO leaves out rows of the embedding that have no token (padded vocabularies): sampler, actor and
 reference alike give them probability 0, and the loss of other texts that PPO mixes in. Supervised
 fine-tuning keeps the model's own softmax.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from rlhf_trainer.rl._inputs import at_least_float32, require_positive
-
-T = TypeVar("T")
 
 TIME_CHUNK = 64
 
 
 class TokenStatistics(NamedTuple):
-    """Both numbers of each token, in one pass over the vocabulary."""
+    """What is known of each token, from one pass over the vocabulary."""
 
     logprobs: Tensor
     """Float[...], log π(token), fp32 (fp64 where the input is)."""
-    entropy: Tensor
-    """Float[...], nats of the distribution the token was drawn from."""
+    entropy: Tensor | None = None
+    """Float[...], nats of the distribution the token was drawn from; None where nobody asked."""
 
 
 def policy_logits(logits: Tensor, temperature: float, absent: Tensor | None = None) -> Tensor:
@@ -51,25 +48,21 @@ def token_statistics(
     temperature: float = 1.0,
     absent: Tensor | None = None,
     *,
+    entropy: bool = False,
     chunk: int = TIME_CHUNK,
 ) -> TokenStatistics:
-    """log π(a_t) = z_{a_t} − log Σ_v exp z_v and H_t = −Σ_v p_v log p_v, by one softmax.
+    """log π(a_t) = z_{a_t} − log Σ_v exp z_v and, if asked, H_t = −Σ_v p_v log p_v.
 
     z = `policy_logits`, p = softmax(z). Shapes: logits Float[batch, time, vocab], tokens
-    Long[batch, time], absent Long[n] -> 2 × Float[batch, time], in fp32 (fp64 where logits are).
+    Long[batch, time], absent Long[n] -> Float[batch, time] each, in fp32 (fp64 where logits are).
     Tokens lie in [0, vocab), also where a mask hides them.
     Raises ValueError when shapes disagree, or temperature or chunk is not above 0.
     """
     _check(logits, tokens, temperature, chunk)
-    parts = [
-        _recomputed(_statistics, part, of, temperature, absent)
-        for part, of in zip(
-            torch.split(logits, chunk, dim=1), torch.split(tokens, chunk, dim=1), strict=True
-        )
-    ]
-    return TokenStatistics(
-        torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts], dim=1)
+    logprobs, entropies = _TokenStatistics.apply(
+        logits, tokens, temperature, absent, entropy, chunk
     )
+    return TokenStatistics(logprobs, entropies if entropy else None)
 
 
 def _check(logits: Tensor, tokens: Tensor, temperature: float, chunk: int) -> None:
@@ -81,25 +74,71 @@ def _check(logits: Tensor, tokens: Tensor, temperature: float, chunk: int) -> No
         )
 
 
-def _recomputed(function: Callable[..., T], *args: object) -> T:
-    """Call it, and again in the backward pass in place of keeping what it made on the way."""
-    result: T = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-    return result
+class _TokenStatistics(torch.autograd.Function):
+    """Both numbers with their gradients, which need the softmax and nothing else.
+
+    d log π(a) / dz_v = 1[v = a] − p_v, and dH / dz_v = −p_v (log p_v + H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        absent: Tensor | None,
+        entropy: bool,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.temperature, ctx.absent, ctx.chunk = temperature, absent, chunk
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logprobs = logits.new_empty(tokens.shape, dtype=dtype)
+        entropies = logits.new_empty(tokens.shape if entropy else (0,), dtype=dtype)
+        for columns in _columns(tokens.shape[1], chunk):
+            log_softmax = _log_softmax(logits[:, columns], temperature, absent)
+            at = tokens[:, columns].unsqueeze(-1)
+            logprobs[:, columns] = log_softmax.gather(-1, at).squeeze(-1)
+            if entropy:
+                entropies[:, columns] = -(log_softmax.exp() * _bounded(log_softmax)).sum(dim=-1)
+        if not entropy:
+            ctx.mark_non_differentiable(entropies)
+        ctx.save_for_backward(logits, tokens, entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_logprobs: Tensor | None, of_entropies: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        logits, tokens, entropies = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for columns in _columns(tokens.shape[1], ctx.chunk):
+            log_softmax = _log_softmax(logits[:, columns], ctx.temperature, ctx.absent)
+            softmax = log_softmax.exp()
+            of_z = torch.zeros_like(softmax)
+            if of_logprobs is not None:
+                upstream = of_logprobs[:, columns].unsqueeze(-1)
+                of_z.scatter_(-1, tokens[:, columns].unsqueeze(-1), upstream)
+                of_z.addcmul_(softmax, upstream, value=-1)
+            if of_entropies is not None:
+                upstream = of_entropies[:, columns].unsqueeze(-1)
+                surprise = _bounded(log_softmax) + entropies[:, columns].unsqueeze(-1)
+                of_z.addcmul_(softmax.mul_(surprise), upstream, value=-1)
+            if ctx.absent is not None:
+                of_z.index_fill_(-1, ctx.absent, 0.0)
+            gradient[:, columns] = of_z.div_(ctx.temperature).to(logits.dtype)
+        return gradient, None, None, None, None, None
 
 
-def _gathered(log_softmax: Tensor, tokens: Tensor) -> Tensor:
-    return log_softmax.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+def _log_softmax(logits: Tensor, temperature: float, absent: Tensor | None) -> Tensor:
+    return torch.log_softmax(policy_logits(logits, temperature, absent), dim=-1)
 
 
-def _summed(log_softmax: Tensor) -> Tensor:
-    # A word that is forbidden (logit −inf) has p log p = 0 · −inf; the bound makes it 0, and its
-    # gradient too.
-    bounded = log_softmax.clamp(min=torch.finfo(log_softmax.dtype).min)
-    return -(log_softmax.exp() * bounded).sum(dim=-1)
+def _columns(width: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, width, chunk)]
 
 
-def _statistics(
-    logits: Tensor, tokens: Tensor, temperature: float, absent: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    log_softmax = torch.log_softmax(policy_logits(logits, temperature, absent), dim=-1)
-    return _gathered(log_softmax, tokens), _summed(log_softmax)
+def _bounded(log_softmax: Tensor) -> Tensor:
+    """With a number where a word is forbidden (logit −inf): p log p is 0 · −inf there."""
+    return log_softmax.clamp(min=torch.finfo(log_softmax.dtype).min)
