@@ -230,10 +230,11 @@ def test_a_full_disk_on_one_rank_is_a_storage_error_and_keeps_nobody_waiting(
             assert stored == expected, (rank, zero_stage)
 
 
-def test_micro_batches_are_consecutive_and_complete() -> None:
-    assert micro_batches(range(5), 2) == [[0, 1], [2, 3], [4]]
-    assert micro_batches("ab", 8) == [["a", "b"]]
-    assert micro_batches([], 8) == []
+def test_micro_batches_hold_rows_of_like_length_and_every_row_once() -> None:
+    rows = ["a", "bbbb", "cc", "dddd", "e"]
+    assert micro_batches(rows, 2, len) == [["a", "e"], ["cc", "bbbb"], ["dddd"]]
+    assert micro_batches(["bb", "a"], 8, len) == [["a", "bb"]]
+    assert micro_batches([], 8, len) == []
 
 
 class Call:

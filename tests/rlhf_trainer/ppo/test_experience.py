@@ -1,5 +1,6 @@
 """What PPO learns from a rollout, against slow loops, hand-worked numbers and identities."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +147,38 @@ def test_micro_batches_do_not_change_an_experience(four: Four, rollout: Rollout)
     for name in ("old_logprobs", "ref_logprobs", "values"):
         close(getattr(split, name)[whole.mask], getattr(whole, name)[whole.mask])
     close(split.scores, whole.scores)
+
+
+def test_models_compute_few_columns_of_padding(four: Four, rollout: Rollout) -> None:
+    seen: list[torch.Size] = []
+
+    def critic(*sequences: Tensor) -> Tensor:
+        seen.append(sequences[0].shape)
+        numbers: Tensor = four.critic(*sequences)
+        return numbers
+
+    four.collect(rollout, critic=critic, micro_batch_size=1)
+    lengths = (rollout.prompt_lengths + rollout.response_lengths).tolist()
+    assert seen == [torch.Size([1, length]) for length in sorted(lengths)]
+
+
+def test_parts_of_an_experience_are_those_of_its_rollout(
+    four: Four, rollout: Rollout, folder: Path
+) -> None:
+    whole = four.collect(rollout)
+    whole = dataclasses.replace(whole, rewards={"length": rollout.response_lengths.float()})
+    learned = targets_of(whole, whole.scores, ppo_spec(folder), kl_coef=0.1)
+    for rows, part in whole.by_length(3):
+        at = part.mask
+        width = at.shape[1]
+        for name in ("old_logprobs", "ref_logprobs", "values"):
+            same = getattr(whole, name)[rows][whole.mask[rows]]
+            assert torch.equal(getattr(part, name)[at], same)
+        assert torch.equal(part.scores, whole.scores[rows])
+        assert torch.equal(part.rewards["length"], part.rollout.response_lengths.float())
+        narrow = learned[rows].narrowed(width)
+        assert torch.equal(narrow.returns[at], learned.returns[rows][whole.mask[rows]])
+        assert narrow.advantages.shape == narrow.rewards.shape == at.shape
 
 
 def test_without_a_reward_model_scores_are_0(four: Four, rollout: Rollout) -> None:

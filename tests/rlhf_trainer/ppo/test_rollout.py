@@ -282,6 +282,28 @@ def test_joined_rollouts_by_hand() -> None:
 # Interrupted
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 64])
+def test_parts_of_like_length_hold_every_row_once_and_no_column_of_padding(
+    words: Path, size: int
+) -> None:
+    sampler = cases.sampler(model_with(words, {EOS: 2.0}), max_response_length=9)
+    rollout = sampler.sample(PROMPTS * 4)
+    whole = cases.parts(rollout)
+    parts = rollout.by_length(size)
+    assert [len(rows) for rows, _ in parts] == [size] * (16 // size) + [16 % size] * (16 % size > 0)
+    lengths: list[int] = []
+    for rows, part in parts:
+        assert cases.parts(part) == [whole[row] for row in rows.tolist()]
+        assert part.prompts.shape[1] == part.prompt_lengths.max()
+        assert part.responses.shape == part.sampled_logprobs.shape
+        assert part.responses.shape[1] == part.response_lengths.max()
+        assert torch.equal(part.ended, rollout.ended[rows])
+        lengths += (part.prompt_lengths + part.response_lengths).tolist()
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 2
+    assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == list(range(16))
+
+
 def test_a_request_to_stop_ends_a_rollout_early(words: Path) -> None:
     asked: list[int] = []
 

@@ -68,7 +68,7 @@ def loss_of(model: Any, part: list[np.ndarray], normalizer: float) -> Any:
 def one_step(model: TrainedModel, ranks: Ranks, micro_batch_size: int, rate: float) -> list[float]:
     """Loss and gradient norm of one step over all rows."""
     mine = rank_slice(list(range(ROWS)), ranks.rank, ranks.world_size)
-    parts = micro_batches([rows()[at] for at in mine], micro_batch_size)
+    parts = micro_batches([rows()[at] for at in mine], micro_batch_size, len)
     nll = 0.0
     for index, part in enumerate(parts):
         loss = loss_of(model, part, tokens())

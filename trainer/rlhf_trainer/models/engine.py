@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -40,6 +40,8 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 _KEPT_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 """Of DeepSpeed, in its checkpoints."""
+
+T = TypeVar("T")
 
 DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "FP32": torch.float32}
 
@@ -282,7 +284,7 @@ def whole_parameters(model: PlacedModel) -> Iterator[None]:
         yield
 
 
-def micro_batches(items: Iterable[Any], size: int) -> list[list[Any]]:
-    """Consecutive slices of at most `size` items."""
-    everything = list(items)
-    return [everything[start : start + size] for start in range(0, len(everything), size)]
+def micro_batches(items: Iterable[T], size: int, length: Callable[[T], int]) -> list[list[T]]:
+    """At most `size` items each, of like `length`, so that little of a micro-batch is padding."""
+    ordered = sorted(items, key=length)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

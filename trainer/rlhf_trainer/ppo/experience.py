@@ -4,8 +4,8 @@ Called by the PPO stage. What must be global (moments, counts) is reduced over r
 formulas are in `rl`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +65,22 @@ class Experience:
             {name: scores[rows] for name, scores in self.rewards.items()},
         )
 
+    def by_length(self, size: int) -> list[tuple[Tensor, "Experience"]]:
+        """Parts of like length with the indices of their rows, as `Rollout.by_length`."""
+        return [
+            (rows, self[rows]._narrowed(rollout)) for rows, rollout in self.rollout.by_length(size)
+        ]
+
+    def _narrowed(self, rollout: Rollout) -> "Experience":
+        width = rollout.responses.shape[1]
+        return replace(
+            self,
+            rollout=rollout,
+            old_logprobs=self.old_logprobs[:, :width],
+            ref_logprobs=self.ref_logprobs[:, :width],
+            values=self.values[:, :width],
+        )
+
     def kl(self, estimator: str = "K1") -> Tensor:
         """Float[batch, response], actor against reference, 0 after a response's end."""
         per_token = token_kl(self.old_logprobs, self.ref_logprobs, estimator)  # type: ignore[arg-type]
@@ -106,6 +122,10 @@ class Targets:
         """The rows at Long[n] indices."""
         return Targets(self.rewards[rows], self.advantages[rows], self.returns[rows])
 
+    def narrowed(self, width: int) -> "Targets":
+        """The first `width` columns."""
+        return Targets(self.rewards[:, :width], self.advantages[:, :width], self.returns[:, :width])
+
 
 @torch.no_grad()
 def collect(
@@ -127,12 +147,11 @@ def collect(
     Old log-probabilities are computed by the training engine and not taken from the sampler, so
     that the probability ratio of unchanged weights is 1 whatever the sampler's numerics.
     """
-    width = rollout.responses.shape[1]
-    parts: list[tuple[Tensor, ...]] = []
-    for start in range(0, len(rollout.responses), micro_batch_size):
-        rows = rollout[start : start + micro_batch_size]
-        sequences = rows.sequences
-        parts.append(
+    parts = rollout.by_length(micro_batch_size)
+    columns: list[tuple[Tensor, ...]] = []
+    for _, rows in parts:
+        sequences, width = rows.sequences, rows.responses.shape[1]
+        columns.append(
             (
                 actor(*sequences, width, temperature).logprobs,
                 reference(*sequences, width, temperature).logprobs,
@@ -146,10 +165,23 @@ def collect(
                 ),
             )
         )
+    places = [rows for rows, _ in parts]
     old_logprobs, ref_logprobs, values, scores = (
-        torch.cat(column) for column in zip(*parts, strict=True)
+        _in_place(places, numbers, rollout.responses.shape)
+        for numbers in zip(*columns, strict=True)
     )
     return Experience(rollout, old_logprobs, ref_logprobs, values, scores)
+
+
+def _in_place(places: Sequence[Tensor], parts: Sequence[Tensor], shape: torch.Size) -> Tensor:
+    """Float[batch, ...]: each part's rows at their places, and 0 in columns that no part has."""
+    whole = parts[0].new_zeros(shape[: parts[0].dim()])
+    for rows, numbers in zip(places, parts, strict=True):
+        if numbers.dim() == 1:
+            whole[rows] = numbers
+        else:
+            whole[rows, : numbers.shape[1]] = numbers
+    return whole
 
 
 def response_values(critic: Callable[..., Any], rollout: Rollout) -> Tensor:

@@ -80,13 +80,12 @@ class Learner:
             advantages = normalized(targets.advantages, part.mask, ranks)
             targets = replace(targets, advantages=advantages)
         (tokens,) = reduce_sum([float(part.mask.sum())], ranks)
-        rows = torch.arange(len(part.scores), device=part.scores.device)
-        splits = rows.split(spec.micro_batch_size)
-        for index, at in enumerate(splits):
+        parts = part.by_length(spec.micro_batch_size)
+        for index, (rows, micro) in enumerate(parts):
             if check_stop is not None:
                 check_stop()
-            micro, micro_targets = part[at], targets[at]
-            last = index == len(splits) - 1
+            micro_targets = targets[rows].narrowed(micro.mask.shape[1])
+            last = index == len(parts) - 1
             if self._actor_learns():
                 last_of_step = last and self.steps.ptx is None
                 self._accumulate_actor(micro, micro_targets, tokens, last_of_step, sums)

@@ -64,7 +64,10 @@ class PTX:
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(len(example.tokens) for example in self.examples)
+        return max(map(self._length, range(len(self.examples))))
+
+    def _length(self, row: int) -> int:
+        return len(self.examples[row].tokens)
 
     def accumulate(self, actor: TrainedModel, check_stop: StopCheck | None = None) -> None:
         """Add the gradient of the next batch, as the last part of an optimizer step."""
@@ -72,7 +75,7 @@ class PTX:
         # Every rank knows the whole batch, so the global count needs no communication.
         tokens = sum(int(self.examples[row].response_mask.sum()) for row in batch)
         mine = rank_slice(batch, self.ranks.rank, self.ranks.world_size)
-        parts = micro_batches(mine, self.micro_batch_size)
+        parts = micro_batches(mine, self.micro_batch_size, self._length)
         for index, part in enumerate(parts):
             if check_stop is not None:
                 check_stop()

@@ -70,6 +70,35 @@ class Rollout:
         """Some of the rows, by a slice or by Long[n] indices."""
         return Rollout(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
 
+    def by_length(self, size: int) -> list[tuple[Tensor, "Rollout"]]:
+        """Rows of like length together, `size` at a time, without columns that are padding in all.
+
+        Each part comes with the Long[n] indices of its rows. How many parts there are does not
+        depend on lengths: ranks make equally many passes.
+        """
+        lengths = torch.stack([self.prompt_lengths, self.response_lengths])
+        order = lengths.sum(dim=0).argsort(stable=True)
+        # One look at the device for all parts.
+        prompts, responses = lengths[:, order].tolist()
+        return [
+            (
+                order[start : start + size],
+                self[order[start : start + size]]._narrowed(
+                    max(prompts[start : start + size]), max(responses[start : start + size])
+                ),
+            )
+            for start in range(0, len(order), size)
+        ]
+
+    def _narrowed(self, prompt: int, response: int) -> "Rollout":
+        """The same rows in so many columns, which hold all their tokens."""
+        return replace(
+            self,
+            prompts=self.prompts[:, self.prompts.shape[1] - prompt :],
+            responses=self.responses[:, :response],
+            sampled_logprobs=self.sampled_logprobs[:, :response],
+        )
+
     @classmethod
     def cat(cls, parts: Sequence["Rollout"], pad_id: int) -> "Rollout":
         """The rows of all parts one below the other, padded to their common width."""

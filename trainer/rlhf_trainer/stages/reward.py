@@ -94,7 +94,7 @@ def _train(
 
 def _longest(pairs: Sequence[PreferencePair]) -> int:
     """Tokens of the longest sequence."""
-    return max((max(len(pair.chosen), len(pair.rejected)) for pair in pairs), default=0)
+    return max(map(_longer, pairs), default=0)
 
 
 def _load(base: Base, settings: ModelSettings, spec: RewardStage, ranks: Ranks) -> TrainedModel:
@@ -130,7 +130,7 @@ def _step(
     learning_rate = loop.learning_rate(spec.learning_rate)
     batch = loop.next_batch()
     mine = rank_slice(batch, loop.ranks.rank, loop.ranks.world_size)
-    parts = micro_batches([pairs[row] for row in mine], spec.micro_batch_size)
+    parts = micro_batches([pairs[row] for row in mine], spec.micro_batch_size, _longer)
     sums = np.zeros(4)
     with loop.reporter.phase(Phase.LEARNING):
         for index, part in enumerate(parts):
@@ -174,6 +174,11 @@ def _loss(
         spec.centering_coef,
         normalizer=normalizer,
     )
+
+
+def _longer(pair: PreferencePair) -> int:
+    """Tokens of the longer one of a pair, which stand in one micro-batch."""
+    return max(len(pair.chosen), len(pair.rejected))
 
 
 def pad_pairs(pairs: Sequence[PreferencePair], pad_id: int) -> Padded:
@@ -238,7 +243,7 @@ def evaluate(
         # Ranks make equally many passes (ZeRO 3 needs it); a repeated row writes the same score.
         mine += block[: -(-len(block) // ranks.world_size) - len(mine)]
         scored = []
-        for part in micro_batches(mine, size):
+        for part in micro_batches(mine, size, lambda row: _longer(pairs[row])):
             loop.stop_if_asked()
             padded = pad_pairs([pairs[row] for row in part], pad_id)
             chosen, rejected = score_pairs(model, padded, ranks)

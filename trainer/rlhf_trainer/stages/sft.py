@@ -105,15 +105,15 @@ class Sequences:
     @property
     def longest(self) -> int:
         """Tokens of the fullest sequence."""
-        return max(self.tokens([at]) for at in range(len(self)))
+        return max(map(self.length, range(len(self))))
+
+    def length(self, sequence: int) -> int:
+        """Number of tokens in `sequence`."""
+        return sum(len(self.examples[row].tokens) for row in self.members[sequence])
 
     def tokens(self, sequences: Sequence[int]) -> int:
         """Number of tokens in `sequences`."""
-        return sum(
-            len(self.examples[row].tokens)
-            for sequence in sequences
-            for row in self.members[sequence]
-        )
+        return sum(map(self.length, sequences))
 
     def loss_tokens(self, sequences: Sequence[int]) -> int:
         """Number of tokens in `sequences` that carry a loss."""
@@ -189,9 +189,8 @@ def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: S
     batch = loop.next_batch()
     # Every rank knows the whole batch, so the global count needs no communication.
     tokens = sequences.loss_tokens(batch)
-    parts = micro_batches(
-        rank_slice(batch, loop.ranks.rank, loop.ranks.world_size), spec.micro_batch_size
-    )
+    mine = rank_slice(batch, loop.ranks.rank, loop.ranks.world_size)
+    parts = micro_batches(mine, spec.micro_batch_size, sequences.length)
     nll = 0.0
     with loop.reporter.phase(Phase.LEARNING):
         for index, part in enumerate(parts):
@@ -219,14 +218,18 @@ def evaluate(
     """Mean negative log-likelihood of held-out response tokens, and its exponential."""
     ranks = loop.ranks
     everything = list(range(len(held_out)))
-    # Ranks make equally many passes (ZeRO 3 needs it); repeated sequences count as nothing.
-    share = -(-len(everything) // ranks.world_size)
-    mine = rank_slice(everything, ranks.rank, ranks.world_size)
+    parts = micro_batches(
+        rank_slice(everything, ranks.rank, ranks.world_size),
+        spec.micro_batch_size,
+        held_out.length,
+    )
     nll = 0.0
-    for part in micro_batches(range(share), spec.micro_batch_size):
+    # Ranks make equally many passes (ZeRO 3 needs it); one without sequences counts as nothing.
+    share = -(-len(everything) // ranks.world_size)
+    for at in range(-(-share // spec.micro_batch_size)):
         loop.stop_if_asked()
-        real = [mine[at] for at in part if at < len(mine)]
-        batch = held_out.batch(real or everything[:1])
+        real = at < len(parts)
+        batch = held_out.batch(parts[at] if real else everything[:1])
         loss = response_loss(model, batch, held_out.layout, 1, ranks)
         nll += float(loss.nll_sum) if real else 0.0
     (total,) = reduce_sum([nll], ranks)
