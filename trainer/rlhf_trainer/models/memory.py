@@ -35,7 +35,7 @@ _GRADIENT = 4
 _MOMENTS = 2 * 4
 _MASTER = 4
 _FLOAT32_CHUNKS = 3
-"""How many copies of a chunk of logits there are at once: scaled, softmax and a product."""
+"""How many copies of a chunk of logits there are at once: log-softmax, softmax and gradient."""
 BUCKET_NUMBERS = 50_000_000
 """Gradients that DeepSpeed sends at once."""
 _LIVE_NUMBERS = 1_000_000_000
