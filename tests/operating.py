@@ -272,6 +272,25 @@ class Jobs:
         state = {"waiting": {"reason": reason, "message": message}}
         self._set(pod, "Pending", state, ready=False)
 
+    def warn(self, pod: Any, reason: str, message: str) -> None:
+        """As the kubelet: an Event about a pod."""
+        about = {"kind": "Pod", "name": pod.metadata.name, "namespace": self.namespace}
+        event = {
+            "metadata": {"generateName": f"{pod.metadata.name}."},
+            "involvedObject": about | {"uid": pod.metadata.uid},
+            "type": "Warning",
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": now(),
+        }
+        self.core.create_namespaced_event(self.namespace, event)
+
+    def evict(self, pod: Any, message: str) -> None:
+        """As the kubelet: it ends a pod that it evicts."""
+        patch = {"status": {"reason": "Evicted", "message": message}}
+        self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, patch)
+        self.end_pod(pod, 137)
+
     def disrupt(self, pod: Any, **status: Any) -> None:
         """Add a condition DisruptionTarget, as whoever preempts or drains does."""
         condition = {

@@ -56,7 +56,8 @@ LINES: Mapping[Reason, str] = {
     ),
     Reason.DRAINED: "A pod was evicted from a node that is drained or tainted.",
     Reason.EVICTED: (
-        "The kubelet ended a pod that took more memory or disk than it may: correct what it names."
+        "The kubelet ended a pod, and says neither that it exceeded a limit of its own nor that "
+        "the node lacked something: correct what it names."
     ),
     Reason.FINISHED: "Nothing of the stage, or of the job, runs any more.",
     Reason.FORBIDDEN: "The operator, or who is named, lacks a right: grant it. Waited for.",
@@ -136,9 +137,8 @@ LINES: Mapping[Reason, str] = {
         "what they waited for: mend that, or raise it, and make the job anew."
     ),
     Reason.PODS_PENDING: (
-        "The pods are on their way: made, scheduled, pulling the image, or waiting for a "
-        "volume. Where it lasts, `kubectl -n NAMESPACE describe pod` has the kubelet's "
-        "words, such as FailedMount."
+        "The pods are on their way: made, scheduled, or pulling the image. Where it lasts, "
+        "`kubectl -n NAMESPACE describe pod` has the kubelet's words."
     ),
     Reason.PODS_READY: "All processes of an attempt run.",
     Reason.POD_REJECTED: (
@@ -179,6 +179,11 @@ LINES: Mapping[Reason, str] = {
         "A hub, a network or a reward's endpoint does not answer (exit code 69). Restarted "
         "with pauses, counted."
     ),
+    Reason.STORAGE_EXCEEDED: (
+        "The kubelet ended a pod that wrote more to its node's disk than its limit of "
+        "`ephemeral-storage`, or the `sizeLimit` of an emptyDir, allows: raise that in a new job, "
+        "or write less. Restarted, counted."
+    ),
     Reason.STAGES_COMPLETE: "The job has succeeded.",
     Reason.START_ERROR: (
         "A container of the pod could not start, or one before the trainer failed: correct "
@@ -199,6 +204,10 @@ LINES: Mapping[Reason, str] = {
     ),
     Reason.USER_REQUESTED: "`spec.suspend` is true: the job goes on when it is false.",
     Reason.VALID: "The spec is valid.",
+    Reason.VOLUME_NOT_MOUNTED: (
+        "A pod's node cannot mount a volume of it, or attach its disk: create what is named, or "
+        "correct the volume, its claim or its driver. Waited for."
+    ),
     Reason.WAITING_FOR_STAGE: (
         "A stage waits for another one that it needs, or for the other's room."
     ),

@@ -292,6 +292,26 @@ def image(scene: Scene) -> None:
     scene.jobs.wait(scene.jobs.pods(NAME)[0], "ErrImagePull", "manifest unknown")
 
 
+def volume_not_mounted(scene: Scene) -> None:
+    secret = {"secretName": "dataset-token"}
+    mount = {"name": "token", "mountPath": "/token"}
+    scene.create(
+        template={"volumes": [{"name": "token", "secret": secret}], "volumeMounts": [mount]}
+    )
+    scene.jobs.wait_for_pods(NAME)
+    (pod,) = scene.jobs.pods(NAME)
+    scene.jobs.bind(pod, NODE)
+    scene.jobs.wait(pod, "ContainerCreating")
+    message = 'MountVolume.SetUp failed for volume "token" : secret "dataset-token" not found'
+    scene.jobs.warn(pod, "FailedMount", message)
+
+
+def storage_exceeded(scene: Scene) -> None:
+    pod = scene.run()
+    message = 'Container trainer exceeded its local ephemeral storage limit "2Gi". '
+    scene.jobs.evict(pod, message)
+
+
 def secret_missing(scene: Scene) -> None:
     scene.create(template={"envFrom": [{"secretRef": {"name": "hf-token"}}]})
     scene.jobs.wait_for_pods(NAME)

@@ -1,5 +1,5 @@
 """Asks for what the store cannot show: Jobs that no watch shows, pods that came before they were
-seen, or were never made.
+seen, or were never made, and what keeps a pod from its start.
 
 Called by `reconcile`. Jobs and Pods are separate streams: a Job can be seen complete before the
 results of its pods are. So a verdict that follows from what is not there is preceded by one LIST.
@@ -18,6 +18,7 @@ from rlhf_operator.fields import is_watched, owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
 from rlhf_operator.manifests import child_name, is_disowned, is_made_for_its_name
 from rlhf_operator.memory import LACKING_SECONDS, LAST_RETRY_SECONDS, AttemptId, Lookup, Memory
+from rlhf_operator.mounting import before_start, hindered_pod
 from rlhf_operator.observe import SeenAttempt, lacks_pods, refused_pod, vanished_pod
 from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.observed import ObservedProcess
@@ -75,7 +76,8 @@ class Absences:
         return [*owned, *(raw for raw in claiming if is_disowned(job, raw))]
 
     async def missing(self, seen: SeenAttempt, memory: Memory) -> tuple[Processes, datetime | None]:
-        """The processes of an attempt, with those that there are no pods of.
+        """The processes of an attempt, with those that there are no pods of, and with what keeps a
+        pod from its start.
 
         Returns:
             The processes, and when to look again.
@@ -84,6 +86,10 @@ class Absences:
         if lacks_pods(seen.gang):
             return await self._lacking(seen, memory)
         memory.lookups.pop(seen.ident, None)
+        waiting = None if attempt.failed else before_start(attempt.processes, seen.gang.pods)
+        if waiting is not None:
+            return await self._hindered(seen, waiting, memory)
+        memory.waits.pop(seen.ident, None)
         gone = attempt.failed and not seen.gang.pods and attempt.confirmed
         deleted = seen.gang.job["metadata"].get("deletionTimestamp")
         if gone and not deleted:
@@ -94,17 +100,50 @@ class Absences:
     async def _lacking(
         self, seen: SeenAttempt, memory: Memory
     ) -> tuple[Processes, datetime | None]:
-        now = time.monotonic()
-        lookup = memory.lookups.setdefault(seen.ident, Lookup(now + LACKING_SECONDS))
-        # A worker that waited for the budget would do nothing for jobs that begin or end.
-        if now >= lookup.next and self._kube.has_spare():
-            lookup.pause = min(LAST_RETRY_SECONDS, lookup.pause * 2)
-            lookup.next = now + lookup.pause
+        lookup = memory.lookups.setdefault(seen.ident, _first_lookup())
+        if self._is_due(lookup):
             lookup.hear(await self._refusal_of_pods(seen))
-        look_at = datetime.now(UTC) + timedelta(seconds=max(1.0, lookup.next - now))
         name = seen.gang.job["metadata"]["name"]
         unmade = lookup.found or ObservedProcess(f"{name}-?", -1)
-        return (*seen.attempt.processes, unmade), look_at
+        return (*seen.attempt.processes, unmade), _next_look(lookup)
+
+    def _is_due(self, lookup: Lookup) -> bool:
+        """Whether Events are asked for now; then the next time is later."""
+        now = time.monotonic()
+        # A worker that waited for the budget would do nothing for jobs that begin or end.
+        if now < lookup.next or not self._kube.has_spare():
+            return False
+        lookup.pause = min(LAST_RETRY_SECONDS, lookup.pause * 2)
+        lookup.next = now + lookup.pause
+        return True
+
+    async def _hindered(
+        self, seen: SeenAttempt, pod: Raw, memory: Memory
+    ) -> tuple[Processes, datetime | None]:
+        """The processes of an attempt of which a pod waits on its node."""
+        lookup = memory.waits.setdefault(seen.ident, _first_lookup())
+        processes = {each.name: each for each in seen.attempt.processes}
+        name = pod["metadata"]["name"]
+        if self._is_due(lookup):
+            lookup.hear(await self._hindrance_of(pod, processes[name]))
+        found = lookup.found
+        # The pod that was asked about before may have started since.
+        if found is not None and found.name == name:
+            processes[name] = replace(processes[name], reason=found.reason, message=found.message)
+        return tuple(processes.values()), _next_look(lookup)
+
+    async def _hindrance_of(self, pod: Raw, process: ObservedProcess) -> ObservedProcess:
+        metadata = pod["metadata"]
+        path = core_path(metadata["namespace"], "events")
+        try:
+            listing = await self._kube.list(
+                path, fields=f"involvedObject.uid={metadata['uid']}", spare=True
+            )
+        except ApiError as error:
+            # They only explain; the job goes on without.
+            logger.warning("Events of Pod %s: %s", process.name, error)
+            return process
+        return hindered_pod(process, listing.items)
 
     async def _refusal_of_pods(self, seen: SeenAttempt) -> ObservedProcess:
         metadata = seen.gang.job["metadata"]
@@ -142,6 +181,15 @@ class Absences:
 def _is_child(job: RLHFJob, raw: Raw) -> bool:
     owned = owner_uid(raw) == job.metadata.uid and is_made_for_its_name(raw)
     return owned or is_disowned(job, raw)
+
+
+def _first_lookup() -> Lookup:
+    return Lookup(time.monotonic() + LACKING_SECONDS)
+
+
+def _next_look(lookup: Lookup) -> datetime:
+    seconds = max(1.0, lookup.next - time.monotonic())
+    return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 def _awaited(job: RLHFJob, memory: Memory) -> set[str]:

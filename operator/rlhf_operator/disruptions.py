@@ -7,6 +7,7 @@ them.
 from typing import Any
 
 from rlhf_api.names import Reason
+from rlhf_operator.evictions import EVICTED, is_of_node, remedy_of_limit
 
 Raw = dict[str, Any]
 
@@ -19,13 +20,11 @@ _OF_TARGET = {
 """Of the reasons of a pod's condition DisruptionTarget."""
 _BY_KUBELET = "TerminationByKubelet"
 _BY_TAINT = "DeletionByTaintManager"
-_UNDER_PRESSURE = "Evicted"
-"""Reason of a pod that the kubelet has ended for the sake of its node's memory or disk."""
 
-REASONS_OF_EVENTS = {
+_OF_EVENTS = {
     "Preempted": Reason.PREEMPTED,
     "TaintManagerEviction": Reason.DRAINED,
-    "Evicted": Reason.EVICTED,
+    EVICTED: Reason.EVICTED,
     "NodeNotReady": Reason.NODE_LOST,
     "NodeShutdown": Reason.NODE_SHUTDOWN,
 }
@@ -45,9 +44,21 @@ def disruption_reason(status: Raw, target: Raw, *, unready: bool, silent: bool) 
         return Reason.NODE_LOST if silent else None
     why = target.get("reason")
     if why == _BY_KUBELET:
-        pressed = status.get("reason") == _UNDER_PRESSURE
-        return Reason.NODE_PRESSURE if pressed else Reason.NODE_SHUTDOWN
+        if status.get("reason") != EVICTED:
+            return Reason.NODE_SHUTDOWN
+        own = remedy_of_limit(status.get("message"))
+        return Reason.NODE_PRESSURE if own is None else None
     if why == _BY_TAINT and unready:
         # The taint is that of a node which does not answer.
         return Reason.NODE_LOST
     return _OF_TARGET.get(str(why), Reason.DISRUPTED)
+
+
+def reason_of_event(event: Raw) -> Reason | None:
+    """Why the platform ended a pod, by an Event about it; None if this one tells of no such end."""
+    why, message = event.get("reason"), event.get("message")
+    if why == EVICTED and remedy_of_limit(message) is not None:
+        return None
+    if why == EVICTED and is_of_node(message):
+        return Reason.NODE_PRESSURE
+    return _OF_EVENTS.get(str(why))

@@ -44,7 +44,7 @@ class Refused:
 
 @dataclass
 class Lookup:
-    """The Events of a Job that lacks pods.
+    """The Events of a Job that lacks pods, or of a pod that waits on its node.
 
     Attributes:
         next: when they are asked for again; on the monotonic clock.
@@ -75,6 +75,7 @@ class Memory:
             None where that is the one in the store.
         refused: the actions that were refused and have not been done since.
         lookups: the attempts that lack pods.
+        waits: the attempts with a pod on a node that has not begun to start it.
         remains: what the Events of attempts without pods told, each asked for once.
         unremoved: attempts that are to be removed, until that is done; at first those of which an
             operator before may have left something.
@@ -83,6 +84,7 @@ class Memory:
     untold_since: RLHFJobStatus | None = None
     refused: dict[ActionId, Refused] = field(default_factory=dict)
     lookups: dict[AttemptId, Lookup] = field(default_factory=dict)
+    waits: dict[AttemptId, Lookup] = field(default_factory=dict)
     remains: dict[AttemptId, ObservedProcess | None] = field(default_factory=dict)
     unremoved: set[AttemptId] = field(default_factory=set)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1.status import MAX_COUNT
-from rlhf_operator.disruptions import REASONS_OF_EVENTS, disruption_reason
+from rlhf_operator.disruptions import disruption_reason, reason_of_event
+from rlhf_operator.evictions import EVICTED, remedy_of_limit
 from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, number
 from rlhf_operator.injected import as_trainers_ended, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
@@ -89,25 +90,32 @@ def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None
         events: Events about Pods, of any Job.
 
     Returns:
-        A process that was disrupted if any Event says so, else one with the last warning; None if
-        there is neither.
+        A process that exceeded a limit of its own or was disrupted, if any Event says so, else one
+        with the last warning; None if there is none of them.
     """
     own = [each for each in events if _is_about_pod_of(job_name, each)]
     own.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
-    disruptions = [each for each in own if each.get("reason") in REASONS_OF_EVENTS]
+    exceeding = [each for each in own if _remedy(each) is not None]
+    disruptions = [each for each in own if reason_of_event(each) is not None]
     warnings = [each for each in own if each.get("type") == "Warning"]
-    if not (disruptions or warnings):
+    if not (exceeding or disruptions or warnings):
         return None
-    told = (disruptions or warnings)[-1]
-    pod, reason = told["involvedObject"]["name"], told.get("reason", "")
+    told = (exceeding or disruptions or warnings)[-1]
+    pod, remedy = told["involvedObject"]["name"], _remedy(told)
+    said = f"{told.get('reason', '')}: {str(told.get('message', '')).strip()}"
     return ObservedProcess(
         name=pod,
         phase=ProcessPhase.FAILED,
         finished_at=_time(told.get("lastTimestamp") or told.get("eventTime")),
-        reason=REASONS_OF_EVENTS.get(reason),
-        message=f"pod {pod} is gone; its last Event: {reason}: {told.get('message', '')}",
-        disrupted=bool(disruptions),
+        reason=Reason.STORAGE_EXCEEDED if exceeding else reason_of_event(told),
+        message=f"pod {pod} is gone; its last Event: {said}" + (f"; {remedy}" if remedy else ""),
+        disrupted=bool(disruptions) and not exceeding,
     )
+
+
+def _remedy(event: Raw) -> str | None:
+    """What to do about the limit of its own for which a pod was evicted; None for other Events."""
+    return remedy_of_limit(event.get("message")) if event.get("reason") == EVICTED else None
 
 
 def _is_about_pod_of(job_name: str, event: Raw) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from rlhf_api.errors import ContractVersionError
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import StageResult
+from rlhf_operator.evictions import EVICTED, remedy_of_limit
 from rlhf_operator.fields import TRAINER
 from rlhf_operator.planning.observed import ProcessPhase
 from rlhf_operator.refusals import steady
@@ -21,13 +22,12 @@ Raw = dict[str, Any]
 MOST_CHARACTERS = 1000
 """Of a text that is no result."""
 _FIRST_SIGNAL_CODE = 128
-_PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull")
+_INVALID_IMAGE = "InvalidImageName"
 _ON_THE_WAY = ("ContainerCreating", "PodInitializing")
 """Why a container waits that nothing is wrong with."""
 _START_FAILURES = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError")
 """Why a container ended that has never run."""
-_EVICTED = "Evicted"
-"""Of a pod that exceeded what it may take, or that a node under pressure never let run."""
 _CRASH_LOOP = "CrashLoopBackOff"
 _HINDRANCES = {
     "CreateContainerConfigError": (
@@ -37,6 +37,9 @@ _HINDRANCES = {
     _CRASH_LOOP: (Reason.CRASH_LOOP, "see its log"),
 }
 """Of why a container waits: our reason, and what to do about it."""
+_AS_ROOT = re.compile(r"runAsNonRoot and image |breaks non-root policy")
+_NOT_AS_ROOT = "set template.securityContext.runAsUser, or take an image with a numeric user, in a "
+_NOT_AS_ROOT += "new job"
 _NOT_STARTED = (Reason.CONTAINER_NOT_STARTED, "correct spec.image, spec.template or the node")
 _BACK_OFF = re.compile(r"(?<=back-off )\d[\dhms.]*")
 """How long the kubelet waits before its next try: longer each time."""
@@ -82,13 +85,10 @@ def told_of(pod: Raw, phase: ProcessPhase | None) -> Told:
         said = f"pod {name} exceeded its memory limit; {memory}"
         return Told(reason=Reason.OUT_OF_MEMORY, message=said)
     has_run = "running" in state or (ended and ended.get("reason") not in _START_FAILURES)
-    evicted = phase is ProcessPhase.FAILED and status.get("reason") == _EVICTED
-    if evicted and has_run and ended.get("exitCode") != 0:
-        result = None
-        with suppress(ContractVersionError):
-            result = StageResult.from_message(ended.get("message") or "")
-        said = f"pod {name} was evicted: {_line(status.get('message'))}; correct what it exceeded"
-        return Told(result, Reason.EVICTED, said)
+    evicted = phase is ProcessPhase.FAILED and status.get("reason") == EVICTED
+    limit = remedy_of_limit(status.get("message"))
+    if evicted and ended.get("exitCode") != 0 and (has_run or limit is not None):
+        return _evicted(name, status, ended, patient=not has_run)
     if ended:
         told, other = _ended(name, ended), _failed_beside(status)
         done = told.result is not None and ended.get("exitCode") == 0
@@ -99,6 +99,18 @@ def told_of(pod: Raw, phase: ProcessPhase | None) -> Told:
     if phase is ProcessPhase.FAILED and "running" not in state:
         return _never_ran(pod)
     return _waiting(pod)
+
+
+def _evicted(name: str, status: Raw, ended: Raw, *, patient: bool) -> Told:
+    """The kubelet has ended the pod, for a limit of its own or for what else it says."""
+    result = None
+    with suppress(ContractVersionError):
+        result = StageResult.from_message(ended.get("message") or "")
+    limit = remedy_of_limit(status.get("message"))
+    reason = Reason.EVICTED if limit is None else Reason.STORAGE_EXCEEDED
+    why = _line(status.get("message")).removesuffix(".")
+    said = f"pod {name} was evicted: {why}; {limit or 'correct what it exceeded'}"
+    return Told(result, reason, said, patient)
 
 
 def _ended(name: str, ended: Raw) -> Told:
@@ -154,6 +166,11 @@ def _waiting(pod: Raw) -> Told:
     for container in (trainer_of(pod), *_others(status)):
         waiting = (container.get("state") or {}).get("waiting") or {}
         who = "" if container.get("name") == TRAINER else f"container {container.get('name')}: "
+        if waiting.get("reason") == _INVALID_IMAGE:
+            image, own = container.get("image", ""), not who
+            remedy = "correct spec.image in a new job" if own else "correct what adds the container"
+            said = f"pod {name}: {who}image {image} is no valid name of an image; {remedy}"
+            return Told(reason=Reason.IMAGE_PULL, message=said)
         if waiting.get("reason") in _PULL_REASONS:
             # The kubelet's own text changes with every try, and so would status.
             image = container.get("image", "")
@@ -176,6 +193,8 @@ def _hindered(who: str, waiting: Raw) -> Told:
     reason, remedy = _HINDRANCES.get(why, _NOT_STARTED)
     # Of one that crashes the kubelet tells names and times alone.
     text = "" if why == _CRASH_LOOP else _BACK_OFF.sub("...", _line(waiting.get("message")))
+    if reason is Reason.CONTAINER_CONFIG and _AS_ROOT.search(text):
+        remedy = _NOT_AS_ROOT
     said = ": ".join(each for each in (why, text) if each)
     return Told(reason=reason, message=f"{who}{said}; {remedy}")
 

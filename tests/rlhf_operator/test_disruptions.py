@@ -1,15 +1,29 @@
 """Each cause of a disruption has a reason of its own, wherever it is seen."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from raw_gangs import NOW, Raw, at, ended, make_job, make_pod, ready, seen
 
-from rlhf_api.names import DISRUPTIONS, Reason
+from rlhf_api.names import DISRUPTIONS, FailureClass, Reason
 from rlhf_operator.observe import vanished_pod
 from rlhf_operator.planning.failures import judge
-from rlhf_operator.planning.observed import ProcessPhase
+from rlhf_operator.planning.observed import ObservedProgress, ProcessPhase
+
+PRESSED = "The node was low on resource: ephemeral-storage."
+USE = "Container trainer was using 5Gi, request is 0, has larger consumption of ephemeral-storage. "
+LIMITS = {
+    'Usage of EmptyDir volume "rows" exceeds the limit "1Gi". ': "raise sizeLimit of that emptyDir",
+    "Pod ephemeral local storage usage exceeds the total limit of containers 2Gi. ": (
+        "raise resources.limits.ephemeral-storage"
+    ),
+    'Container trainer exceeded its local ephemeral storage limit "2Gi". ': (
+        "raise resources.limits.ephemeral-storage"
+    ),
+}
+"""What the kubelet says of a pod above its own limits, and what we tell to do."""
 
 MakeTrial = Callable[..., Any]
 
@@ -34,6 +48,10 @@ def ending(why: str, *, since: float | None = None, **status: Any) -> Raw:
         (ending("DeletionByTaintManager", since=20), Reason.NODE_LOST),
         (ending("DeletionByPodGC"), Reason.NODE_LOST),
         (ending("TerminationByKubelet", reason="Evicted"), Reason.NODE_PRESSURE),
+        (
+            ending("TerminationByKubelet", reason="Evicted", message=f"{PRESSED} {USE}"),
+            Reason.NODE_PRESSURE,
+        ),
         (ending("TerminationByKubelet", reason="Terminated"), Reason.NODE_SHUTDOWN),
         (ending("InventedLater"), Reason.DISRUPTED),
         (make_pod(conditions=[ready(False, since=40)]), Reason.NODE_LOST),
@@ -61,14 +79,63 @@ def test_a_pod_that_is_ended_says_why(pod: Raw, reason: Reason) -> None:
         ("TaintManagerEviction", Reason.DRAINED),
         ("NodeNotReady", Reason.NODE_LOST),
         ("Evicted", Reason.EVICTED),
+        (f"Evicted: {PRESSED}", Reason.NODE_PRESSURE),
+        ("Evicted: The node had condition: [DiskPressure]. ", Reason.NODE_PRESSURE),
     ],
 )
 def test_the_events_of_a_pod_that_is_gone_say_why(told: str, reason: Reason) -> None:
     about = {"kind": "Pod", "name": "demo-sft-3-0-x7k2p"}
-    event = {"involvedObject": about, "reason": told, "lastTimestamp": at(3), "type": "Normal"}
-    found = vanished_pod("demo-sft-3", [event])
+    why, _, message = told.partition(": ")
+    event = {"involvedObject": about, "reason": why, "lastTimestamp": at(3), "type": "Normal"}
+    found = vanished_pod("demo-sft-3", [event | {"message": message}])
     assert found is not None
     assert (found.disrupted, found.reason) == (True, reason)
+
+
+@pytest.mark.parametrize("message", LIMITS)
+@pytest.mark.parametrize("conditions", [[], ["TerminationByKubelet"]])
+@pytest.mark.parametrize("code", [None, 75, 137, 143])
+def test_a_pod_above_a_limit_of_its_own_has_failed(
+    message: str, conditions: list[str], code: int | None
+) -> None:
+    told = {"phase": "Failed", "reason": "Evicted", "message": message}
+    pod = ending(conditions[0], **told) if conditions else make_pod(phase="Failed")
+    pod["status"] |= told
+    state = {"running": {}} if code is None else ended(code)
+    pod["status"]["containerStatuses"][1]["state"] = state
+    peer = make_pod(1, "Failed", state=ended(80))
+    attempt = seen(make_job(("Failed",), spec={"parallelism": 2}), pod, peer)
+    assert not any(process.disrupted for process in attempt.processes)
+    newer = ObservedProgress(step=50, total_steps=99, last_checkpoint_step=50)
+    verdict = judge(replace(attempt, progress=newer), NOW)
+    assert verdict is not None
+    assert (verdict.failure, verdict.reason) == (FailureClass.CRASH, Reason.STORAGE_EXCEEDED)
+    assert (verdict.counted, verdict.final, verdict.patient) == (True, False, False)
+    said = message.strip().rstrip(".")
+    assert f"pod demo-sft-3-0-x was evicted: {said}; {LIMITS[message]}" in verdict.message
+
+
+@pytest.mark.parametrize("message", LIMITS)
+def test_a_pod_above_a_limit_before_its_trainer_runs_is_tried_again_later(message: str) -> None:
+    told = {"phase": "Failed", "reason": "Evicted", "message": message}
+    pod = make_pod(phase="Failed", state={"waiting": {"reason": "PodInitializing"}})
+    pod["status"] |= told
+    verdict = judge(seen(make_job(("Failed",)), pod), NOW)
+    assert verdict is not None
+    assert (verdict.reason, verdict.patient) == (Reason.STORAGE_EXCEEDED, True)
+    assert LIMITS[message] in verdict.message
+
+
+@pytest.mark.parametrize("message", LIMITS)
+def test_the_event_of_a_pod_above_its_limit_is_no_disruption(message: str) -> None:
+    about = {"kind": "Pod", "name": "demo-sft-3-0-x7k2p"}
+    event = {"involvedObject": about, "lastTimestamp": at(3), "type": "Warning"}
+    later = event | {"lastTimestamp": at(1), "reason": "FailedKillPod"}
+    evicted = event | {"reason": "Evicted", "message": message}
+    found = vanished_pod("demo-sft-3", [later, evicted])
+    assert found is not None
+    assert (found.disrupted, found.reason) == (False, Reason.STORAGE_EXCEEDED)
+    assert LIMITS[message] in found.message
 
 
 @pytest.mark.parametrize("reason", [Reason.PREEMPTED, Reason.NODE_LOST, None])

@@ -91,6 +91,39 @@ def test_a_container_that_waits_says_what_for(reason: str, text: str, told: Reas
     assert f"{reason}: {text}; " in found.message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "container has runAsNonRoot and image will run as root (pod: p, container: trainer)",
+        "container has runAsNonRoot and image has non-numeric user (app), cannot verify user is "
+        "non-root (pod: p, container: trainer)",
+        "container's runAsUser breaks non-root policy (pod: p, container: trainer)",
+    ],
+)
+def test_a_container_that_would_run_as_root_is_told_to_name_a_user(text: str) -> None:
+    waits = {"waiting": {"reason": "CreateContainerConfigError", "message": text}}
+    found = one(pod("Pending", containers=[trainer(waits)]))
+    assert found.reason is Reason.CONTAINER_CONFIG
+    assert found.message.startswith(
+        f"pod demo-sft-3-0-x: CreateContainerConfigError: {text}; "
+        "set template.securityContext.runAsUser, or take an image with a numeric user, in a new job"
+    )
+
+
+def test_an_image_whose_name_is_none_is_to_be_corrected_and_not_pushed() -> None:
+    waits = {"waiting": {"reason": "InvalidImageName", "message": "couldn't parse image name"}}
+    found = one(pod("Pending", containers=[trainer(waits) | {"image": "A:1"}]))
+    assert found.reason is Reason.IMAGE_PULL
+    assert found.message == (
+        "pod demo-sft-3-0-x: image A:1 is no valid name of an image; correct spec.image in a new "
+        "job"
+    )
+    mesh = {"name": "mesh", "image": "M:1", "state": waits}
+    found = one(pod("Pending", initContainerStatuses=[mesh]))
+    assert "container mesh: image M:1 is no valid" in found.message
+    assert "correct what adds the container" in found.message
+
+
 @pytest.mark.parametrize("reason", ["CrashLoopBackOff", "RunContainerError"])
 def test_the_pause_before_the_next_try_makes_no_other_words(reason: str) -> None:
     said = set()
@@ -169,7 +202,7 @@ def test_an_eviction_is_told_by_the_kubelet_and_not_by_who_was_stopped() -> None
         [trainer({"running": {}})],
         [trainer(ended(75, message=json.dumps(RESULT)))],
     ):
-        said = 'Usage of EmptyDir volume "rlhf-tmp" exceeds the limit "1Gi".'
+        said = "The kubelet wants the room"
         evicted = pod("Failed", containers=containers, reason="Evicted", message=said)
         gang = seen(make_job(("Failed",)), evicted)
         verdict = judge(gang, NOW)

@@ -1,7 +1,8 @@
 """docs/troubleshooting.md as text: what the tests on a control plane compare is all there is."""
 
 from reason_lines import LINES
-from troubleshooting_page import CAUSES, PAGE, page, read
+from troubleshooting_causes import CAUSES
+from troubleshooting_page import PAGE, page, read
 
 from rlhf_api.names import REFUSALS, ConditionType, Reason
 

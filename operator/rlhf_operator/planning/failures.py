@@ -141,7 +141,11 @@ def _class_of(process: ObservedProcess) -> FailureClass:
         return FailureClass.DISRUPTED
     if not process.exit_code:
         return FailureClass.CRASH
-    return failure_class(process.exit_code)
+    kind = failure_class(process.exit_code)
+    if kind is FailureClass.STOPPED and process.reason is Reason.STORAGE_EXCEEDED:
+        # It was asked to stop for what it did itself, and will do again.
+        return FailureClass.CRASH
+    return kind
 
 
 def _weight(process: ObservedProcess) -> tuple[float, bool, float, int]:
@@ -164,7 +168,8 @@ def _verdict(
     if kind is FailureClass.GUARDRAIL:
         return _tripped(process)
     out_of_memory = reason is Reason.OUT_OF_MEMORY and _steps_done(attempt, written) == 0
-    free = kind is FailureClass.DISRUPTED or process.exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
+    saved = kind is FailureClass.STOPPED and process.exit_code == ExitCode.STOPPED_WITH_CHECKPOINT
+    free = kind is FailureClass.DISRUPTED or saved
     return Verdict(
         failure=kind,
         reason=reason,

@@ -114,6 +114,43 @@ def test_a_pod_that_cannot_be_scheduled_says_why(operator: OperatorProcess, jobs
     assert "Insufficient nvidia.com/gpu" in jobs.condition("huge", "Running")["message"]
 
 
+def test_a_volume_that_cannot_be_mounted_is_named_and_waited_for(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("volume")
+    jobs.wait_for_pods("volume")
+    (pod,) = jobs.pods("volume")
+    jobs.bind(pod)
+    jobs.wait(pod, "ContainerCreating")
+    # Of a job before, whose pod was called the same.
+    other = client.V1Pod(metadata=client.V1ObjectMeta(name=pod.metadata.name, uid=str(uuid4())))
+    jobs.warn(other, "FailedMount", "of another")
+    jobs.warn(pod, "FailedMount", 'MountVolume.SetUp failed: secret "hf" not found')
+    eventually(lambda: jobs.stage("volume").get("reason") == "VolumeNotMounted")
+    running = jobs.condition("volume", "Running")
+    assert (running["status"], running["reason"]) == ("False", "VolumeNotMounted")
+    said = 'waits on its node: FailedMount: MountVolume.SetUp failed: secret "hf" not found; create'
+    assert said in running["message"]
+    jobs.run("volume")
+    jobs.reaches("volume", "Running")
+    assert ("Warning", "VolumeNotMounted") in jobs.events("volume")
+    assert jobs.stage("volume")["restarts"] == 0
+
+
+def test_a_pod_above_a_limit_of_its_own_is_restarted_counted(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("above")
+    jobs.run("above")
+    jobs.reaches("above", "Running")
+    jobs.evict(jobs.pods("above")[0], 'Usage of EmptyDir volume "rows" exceeds the limit "1Gi". ')
+    stage_told = eventually(
+        lambda: jobs.stage("above") if jobs.stage("above").get("restarts") else None
+    )
+    assert (stage_told["restarts"], stage_told.get("disruptions", 0)) == (1, 0)
+    assert ("Warning", "StorageExceeded") in jobs.events("above")
+
+
 def test_a_pod_quota_is_told_though_the_job_controller_meets_it(
     operator: OperatorProcess, jobs: Jobs
 ) -> None:

@@ -9,7 +9,8 @@ import staged_causes
 from cluster.control_plane import ControlPlane
 from cluster.kube_fixtures import Access
 from staged_causes import NAME, Scene, events_of
-from troubleshooting_page import CAUSES, PAGE, Cause, read, seen
+from troubleshooting_causes import CAUSES, Cause
+from troubleshooting_page import PAGE, read, seen
 from waiting import eventually
 
 TEXT = PAGE.read_text(encoding="utf-8")

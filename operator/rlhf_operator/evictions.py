@@ -1,0 +1,38 @@
+"""Whose doing it is that a kubelet evicts a pod: the pod's own, or that of its node. Pure.
+
+Called by `pod_state` and `disruptions`. Both come with the same reason, and only the sentence tells
+them apart: a node under pressure is a disruption, and a pod above its own limit a failure that
+would come again on any node.
+"""
+
+import re
+
+EVICTED = "Evicted"
+"""Reason of the pod's status, and of the Event."""
+
+_OF_ITS_OWN = (
+    (
+        re.compile(r"Usage of EmptyDir volume "),
+        "raise sizeLimit of that emptyDir in a new job, or write less there",
+    ),
+    (
+        re.compile(
+            r"Pod ephemeral local storage usage exceeds the total limit "
+            r"|Container \S+ exceeded its local ephemeral storage limit "
+        ),
+        "raise resources.limits.ephemeral-storage in a new job, or write less outside of volumes",
+    ),
+)
+"""How the kubelet begins to tell of a limit of the pod's, and what to do about it."""
+_OF_THE_NODE = re.compile(r"(?:Pod )?The node (?:was low on resource|had condition)")
+
+
+def remedy_of_limit(message: str | None) -> str | None:
+    """What to do about the limit of its own that a pod exceeded; None if it was another cause."""
+    said = (message or "").strip()
+    return next((remedy for form, remedy in _OF_ITS_OWN if form.match(said)), None)
+
+
+def is_of_node(message: str | None) -> bool:
+    """Whether the kubelet says that its node lacked something."""
+    return _OF_THE_NODE.match((message or "").strip()) is not None
