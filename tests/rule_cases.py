@@ -299,6 +299,15 @@ WRITTEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"template": {"volumes": [VOLUME]}}, {"template": _sized("1Gi")}, ""),
 ]
 
+# Keys of labels, annotations and selectors.
+KEYS = [
+    *(("team", True), ("A.b_c-9", True), ("a" * 63, True), ("example.com/a", True)),
+    *(("a-b.c/Team", True), (f"{'a' * 63}.{'b' * 189}/{'c' * 63}", True)),
+    *(("a b", False), ("-x", False), ("x-", False), ("", False), ("a" * 64, False)),
+    *(("prefix/with/two", False), ("/a", False), ("a/", False), ("a..b/c", False)),
+    *(("Example.com/a", False), ("-a/b", False), ("資", False), ("a\n", False)),
+    (f"{'a' * 63}.{'b' * 190}/c", False),
+]
 QUEUES = [
     ("team-a", True),
     ("team.a", True),
@@ -365,3 +374,15 @@ NAMES = [
     ("a.b", False),
 ]
 """Names of jobs that DNS allows, and whether we do."""
+
+
+def keyed(key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Specs with a map that has this key, by the path of the map."""
+    found = {key: "v"}
+    for name in ("labels", "annotations", "nodeSelector"):
+        yield f"spec.template.{name}", {"template": {name: found}}
+    yield "spec.stages.sft.nodeSelector", {"stages": {"sft": STAGE | {"nodeSelector": found}}}
+    term = {"topologyKey": "zone", "labelSelector": {"matchLabels": found}}
+    near = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    path = "podAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].labelSelector.matchLabels"
+    yield f"spec.template.affinity.{path}", {"template": {"affinity": near}}

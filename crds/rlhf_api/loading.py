@@ -19,6 +19,9 @@ _MAX_VALUE_LENGTH = 120
 # Go prints a number without a decimal point below this size, which makes it an integer.
 _MAX_INTEGRAL_FLOAT = 1e21
 
+_KEY = "[key]"
+"""How pydantic ends the path to a key of a map."""
+
 _HUB_PAGE = re.compile(
     r"https?://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)/?"
 )
@@ -187,8 +190,9 @@ def find_nulls(document: Any, path: str = "") -> Iterator[str]:
 def describe_errors(error: ValidationError, model: type[BaseModel], origin: str) -> Iterator[str]:
     """One line for each mistake: `origin: field: what is wrong with which value, the remedy`."""
     for item in error.errors(include_url=False):
-        field = _path(item["loc"])
-        sentence = _sentence(item, model)
+        field, sentence = _path(item["loc"]), _sentence(item, model)
+        if item["loc"][-1:] == (_KEY,) and item["loc"][-2:-1] == (item["input"],):
+            field, sentence = _path(item["loc"][:-1]), f"the key {sentence}"
         yield f"{origin}: {field}: {sentence}" if field else f"{origin}: {sentence}"
 
 

@@ -11,13 +11,25 @@ from cluster.kube_fixtures import Access
 from example_files import MANIFESTS
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from rule_cases import CASES, NAMES, QUEUES, STAGE, TRANSITIONS, WRITTEN, batches, graphs
+from rule_cases import (
+    CASES,
+    KEYS,
+    NAMES,
+    QUEUES,
+    STAGE,
+    TRANSITIONS,
+    WRITTEN,
+    batches,
+    graphs,
+    keyed,
+)
 from waiting import eventually
 
 from rlhf_api.contract import Contract
 from rlhf_api.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from rlhf_api.schema import structural
 from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_api.v1alpha1.pod import QualifiedKeys
 from rlhf_api.v1alpha1.spec import RLHFJobSpec
 
 TEST_GROUP = "rules.rlhf.dev"
@@ -134,6 +146,21 @@ def test_names_of_queues(control_plane: Access, namespace: str, name: str, allow
     with pytest.raises(ApiException) as caught:
         custom.create_namespaced_custom_object(*where, job(queueName=name), dry_run="All")
     assert "spec.queueName" in json.loads(str(caught.value.body))["message"]
+
+
+@pytest.mark.parametrize(("key", "allowed"), KEYS)
+def test_keys_of_labels(control_plane: Access, namespace: str, key: str, allowed: bool) -> None:
+    custom = client.CustomObjectsApi(control_plane.api)
+    where = (GROUP, VERSION, namespace, PLURAL)
+    for path, spec in keyed(key):
+        if allowed:
+            custom.create_namespaced_custom_object(*where, job(**spec), dry_run="All")
+            continue
+        with pytest.raises(ApiException) as caught:
+            custom.create_namespaced_custom_object(*where, job(**spec), dry_run="All")
+        message = json.loads(str(caught.value.body))["message"]
+        assert f"{path}: Invalid value: " in message
+        assert QualifiedKeys.message in message
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,19 @@
 """The base of the models, and every rule from both sides: as CEL and as a predicate."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cel
 import pytest
 from pydantic import BaseModel, ValidationError
-from rule_cases import CASES, LLAMA, PPO, QUEUES, STAGE, TRANSITIONS, WRITTEN
+from rule_cases import CASES, KEYS, LLAMA, PPO, QUEUES, STAGE, TRANSITIONS, WRITTEN, keyed
 
 from rlhf_api.contract import CelRule, Contract, Rule
 from rlhf_api.errors import ConfigError
 from rlhf_api.v1alpha1 import sources, stages
 from rlhf_api.v1alpha1.job import RLHFJob
+from rlhf_api.v1alpha1.pod import QualifiedKeys
 from rlhf_api.v1alpha1.spec import MUTABLE_FIELDS, RLHFJobSpec
 
 
@@ -216,6 +218,20 @@ def test_the_name_of_a_queue_can_be_a_label(make_document: Any, name: str, allow
         return
     with pytest.raises(ConfigError, match="queueName"):
         RLHFJob.from_document(document)
+
+
+@pytest.mark.parametrize(("key", "allowed"), KEYS)
+def test_the_keys_of_labels(make_document: Any, key: str, allowed: bool) -> None:
+    for path, spec in keyed(key):
+        document = make_document({})
+        document["spec"] |= spec
+        if allowed:
+            RLHFJob.from_document(document)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            RLHFJob.from_document(document, "job")
+        said = f"job: {path}: key {json.dumps(key, ensure_ascii=False)}: {QualifiedKeys.message}"
+        assert str(caught.value).startswith(said)
 
 
 def test_every_field_is_mutable_or_frozen() -> None:

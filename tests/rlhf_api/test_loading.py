@@ -295,6 +295,16 @@ SCRATCH = {"layers": 2, "hiddenSize": 64, "heads": 4, "tokenizer": "file://token
             id="no quantity",
         ),
         pytest.param(
+            {"spec.template.resources": {"limits": {"": "8"}}},
+            'spec.template.resources.limits[""]: the key is ""; string should have at least 1',
+            id="empty key",
+        ),
+        pytest.param(
+            {"spec.template.labels": {"a b": "c"}},
+            'spec.template.labels: key "a b": every key must be letters, digits, -, _ and .',
+            id="key of a label",
+        ),
+        pytest.param(
             {"spec.template.env": [{"name": "A"}, {"name": "A"}]},
             "spec.template.env: name A stands twice; keep one of them",
             id="variable twice",

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Protocol
 from pydantic import Field, StringConstraints
 
 from rlhf_api.contract import Contract, Rule
-from rlhf_api.v1alpha1.pod import LabelKey, LabelValue
+from rlhf_api.v1alpha1.pod import LabelKey, LabelValue, QualifiedKeys
 
 SelectorValue = Annotated[str, StringConstraints(max_length=63)]
 NamespaceName = Annotated[str, StringConstraints(min_length=1, max_length=63)]
@@ -115,7 +115,9 @@ class LabelSelectorRequirement(Contract):
 class LabelSelector(Contract):
     """Objects whose labels fulfil everything that is said here."""
 
-    match_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = None
+    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16), QualifiedKeys()] | None = (
+        None
+    )
     """Labels with their values; none when left out."""
     match_expressions: (
         Annotated[tuple[LabelSelectorRequirement, ...], Field(max_length=16)] | None

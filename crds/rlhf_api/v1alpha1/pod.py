@@ -1,11 +1,22 @@
 """Environment, resources and tolerations of a pod. Secrets are named, never held."""
 
+import json
 import math
 import re
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from rlhf_api.contract import Contract, Rule
 
@@ -14,18 +25,51 @@ EnvName = Annotated[
     str, StringConstraints(min_length=1, max_length=256, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
 ]
 Text = Annotated[str, StringConstraints(max_length=32768)]
-LabelKey = Annotated[
-    str,
-    StringConstraints(
-        min_length=1,
-        max_length=317,
-        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
-    ),
-]
+_DNS_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_QUALIFIED_NAME = (
+    rf"^({_DNS_LABEL}(\.{_DNS_LABEL})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
+)
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=_QUALIFIED_NAME)]
 LabelValue = Annotated[
     str,
     StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"),
 ]
+
+
+@dataclass(frozen=True)
+class QualifiedKeys:
+    """Marks a map whose keys are those of labels: `Annotated[dict[str, Value], QualifiedKeys()]`.
+
+    No schema of an API server says what keys have to be, so a rule does.
+    """
+
+    message: ClassVar[str] = (
+        "every key must be letters, digits, -, _ and ., at most 63, with a letter or digit at both "
+        "ends, after a domain in small letters and one / if you like; correct the key"
+    )
+    _longest_domain: ClassVar[int] = 253
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, found: dict[str, Any]) -> dict[str, Any]:
+        for key in found:
+            # Of `match` the last character could be a line break.
+            if not re.fullmatch(_QUALIFIED_NAME, key) or key.find("/") > self._longest_domain:
+                raise ValueError(f"key {json.dumps(key, ensure_ascii=False)}: {self.message}")
+        return found
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(schema)
+        form = _QUALIFIED_NAME.replace("\\", "\\\\")
+        rule = f"self.all(k, k.matches('{form}') && k.indexOf('/') <= {self._longest_domain})"
+        found["x-kubernetes-validations"] = [{"rule": rule, "message": self.message}]
+        return found
+
 
 QueueName = Annotated[
     str,

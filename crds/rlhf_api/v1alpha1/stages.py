@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rlhf_api.contract import Contract, ListMap, Rule
 from rlhf_api.names import StageName
-from rlhf_api.v1alpha1.pod import EnvVar, LabelKey, LabelValue, Name, Resources, Toleration
+from rlhf_api.v1alpha1.pod import EnvVar, LabelValue, Name, QualifiedKeys, Resources, Toleration
 from rlhf_api.v1alpha1.presets import Preset, preset_values
 from rlhf_api.v1alpha1.rewards import Reward
 from rlhf_api.v1alpha1.sources import Dataset, ModelSource, Token
@@ -77,7 +77,9 @@ class StageSpec(Contract):
     """Ranks in each pod, one a GPU; spec.template.processesPerNode when left out."""
     resources: Resources | None = None
     """Requests and limits of each pod of this stage; spec.template.resources when left out."""
-    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
+    node_selector: (
+        Annotated[dict[str, LabelValue], Field(max_length=64), QualifiedKeys()] | None
+    ) = None
     """Labels of the nodes for this stage; spec.template.nodeSelector when left out."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=64)] | None = None
     """Tolerations of this stage's pods; spec.template.tolerations when left out."""

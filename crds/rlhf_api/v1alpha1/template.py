@@ -10,9 +10,9 @@ from rlhf_api.v1alpha1.affinity import Affinity
 from rlhf_api.v1alpha1.pod import (
     EnvFromSource,
     EnvVar,
-    LabelKey,
     LabelValue,
     Name,
+    QualifiedKeys,
     Resources,
     Toleration,
 )
@@ -108,7 +108,9 @@ class PodTemplate(Contract):
     """Ranks in each pod, one a GPU."""
     resources: Resources | None = None
     """Requests and limits of each pod; none when left out."""
-    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
+    node_selector: (
+        Annotated[dict[str, LabelValue], Field(max_length=64), QualifiedKeys()] | None
+    ) = None
     """Labels that a node must have; any node when left out."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=64)] | None = None
     """Taints that the pods accept; none when left out."""
@@ -137,10 +139,12 @@ class PodTemplate(Contract):
     """Priority class of the pods; the cluster's default when left out."""
     runtime_class_name: Name | None = None
     """Runtime class of the pods, for example nvidia; the cluster's default when left out."""
-    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
+    labels: Annotated[dict[str, LabelValue], Field(max_length=64), QualifiedKeys()] | None = None
     """Labels added to the pods, and to the Job, ConfigMap and Service that are made for them; the
     rules name those that are reserved."""
-    annotations: Annotated[dict[LabelKey, AnnotationValue], Field(max_length=64)] | None = None
+    annotations: (
+        Annotated[dict[str, AnnotationValue], Field(max_length=64), QualifiedKeys()] | None
+    ) = None
     """Annotations added to the pods, and to the Job, ConfigMap and Service that are made for them;
     at most 128 KiB together; the rules name those that are reserved."""
     termination_grace_period_seconds: int = Field(300, ge=15, le=86_400)
