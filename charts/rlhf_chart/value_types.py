@@ -132,7 +132,7 @@ _VALUES: Object = {
 
 def _map_schema(what: str, reserved: str = "") -> Object:
     """A map of labels or annotations, but for those whose keys match `reserved`."""
-    keys = _KEY | {"maxLength": 317, WANTED: f"a key of {what}s ({_KEY_IN_WORDS})"}
+    keys = _KEY | {"maxLength": 317, WANTED: f"a map with keys of {what}s ({_KEY_IN_WORDS})"}
     if reserved:
         keys |= {"not": {"pattern": reserved}}
         keys[WANTED] += ", and none that the chart sets itself"
@@ -252,6 +252,29 @@ Volume = Annotated[
         }
     ),
 ]
+_PROGRAM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_HIDING = (
+    # Folders of the image, with all that is below them.
+    *_PROGRAM,
+    *(f"usr/{name}" for name in (*_PROGRAM, "libexec")),
+    *(f"usr/local/{name}" for name in _PROGRAM),
+    *("opt/rlhf", "proc", "sys", "dev", "etc/rlhf-operator"),
+    *(f"{run}/secrets/kubernetes.io/serviceaccount" for run in ("var/run", "run")),
+)
+_ABOVE = (
+    *("", "usr", "usr/local", "opt", "etc", "tmp", "var", "var/run", "run"),
+    *(f"{run}/secrets" for run in ("var/run", "run")),
+    *(f"{run}/secrets/kubernetes.io" for run in ("var/run", "run")),
+)
+
+
+def _any_of(paths: tuple[str, ...]) -> str:
+    return "|".join(path.replace(".", r"\.").replace("/", "/+") for path in paths)
+
+
+_HIDDEN = f"^/+(({_any_of(_HIDING)})(/.*)?|({_any_of(_ABOVE)})/*)$|/\\.\\.?(/|$)"
+"""Where a volume would hide the program, the API server's token or what the chart mounts; and paths
+by way of . or .., which may lead there."""
 VolumeMount = Annotated[
     Object,
     WithJsonSchema(
@@ -264,9 +287,10 @@ VolumeMount = Annotated[
                     "Where it is found.",
                     pattern="^/[^:]*$",
                     **{
-                        "not": {"pattern": "^/+(tmp|etc/+rlhf-operator)/*$"},
-                        WANTED: "an absolute path without a colon, neither /tmp nor "
-                        "/etc/rlhf-operator, where the chart mounts",
+                        "not": {"pattern": _HIDDEN},
+                        WANTED: "an absolute path without a colon, . and .., that hides neither "
+                        "the program (/, /usr, /lib, /opt, ...) nor what the pod has at /tmp, "
+                        "/etc/rlhf-operator and /var/run/secrets",
                     },
                 ),
                 "subPath": described("string", "Of the volume."),

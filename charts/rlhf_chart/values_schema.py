@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from rlhf_api.loading import dump_yaml, parse_yaml
 from rlhf_chart.values import GIVEN_BY_THE_CHART, THRESHOLDS, Values
-from rlhf_chart.values_sentences import Schema, with_sentences
+from rlhf_chart.values_sentences import Schema, with_sentences, without_null
 from rlhf_operator.settings import Settings
 
 _DIALECT = "http://json-schema.org/draft-07/schema#"
@@ -37,6 +37,7 @@ def schema_text() -> str:
     """The text of `values.schema.json`."""
     schema = values_schema()
     told = {name: with_sentences(field, name) for name, field in schema["properties"].items()}
+    schema |= without_null(schema)
     schema["properties"] = told | _OF_A_PARENT
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 

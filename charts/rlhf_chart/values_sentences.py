@@ -1,7 +1,9 @@
 """Sentences in the values' schema, which both Helm 3 and Helm 4 print of a value that is refused.
 
 Called by `values_schema.schema_text`. Neither prints a schema's description, and both print what an
-`enum` asks for. So a value that breaks its type or its pattern is asked to be a sentence.
+`enum` asks for. So a value that breaks its type or its pattern is asked to be a sentence. Of keys
+that break `propertyNames` Helm 4 tells as if they stood in another map, chosen by chance; so keys
+are asked for by the patterns of their properties.
 """
 
 from typing import Any
@@ -12,6 +14,10 @@ Schema = dict[str, Any]
 
 _OF_NUMBERS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
 _OF_OTHERS = ("pattern", "minLength", "maxLength", "minProperties", "maxProperties", "not", "allOf")
+_NOTHING: Schema = {"not": {}}
+"""`false`, which not all of Helm 3 reads."""
+_NO_NULL = "a map without null for what is missing: leave that out for its default, or give a value"
+"""Helm takes a default away where null is given."""
 _KINDS = {
     "string": "a text: in quotes in a file, by --set-string on the command line",
     "boolean": "true or false, without quotes",
@@ -22,7 +28,7 @@ _KINDS = {
 
 def with_sentences(schema: Schema, path: str) -> Schema:
     """The same schema of the value at a path, which says in words what it asks for."""
-    found = {key: value for key, value in schema.items() if key != WANTED}
+    found = {key: value for key, value in schema.items() if key not in (WANTED, "propertyNames")}
     if "properties" in found:
         found["properties"] = {
             name: with_sentences(each, f"{path}.{name}")
@@ -31,11 +37,8 @@ def with_sentences(schema: Schema, path: str) -> Schema:
     for inner, end in (("items", "[0]"), ("additionalProperties", "")):
         if isinstance(found.get(inner), dict):
             found[inner] = with_sentences(found[inner], path + end)
-    if "propertyNames" in found:
-        # Helm 4 says the path of another map.
-        keys = found["propertyNames"]
-        named = keys | {WANTED: f"in {path} {keys[WANTED]}"}
-        found["propertyNames"] = with_sentences(named, path)
+    if "propertyNames" in schema:
+        return _keyed(found, schema["propertyNames"], _in_words(schema, path))
     # Of a wrong type both would tell alone, and in their own words.
     kinds = found.pop("type", None)
     if "enum" in found:
@@ -44,11 +47,40 @@ def with_sentences(schema: Schema, path: str) -> Schema:
     if isinstance(kinds, str) and WANTED in schema:
         told = {"then": _else(conditions, schema[WANTED])}
         return found | _else({"type": kinds}, _in_words(schema, path)) | told
+    if has_defaults(schema):
+        told = {"then": without_null(schema)}
+        return found | _else({"type": kinds}, _in_words(schema, path)) | told
     types = {"type": kinds} if kinds else {}
     if WANTED in schema:
         return found | _else(types | conditions, schema[WANTED])
     numbers = {key: found[key] for key in _OF_NUMBERS if key in found}
     return found | _else(types | numbers, _in_words(schema, path))
+
+
+def has_defaults(schema: Schema) -> bool:
+    """Whether a map has fields that are always there, since they have defaults."""
+    fields, names = schema.get("properties", {}), schema.get("required", ())
+    return bool(names) and all(
+        "default" in fields[name] or has_defaults(fields[name]) for name in names
+    )
+
+
+def without_null(schema: Schema) -> Schema:
+    """What a map of fields with defaults is held against besides; says why one may be missing."""
+    return _else({"required": schema["required"]}, _NO_NULL)
+
+
+def _keyed(found: Schema, keys: Schema, in_words: str) -> Schema:
+    """A map whose keys must match a pattern, and none of those that are reserved."""
+    reserved = [keys["not"]["pattern"]] if "not" in keys else []
+    values, allowed = found.pop("additionalProperties"), keys["pattern"]
+    taken = dict.fromkeys(reserved, _NOTHING)
+    rest = {"additionalProperties": False}
+    kind = found.pop("type")
+    named: Schema = {"patternProperties": {allowed: {}} | taken} | rest
+    told = {"then": _else(named, keys[WANTED])}
+    whole = {"patternProperties": {allowed: values} | taken} | rest
+    return found | whole | _else({"type": kind}, in_words) | told
 
 
 def _else(conditions: Schema, sentence: str) -> Schema:

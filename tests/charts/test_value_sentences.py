@@ -122,7 +122,7 @@ ON_THE_COMMAND_LINE = {
     "podLabels.canary=true": ("podLabels.canary", TEXT),
     "podLabels.app\\.kubernetes\\.io/name=x": (
         "podLabels",
-        "in podLabels a key of labels (letters, digits, -, _ and ., at most 63, after a domain "
+        "a map with keys of labels (letters, digits, -, _ and ., at most 63, after a domain "
         "and / if you like), and none that the chart sets itself",
     ),
     "prometheusRule.alerts.KLAboveLimit.threshold=0.5": (
@@ -148,7 +148,8 @@ def told(major: int, *given: str) -> list[str]:
 
 def assert_said(lines: list[str], path: str, sentence: str) -> None:
     """One of the lines names the path and says the sentence."""
-    named = [f"- {path}: ", f"- at '/{path.replace('.', '/')}': ", "  - at '': "]
+    inner = path.replace(".", "/")
+    named = [f"- {path or '(root)'}: ", f"- at '{inner and f'/{inner}'}': "]
     assert any(sentence in line for line in lines if any(each in line for each in named)), lines
 
 
@@ -166,13 +167,29 @@ def test_of_the_command_line(major: int, given: str) -> None:
     assert_said(lines, *ON_THE_COMMAND_LINE[given])
 
 
-@pytest.mark.parametrize("path", ["image.tag", "logLevel", "watch", "replicas"])
+@pytest.mark.parametrize(
+    "path", ["image.tag", "logLevel", "watch", "replicas", "config.workers", "tolerations"]
+)
 def test_a_value_of_null_is_missed_by_its_name(major: int, path: str) -> None:
     """Helm takes a default away where null is given."""
-    *_, name = path.split(".")
+    above, _, name = path.rpartition(".")
     asked = {3: f"{name} is required", 4: f"missing property '{name}'"}
     lines = told(major, *set_options(*REQUIRED, f"{path}=null"))
     assert any(asked[major] in line for line in lines), lines
+    assert_said(lines, above, "leave that out for its default, or give a value")
+
+
+@pytest.mark.parametrize("given", ["podLabels: {a b: x}", "podAnnotations: {checksum/config: x}"])
+def test_a_key_is_told_where_it_stands(major: int, given: str, tmp_path: Path) -> None:
+    """Of `propertyNames` Helm 4 names another map."""
+    file = tmp_path / "values.yaml"
+    file.write_text(given)
+    lines = told(major, f"--values={values_of('default')}", f"--values={file}")
+    name, _, key = given.removesuffix(": x}").partition(": {")
+    assert all(name in line for line in lines if line.startswith("- ")), lines
+    shown = (key, key.replace("/", "~1"))
+    assert any(each in line for line in lines for each in shown), lines
+    assert_said(lines, name, "a map with keys of ")
 
 
 def test_the_sentence_itself_is_no_value(major: int, tmp_path: Path) -> None:

@@ -17,6 +17,18 @@
 {{- $sum }}
 {{- end }}
 
+{{- /* A quantity of Kubernetes as a number. */ -}}
+{{- define "rlhf-operator.amount" -}}
+{{- $number := regexFind "^[0-9.]+([eE][-+]?[0-9]+)?" (toString .) }}
+{{- $units := dict "" 1.0 "n" 1e-9 "u" 1e-6 "m" 1e-3 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 }}
+{{- range $n, $unit := list "Ki" "Mi" "Gi" "Ti" "Pi" "Ei" }}
+{{- $size := 1024.0 }}
+{{- range until $n }}{{ $size = mulf $size 1024.0 }}{{ end }}
+{{- $_ := set $units $unit $size }}
+{{- end }}
+{{- mulf (float64 $number) (get $units (trimPrefix $number (toString .))) }}
+{{- end }}
+
 {{- /* What must be given, what goes together, and what the cluster must have. */ -}}
 {{- define "rlhf-operator.checks" -}}
 {{- if not .Values.image.repository }}
@@ -49,6 +61,15 @@
 {{- range .Values.extraVolumeMounts }}
 {{- if not (has .name $volumes) }}
 {{- fail (printf "extraVolumeMounts has %s at %s, and extraVolumes no volume of that name: add it there, or correct the name" .name .mountPath) }}
+{{- end }}
+{{- end }}
+{{- $limits := .Values.resources.limits | default dict }}
+{{- range $name, $amount := .Values.resources.requests }}
+{{- if hasKey $limits $name }}
+{{- $limit := get $limits $name }}
+{{- if gt (include "rlhf-operator.amount" $amount | float64) (include "rlhf-operator.amount" $limit | float64) }}
+{{- fail (printf "resources.requests.%s is %v, above resources.limits.%s, which is %v, and no pod may ask for that: lower the first or raise the second" $name $amount $name $limit) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- $user := dict "of" "podSecurityContext" }}
