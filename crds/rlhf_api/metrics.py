@@ -141,6 +141,7 @@ class LabelledMetric(StrEnum):
     HEALTH_BEST = "health_best"
     ROWS_KEPT = "rows_kept"
     ROWS_TRUNCATED = "rows_truncated"
+    ROWS_ENCODED_APART = "rows_encoded_apart"
     ROWS_OVER_LONG = "rows_over_long"
     ROWS_IDENTICAL = "rows_identical"
     ROWS_EMPTY_LIST = "rows_empty_list"
@@ -150,6 +151,7 @@ class LabelledMetric(StrEnum):
 ROW_METRICS: dict[LabelledMetric, str] = {
     LabelledMetric.ROWS_KEPT: "kept",
     LabelledMetric.ROWS_TRUNCATED: "truncated",
+    LabelledMetric.ROWS_ENCODED_APART: "encoded_apart",
     LabelledMetric.ROWS_OVER_LONG: "over_long",
     LabelledMetric.ROWS_IDENTICAL: "identical",
     LabelledMetric.ROWS_EMPTY_LIST: "empty_list",
@@ -262,6 +264,10 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     LabelledMetric.HEALTH_BEST: "Best level so far of the metric that a rule of health judges.",
     LabelledMetric.ROWS_KEPT: "Rows of a dataset that are used; pairs in the reward stage.",
     LabelledMetric.ROWS_TRUNCATED: "Used rows that were cut to the stage's limits.",
+    LabelledMetric.ROWS_ENCODED_APART: (
+        "Used rows of which a prompt and a response were encoded apart, since a token would "
+        "straddle their boundary."
+    ),
     LabelledMetric.ROWS_OVER_LONG: "Rows left out, since longer than the stage's limits.",
     LabelledMetric.ROWS_IDENTICAL: (
         "Pairs left out, since chosen and rejected are the same tokens."

@@ -140,22 +140,24 @@ def test_what_became_of_the_rows(tmp_path: Path) -> None:
     assert sft is not None
     assert reward is not None
     lossy = {"dataset": RowCounts(kept=1, over_long=9), "evalDataset": RowCounts(kept=4)}
+    cut = RowCounts(kept=2, truncated=1, encoded_apart=2)
     stages = StageStatuses(
-        sft=sft.model_copy(update={"rows": {"dataset": RowCounts(kept=2, truncated=1)}}),
+        sft=sft.model_copy(update={"rows": {"dataset": cut}}),
         reward=reward.model_copy(update={"rows": lossy}),
     )
     job = job.model_copy(update={"status": job.status.model_copy(update={"stages": stages})})
     summary = summarize(job, tmp_path)
-    none = {"truncated": 0, "overLong": 0, "identical": 0, "emptyList": 0, "notLearned": 0}
+    others = ("truncated", "encodedApart", "overLong", "identical", "emptyList", "notLearned")
+    none = dict.fromkeys(others, 0)
     assert summary["rowsByStage"] == {
-        "sft": {"dataset": none | {"kept": 2, "truncated": 1}},
+        "sft": {"dataset": none | {"kept": 2, "truncated": 1, "encodedApart": 2}},
         "reward": {
             "dataset": none | {"kept": 1, "overLong": 9},
             "evalDataset": none | {"kept": 4},
         },
     }
     assert list(result_lines(job, tmp_path, summary))[:3] == [
-        "sft dataset: 2 rows used, 1 cut to the limit",
+        "sft dataset: 2 rows used, 1 cut to the limit, 2 with prompt and response encoded apart",
         "reward dataset: 1 rows used, 9 left out as too long",
         "reward evalDataset: 4 rows used",
     ]

@@ -77,6 +77,7 @@ rlhf_train_rows_over_long{stage="sft",dataset="dataset"} 9
 rlhf_train_rows_identical{stage="sft",dataset="dataset"} 3
 rlhf_train_rows_empty_list{stage="sft",dataset="dataset"} 1e30
 rlhf_train_rows_not_learned{stage="sft",dataset="dataset"} 4
+rlhf_train_rows_encoded_apart{stage="sft",dataset="dataset"} 7
 rlhf_train_rows_truncated{stage="sft",dataset="dataset"} NaN
 rlhf_train_rows_over_long{stage="sft",dataset="evalDataset"} 9
 rlhf_train_rows_kept{stage="sft",dataset="another"} 1
@@ -87,7 +88,12 @@ rlhf_train_rows_kept{stage="sft"} 1
 def test_rows_are_read_by_dataset_and_bounded() -> None:
     assert asked(web.Response(text=ROWS)).rows == {
         "dataset": RowCounts(
-            kept=88, over_long=9, identical=3, empty_list=2_147_483_647, not_learned=4
+            kept=88,
+            encoded_apart=7,
+            over_long=9,
+            identical=3,
+            empty_list=2_147_483_647,
+            not_learned=4,
         )
     }
     assert asked(web.Response(text=TEXT)).rows == {}

@@ -71,6 +71,9 @@ class RowCounts(StatusModel):
     """Rows that are used."""
     truncated: Count = 0
     """Those of them that were cut to the stage's limits."""
+    encoded_apart: Count = 0
+    """Those of them of which a prompt and a response were encoded apart, since a token would
+    straddle their boundary."""
     over_long: Count = 0
     """Rows left out, since longer than the stage's limits."""
     identical: Count = 0
@@ -95,6 +98,7 @@ class RowCounts(StatusModel):
         """The same in a clause."""
         found = {
             "cut to the limit": self.truncated,
+            "with prompt and response encoded apart": self.encoded_apart,
             "left out as too long": self.over_long,
             "left out with identical responses": self.identical,
             "left out without positive or negative passages": self.empty_list,

@@ -70,6 +70,7 @@ def test_what_was_told_outlives_attempts_that_say_nothing(trial: MakeTrial) -> N
     [
         (ALL_USED, "", []),
         ({"dataset": RowCounts(kept=5, truncated=5)}, "", []),
+        ({"dataset": RowCounts(kept=5, encoded_apart=5)}, "", []),
         ({"dataset": RowCounts(kept=5, empty_list=1)}, "sft.dataset 1/6", ["Normal"]),
         ({"dataset": RowCounts(kept=1, not_learned=99)}, "sft.dataset 99/100", ["Normal"]),
         ({"evalDataset": RowCounts(kept=5, over_long=1)}, "sft.evalDataset 1/6", ["Warning"]),

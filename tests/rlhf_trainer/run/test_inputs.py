@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import stage_runs
+import subwords
 import tiny
 import worlds
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -27,7 +28,15 @@ from rlhf_trainer.run.token_cache import TokenCache
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "input_cases.py"
 
-COUNTS = {"kept": 6, "truncated": 0, "overLong": 2, "identical": 1, "emptyList": 0, "notLearned": 0}
+NONE_LOST = {
+    "truncated": 0,
+    "encodedApart": 0,
+    "overLong": 0,
+    "identical": 0,
+    "emptyList": 0,
+    "notLearned": 0,
+}
+COUNTS = NONE_LOST | {"kept": 6, "overLong": 2, "identical": 1}
 
 
 def lossy(folder: Path, **changed: Any) -> StageConfig:
@@ -58,6 +67,29 @@ def test_lost_rows_stand_in_events_in_the_log_and_in_the_result(
     assert {name: each.to_document() for name, each in told.rows.items()} == start["rows"]
     # Its result may have been lost: whoever finds the work done says it again.
     assert stage_runs.run(stage_runs.attempt(config, 2)).rows == told.rows
+
+
+def test_a_row_encoded_apart_stands_in_the_result(tmp_path: Path) -> None:
+    words = subwords.with_template(subwords.byte_level(), subwords.WORDS)
+    words.save_pretrained(tmp_path / "words")
+    # The generation prompt ends by the space that would be the first word's.
+    talk = [
+        {"role": "user", "content": "hello there"},
+        {"role": "assistant", "content": "the cat"},
+        {"role": "user", "content": "and the hat?"},
+        {"role": "assistant", "content": "the hat"},
+    ]
+    rows = [{"messages": talk}, {"messages": [*talk[:1], {**talk[1], "content": "5"}]}]
+    path = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    config = tiny.stage_config(
+        "sft",
+        tmp_path,
+        model=tiny.scratch_source(tmp_path / "words"),
+        dataset=Dataset(uri=f"file://{path}"),
+        max_steps=1,
+    )
+    outcome = stage_runs.run(config)
+    assert outcome.rows["dataset"].encoded_apart == 1
 
 
 def test_more_than_half_lost_ends_the_stage_before_weights(tmp_path: Path) -> None:
@@ -99,14 +131,7 @@ def test_one_rank_of_a_node_makes_tokens_and_all_map_them(tmp_path: Path) -> Non
     assert (first[0], second[0]) == (1, 0)
     assert first[1:] == second[1:]
     assert first[-1] is True
-    assert first[3] == {
-        "kept": 16,
-        "truncated": 0,
-        "overLong": 0,
-        "identical": 0,
-        "emptyList": 0,
-        "notLearned": 0,
-    }
+    assert first[3] == NONE_LOST | {"kept": 16}
     assert set(first[2]) == {"dataset"}
     again = read(tmp_path, config)
     assert [rank[0] for rank in again] == [0, 0]
@@ -193,10 +218,8 @@ def test_rows_encoded_apart_are_told_also_when_their_tokens_are_found(
         caplog.clear()
         with caplog.at_level(logging.INFO):
             read_here(tmp_path, tiny.tokenizer(), straddling)
-        told = [each.getMessage() for each in caplog.records]
-        assert (
-            "spec.stages.sft.dataset: 3 rows encoded apart where a token would straddle a boundary"
-        ) in told
+        said = "dataset: 16 rows used, 3 with prompt and response encoded apart"
+        assert said in [each.getMessage() for each in caplog.records]
     assert len(calls) == 1
 
 

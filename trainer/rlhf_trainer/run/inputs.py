@@ -3,7 +3,6 @@
 Called by the stages.
 """
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,8 +19,6 @@ from rlhf_trainer.run.distributed import Ranks, barrier, on_first_rank_of_node
 from rlhf_trainer.run.identity import identity_of, pinned, rows_digest, token_key
 from rlhf_trainer.run.report import Reporter
 from rlhf_trainer.run.token_cache import TokenCache, Tokens, cache_folder
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class Inputs:
             rows, counts = load(
                 dataset, tokenizer, claims=self.config.claims, field=field_path, **settings
             )
-            made.append(Tokens.of(rows, counts.row_counts, counts.encoded_apart))
+            made.append(Tokens.of(rows, counts.row_counts))
             return made[0]
 
         def keep() -> Kept:
@@ -119,7 +116,8 @@ class Inputs:
             tokens: Tokens[T] = Tokens.open(kept.folder)
         else:
             tokens = made[0] if made else make(kept.dataset)
-        self._tell(name, tokens)
+        # Whether their tokens were made now or long ago.
+        self.reporter.read_rows(name, tokens.counts)
         self._note_digest(name, tokens, kept, dated=reads_clock(tokenizer))
         return tokens.table
 
@@ -131,17 +129,6 @@ class Inputs:
         digest = kept.rows if dated else tokens.digest
         if digest is not None:
             self.digests[name] = digest
-
-    def _tell(self, name: str, tokens: Tokens[Any]) -> None:
-        """What became of the rows, whether their tokens were made now or long ago."""
-        self.reporter.read_rows(name, tokens.counts)
-        if tokens.encoded_apart and self.ranks.rank == 0:
-            logger.info(
-                "spec.stages.%s.%s: %d rows encoded apart where a token would straddle a boundary",
-                self.config.stage,
-                name,
-                tokens.encoded_apart,
-            )
 
     def _forget(self, folder: Path | None) -> None:
         """Remove tokens that nobody will ask for again, once every rank has mapped them."""

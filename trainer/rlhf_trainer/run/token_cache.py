@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "tokens.json"
 LOCK_SECONDS = 3600.0
 """How long one process waits for another that makes the same tokens."""
-_DESCRIPTION_KEYS = {"kind", "counts", "encodedApart", "digest", "checksum"}
+_DESCRIPTION_KEYS = {"kind", "counts", "digest", "checksum"}
 UNUSED_SECONDS = 30 * 24 * 3600.0
 """How long tokens that nobody asks for are kept."""
 
@@ -48,19 +48,17 @@ class Tokens(Generic[T]):
         table: its rows.
         counts: what became of those that were read.
         digest: of the table.
-        encoded_apart: how many were used with prompt and response encoded apart.
     """
 
     table: Table[T]
     counts: RowCounts
     digest: str
-    encoded_apart: int = 0
 
     @classmethod
-    def of(cls, rows: list[T], counts: RowCounts, encoded_apart: int = 0) -> "Tokens[T]":
+    def of(cls, rows: list[T], counts: RowCounts) -> "Tokens[T]":
         """The tokens of rows that were just made."""
         table: Table[T] = Table.of(rows)
-        return cls(table, counts, table.digest(), encoded_apart)
+        return cls(table, counts, table.digest())
 
     @classmethod
     def open(cls, folder: Path) -> "Tokens[T]":
@@ -73,7 +71,7 @@ class Tokens(Generic[T]):
         description = _description(folder)
         counts = RowCounts.model_validate(description["counts"])
         table: Table[T] = Table.open(folder, description["kind"])
-        return cls(table, counts, description["digest"], int(description["encodedApart"]))
+        return cls(table, counts, description["digest"])
 
     def save(self, folder: Path) -> None:
         """Write them into an empty folder."""
@@ -81,7 +79,6 @@ class Tokens(Generic[T]):
         description = {
             "kind": self.table.kind,
             "counts": self.counts.to_resolved_document(),
-            "encodedApart": self.encoded_apart,
             "digest": self.digest,
             "checksum": self.table.checksum(),
         }

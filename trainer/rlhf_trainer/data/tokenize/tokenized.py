@@ -80,6 +80,7 @@ class Counts:
         return RowCounts(
             kept=self.kept,
             truncated=self.truncated,
+            encoded_apart=self.encoded_apart,
             over_long=self.dropped_over_long,
             identical=self.dropped_identical,
             empty_list=self.dropped_empty_list,
