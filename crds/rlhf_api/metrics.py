@@ -178,7 +178,10 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.TOTAL_STEPS: "Steps in all.",
     Metric.EPOCH: "Passes over the dataset done, with fractions.",
     Metric.PROGRESS: "Share of the steps done, 0 to 1.",
-    Metric.ETA: "Estimated time to the last step in seconds.",
+    Metric.ETA: (
+        "Estimated time to the stage's end in seconds, evaluations that are left included as soon "
+        "as one has been timed."
+    ),
     Metric.LOSS: "Training loss of the last step, in nats a token or a pair.",
     Metric.LEARNING_RATE: "Learning rate of the last step; of the actor in PPO.",
     Metric.GRADIENT_NORM: "Global norm of the gradient before clipping; of the actor in PPO.",

@@ -32,6 +32,11 @@ class EventLog:
         self.evaluated_step: int | None = None
         """Steps after which the held-out metrics were taken; None before the first evaluation."""
 
+    @property
+    def evaluating(self) -> bool:
+        """Whether the held-out rows were being evaluated when the attempt told something last."""
+        return self._last is not None and self._last.get("type") == "evaluating"
+
     def take_notes(self) -> list[str]:
         """What was found before training began, and was not taken yet."""
         notes, self._notes = self._notes, []

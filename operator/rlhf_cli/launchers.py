@@ -136,6 +136,12 @@ class Launchers:
             if each.events.evaluated_step is not None
         }
 
+    def evaluating(self) -> frozenset[StageName]:
+        """Stages whose last attempt evaluates the held-out rows."""
+        known = sorted(self._known.values(), key=lambda launcher: launcher.attempt)
+        newest = {each.stage: each for each in known}
+        return frozenset(name for name, each in newest.items() if each.events.evaluating)
+
     def start(self, action: StartAttempt, environment: Mapping[str, str]) -> None:
         """Make the attempt's folder and start its launcher."""
         folder = Path(action.config.attempt_folder)

@@ -163,6 +163,7 @@ class Runner:
             self.job,
             stopping=request.number is not None,
             evaluated=self._launchers.evaluated_steps(),
+            evaluating=self._launchers.evaluating(),
         )
 
     def _without_reason(self, event: Event) -> Event:

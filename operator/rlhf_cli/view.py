@@ -5,7 +5,7 @@ never asked for input.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Self
 
@@ -24,6 +24,7 @@ from rlhf_operator.planning.events import Event
 LINE_SECONDS = 10.0
 LINE_PERCENT = 10
 HELD_OUT = "held-out"
+EVALUATING = "evaluating"
 
 Steps = Mapping[StageName, int]
 NO_STEPS: Steps = MappingProxyType({})
@@ -67,13 +68,21 @@ class View:
     ) -> None:
         """Leave the terminal as it was."""
 
-    def show(self, job: RLHFJob, *, stopping: bool = False, evaluated: Steps = NO_STEPS) -> None:
+    def show(
+        self,
+        job: RLHFJob,
+        *,
+        stopping: bool = False,
+        evaluated: Steps = NO_STEPS,
+        evaluating: Collection[StageName] = (),
+    ) -> None:
         """The job stands so.
 
         Args:
             job: with its status.
             stopping: whether a person has asked to stop.
             evaluated: the step of each stage's held-out metrics, where it is known.
+            evaluating: stages that evaluate their held-out rows now.
         """
 
     def tell(self, event: Event) -> None:
@@ -92,10 +101,18 @@ class LineView(View):
         self._said: dict[StageName, tuple[float, int, str]] = {}
         self._stopping = False
 
-    def show(self, job: RLHFJob, *, stopping: bool = False, evaluated: Steps = NO_STEPS) -> None:
+    def show(
+        self,
+        job: RLHFJob,
+        *,
+        stopping: bool = False,
+        evaluated: Steps = NO_STEPS,
+        evaluating: Collection[StageName] = (),
+    ) -> None:
         for name, stage in _stages(job).items():
             if stage.state is StageState.RUNNING and stage.progress is not None:
-                self._progress(name, stage, evaluated.get(name))
+                seen = _seen(name, stage, evaluated, evaluating)
+                self._progress(name, stage, seen)
         if stopping and not self._stopping:
             self._say(stopping_text(job))
         self._stopping = stopping
@@ -106,10 +123,10 @@ class LineView(View):
     def note(self, text: str) -> None:
         self._say(text)
 
-    def _progress(self, name: StageName, stage: StageStatus, evaluated: int | None) -> None:
+    def _progress(self, name: StageName, stage: StageStatus, seen: str) -> None:
         assert stage.progress is not None
-        left, metrics = _eta(stage), metrics_text(name, stage, evaluated)
-        parts = [_steps(stage), left and f"{left} left", metrics]
+        left = _eta(stage)
+        parts = [_steps(stage), left and f"{left} left", seen]
         text = f"stage {name}: {', '.join(part for part in parts if part)}"
         percent, now = stage.progress.percent, self._clock()
         if name in self._said:
@@ -144,9 +161,16 @@ class LiveView(View):
     ) -> None:
         self._live.stop()
 
-    def show(self, job: RLHFJob, *, stopping: bool = False, evaluated: Steps = NO_STEPS) -> None:
+    def show(
+        self,
+        job: RLHFJob,
+        *,
+        stopping: bool = False,
+        evaluated: Steps = NO_STEPS,
+        evaluating: Collection[StageName] = (),
+    ) -> None:
         caption = stopping_text(job) if stopping else None
-        self._live.update(stage_table(job, caption, evaluated), refresh=True)
+        self._live.update(stage_table(job, caption, evaluated, evaluating), refresh=True)
 
     def tell(self, event: Event) -> None:
         if event.type == "Warning":
@@ -163,7 +187,12 @@ def make_view(console: Console, *, quiet: bool) -> View:
     return LiveView(console) if console.is_terminal else LineView(console)
 
 
-def stage_table(job: RLHFJob, caption: str | None = None, evaluated: Steps = NO_STEPS) -> Table:
+def stage_table(
+    job: RLHFJob,
+    caption: str | None = None,
+    evaluated: Steps = NO_STEPS,
+    evaluating: Collection[StageName] = (),
+) -> Table:
     """One row a stage: state with the number of a later attempt, steps, time left, metrics.
 
     Fits a terminal of 80 columns.
@@ -185,7 +214,7 @@ def stage_table(job: RLHFJob, caption: str | None = None, evaluated: Steps = NO_
             "" if progress is None else f"{progress.step}/{progress.total_steps or '?'}",
             "" if progress is None else f"{progress.percent} %",
             _eta(stage),
-            metrics_text(name, stage, evaluated.get(name)),
+            _seen(name, stage, evaluated, evaluating),
         )
     return table
 
@@ -211,6 +240,15 @@ def metrics_text(name: StageName, stage: StageStatus, evaluated: int | None) -> 
         for metric, label in SHOWN_METRICS[name].items()
         if metric in metrics
     )
+
+
+def _seen(
+    name: StageName, stage: StageStatus, evaluated: Steps, evaluating: Collection[StageName]
+) -> str:
+    """That the held-out rows are being evaluated, where they are, and the last metrics."""
+    now = name in evaluating and stage.state is StageState.RUNNING
+    parts = [EVALUATING if now else "", metrics_text(name, stage, evaluated.get(name))]
+    return ", ".join(part for part in parts if part)
 
 
 def duration(seconds: float) -> str:

@@ -78,6 +78,14 @@ class Attempt:
         partial.replace(self.folder / "checkpoints" / "latest")
         self.tell("checkpoint")
 
+    def evaluate(self, seen: Path) -> None:
+        """Until the test has seen it, who knows that by a file."""
+        self.tell("evaluating")
+        end = time.monotonic() + 60
+        while not seen.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        self.tell("evaluation")
+
     def publish(self) -> Artifact:
         folder = self.folder / "artifact"
         folder.mkdir(exist_ok=True)
@@ -138,6 +146,8 @@ class Attempt:
             self.tell("step", metrics={"loss": 2.5, "reward": 1.0, "kl": 0.5, "critic_loss": None})
             if self.step % self.way.get("save_every", 5) == 0:
                 self.save()
+        if "evaluates" in self.way:
+            self.evaluate(Path(self.way["evaluates"]))
         self.tell("end")
         return self.leave(0, f"done after {self.step} steps", self.publish())
 

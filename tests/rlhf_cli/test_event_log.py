@@ -41,6 +41,24 @@ def test_the_step_of_the_last_evaluation(tmp_path: Path) -> None:
     assert log.evaluated_step == 4
 
 
+def test_an_evaluation_goes_on_until_something_else_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    assert not log.evaluating
+    told = line("start", 0)
+    for kind, evaluating in (
+        ("step", False),
+        ("evaluating", True),
+        ("evaluation", False),
+        ("evaluating", True),
+        ("end", False),
+    ):
+        told += line(kind, 4)
+        path.write_text(told)
+        log.read()
+        assert log.evaluating is evaluating
+
+
 def test_what_was_found_before_training_is_taken_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)

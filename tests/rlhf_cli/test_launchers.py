@@ -30,8 +30,16 @@ sys.exit(int(sys.argv[1]))
 """
 
 
-def running_job() -> RLHFJob:
-    """A job whose stage sft has begun its first attempt."""
+EVALUATING = """
+import json, pathlib, sys
+at = pathlib.Path(sys.argv[1]).parent
+kind = "evaluating" if at.name == "attempt-1" else "step"
+(at / "events.jsonl").write_text(json.dumps({"type": kind, "step": 4, "totalSteps": 8}) + chr(10))
+"""
+
+
+def running_job(attempt: int = 1) -> RLHFJob:
+    """A job whose stage sft has begun an attempt."""
     sft = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
     job = RLHFJob.from_document(
         {
@@ -41,7 +49,7 @@ def running_job() -> RLHFJob:
             "spec": {"stages": {"sft": sft}},
         }
     )
-    running = StageStatus(state=StageState.RUNNING, attempt=1)
+    running = StageStatus(state=StageState.RUNNING, attempt=attempt)
     status = RLHFJobStatus(stages=StageStatuses(sft=running))
     return job.model_copy(update={"status": status})
 
@@ -72,6 +80,24 @@ def test_one_that_does_not_stop_is_killed_after_its_grace_period(tmp_path: Path)
     assert time.monotonic() - asked >= 3.0
     (seen,) = launchers.observe(job).attempts
     assert (seen.live, seen.failed, seen.processes[0].exit_code) == (False, True, 137)
+
+
+def test_a_stage_evaluates_if_its_last_attempt_does(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path, "reviews")
+    placement = Placement(storage=str(workdir.folder))
+    launchers = Launchers(workdir, (sys.executable, "-c", EVALUATING), grace_seconds=3.0)
+
+    def begin(attempt: int) -> None:
+        job = running_job(attempt)
+        config = stage_config(job, StageName.SFT, attempt, {}, placement)
+        launchers.start(StartAttempt(StageName.SFT, attempt, config, checkpoint_step=None), {})
+        eventually(lambda: not launchers.any_alive())
+        launchers.observe(job)
+
+    begin(1)
+    assert launchers.evaluating() == {StageName.SFT}
+    begin(2)
+    assert launchers.evaluating() == frozenset()
 
 
 @pytest.mark.parametrize("code", [0, 78])

@@ -14,7 +14,9 @@ import pytest
 from waiting import PATIENCE
 
 from rlhf_api.errors import InputError, UsageError
-from rlhf_api.v1alpha1 import StageConfig
+from rlhf_api.names import StageName
+from rlhf_api.v1alpha1 import RLHFJob, StageConfig
+from rlhf_cli.view import LineView
 from rlhf_cli.workdir import Workdir
 
 ALL = ("sft", "reward", "ppo")
@@ -76,6 +78,23 @@ def test_what_a_stage_has_found_is_printed(bench: Any, capsys: pytest.CaptureFix
 
     told = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()[:-1]]
     assert told.count("stage sft: answers end with '[x]', by EOS") == 1
+
+
+def test_an_evaluation_is_shown_while_it_runs(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.go(sft=[{"evaluates": str(bench.folder / "seen")}])
+    shown: list[frozenset[StageName]] = []
+    show = LineView.show
+
+    def watch(view: LineView, job: RLHFJob, *, evaluating: Any, **others: Any) -> None:
+        shown.append(evaluating)
+        if evaluating:
+            (bench.folder / "seen").touch()
+        show(view, job, evaluating=evaluating, **others)
+
+    monkeypatch.setattr(LineView, "show", watch)
+    assert bench.run() == 0
+    assert set(shown) == {frozenset(), frozenset({StageName.SFT})}
+    assert shown[-1] == frozenset()
 
 
 def test_how_many_rows_are_used_is_told_always_and_once(

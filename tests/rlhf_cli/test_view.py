@@ -106,6 +106,45 @@ def test_held_out_metrics_name_the_step_that_they_are_of() -> None:
     assert said.getvalue().rstrip().endswith("held-out reward 1.25")
 
 
+SFT, PPO = StageName.SFT, StageName.PPO
+
+
+@pytest.mark.parametrize(
+    ("evaluating", "state", "metrics", "line", "cell"),
+    [
+        ({PPO}, "Running", {}, "2 min 05 s left, evaluating", "evaluating"),
+        ({PPO}, "Running", {"kl": 2.0}, "left, evaluating, KL 2", "evaluating, KL 2"),
+        ({SFT, PPO}, "Running", {"kl": 2.0}, "left, evaluating, KL 2", "evaluating, KL 2"),
+        ({SFT}, "Running", {"kl": 2.0}, "left, KL 2", "KL 2"),
+        ((), "Running", {"kl": 2.0}, "left, KL 2", "KL 2"),
+        ({PPO}, "Stopping", {"kl": 2.0}, "", "KL 2"),
+        ({PPO}, "Restarting", {"kl": 2.0}, "", "KL 2"),
+    ],
+)
+def test_an_evaluation_that_runs_is_shown(
+    evaluating: Any, state: str, metrics: dict[str, float], line: str, cell: str
+) -> None:
+    job = make_job(10, state=StageState(state), metrics=metrics)
+    said, drawn = io.StringIO(), terminal()
+    LineView(Console(file=said, width=200)).show(job, evaluating=evaluating)
+    assert said.getvalue().rstrip().endswith(line)
+    assert ("evaluating" in said.getvalue()) == ("evaluating" in line)
+    with LiveView(drawn[0]) as view:
+        view.show(job, evaluating=evaluating)
+    rows = [text.rstrip() for text in drawn[1].getvalue().splitlines()]
+    assert any(text.endswith(f"  {cell}") for text in rows)
+    assert ("evaluating" in drawn[1].getvalue()) == ("evaluating" in cell)
+
+
+def test_an_evaluation_makes_a_new_line_after_ten_seconds() -> None:
+    text, seconds = io.StringIO(), [0.0]
+    view = LineView(Console(file=text, width=200), clock=lambda: seconds[0])
+    view.show(make_job(10))
+    for seconds[0] in (5.0, 10.0, 25.0):
+        view.show(make_job(10), evaluating={PPO})
+    assert ["evaluating" in line for line in text.getvalue().splitlines()] == [False, True]
+
+
 def test_lines_tell_events_and_a_stop_once() -> None:
     text = io.StringIO()
     view = LineView(Console(file=text, width=20))

@@ -28,14 +28,8 @@ from rlhf_trainer.run.token_cache import TokenCache
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "input_cases.py"
 
-NONE_LOST = {
-    "truncated": 0,
-    "encodedApart": 0,
-    "overLong": 0,
-    "identical": 0,
-    "emptyList": 0,
-    "notLearned": 0,
-}
+COUNTED = ("truncated", "encodedApart", "overLong", "identical", "emptyList", "notLearned")
+NONE_LOST = dict.fromkeys(COUNTED, 0)
 COUNTS = NONE_LOST | {"kept": 6, "overLong": 2, "identical": 1}
 
 

@@ -17,7 +17,7 @@ from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import StorageError
 from rlhf_trainer.run.json_lines import JsonLines
-from rlhf_trainer.run.report import Reporter, Sample, StepClock
+from rlhf_trainer.run.report import Reporter, Sample
 
 
 def test_a_run_is_told_line_by_line(reporter: Reporter, config: StageConfig, clock: Clock) -> None:
@@ -231,33 +231,6 @@ def test_the_time_before_the_first_step_does_not_count(config: StageConfig, cloc
         reporter.step(1, 0.1, {})
 
     assert lines(config)[-1]["etaSeconds"] == 18
-
-
-def test_the_first_step_counts_only_until_there_is_another() -> None:
-    clock = StepClock(0.0)
-    assert clock.eta(5) is None
-    clock.tick(60.0, 1)
-    assert clock.eta(5) == 300
-    clock.tick(62.0, 1)
-    assert clock.eta(5) == 10
-
-
-def test_step_times_are_smoothed() -> None:
-    clock = StepClock(0.0)
-    now = 0.0
-    for seconds in [9.0] + [1.0] * 40 + [11.0]:
-        now += seconds
-        clock.tick(now, 1)
-
-    assert clock.eta(1) == pytest.approx(2.0)
-
-
-def test_several_steps_at_once_share_their_time() -> None:
-    clock = StepClock(0.0)
-    clock.tick(10.0, 5)
-    assert clock.eta(1) == 2
-    clock.tick(10.0, 0)
-    assert clock.eta(1) == 2
 
 
 def test_a_second_reporter_of_the_attempt_goes_on_after_the_last_whole_line(

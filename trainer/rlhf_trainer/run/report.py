@@ -7,8 +7,8 @@ waits for another rank.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from rlhf_api.metrics import ROW_METRICS, LabelledMetric, Metric, Phase, phases_
 from rlhf_api.names import FileName
 from rlhf_api.v1alpha1 import HealthVerdict, RowCounts, StageConfig
 from rlhf_trainer.run.distributed import Ranks
+from rlhf_trainer.run.eta import EvaluationClock, StepClock
 from rlhf_trainer.run.json_lines import JsonLines, objects_of
 from rlhf_trainer.run.metrics_endpoint import MetricsEndpoint
 from rlhf_trainer.run.phases import PhaseClock
@@ -30,7 +31,9 @@ logger = logging.getLogger(__name__)
 LOG_EVERY_SECONDS = 5.0
 SAMPLES_IN_LOG = 3
 
-EventType = Literal["start", "step", "checkpoint", "evaluation", "verdict", "verdicts", "end"]
+EventType = Literal[
+    "start", "step", "checkpoint", "evaluating", "evaluation", "verdict", "verdicts", "end"
+]
 
 
 @dataclass(frozen=True)
@@ -44,36 +47,6 @@ class Sample:
     length: int
     stop_reason: str
     rewards: Mapping[str, float] = field(default_factory=dict)
-
-
-class StepClock:
-    """Smoothed seconds a step, from the times at which steps end."""
-
-    SMOOTHING = 0.1
-
-    def __init__(self, now: float) -> None:
-        self._last = now
-        self._mean: float | None = None
-        self._ticks = 0
-
-    def tick(self, now: float, steps: int) -> None:
-        """`steps` more steps are done."""
-        if steps < 1:
-            return
-        seconds = (now - self._last) / steps
-        self._last = now
-        self._ticks += 1
-        if self._mean is None:
-            self._mean = seconds
-            return
-        # The first step carries compilation and cold caches: the second one replaces it, and from
-        # then on each has an equal share until that falls below SMOOTHING.
-        weight = max(self.SMOOTHING, 1 / (self._ticks - 1))
-        self._mean += weight * (seconds - self._mean)
-
-    def eta(self, remaining: int) -> float | None:
-        """Seconds until `remaining` more steps are done; None before the first."""
-        return None if self._mean is None else self._mean * remaining
 
 
 def evaluation_reported(config: StageConfig, attempts: Iterable[int], step: int) -> bool:
@@ -103,6 +76,7 @@ class Reporter:
         self._last_step = 0
         self._epoch = 0.0
         self._step_clock = StepClock(clock())
+        self._evaluation_clock = EvaluationClock(config)
         self._phases = PhaseClock(phases_of(config.stage), clock=clock)
         self._logged_at = -math.inf
         self._rows: dict[str, RowCounts] = {}
@@ -219,6 +193,18 @@ class Reporter:
         self._serve_checkpoint(step, time.time())
         self._log("checkpoint of step %d is complete", step)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A pass over the held-out rows; told when it begins, since it may take as long as many
+        steps."""
+        began = self._clock()
+        self._tell("evaluating", self._last_step, {})
+        with self.phase(Phase.EVALUATION):
+            yield
+        seconds = self._clock() - began
+        self._step_clock.leave_out(seconds)
+        self._evaluation_clock.tick(self._last_step, seconds)
+
     def evaluation(
         self,
         step: int,
@@ -306,7 +292,7 @@ class Reporter:
         self._last_metrics.update(finite)
         if self._events is None or self._endpoint is None:
             return
-        eta = self._step_clock.eta(max(0, self._total_steps - self._last_step))
+        eta = self._eta()
         document: dict[str, Any] = {
             "time": time.time(),
             "type": kind,
@@ -320,6 +306,13 @@ class Reporter:
         self._events.write([document])
         self._endpoint.count({Metric.NONFINITE: len(numbers) - len(finite)})
         self._endpoint.set(numbers | self._progress(eta))
+
+    def _eta(self) -> float | None:
+        """Seconds to the stage's end; None before its first step."""
+        steps = self._step_clock.eta(max(0, self._total_steps - self._last_step))
+        if steps is None:
+            return None
+        return steps + self._evaluation_clock.eta(self._last_step, self._total_steps)
 
     def _serve_checkpoint(self, step: int, when: float) -> None:
         if self._endpoint is not None:
@@ -352,7 +345,7 @@ class Reporter:
         return metrics
 
     def _line(self, step: int, metrics: Mapping[Metric, float]) -> str:
-        eta = self._step_clock.eta(max(0, self._total_steps - step))
+        eta = self._eta()
         left = "" if eta is None else f", {duration(eta)} left"
         share = f" ({100 * step // self._total_steps} %)" if self._total_steps else ""
         return f"step {step}/{self._total_steps}{share}{left}: {metrics_text(metrics)}"

@@ -262,7 +262,7 @@ def _learn(
 def _answers(collector: Collector, prompts: Sequence[Prompt], policy: PlacedModel) -> list[Answer]:
     """Answers of `policy`, the actor or the reference, to held-out prompts."""
     sampler = collector.sampler(policy)
-    with collector.loop.reporter.phase(Phase.EVALUATION):
+    with collector.loop.reporter.evaluating():
         answers = answer_all(
             prompts,
             lambda tokens: collector.evaluated(sampler.sample(tokens), policy),

@@ -267,7 +267,7 @@ def _evaluated(
     loop: TrainingLoop, model: TrainedModel, pairs: Sequence[PreferencePair], pad_id: int
 ) -> EvaluationScores:
     """Evaluate and tell."""
-    with loop.reporter.phase(Phase.EVALUATION):
+    with loop.reporter.evaluating():
         scores = evaluate(loop, model, pairs, pad_id)
     chosen, rejected = float(scores.chosen.mean()), float(scores.rejected.mean())
     loop.evaluated(

@@ -241,7 +241,7 @@ def _evaluated(
     loop: TrainingLoop, model: TrainedModel, held_out: Sequences, spec: SFTStage
 ) -> dict[Metric, float]:
     """Evaluate and tell."""
-    with loop.reporter.phase(Phase.EVALUATION):
+    with loop.reporter.evaluating():
         figures = evaluate(loop, model, held_out, spec)
     loop.evaluated(figures)
     return figures
