@@ -55,8 +55,9 @@ Mount = Annotated[
 def validate(file: File, mount: Mount = None) -> None:
     """Check a job: its fields, the order of its stages, its models' files, and its rows.
 
-    Claims for which no --mount is given at all are not looked into, nor are rows of a hub or of
-    files of more than 32 MiB. Whether rows are too long is for the run to say: it has a tokenizer.
+    Claims for which no --mount is given at all are not looked into, nor are rows of a hub; of files
+    of more than 32 MiB the first rows are. Whether rows are too long is for the run to say: it has
+    a tokenizer.
     """
     job = RLHFJob.from_file(file)
     mounts = parse_mounts(mount or [])

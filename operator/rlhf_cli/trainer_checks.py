@@ -79,6 +79,8 @@ def _asked(configs: list[StageConfig]) -> list[dict[str, Any]]:
 def _rows_text(found: Mapping[str, Any]) -> str:
     if found["rows"] is None:
         return "not looked into"
+    if not found["whole"]:
+        return f"more than can be looked at in seconds; the first {found['rows']} are good"
     same = found["identical"]
     lost = f", {same} of them left out with identical responses" if same else ""
     return f"{found['rows']} rows{lost}"

@@ -124,13 +124,13 @@ def test_models_are_looked_into(bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFi
     assert rlhf("validate", bench.file) == 0
 
 
-def test_rows_elsewhere_and_large_files_are_left_to_the_ranks(
+def test_rows_elsewhere_and_large_lists_are_left_to_the_ranks(
     bench: Any, rlhf: Rlhf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "hf://org/rows"}}
-    large = {"evalDataset": {"uri": "file://large.jsonl"}}
+    large = {"evalDataset": {"uri": "file://large.json"}}
     bench.write(stages={"sft": base | large, "reward": base})
-    with (bench.folder / "large.jsonl").open("w") as file:
+    with (bench.folder / "large.json").open("w") as file:
         file.truncate((32 << 20) + 1)
 
     assert rlhf("validate", bench.file) == 0

@@ -8,6 +8,7 @@ nothing.
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,9 @@ def findings(documents: Iterable[str]) -> Iterator[dict[str, Any]]:
     """What is found of each model and dataset, but for those of claims without a folder.
 
     `field` names it; `rows` of a dataset is null where they are not looked into, `identical` of
-    them are pairs with one text as both responses; `error` and
-    `exitCode` stand for what cannot be used. Of a model that can be used nothing is said.
+    them are pairs with one text as both responses, and there are no more where they are the
+    `whole`; `error` and `exitCode` stand for what cannot be used. Of a model that can be used
+    nothing is said.
     """
     for document in documents:
         config = StageConfig.from_json(document)
@@ -58,7 +60,7 @@ def _of_model(source: ModelSource, config: StageConfig, field: str) -> dict[str,
 
 def _of_rows(asked: StageDataset, config: StageConfig) -> dict[str, Any]:
     seen = count_rows(asked, config)
-    return {"rows": None} if seen is None else {"rows": seen.rows, "identical": seen.identical}
+    return {"rows": None} if seen is None else asdict(seen)
 
 
 if __name__ == "__main__":

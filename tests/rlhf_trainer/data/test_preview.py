@@ -83,22 +83,82 @@ def test_a_file_that_is_not_there_is_told_too(tmp_path: Path) -> None:
         check_rows(config)
 
 
-def test_what_is_large_or_on_a_hub_is_left_to_the_ranks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_on_a_hub_is_left_to_the_ranks(tmp_path: Path) -> None:
+    check_rows(tiny.stage_config("sft", tmp_path, dataset=Dataset(uri="hf://no/such")))
+
+
+@pytest.mark.parametrize(
+    ("spare_bytes", "seconds", "told"), [(0, 0.0, True), (-1, 300.0, True), (-1, 0.0, False)]
+)
+def test_large_files_are_looked_at_for_a_while(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spare_bytes: int,
+    seconds: float,
+    told: bool,
 ) -> None:
-    hub = tiny.stage_config("sft", tmp_path, dataset=Dataset(uri="hf://no/such"))
-    check_rows(hub)
     rows = tmp_path / "rows"
     rows_at(rows / "a.jsonl", *tiny.sft_rows(4))
-    folder = Dataset(uri=f"file://{rows}")
     rows_at(rows / "b.jsonl", WITHOUT_RESPONSE)
-    config = tiny.stage_config("sft", tmp_path, dataset=folder)
+    config = tiny.stage_config("sft", tmp_path, dataset=Dataset(uri=f"file://{rows}"))
     size = sum(path.stat().st_size for path in rows.iterdir())
-    monkeypatch.setattr(preview, "LOOK_BYTES", size)
-    with pytest.raises(RLHFError, match=r"b\.jsonl: line 1: response: is missing"):
+    monkeypatch.setattr(preview, "LOOK_BYTES", size + spare_bytes)
+    monkeypatch.setattr(preview, "LOOK_SECONDS", seconds)
+    if told:
+        with pytest.raises(RLHFError, match=r"b\.jsonl: line 1: response: is missing"):
+            check_rows(config)
+    else:
         check_rows(config)
-    monkeypatch.setattr(preview, "LOOK_BYTES", size - 1)
-    check_rows(config)
+
+
+@pytest.fixture
+def at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every dataset is large, and there is time for one row."""
+    monkeypatch.setattr(preview, "LOOK_BYTES", 0)
+    monkeypatch.setattr(preview, "LOOK_SECONDS", 0.0)
+
+
+def seen(stage: str, folder: Path, dataset: Dataset) -> preview.Seen | None:
+    config = tiny.stage_config(stage, folder, dataset=dataset)
+    return preview.count_rows(next(preview.datasets_of(config)), config)
+
+
+@pytest.mark.usefixtures("at_a_glance")
+def test_the_first_row_of_a_large_file_is_always_looked_at(tmp_path: Path) -> None:
+    good = tiny.sft_rows(4)
+    told = r"bad\.jsonl: line 1: response: is missing"
+    with pytest.raises(RLHFError, match=told):
+        seen("sft", tmp_path, rows_at(tmp_path / "bad.jsonl", WITHOUT_RESPONSE, *good))
+    rows = rows_at(tmp_path / "good.jsonl", *good)
+    assert seen("sft", tmp_path, rows) == preview.Seen(1, whole=False)
+
+
+@pytest.mark.usefixtures("at_a_glance")
+@pytest.mark.parametrize(
+    ("stage", "first"),
+    [
+        ("sft", {"prompt": "a", "response": "b", "weight": 0}),
+        ("reward", {"prompt": "a", "chosen": "b", "rejected": "b"}),
+        ("reward", {"query": "a", "positive_passages": [], "negative_passages": []}),
+    ],
+)
+def test_nothing_is_said_of_a_whole_that_was_not_seen(
+    tmp_path: Path, stage: str, first: dict[str, Any]
+) -> None:
+    """Alone, each of these rows would be a dataset of which nothing is left."""
+    rows = rows_at(tmp_path / "rows.jsonl", first, *tiny.ROWS[stage](4))
+    assert seen(stage, tmp_path, rows) == preview.Seen(1, whole=False)
+
+
+@pytest.mark.usefixtures("at_a_glance")
+def test_what_cannot_be_read_row_by_row_is_left_to_the_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text("[no JSON")
+    assert seen("sft", tmp_path, Dataset(uri=f"file://{path}")) is None
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "state.json").write_text("no JSON")
+    assert seen("sft", tmp_path, Dataset(uri=f"file://{saved}")) is None
 
 
 def test_the_launcher_tells_it_without_torch_and_starts_no_rank(tmp_path: Path) -> None:
@@ -142,11 +202,12 @@ def test_a_job_s_rows_are_counted_without_torch(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     *told, last = map(json.loads, done.stdout.splitlines())
+    sixteen = {"rows": 16, "identical": 0, "whole": True}
     assert told == [
-        {"field": "spec.stages.reward.dataset", "rows": 16, "identical": 0},
-        {"field": "spec.stages.reward.evalDataset", "rows": 16, "identical": 0},
+        {"field": "spec.stages.reward.dataset", **sixteen},
+        {"field": "spec.stages.reward.evalDataset", **sixteen},
         {"field": "spec.stages.sft.dataset", "rows": None},
-        {"field": "spec.stages.ppo.dataset", "rows": 16, "identical": 0},
+        {"field": "spec.stages.ppo.dataset", **sixteen},
     ]
     assert (last["field"], last["exitCode"]) == ("spec.stages.ppo.ptxDataset", 65)
     assert "bad.jsonl: line 3" in last["error"]

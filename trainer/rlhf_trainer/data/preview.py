@@ -4,7 +4,8 @@ Called by `launch` and `check_rows`. What needs a tokenizer is told by the ranks
 all rows once more.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from rlhf_api.v1alpha1 import Dataset, PPOStage, StageConfig
 from rlhf_trainer.data.parse import formats
 from rlhf_trainer.data.parse.formats import PreferenceRow
 from rlhf_trainer.data.parse.losses import identical_pairs
-from rlhf_trainer.data.read.rows import read_rows
+from rlhf_trainer.data.read.rows import Row, data_files, is_saved, read_rows
 from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
 
 LOOK_BYTES = 32 << 20
-"""Larger datasets are left to the ranks: to read them twice would cost more than it saves."""
+"""Smaller datasets are read as a whole, in a second."""
+LOOK_SECONDS = 2.0
+"""How long rows of a larger one are looked at; the ranks read all of them. To read them all twice
+would cost more than it saves, at each attempt, and take several times their size in memory."""
 
 Parse = Callable[[Any, Dataset, str], Sequence[Any]]
 
@@ -34,7 +38,7 @@ class StageDataset:
 
 
 def check_rows(config: StageConfig) -> None:
-    """Read and parse every row of the stage's datasets that lie in small files.
+    """Read and parse the rows of the stage's datasets that lie in files.
 
     Raises:
         InputError: there is nothing at a URI that can be read.
@@ -57,16 +61,32 @@ def datasets_of(config: StageConfig) -> Iterator[StageDataset]:
 
 @dataclass(frozen=True)
 class Seen:
-    """The rows of a dataset, and those of them that are pairs of one and the same response."""
+    """The rows of a dataset, and those of them that are pairs of one and the same response.
+
+    Attributes:
+        rows: those that were looked at.
+        identical: pairs of one and the same response; 0 where `whole` is false.
+        whole: whether there are no more.
+    """
 
     rows: int
     identical: int = 0
+    whole: bool = True
+
+
+class _TimeIsUpError(Exception):
+    """So many rows were looked at, and there may be more."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.rows = rows
 
 
 def count_rows(asked: StageDataset, config: StageConfig) -> Seen | None:
-    """Read and parse every row of a dataset in small files; None for another one.
+    """Read and parse the rows of a dataset in files, the first ones where they are many.
 
-    How long rows are only a tokenizer can say.
+    None for what is not looked into: a hub's, and what is large and cannot be read row by row. How
+    long rows are only a tokenizer can say.
 
     Raises: as `check_rows`.
     """
@@ -75,10 +95,19 @@ def count_rows(asked: StageDataset, config: StageConfig) -> Seen | None:
     if isinstance(place, Hub):
         return None
     with input_errors(f"{field}.uri"):
-        size = _size(place)
-    if size > LOOK_BYTES:
+        is_large = _size(place) > LOOK_BYTES
+    if is_large and is_saved(place):
         return None
-    rows = asked.parse(read_rows(dataset, claims=config.claims, field=field), dataset, field)
+    found = read_rows(dataset, claims=config.claims, field=field)
+    if is_large:
+        # A list in a .json file has no first row before it is read whole.
+        if any(path.suffix == ".json" for path in data_files(place, dataset, field)):
+            return None
+        found = _for_a_while(found)
+    try:
+        rows = asked.parse(found, dataset, field)
+    except _TimeIsUpError as seen:
+        return Seen(seen.rows, whole=False)
     pairs = [row for row in rows if isinstance(row, PreferenceRow)]
     return Seen(len(rows), identical_pairs(pairs, dataset, field) if pairs else 0)
 
@@ -87,6 +116,20 @@ def _parse(stage: StageName, seed: int) -> Parse:
     if stage is StageName.REWARD:
         return lambda rows, dataset, field: formats.preference_rows(rows, dataset, field, seed)[0]
     return formats.sft_rows if stage is StageName.SFT else formats.prompt_rows
+
+
+def _for_a_while(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows that can be read and parsed in `LOOK_SECONDS`, one at least.
+
+    Raises:
+        _TimeIsUpError: behind them. An end would say that there are no more, of which the parser
+            might tell.
+    """
+    end = time.monotonic() + LOOK_SECONDS
+    for number, row in enumerate(rows, 1):
+        yield row
+        if time.monotonic() >= end:
+            raise _TimeIsUpError(number)
 
 
 def _size(place: Path) -> int:
