@@ -8,16 +8,28 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from rlhf_api.errors import ConfigError, DataError, InputError, RLHFError, UserError
+from rlhf_api.errors import ConfigError, DataError, InputError, RLHFError
+from rlhf_api.names import ExitCode
 from rlhf_api.v1alpha1 import JobReference, RLHFJob, StageConfig, claim_of, uris
 from rlhf_cli.local_job import FILE
 
 PROGRAM = (sys.executable, "-m", "rlhf_trainer.check_inputs")
+CHECK_SECONDS = 600.0
+"""Time for all models and rows of a job. Minutes more than the largest ones need: it is there for a
+folder on a network that does not answer."""
 _UID = "00000000"
 """Of a job that was never made."""
-_KINDS: tuple[type[UserError], ...] = (DataError, InputError, ConfigError)
+
+
+class StorageError(RLHFError):
+    """What holds a model or rows is failing, or does not answer."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.IO
+
+
+_KINDS: tuple[type[RLHFError], ...] = (DataError, InputError, ConfigError, StorageError)
 
 
 def row_counts(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -32,18 +44,19 @@ def row_counts(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[tuple[str, s
         mounts: folders of claims.
 
     Raises:
-        UserError: models and rows that cannot be used, a line for each.
+        RLHFError: models and rows that cannot be used, a line for each, or not in time.
     """
     configs = list(_configs(job, mounts))
     if not configs or importlib.util.find_spec("pyarrow") is None:
         return
     found = _asked(configs)
-    mistakes = [each for each in found if "error" in each]
+    mistakes = [each for each in found.values() if "error" in each]
     if mistakes:
         kinds = (kind for kind in _KINDS if kind.exit_code == mistakes[0]["exitCode"])
         raise next(kinds, DataError)("\n".join(_sentence(each) for each in mistakes))
-    for each in found:
-        yield each["field"], _rows_text(each)
+    for field, each in found.items():
+        if "rows" in each:
+            yield field, _rows_text(each)
 
 
 def _configs(job: RLHFJob, mounts: Mapping[str, str]) -> Iterator[StageConfig]:
@@ -64,16 +77,46 @@ def _is_local(uri: str, mounts: Mapping[str, str]) -> bool:
     return uri.startswith(FILE) or claim_of(uri) in mounts
 
 
-def _asked(configs: list[StageConfig]) -> list[dict[str, Any]]:
+def _asked(configs: list[StageConfig]) -> dict[str, dict[str, Any]]:
+    """What the trainer finds, by field."""
     documents = [json.loads(config.with_digest().to_json()) for config in configs]
     lines = "".join(json.dumps(document) + "\n" for document in documents)
-    done = subprocess.run(
-        PROGRAM, input=lines, capture_output=True, text=True, encoding="utf-8", check=False
-    )
+    try:
+        done = subprocess.run(
+            PROGRAM, input=lines.encode(), capture_output=True, timeout=CHECK_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        inputs, found = _told(error.stdout or b"")
+        return found | _not_in_time(inputs, [field for field in inputs if field not in found])
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = (said or [f"exit code {done.returncode}"])[-1]
         raise RLHFError(f"the models and rows could not be looked into: {reason}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return _told(done.stdout)[1]
+
+
+def _told(output: bytes) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """The URIs of all that is looked into, and what was found of it by now, by field."""
+    # What follows the last line break was still being written.
+    whole = output[: output.rfind(b"\n") + 1]
+    first, *found = map(json.loads, whole.splitlines() or [b'{"inputs": {}}'])
+    return first["inputs"], {each["field"]: each for each in found}
+
+
+def _not_in_time(inputs: Mapping[str, str], left: list[str]) -> dict[str, dict[str, Any]]:
+    """What is said of the first of those that are left, which took the time of the others."""
+    if not left:
+        raise StorageError(
+            f"the models and rows could not be looked into within {CHECK_SECONDS:g} s; see whether "
+            "this machine is overloaded, and try again"
+        )
+    slow, *others = left
+    unchecked = f" Not looked into either: {', '.join(others)}." if others else ""
+    error = (
+        f"{slow}: {inputs[slow]}: was not looked into within {CHECK_SECONDS:g} s; see whether its "
+        f"storage answers, and try again.{unchecked}"
+    )
+    return {slow: {"field": slow, "error": error, "exitCode": ExitCode.IO}}
 
 
 def _rows_text(found: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """What the inputs of a job tell by themselves: `python -m rlhf_trainer.check_inputs`.
 
-Asked by `rlhf validate`. Reads one stage.json a line, and says of each model and dataset of these
-stages in a line of JSON what is wrong with it, or how many rows it has. Imports no torch and starts
-nothing.
+Asked by `rlhf validate`. Reads one stage.json a line, and says in lines of JSON what it looks into,
+and then of each model and dataset, as soon as that is known, what is wrong with it or how many rows
+it has. Imports no torch and starts nothing.
 """
 
 import json
@@ -24,24 +24,25 @@ Look = Callable[[], dict[str, Any]]
 def findings(documents: Iterable[str]) -> Iterator[dict[str, Any]]:
     """What is found of each model and dataset, but for those of claims without a folder.
 
-    `field` names it; `rows` of a dataset is null where they are not looked into, `identical` of
-    them are pairs with one text as both responses, and there are no more where they are the
-    `whole`; `error` and `exitCode` stand for what cannot be used. Of a model that can be used
-    nothing is said.
+    First `inputs`: the URI of each by its field, in the order in which they are looked into. Then a
+    line for each: `field` names it; `rows` of a dataset is null where they are not looked into,
+    `identical` of them are pairs with one text as both responses, and there are no more where they
+    are the `whole`; `error` and `exitCode` stand for what cannot be used.
     """
-    for document in documents:
-        config = StageConfig.from_json(document)
-        for field, uri, look in _looks(config):
-            claim = claim_of(uri)
-            if claim is not None and claim not in config.claims:
-                continue
-            try:
-                finding = look()
-            except (RLHFError, OSError) as error:
-                failure = failure_of(error)
-                finding = {"error": failure.message, "exitCode": failure.exit_code}
-            if finding:
-                yield {"field": field} | finding
+    asked = [
+        look
+        for config in map(StageConfig.from_json, documents)
+        for look in _looks(config)
+        if (claim := claim_of(look[1])) is None or claim in config.claims
+    ]
+    yield {"inputs": {field: uri for field, uri, _ in asked}}
+    for field, _, look in asked:
+        try:
+            finding = look()
+        except (RLHFError, OSError) as error:
+            failure = failure_of(error)
+            finding = {"error": failure.message, "exitCode": failure.exit_code}
+        yield {"field": field} | finding
 
 
 def _looks(config: StageConfig) -> Iterator[tuple[str, str, Look]]:
@@ -65,4 +66,6 @@ def _of_rows(asked: StageDataset, config: StageConfig) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for finding in findings(sys.stdin):
+        # At once: who waits no longer wants to know how far this has come.
         sys.stdout.write(json.dumps(finding) + "\n")
+        sys.stdout.flush()

@@ -186,7 +186,7 @@ def test_a_job_s_rows_are_counted_without_torch(tmp_path: Path) -> None:
     hub = tiny.stage_config("sft", tmp_path, dataset=Dataset(uri="hf://no/such"))
     bad = bad_config("ppo", "ptx_dataset", tmp_path)
     claim = tiny.stage_config("sft", tmp_path, dataset=Dataset(uri="pvc://claim/rows.jsonl"))
-    lines = [json.dumps(json.loads(each.to_json())) for each in (good, hub, bad, claim)]
+    lines = [json.dumps(json.loads(each.to_json())) for each in (good, hub, claim, bad)]
     program = (
         "import runpy, sys; runpy.run_module('rlhf_trainer.check_inputs', run_name='__main__'); "
         "sys.exit(','.join({'torch', 'transformers', 'datasets'} & set(sys.modules)) or 0)"
@@ -201,7 +201,13 @@ def test_a_job_s_rows_are_counted_without_torch(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    *told, last = map(json.loads, done.stdout.splitlines())
+    first, *lines, last = map(json.loads, done.stdout.splitlines())
+    assert first["inputs"]["spec.stages.sft.dataset"] == "hf://no/such"
+    fields = [each["field"] for each in (*lines, last)]
+    assert list(first["inputs"]) == list(dict.fromkeys(fields))
+    told = [each for each in lines if "rows" in each]
+    models = [each["field"] for each in lines if "rows" not in each]
+    assert set(models) > {"spec.stages.sft.model", "spec.stages.reward.model"}
     sixteen = {"rows": 16, "identical": 0, "whole": True}
     assert told == [
         {"field": "spec.stages.reward.dataset", **sixteen},

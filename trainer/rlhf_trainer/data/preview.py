@@ -98,18 +98,18 @@ def count_rows(asked: StageDataset, config: StageConfig) -> Seen | None:
         is_large = _size(place) > LOOK_BYTES
     if is_large and is_saved(place):
         return None
-    found = read_rows(dataset, claims=config.claims, field=field)
+    rows = read_rows(dataset, claims=config.claims, field=field)
     if is_large:
         # A list in a .json file has no first row before it is read whole.
         if any(path.suffix == ".json" for path in data_files(place, dataset, field)):
             return None
-        found = _for_a_while(found)
+        rows = _for_a_while(rows)
     try:
-        rows = asked.parse(found, dataset, field)
+        parsed = asked.parse(rows, dataset, field)
     except _TimeIsUpError as seen:
         return Seen(seen.rows, whole=False)
-    pairs = [row for row in rows if isinstance(row, PreferenceRow)]
-    return Seen(len(rows), identical_pairs(pairs, dataset, field) if pairs else 0)
+    pairs = [row for row in parsed if isinstance(row, PreferenceRow)]
+    return Seen(len(parsed), identical_pairs(pairs, dataset, field) if pairs else 0)
 
 
 def _parse(stage: StageName, seed: int) -> Parse:
