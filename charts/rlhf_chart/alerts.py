@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_api.loading import dump_yaml
 from rlhf_api.metrics import LabelledMetric, Metric, MetricLabel, metric_name
 from rlhf_api.names import OPERATOR_NAME, ConditionType, GuardrailRule
+from rlhf_api.v1alpha1.guardrails import EXPLAINED_BY_A_SOUND_CRITIC
 from rlhf_chart.promql import (
     REASON,
     STAGE_LABELS,
@@ -127,13 +128,14 @@ def _of_rule(
 
 def _critic() -> Alert:
     loss, of_mean = newest(Metric.CRITIC_LOSS), newest(Metric.CRITIC_LOSS_OF_MEAN)
+    explained = newest(Metric.EXPLAINED_VARIANCE)
     return _of_rule(
         GuardrailRule.CRITIC_LOSS_DIVERGING,
         "the critic diverges",
         f"the critic's loss is at least {_VALUE} times the larger of its start and half the loss "
         "of the mean return",
         CRITICAL,
-        unless=f"{loss} <= {of_mean}",
+        unless=f"({loss} <= {of_mean} or {explained} >= {EXPLAINED_BY_A_SOUND_CRITIC:g})",
     )
 
 

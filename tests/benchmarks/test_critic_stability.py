@@ -72,7 +72,12 @@ def test_every_metric_that_is_read_is_one_of_the_trainer_and_drawn() -> None:
 def test_what_the_trainer_tells_is_read(tmp_path: Path) -> None:
     """A critic that diverges for ten updates and is judged so after five, and likewise back."""
     config = tiny.stage_config("ppo", tmp_path)
-    diverging = {Metric.CRITIC_LOSS: 13.0, Metric.CRITIC_LOSS_OF_MEAN: 3.6, Metric.KL: 120.0}
+    diverging = {
+        Metric.CRITIC_LOSS: 13.0,
+        Metric.CRITIC_LOSS_OF_MEAN: 3.6,
+        Metric.EXPLAINED_VARIANCE: 0.1,
+        Metric.KL: 120.0,
+    }
     updates = [
         HEALTHY | {Metric.RETURNS_ABS_MEAN: float(at)} | (diverging if 21 <= at <= 30 else {})
         for at in range(1, 41)

@@ -64,16 +64,27 @@ GUARDRAILS = (
 READ = tuple(
     prefix + name
     for prefix in (METRIC_PREFIX, JOB_PREFIX)
-    for name in ("health_", Metric.CRITIC_LOSS.value, Metric.NONFINITE.value)
+    for name in (
+        "health_",
+        Metric.CRITIC_LOSS.value,
+        Metric.EXPLAINED_VARIANCE.value,
+        Metric.NONFINITE.value,
+    )
 )
 """What series begin with that alerts on verdicts may read; promtool need not load the others."""
 
 Served = dict[str, float]
 """Values by series with its labels."""
 
-DIVERGED: Update = HEALTHY | {Metric.CRITIC_LOSS: 13.0, Metric.CRITIC_LOSS_OF_MEAN: 3.6}
+DIVERGED: Update = HEALTHY | {
+    Metric.CRITIC_LOSS: 13.0,
+    Metric.CRITIC_LOSS_OF_MEAN: 3.6,
+    Metric.EXPLAINED_VARIANCE: 0.4,
+}
 # As high, but better than the mean: the returns are as wide.
-WIDE: Update = HEALTHY | {Metric.CRITIC_LOSS: 13.0, Metric.CRITIC_LOSS_OF_MEAN: 16.0}
+WIDE: Update = DIVERGED | {Metric.CRITIC_LOSS_OF_MEAN: 16.0}
+# As high, and worse than the mean by an offset of all values alone.
+OFFSET: Update = DIVERGED | {Metric.EXPLAINED_VARIANCE: 0.5}
 FAR: Update = HEALTHY | {Metric.KL: 80.0}
 POOR: Update = HEALTHY | {Metric.REWARD: -5.0}
 NO_NUMBER: Update = HEALTHY | {Metric.CRITIC_LOSS: math.nan, Metric.REWARD: math.nan}
@@ -85,6 +96,7 @@ HISTORIES: dict[str, list[Update]] = {
     "mends": [*START, *[DIVERGED] * 8, *[HEALTHY] * 8],
     "too short": [*START, *[DIVERGED] * 4, HEALTHY, *[DIVERGED] * 4, HEALTHY],
     "returns grow as well": [*START, *[WIDE] * 8, *[DIVERGED] * 8, *[WIDE] * 8],
+    "values are off together": [*START, *[OFFSET] * 8, *[DIVERGED] * 8, *[OFFSET] * 8],
     "a transient in the warm-up": [
         *(HEALTHY | {Metric.CRITIC_LOSS: 0.1} for _ in range(5)),
         *[DIVERGED] * 5,
@@ -276,7 +288,5 @@ def test_the_histories_tell_the_conditions_apart(judgements: dict[str, list[Judg
     assert not broken("too short")
     assert any(each.beyond(CRITIC) for each in judgements["too short"])
     assert any(not each.readings[CRITIC].judged for each in above("a transient in the warm-up"))
-    assert any(
-        each.readings[CRITIC].judged and not each.beyond(CRITIC)
-        for each in above("returns grow as well")
-    )
+    for name in ("returns grow as well", "values are off together"):
+        assert any(each.readings[CRITIC].judged and not each.beyond(CRITIC) for each in above(name))

@@ -5,6 +5,10 @@ from pydantic import Field
 from rlhf_api.contract import Contract
 from rlhf_api.names import GuardrailAction, GuardrailRule
 
+EXPLAINED_BY_A_SOUND_CRITIC = 0.5
+"""Explained variance from which on no critic diverges, whatever its loss: for the trainer's rule
+and the chart's alert alike."""
+
 
 class Guardrail(Contract):
     """A rule over the training metrics, and what follows when it is broken."""

@@ -66,7 +66,7 @@ def test_a_quantity_at_the_threshold_holds() -> None:
 def test_the_start_is_the_end_of_the_warmup() -> None:
     """A start-up transient of the critic is left out by a longer warm-up."""
     falls = [HEALTHY | {Metric.CRITIC_LOSS: 0.01}] * START_UPDATES
-    stays = [HEALTHY | {Metric.CRITIC_LOSS_OF_MEAN: 1.0}] * 40
+    stays = [HEALTHY | {Metric.CRITIC_LOSS_OF_MEAN: 1.0, Metric.EXPLAINED_VARIANCE: 0.0}] * 40
     rule = GuardrailRule.CRITIC_LOSS_DIVERGING
     assert verdict_at(rule, history=falls + stays)[0] == 15
     longer = Guardrail(rule=rule, warmup_updates=2 * START_UPDATES)
@@ -136,13 +136,18 @@ def test_the_baseline_is_told_as_a_metric_from_the_first_update() -> None:
 
 def test_evidence_holds_the_numbers() -> None:
     history = [HEALTHY] * 20 + [
-        HEALTHY | {Metric.CRITIC_LOSS: 13.0, Metric.CRITIC_LOSS_OF_MEAN: 3.6}
+        HEALTHY
+        | {
+            Metric.CRITIC_LOSS: 13.0,
+            Metric.CRITIC_LOSS_OF_MEAN: 3.6,
+            Metric.EXPLAINED_VARIANCE: 0.1,
+        }
     ] * 5
     reading = judged(Health(), history)[-1].readings[0]
     assert reading.broken
     assert reading.evidence == (
         "critic loss 13, which started at 2 and would be 3.6 with the mean return as every value, "
-        "is 6.5 times the larger of start and half of that; the explained variance is 0.6; "
+        "is 6.5 times the larger of start and half of that; the explained variance is 0.1; "
         "threshold 3"
     )
 

@@ -19,7 +19,11 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "guardrails.md"
 # What an unhealthy history looks like from the twentieth update on.
 UNHEALTHY: dict[GuardrailRule, dict[str, float]] = {
     # Growth of an unscaled critic's loss, and how it fares beside the mean: see docs/guardrails.md.
-    GuardrailRule.CRITIC_LOSS_DIVERGING: {"critic_loss": 13.0, "critic_loss_of_mean": 3.6},
+    GuardrailRule.CRITIC_LOSS_DIVERGING: {
+        "critic_loss": 13.0,
+        "critic_loss_of_mean": 3.6,
+        "explained_variance": 0.1,
+    },
     GuardrailRule.NEGATIVE_KL: {"kl": -0.2},
     GuardrailRule.CLIP_SHARE_HIGH: {"clip_share": 0.8},
     GuardrailRule.KL_ABOVE_LIMIT: {"kl": 120.0},
@@ -35,8 +39,19 @@ UNHEALTHY: dict[GuardrailRule, dict[str, float]] = {
 # Near the limit of a rule, on its good side.
 GOOD: list[tuple[GuardrailRule, dict[str, float]]] = [
     # A critic that keeps up with growing returns, and one that is bad but not worse.
-    (GuardrailRule.CRITIC_LOSS_DIVERGING, {"critic_loss": 13.0, "critic_loss_of_mean": 26.0}),
-    (GuardrailRule.CRITIC_LOSS_DIVERGING, {"critic_loss": 2.5, "critic_loss_of_mean": 0.7}),
+    (
+        GuardrailRule.CRITIC_LOSS_DIVERGING,
+        {"critic_loss": 13.0, "critic_loss_of_mean": 26.0, "explained_variance": 0.1},
+    ),
+    (
+        GuardrailRule.CRITIC_LOSS_DIVERGING,
+        {"critic_loss": 2.5, "critic_loss_of_mean": 0.7, "explained_variance": 0.1},
+    ),
+    # One whose values are all too low by the same amount, and right beside each other.
+    (
+        GuardrailRule.CRITIC_LOSS_DIVERGING,
+        {"critic_loss": 13.0, "critic_loss_of_mean": 3.6, "explained_variance": 0.8},
+    ),
     (GuardrailRule.NEGATIVE_KL, {"kl": -0.05}),
     (GuardrailRule.CLIP_SHARE_HIGH, {"clip_share": 0.25}),
     (GuardrailRule.KL_ABOVE_LIMIT, {"kl": 25.0}),
@@ -105,6 +120,7 @@ def test_a_critic_as_measured_diverges_and_a_cured_one_does_not(seed: int) -> No
             yield HEALTHY | {
                 Metric.CRITIC_LOSS: loss,
                 Metric.CRITIC_LOSS_OF_MEAN: loss / (1 - min(middle, 0.99)),
+                Metric.EXPLAINED_VARIANCE: max(0.0, middle),
             }
 
     diverging = GuardrailRule.CRITIC_LOSS_DIVERGING

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from rlhf_api.metrics import Metric
 from rlhf_api.names import GuardrailAction, GuardrailRule
+from rlhf_api.v1alpha1.guardrails import EXPLAINED_BY_A_SOUND_CRITIC
 
 Numbers = Mapping[Metric, float]
 """The metrics of one update."""
@@ -111,6 +112,15 @@ def _critic_growth(numbers: Numbers, past: Past) -> float:
     return numbers[Metric.CRITIC_LOSS] / baseline if baseline > 0 else math.nan
 
 
+def _critic_is_poor(numbers: Numbers, past: Past, threshold: float) -> bool:
+    # The loss of the mean comes first: the explained variance alone forgives values that are all
+    # too low, as they are while returns grow faster than the critic can follow.
+    return (
+        numbers[Metric.CRITIC_LOSS] > numbers[Metric.CRITIC_LOSS_OF_MEAN]
+        and numbers[Metric.EXPLAINED_VARIANCE] < EXPLAINED_BY_A_SOUND_CRITIC
+    )
+
+
 def _length_factor(numbers: Numbers, past: Past) -> float:
     """Of the quantile that moved furthest."""
 
@@ -132,13 +142,10 @@ _ROWS = (
         reads=(Metric.CRITIC_LOSS, Metric.CRITIC_LOSS_OF_MEAN, Metric.EXPLAINED_VARIANCE),
         start_of=(Metric.CRITIC_LOSS,),
         quantity=_critic_growth,
-        # The explained variance forgives values that are all too low, as they are while returns
-        # grow faster than the critic can follow.
-        only_if=lambda numbers, past, threshold: (
-            numbers[Metric.CRITIC_LOSS] > numbers[Metric.CRITIC_LOSS_OF_MEAN]
-        ),
+        only_if=_critic_is_poor,
         meaning="critic loss / its start, or half the loss of the mean return as every value where "
-        "that is more; where the mean would do better",
+        "that is more; where the mean would do better and the explained variance is below "
+        f"{EXPLAINED_BY_A_SOUND_CRITIC:g}",
         threshold=3.0,
         above=True,
         warmup=10,
