@@ -13,6 +13,11 @@ A, B = Alerted(), Alerted(job="b")
 JOB_A, JOB_B = Alerted(stage=""), Alerted(job="b", stage="")
 
 
+def no_numbers(samples: int) -> str:
+    """So many samples of NaN, for which promtool has no short form."""
+    return " ".join(["NaN"] * samples)
+
+
 def train(name: str, values: str, of: Alerted = A, attempt: int = 1, **more: str) -> Series:
     """A series of a trainer, as a PodMonitor labels it."""
     more |= {"attempt": str(attempt), "pod": f"{of.job}-{attempt}", "job": "team/pods"}

@@ -116,6 +116,14 @@ NONFINITE = [
         {A: set(range(1, 6))},
     ),
     Case(
+        "gap at a stage change: the second stage begins at 0",
+        merged(
+            train("nonfinite_total", "3x5 stale", Alerted(stage="sft")),
+            train("nonfinite_total", "_x7 0x13"),
+        ),
+        {Alerted(stage="sft"): set(range(1, 6))},
+    ),
+    Case(
         "gap: counted by both, once",
         merged(train("nonfinite_total", "3x5 stale"), mirror("nonfinite_total", "3x20")),
         {A: set(range(1, 21))},

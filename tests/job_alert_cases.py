@@ -1,6 +1,6 @@
 """Histories for the alerts on jobs and their stages, and when they are to fire."""
 
-from alert_histories import JOB_A, JOB_B, A, B, Case, merged, mirror, train
+from alert_histories import JOB_A, JOB_B, A, B, Case, merged, mirror, no_numbers, train
 from alert_rules import Alerted, Series
 
 SFT = Alerted(stage="sft")
@@ -13,6 +13,16 @@ def failed(values: str, reason: str, of: Alerted = JOB_A, **more: str) -> Series
 FAILED = [
     Case("a running job", failed("0x20", "Running")),
     Case("fails", failed("_x3 1x15 stale", "Guardrail"), {JOB_A: set(range(3, 19))}),
+    Case("ended by NaN", failed("_x3 1x15 stale", "NonFinite"), {JOB_A: set(range(3, 19))}),
+    Case("NaN is no failure", failed(no_numbers(21), "Running")),
+    Case(
+        "stage change, and a restart with a new attempt: no failure",
+        merged(
+            failed("0x20", "Running"),
+            mirror("restarts_total", "0x20", SFT),
+            mirror("restarts_total", "_x5 0x5 1x9"),
+        ),
+    ),
     Case(
         "two jobs at once",
         merged(failed("1x20", "MaxRestarts"), failed("0x20", "Running", JOB_B)),
@@ -41,6 +51,7 @@ FAILED = [
 # A threshold of 1200 s, and a minute more.
 STALLED = [
     Case("a step a minute", mirror("progress_timestamp_seconds", "0+60x40"), until=40),
+    Case("NaN", mirror("progress_timestamp_seconds", no_numbers(41)), until=40),
     Case(
         "hangs at minute 5",
         mirror("progress_timestamp_seconds", "0+60x5 300x35"),
@@ -99,6 +110,7 @@ STALLED = [
 STORM = [
     Case("none", mirror("restarts_total", "0x90"), until=90),
     Case("two", mirror("restarts_total", "0x10 1x10 2x70"), until=90),
+    Case("two, and NaN", mirror("restarts_total", f"0x10 {no_numbers(9)} 2x70"), until=90),
     Case(
         "three within an hour, and an hour later none",
         mirror("restarts_total", "0x9 1x9 2x9 3x60"),
@@ -136,6 +148,7 @@ STORM = [
 
 PENDING = [
     Case("runs", mirror("progress_timestamp_seconds", "0+60x40"), until=40),
+    Case("NaN", mirror("pending_timestamp_seconds", no_numbers(41)), until=40),
     Case(
         "waits from minute 2",
         mirror("pending_timestamp_seconds", "_x2 120x30 stale"),
@@ -183,6 +196,7 @@ CHECKPOINT = [
         checkpoints("0x119 7200x119 14400x60"),
         until=290,
     ),
+    Case("NaN", checkpoints(no_numbers(200)), until=199),
     Case("one, and no other", checkpoints("0x300"), {A: set(range(126, 200))}, until=199),
     # Minute 120 is the first of which one knows that it ran a threshold ago.
     Case("none yet, and not for long", train("step", "0+1x300"), until=124),

@@ -1,6 +1,6 @@
 """Histories for the alerts on the operator, and when they are to fire."""
 
-from alert_histories import Case, merged
+from alert_histories import Case, merged, no_numbers
 from alert_rules import Alerted, Series, selector
 
 OPS = Alerted("ops", "", "")
@@ -25,6 +25,7 @@ DOWN = [
         merged(leader("1x5 stale"), leader("0x9 1x11", pod="operator-1")),
     ),
     Case("none leads", leader("1x5 0x15"), {OPS: set(range(11, 21))}),
+    Case("NaN leads nobody", leader(f"1x5 {no_numbers(15)}"), {OPS: set(range(11, 21))}),
     Case("gone", leader("1x5 stale"), {OPS: set(range(11, 21))}),
     Case("never there", {}, {OPS: set(range(5, 21))}),
     Case("one elsewhere leads", leader("1x20", namespace="other"), {OPS: set(range(5, 21))}),
@@ -42,6 +43,7 @@ def rare(before: str, last: int) -> str:
 
 LAGGING = [
     Case("keeps up", merged(operator("queue_age_seconds", "0x30"), passes(60))),
+    Case("NaN", merged(operator("queue_age_seconds", no_numbers(31)), passes(60))),
     Case("a short jam", operator("queue_age_seconds", "0x5 90x3 0x20")),
     Case("late", operator("queue_age_seconds", "0x4 90x15"), {OPS: set(range(10, 21))}),
     Case(

@@ -102,6 +102,11 @@ def test_every_alert_is_seen_to_fire_and_to_be_silent() -> None:
     assert set(CASES) == {alert.name for alert in ALERTS}
     assert all(any(case.firing for case in cases) for cases in CASES.values())
     assert all(any(not case.firing for case in cases) for cases in CASES.values())
+    seen = {
+        name: " ".join(v for case in cases for v in case.series.values())
+        for name, cases in CASES.items()
+    }
+    assert [name for name, values in seen.items() if "NaN" not in values] == []
 
 
 def test_prometheus_takes_the_whole_file(tmp_path: Path) -> None:
