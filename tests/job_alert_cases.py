@@ -6,19 +6,19 @@ from alert_rules import Alerted, Series
 SFT = Alerted(stage="sft")
 
 
-def failed(values: str, reason: str, of: Alerted = JOB_A, **more: str) -> Series:
+def failed(values: str, reason: str, of: Alerted = A, **more: str) -> Series:
     return mirror("condition", values, of, type="Failed", reason=reason, **more)
 
 
 FAILED = [
-    Case("a running job", failed("0x20", "Running")),
-    Case("fails", failed("_x3 1x15 stale", "Guardrail"), {JOB_A: set(range(3, 19))}),
-    Case("ended by NaN", failed("_x3 1x15 stale", "NonFinite"), {JOB_A: set(range(3, 19))}),
-    Case("NaN is no failure", failed(no_numbers(21), "Running")),
+    Case("a running job", failed("0x20", "Running", JOB_A)),
+    Case("fails", failed("_x3 1x15 stale", "Guardrail"), {A: set(range(3, 19))}),
+    Case("ended by NaN", failed("_x3 1x15 stale", "NonFinite"), {A: set(range(3, 19))}),
+    Case("NaN is no failure", failed(no_numbers(21), "Running", JOB_A)),
     Case(
         "stage change, and a restart with a new attempt: no failure",
         merged(
-            failed("0x20", "Running"),
+            failed("0x20", "Running", JOB_A),
             mirror("restarts_total", "0x20", SFT),
             mirror("restarts_total", "_x5 0x5 1x9"),
         ),
@@ -26,7 +26,7 @@ FAILED = [
     Case(
         "two jobs at once",
         merged(failed("1x20", "MaxRestarts"), failed("0x20", "Running", JOB_B)),
-        {JOB_A: set(range(21))},
+        {A: set(range(21))},
     ),
     Case("another condition", mirror("condition", "1x20", type="Suspended", reason="Guardrail")),
     Case(
@@ -34,17 +34,17 @@ FAILED = [
         merged(
             failed("0x2 1x6 stale", "Crashed"), failed("_x9 1x11", "Crashed", container="other")
         ),
-        {JOB_A: set(range(3, 21))},
+        {A: set(range(3, 21))},
     ),
     Case(
         "its series are gone for minutes, and back",
         failed("1x5 stale _x4 1x9", "DataError"),
-        {JOB_A: {*range(6), *range(11, 21)}},
+        {A: {*range(6), *range(11, 21)}},
     ),
     Case(
         "deleted, and applied anew",
-        merged(failed("1x5 stale", "DataError"), failed("_x8 0x12", "Running")),
-        {JOB_A: set(range(6))},
+        merged(failed("1x5 stale", "DataError"), failed("_x8 0x12", "Running", JOB_A)),
+        {A: set(range(6))},
     ),
 ]
 

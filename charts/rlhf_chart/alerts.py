@@ -31,7 +31,6 @@ _STAGE = (
     f"{{{{ .Labels.{NAMESPACE} }}}}/{{{{ .Labels.{MetricLabel.JOB} }}}}, "
     f"stage {{{{ .Labels.{MetricLabel.STAGE} }}}}"
 )
-_JOB = f"{{{{ .Labels.{NAMESPACE} }}}}/{{{{ .Labels.{MetricLabel.JOB} }}}}"
 _DESCRIBE = (
     f"`kubectl -n {{{{ .Labels.{NAMESPACE} }}}} describe rlhf {{{{ .Labels.{MetricLabel.JOB} }}}}`"
 )
@@ -229,12 +228,11 @@ def _job_failed() -> Alert:
     failed = f'{CONDITION.name}{{type="{ConditionType.FAILED.value}"}}'
     return Alert(
         name="RLHFJobFailed",
-        expr=f"{highest(failed, (NAMESPACE, MetricLabel.JOB, REASON))} == 1",
+        expr=f"{highest(failed, (*STAGE_LABELS, REASON))} == 1",
         wait="0s",
-        summary=f"{_JOB} has failed: {{{{ .Labels.{REASON} }}}}",
-        # The condition is of the job, and has no stage.
-        description=f"{_JOB} has failed with reason {{{{ .Labels.{REASON} }}}}; "
-        f"{_DESCRIBE} says which stage, and why.",
+        summary=f"{_STAGE}: the job has failed: {{{{ .Labels.{REASON} }}}}",
+        description=f"{_STAGE}: the job has failed with reason {{{{ .Labels.{REASON} }}}}; "
+        f"{_DESCRIBE} says why.",
         severity=CRITICAL,
     )
 

@@ -109,8 +109,8 @@ PROGRESS_SINCE = JobMetric(
 CONDITION = JobMetric(
     f"{JOB_PREFIX}condition",
     "Conditions of a job, by type and reason: 1 for status True, 0 for False; told while it is one "
-    "of the two.",
-    (*_JOB, "type", "reason"),
+    "of the two. Failed has the label stage: the first stage that failed.",
+    (*_STAGE, "type", "reason"),
 )
 
 JOB_METRICS = (
@@ -151,10 +151,14 @@ def job_series(
 
 
 def _conditions(labels: tuple[str, ...], status: RLHFJobStatus) -> Iterator[Series]:
+    stages = stages_of(status).items()
+    failed = next((name.value for name, each in stages if each.state is StageState.FAILED), "")
     for each in status.conditions:
         if isinstance(each.type, ConditionType) and each.status != "Unknown":
-            holds = float(each.status == "True")
-            yield CONDITION, (*labels, each.type.value, _word(each.reason)), holds
+            holds = each.status == "True"
+            # A label without text is none for Prometheus.
+            stage = failed if holds and each.type is ConditionType.FAILED else ""
+            yield CONDITION, (*labels, stage, each.type.value, _word(each.reason)), float(holds)
 
 
 def _word(reason: Reason | str) -> str:

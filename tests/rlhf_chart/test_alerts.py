@@ -33,9 +33,9 @@ SAID = {
         "team/a, stage ppo: 2 or more metric values of this attempt were NaN or infinite.",
     ),
     "RLHFJobFailed": (
-        "team/a has failed: Guardrail",
-        "team/a has failed with reason Guardrail; `kubectl -n team describe rlhf a` says which "
-        "stage, and why.",
+        "team/a, stage ppo: the job has failed: Guardrail",
+        "team/a, stage ppo: the job has failed with reason Guardrail; "
+        "`kubectl -n team describe rlhf a` says why.",
     ),
     "ProgressStalled": (
         "team/a, stage ppo: no further step",

@@ -80,8 +80,8 @@ def test_a_running_attempt_tells_what_was_read_last(trial: MakeTrial) -> None:
     )
     assert not of(found, "pending_timestamp_seconds")
     assert not of(found, "health_verdict")
-    assert found["condition", "Running", "PodsReady"] == 1
-    assert found["condition", "Accepted", "Valid"] == 1
+    assert found["condition", "", "Running", "PodsReady"] == 1
+    assert found["condition", "", "Accepted", "Valid"] == 1
 
 
 def test_a_new_leader_tells_what_status_knows_with_the_same_labels(trial: MakeTrial) -> None:
@@ -140,7 +140,7 @@ def test_an_attempt_waits_for_its_pods(trial: MakeTrial) -> None:
     found = series(t)
     assert found["pending_timestamp_seconds", "ppo"] == since
     assert not of(found, "progress_timestamp_seconds")
-    assert found["condition", "Running", "Unschedulable"] == 0
+    assert found["condition", "", "Running", "Unschedulable"] == 0
     assert not of(found, "step")
 
 
@@ -151,7 +151,7 @@ def test_in_a_queue_nothing_waits_for_pods(trial: MakeTrial) -> None:
     t.look(30)
     found = series(t)
     assert not of(found, "pending_timestamp_seconds")
-    assert found["condition", "Admitted", "Queued"] == 0
+    assert found["condition", "", "Admitted", "Queued"] == 0
 
 
 def test_a_restart_keeps_the_last_numbers_until_the_new_attempt_tells_any(
@@ -194,8 +194,9 @@ def test_an_end_by_a_guardrail_leaves_its_verdict(
     assert found["health_verdict", "ppo", "1", KL] == 0
     assert ("health_value", "ppo", "1", KL) in found or not was_read
     kind = "Suspended" if action == "Suspend" else "Failed"
-    assert found["condition", kind, "Guardrail"] == 1
-    assert found["condition", "Healthy", DIVERGING] == 0
+    stage = "ppo" if action == "Fail" else ""
+    assert found["condition", stage, kind, "Guardrail"] == 1
+    assert found["condition", "", "Healthy", DIVERGING] == 0
 
 
 def test_the_numbers_of_an_end_are_later_than_those_that_were_read(trial: MakeTrial) -> None:
@@ -286,7 +287,7 @@ def test_what_another_release_wrote_is_told_in_words_of_this_one(trial: MakeTria
     )
     t.job = t.job.model_copy(update={"status": status})
     found = series(t)
-    assert of(found, "condition") == {("condition", "Admitted", UNKNOWN): 1}
+    assert of(found, "condition") == {("condition", "", "Admitted", UNKNOWN): 1}
     assert found["health_verdict", "ppo", "1", KL] == 1
     assert not of(found, "health_value")
     assert len(of(found, "health_verdict")) == len(GuardrailRule)

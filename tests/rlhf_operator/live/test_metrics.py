@@ -85,7 +85,9 @@ def test_a_job_is_told_while_it_runs_and_for_a_time_after_it_failed(
         eventually(lambda: told(operator, "step", "drifts", **first) == 7)
         rule = first | {"rule": KL}
         eventually(
-            lambda: told(operator, "condition", "drifts", type="Healthy", reason="WithinLimits")
+            lambda: told(
+                operator, "condition", "drifts", stage="", type="Healthy", reason="WithinLimits"
+            )
         )
         assert told(operator, "health_verdict", "drifts", **rule) == 0
         assert told(operator, "health_threshold", "drifts", **rule) == THRESHOLD
@@ -96,7 +98,8 @@ def test_a_job_is_told_while_it_runs_and_for_a_time_after_it_failed(
         assert operator.metric("rlhf_operator_jobs", phase="Failed") == 0
         assert faults(operator.get("/metrics")[1]) == ""
         ends_by_guardrail(jobs, "drifts", "Fail")
-        eventually(lambda: told(operator, "condition", "drifts", type="Failed", reason="Guardrail"))
+        failed = ppo | {"type": "Failed", "reason": "Guardrail"}
+        eventually(lambda: told(operator, "condition", "drifts", **failed))
         assert told(operator, "health_verdict", "drifts", **rule) == 1
         assert told(operator, "health_value", "drifts", **rule) == VALUE
         assert told(operator, "kl", "drifts", **first) == 0.5
