@@ -36,7 +36,7 @@ PADDING = 8
 LOG_RATIO_BOUND = {"FP32": 1e-5, "BF16": 0.02}
 """Largest mean |log ratio| in nats a token, by precision."""
 SCORE_BOUND = {"FP32": 1e-4, "BF16": 0.05}
-"""Largest mean |change| of the scores in standard deviations of the scores, by precision."""
+"""Largest mean |change| of the scores in units of `_score_scale`, by precision."""
 ROUNDINGS = 2
 """Rounding steps of the largest score that are allowed to scores which hardly differ."""
 
@@ -64,6 +64,7 @@ _PADDING_REMEDY = (
     "the model reads padding or ignores position ids: try another attentionImplementation, or name "
     "a model that transformers implements"
 )
+_SCORE_UNIT = "in standard deviations of the scores or, where that is more, in their rounding"
 RATIO = Check(
     "ratio",
     f"{FIELD}.model",
@@ -90,14 +91,14 @@ PADDING_OF_LOGPROBS = Check(
 PADDING_OF_SCORES = Check(
     "score padding",
     f"{FIELD}.rewardModel",
-    "mean |change of the score| by padding, in standard deviations,",
+    f"mean |change of the score| by padding, {_SCORE_UNIT},",
     SCORE_BOUND,
     _PADDING_REMEDY,
 )
 ORDER_OF_SCORES = Check(
     "score order",
     f"{FIELD}.rewardModel",
-    "mean |change of the score| by the order of rows, in standard deviations,",
+    f"mean |change of the score| by the order of rows, {_SCORE_UNIT},",
     SCORE_BOUND,
     "rows of a batch influence each other: name a reward model that scores each row for itself",
 )
