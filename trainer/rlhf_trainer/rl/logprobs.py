@@ -59,9 +59,9 @@ def token_statistics(
     Raises ValueError when shapes disagree, or temperature or chunk is not above 0.
     """
     _check(logits, tokens, temperature, chunk)
-    logprobs, entropies = _TokenStatistics.apply(
-        logits, tokens, temperature, absent, entropy, chunk
-    )
+    # torch declares no types of it.
+    apply: Any = _TokenStatistics.apply
+    logprobs, entropies = apply(logits, tokens, temperature, absent, entropy, chunk)
     return TokenStatistics(logprobs, entropies if entropy else None)
 
 
