@@ -133,7 +133,7 @@
   resources: [persistentvolumeclaims]
   verbs: [get]
 - apiGroups: [""]
-  # list: why the Job controller could not make a pod
+  # list: why the Job controller could not make a pod, and what one waits for on its node
   resources: [events]
   verbs: [list, create]
 {{- end }}
