@@ -32,9 +32,9 @@ def leaving(asked: float = 40, phase: str = "Running", code: int | None = None, 
 
 SHOWN = {
     "nothing": (),
-    "a pod that saves": (leaving(),),
-    "a pod that has saved": (leaving(phase="Failed", code=75),),
-    "a pod that was killed": (leaving(phase="Failed", code=137),),
+    "a pod that saves": (leaving(30),),
+    "a pod that has saved": (leaving(30, phase="Failed", code=75),),
+    "a pod that was killed": (leaving(30, phase="Failed", code=137),),
     "a pod that nobody has asked yet": (make_pod(),),
     "a pod of which the Job controller has not spoken": (make_pod(phase="Failed", state=ended(1)),),
 }
@@ -48,7 +48,9 @@ def test_how_the_pods_of_a_suspended_job_end_is_no_verdict(shown: str, status: s
     found = seen(job, *SHOWN[shown])
     assert judge(found, NOW) is None
     assert (found.live, found.ready, found.failed) == (True, False, False)
-    first = found.processes[0]
+    first, *others = found.processes
+    stays = shown == "a pod that nobody has asked yet"
+    assert [process.name for process in others] == (["demo-sft-3-0-x"] if stays else [])
     assert (first.reason, first.message) == (Reason.QUEUED, "Job demo-sft-3 waits in queue team")
     assert found.held_since == (NOW if status == "False" else look(job).attempt.held_since)
 

@@ -162,17 +162,19 @@ def test_pods_that_are_seen_to_run_before_their_release_are_not_taken_back(
     t.look(1)
     t.run("sft")
     t.look(4)
-    t.look(1)
-    assert t.stage("sft").state == "Running"
     written = t.job.status
+    assert t.stage("sft").state == "Running"
+    t.look(1)
+    assert t.job.status == written
     t.put("sft", held_since=None, released_at=t.job.status.start_time)
     t.look()
     assert t.job.status == written
     t.seconds = 4
-    t.put("sft", held_since=None, released_at=t.now)
-    t.seconds = 8
+    release(t)
+    released, t.seconds = t.now, 8
     t.look()
     assert (t.stage("sft").state, t.stage("sft").idle_seconds) == ("Running", 5)
+    assert t.stage("sft").pending_since == released
 
 
 @pytest.mark.parametrize("over", ["failed", "complete"])
@@ -180,14 +182,16 @@ def test_a_verdict_of_the_platform_is_heard_though_it_is_held_back(
     trial: MakeTrial, over: str
 ) -> None:
     t = admitted(trial)
-    hold(t)
+    t.seconds = 20
+    hold(t, since=12)
     if over == "complete":
         t.finish("sft")
     else:
         failed = {"phase": ProcessPhase.FAILED, "disrupted": True, "message": "suspended"}
         t.put("sft", processes=(t.process("sft", **failed),), failed=True)
     t.look()
-    assert t.stage("sft").state == ("Succeeded" if over == "complete" else "Restarting")
+    state = "Succeeded" if over == "complete" else "Restarting"
+    assert (t.stage("sft").state, t.stage("sft").idle_seconds) == (state, 5)
 
 
 def test_the_job_runs_on_while_another_stage_does(trial: MakeTrial) -> None:
