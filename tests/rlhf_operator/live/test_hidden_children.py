@@ -88,7 +88,8 @@ def test_deadlines_reach_a_hidden_attempt_though_the_operator_begins_anew(
         jobs.patch("late", runPolicy={limit: 1})
         eventually(lambda: jobs.phase("late") == "Failed")
         assert jobs.condition("late", "Failed")["reason"] == "DeadlineExceeded"
-        assert is_gone(jobs, "late")
+        # Its pods are gone, and the garbage collector removes it after them.
+        eventually(lambda: is_gone(jobs, "late"))
         assert jobs.stage("late")["attempt"] == 1
     finally:
         second.end_well()
