@@ -66,6 +66,13 @@ def tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
     )
 
 
+def templated(template: str) -> PreTrainedTokenizerFast:
+    """That tokenizer with a chat template."""
+    words = tokenizer()
+    words.chat_template = template
+    return words
+
+
 def tokenizer_folder(folder: Path, characters: str = CHARACTERS) -> Path:
     """A folder with that tokenizer in it."""
     if not folder.exists():

@@ -167,4 +167,4 @@ def test_what_is_about_to_end_keeps_no_attempt_from_running(trial: MakeTrial) ->
     t.put("sft", processes=(process,))
     t.look(1)
     assert t.stage("sft").reason is Reason.PODS_PENDING
-    assert t.last.events == ()
+    assert [event.reason for event in t.last.events] == [Reason.CREATED]
