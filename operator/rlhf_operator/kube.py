@@ -22,12 +22,15 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from rlhf_api.errors import ConfigError, RLHFError
 from rlhf_api.names import API_VERSION, GROUP, OPERATOR_NAME, PLURAL, VERSION, Label
+from rlhf_api.v1alpha1.bounds import bounded_text
 from rlhf_operator.metrics import API_REQUESTS
 
 Raw = dict[str, Any]
 
 REQUEST_SECONDS = 10
 PAGE = 500
+MAX_EVENT_LENGTH = 1024
+"""Characters of an Event's message; the API server refuses more in newer forms of Events."""
 SPARE_REQUESTS_PER_SECOND = 50.0
 """For what nobody waits for, twice: for progress and why something waits, and for Events."""
 MANAGED = f"{Label.MANAGED_BY}={OPERATOR_NAME}"
@@ -254,7 +257,7 @@ class Kube:
             },
             "type": kind,
             "reason": reason,
-            "message": message[:1024],
+            "message": bounded_text(message, MAX_EVENT_LENGTH),
             "source": {"component": OPERATOR_NAME},
             "firstTimestamp": now,
             "lastTimestamp": now,

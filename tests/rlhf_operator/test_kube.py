@@ -10,10 +10,11 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
-from rlhf_operator.kube import ApiError, Kube
+from rlhf_operator.kube import MAX_EVENT_LENGTH, ApiError, Kube
 
 SECONDS = 30
 Answer = Callable[[web.Request], Awaitable[web.Response]]
+REMEDY = "; free the node, or correct resources"
 RAW = {"kind": "RLHFJob", "metadata": {"name": "a", "namespace": "b", "uid": "c"}}
 
 
@@ -80,6 +81,25 @@ def test_events_have_a_budget_of_their_own() -> None:
     asyncio.run(run())
     events = "/api/v1/namespaces/b/events"
     assert made == [*[events] * 3, "/api", events]
+
+
+def test_an_event_of_a_long_text_keeps_the_end_where_the_remedy_stands() -> None:
+    made: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        made.append((await request.json())["message"])
+        return web.Response(text="{}")
+
+    async def run() -> None:
+        async with served(answer, 100) as kube, asyncio.timeout(SECONDS):
+            for length in (MAX_EVENT_LENGTH - len(REMEDY), 5000):
+                message = "x" * length + REMEDY
+                await kube.tell(RAW, "Warning", "PodRejected", message, "2026-01-01T00:00:00Z")
+
+    asyncio.run(run())
+    assert [len(message) for message in made] == [MAX_EVENT_LENGTH] * 2
+    assert all(message.endswith(f"x{REMEDY}") for message in made)
+    assert [" ... " in message for message in made] == [False, True]
 
 
 def test_each_page_of_a_list_is_trimmed_as_it_comes() -> None:

@@ -1,4 +1,4 @@
-"""What a process tells, within what a status can hold. Pure; called wherever such things are read.
+"""What is told, within what a status or an Event can hold. Pure; called wherever that is cut.
 
 A process may be broken, or of another release: what is too large or too small is clamped, and what
 says nothing is left out, since the API server refuses a status as a whole.
@@ -18,6 +18,21 @@ from rlhf_api.v1alpha1.status import MAX_COUNT, MAX_ROW_COUNTS, MAX_TEXT_LENGTH,
 Raw = dict[str, Any]
 
 _COUNTS = ("step", "totalSteps", "lastCheckpointStep")
+_GAP = " ... "
+
+
+def bounded_text(text: str, length: int) -> str:
+    """The text; of one that is longer than `length` its beginning and its end.
+
+    What is quoted stands in the middle, and what to do about it at the end.
+    """
+    if len(text) <= length:
+        return text
+    kept = length - len(_GAP)
+    if kept <= 0:
+        return text[:length]
+    end = kept // 2
+    return text[: kept - end] + _GAP + text[len(text) - end :]
 
 
 def finite_number(value: object) -> float | None:

@@ -29,7 +29,7 @@ from rlhf_api.names import (
     Reason,
     StageName,
 )
-from rlhf_api.v1alpha1.bounds import bounded_result
+from rlhf_api.v1alpha1.bounds import bounded_result, bounded_text
 from rlhf_api.v1alpha1.guardrails import Guardrail, HealthVerdict
 from rlhf_api.v1alpha1.stages import PPOStage, RewardStage, SFTStage, StageSpec
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Message, Rows
@@ -104,7 +104,7 @@ def _cut(message: Any) -> Any:
     """A message that fits and is Unicode; whoever tells a failure must not fail at telling it."""
     if not isinstance(message, str):
         return message
-    return message.encode("utf-8", "replace").decode()[:MAX_MESSAGE_LENGTH]
+    return bounded_text(message.encode("utf-8", "replace").decode(), MAX_MESSAGE_LENGTH)
 
 
 def _finite_only(metrics: Any) -> Any:
@@ -316,7 +316,7 @@ class StageResult(Contract):
     """What became of the rows of each dataset, by its field; none where none were read."""
 
     def to_message(self) -> str:
-        """JSON of at most 4 KiB: a message that is too long loses its end.
+        """JSON of at most 4 KiB: a message that is too long loses its middle.
 
         The last of the metrics give way to the first of the message, and to artifact and verdicts.
         """
@@ -334,7 +334,8 @@ class StageResult(Contract):
 
     def _cut_to(self, length: int, metrics: int) -> str:
         kept = dict(list(self.metrics.items())[:metrics])
-        cut = self.model_copy(update={"message": self.message[:length], "metrics": kept})
+        message = bounded_text(self.message, length)
+        cut = self.model_copy(update={"message": message, "metrics": kept})
         document = cut.to_resolved_document()
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
 

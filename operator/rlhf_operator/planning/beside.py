@@ -9,6 +9,7 @@ that of the trainers.
 import re
 
 from rlhf_api.v1alpha1 import StageStatus
+from rlhf_api.v1alpha1.bounds import bounded_text
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.planning.observed import ObservedAttempt
 
@@ -39,5 +40,5 @@ def with_beside(stage: StageStatus, attempt: ObservedAttempt) -> StageStatus:
         return stage
     names = " and ".join(attempt.beside)
     clause = of_deletion(attempt, f"{names} would run on beside it")
-    message = without_log(stage.message)[: MAX_MESSAGE_LENGTH - len(clause)] + clause
-    return stage.model_copy(update={"message": message})
+    kept = bounded_text(without_log(stage.message), MAX_MESSAGE_LENGTH - len(clause))
+    return stage.model_copy(update={"message": kept + clause})

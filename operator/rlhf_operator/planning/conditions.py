@@ -7,6 +7,7 @@ from typing import Literal
 
 from rlhf_api.names import ConditionType, Reason
 from rlhf_api.v1alpha1 import Condition
+from rlhf_api.v1alpha1.bounds import bounded_text
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 
 Truth = Literal["True", "False", "Unknown"]
@@ -46,7 +47,7 @@ def set_condition(
         type=finding.type,
         status=finding.status,
         reason=finding.reason,
-        message=finding.message[:MAX_MESSAGE_LENGTH],
+        message=bounded_text(finding.message, MAX_MESSAGE_LENGTH),
         last_transition_time=now if old is None or turned else old.last_transition_time,
         observed_generation=generation,
         # What a newer operator has said besides.

@@ -17,6 +17,7 @@ from typing import Any
 
 from rlhf_api.names import FailureClass, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RunPolicy, StageArtifact, StageResult, StageStatus
+from rlhf_api.v1alpha1.bounds import bounded_text
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.planning.beside import of_deletion, with_beside, without_log
 from rlhf_operator.planning.clocks import (
@@ -382,5 +383,5 @@ def _within_deadlines(
 def _changed(stage: StageStatus, **changes: Any) -> StageStatus:
     for field in ("message", "disruption"):
         if changes.get(field):
-            changes[field] = changes[field][:MAX_MESSAGE_LENGTH]
+            changes[field] = bounded_text(changes[field], MAX_MESSAGE_LENGTH)
     return stage.model_copy(update=changes)

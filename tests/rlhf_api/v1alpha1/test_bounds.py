@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf_api.names import CONTRACT_VERSION, MAX_RESULT_METRICS
 from rlhf_api.v1alpha1 import RowCounts, StageResult
-from rlhf_api.v1alpha1.bounds import bounded_count, finite_number
+from rlhf_api.v1alpha1.bounds import bounded_count, bounded_text, finite_number
 from rlhf_api.v1alpha1.status import MAX_COUNT, MAX_TEXT_LENGTH
 
 DIGEST = "sha256:" + "0" * 64
@@ -30,6 +30,21 @@ def read(**told: Any) -> StageResult:
     found = StageResult.from_message(json.dumps(document | told))
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize(
+    ("length", "kept"),
+    [
+        (26, "abcdefghijklmnopqrstuvwxyz"),
+        (25, "abcdefghij ... qrstuvwxyz"),
+        (6, "a ... "),
+        (7, "a ... z"),
+        (5, "abcde"),
+        (0, ""),
+    ],
+)
+def test_of_a_long_text_both_ends_are_kept(length: int, kept: str) -> None:
+    assert bounded_text("abcdefghijklmnopqrstuvwxyz", length) == kept
 
 
 @pytest.mark.parametrize(

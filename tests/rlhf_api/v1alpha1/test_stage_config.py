@@ -26,6 +26,7 @@ from rlhf_api.v1alpha1 import (
     StageConfig,
     StageResult,
 )
+from rlhf_api.v1alpha1.bounds import bounded_text
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -113,14 +114,15 @@ def test_a_result_fits_and_stays_readable(message: str, copies: int) -> None:
     assert len(text.encode()) <= MAX_RESULT_BYTES
     read = StageResult.from_message(text)
     assert read is not None
-    assert result.message.startswith(read.message)
+    assert read.message == bounded_text(result.message, len(read.message))
     assert read.model_copy(update={"message": ""}) == result.model_copy(update={"message": ""})
 
 
 @pytest.mark.parametrize("character", ["x", "好", "😀", '"', "\n", "\x00"])
-def test_a_long_message_loses_its_end_and_little_more(character: str) -> None:
-    text = make_result(message=character * 8192).to_message()
+def test_a_long_message_loses_its_middle_and_little_more(character: str) -> None:
+    text = make_result(message=character * 9000 + "; correct it").to_message()
     assert MAX_RESULT_BYTES - 6 < len(text.encode()) <= MAX_RESULT_BYTES
+    assert json.loads(text)["message"].endswith(f"{character}; correct it")
 
 
 def test_a_short_message_is_kept() -> None:

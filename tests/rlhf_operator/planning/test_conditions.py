@@ -39,5 +39,7 @@ def test_another_status_is_one_and_the_order_stays() -> None:
 
 
 def test_a_message_is_cut_to_what_the_schema_takes() -> None:
-    long = Finding(ConditionType.FAILED, "True", Reason.CRASHED, "x" * 10_000)
-    assert len(set_condition((), long, NOW, 1)[0].message) == 8192
+    long = Finding(ConditionType.FAILED, "True", Reason.CRASHED, "x" * 10_000 + "; correct it")
+    message = set_condition((), long, NOW, 1)[0].message
+    assert len(message) == 8192
+    assert message.endswith("x; correct it")
