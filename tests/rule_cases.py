@@ -29,6 +29,9 @@ ROUNDABOUT_MOUNTS = (
     *("/", "/.", "//etc/rlhf", "/etc//rlhf", "/etc/./rlhf", "/etc/x/../rlhf", "/mnt/claims2/.."),
     *("/etc/.", "/data//"),
 )
+# Paths within a folder, and such as lead out of it.
+WITHIN = ("a", "a/b", "a/", "./a", "..a/b..", ".", "a//b", "...")
+LEADING_OUT = ("/", "/a", "..", "../x", "a/..", "a/../b", "./..")
 
 # For each model: an object, and which of the model's rules it breaks, counted from 0.
 CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
@@ -100,12 +103,16 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         *(({"name": "v", "mountPath": path}, {1}) for path in RESERVED_MOUNTS),
         *(({"name": "v", "mountPath": path}, {2}) for path in ROUNDABOUT_MOUNTS),
         *(({"name": "v", "mountPath": path}, {3}) for path in PARENT_MOUNTS),
+        *(({"name": "v", "mountPath": "/d", "subPath": path}, set()) for path in WITHIN),
+        *(({"name": "v", "mountPath": "/d", "subPath": path}, {4}) for path in LEADING_OUT),
     ],
     volumes.SeccompProfile: [
         ({"type": "RuntimeDefault"}, set()),
         ({"type": "Localhost", "localhostProfile": "p.json"}, set()),
         ({"type": "Localhost"}, {0}),
         ({"type": "Unconfined", "localhostProfile": "p.json"}, {0}),
+        *(({"type": "Localhost", "localhostProfile": path}, set()) for path in WITHIN),
+        *(({"type": "Localhost", "localhostProfile": path}, {1}) for path in LEADING_OUT),
     ],
     template.PodTemplate: [
         ({}, set()),

@@ -15,6 +15,8 @@ from kubernetes.utils.quantity import parse_quantity
 Raw = dict[str, Any]
 
 _STEP = re.compile(r"([^.\[\]]+)|\[([^\]]*)\]")
+_KEY = re.compile(r"\[(?!\d+\]$)([^\]]+)\]$")
+"""The key of a map that a field ends in; a list has numbers."""
 _QUOTED = re.compile(r"(?:Invalid|Unsupported|Duplicate) value: |Not found: ")
 """What stands before a value."""
 _TOO_LONG = re.compile(r"Too long: .*?(\d+)")
@@ -26,7 +28,8 @@ _AMOUNTS = {"limits", "requests", "sizeLimit"}
 def is_sent(manifest: Raw, cause: Raw) -> bool:
     """Whether the value that a cause of a Status finds fault with is the manifest's own.
 
-    Indices are not looked at: a container that was put before ours moves it.
+    Indices are not looked at: a container that was put before ours moves it, and the API server
+    leaves some of them out. Where the field ends in a key, the words may be about that.
 
     Args:
         manifest: the object as it was sent.
@@ -34,7 +37,7 @@ def is_sent(manifest: Raw, cause: Raw) -> bool:
     """
     steps = [name or index for name, index in _STEP.findall(cause["field"])]
     said = cause.get("message") or ""
-    owners = _at(manifest, steps[:-1])
+    owners = [each for owner in _at(manifest, steps[:-1]) for each in _items(owner, steps[-1])]
     found = _at(manifest, steps)
     if said.startswith("Required value"):
         return len(owners) > len([value for value in found if value not in (None, "", [], {})])
@@ -48,6 +51,8 @@ def is_sent(manifest: Raw, cause: Raw) -> bool:
     value = _scalar(said[quoted.end() :]) if quoted else None
     if value is None:
         return bool(found)
+    if found and _is_of_key(value, cause["field"]):
+        return True
     same = _amount if _AMOUNTS & set(steps) else str
     times = [same(leaf) for each in found for leaf in _leaves(each)].count(same(value))
     return times > bool(_TWICE.search(said))
@@ -63,13 +68,26 @@ def _at(value: Any, steps: list[str]) -> list[Any]:
 
 def _below(value: Any, step: str) -> list[Any]:
     if isinstance(value, list):
-        return value if step.isdigit() else []
+        if step.isdigit():
+            return value
+        return [inner for each in value for inner in _below(each, step)]
     if not isinstance(value, dict):
         return []
     if step in ("labels", "annotations") and step not in value:
         # What is wrong with those of a template is told without the metadata that they stand in.
         value = value.get("metadata") or {}
     return [value[step]] if step in value else []
+
+
+def _items(owner: Any, step: str) -> list[Any]:
+    """What may have a field of that name: the owner, or its items where no index is told."""
+    return owner if isinstance(owner, list) and not step.isdigit() else [owner]
+
+
+def _is_of_key(value: str, field: str) -> bool:
+    """Whether the value is the key that a field ends in, or what stands behind its domain."""
+    key = _KEY.search(field)
+    return key is not None and f"/{key[1]}".endswith(f"/{value}")
 
 
 def _limits_beside(steps: list[str]) -> list[str]:
@@ -108,4 +126,5 @@ def _amount(text: str) -> Decimal | str:
         amount: Decimal = parse_quantity(text)
     except ValueError:
         return text
-    return amount
+    # A name may read like a number that is none, which cannot be compared.
+    return amount if amount.is_finite() else text

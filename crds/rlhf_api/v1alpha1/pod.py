@@ -77,13 +77,17 @@ QueueName = Annotated[
 ]
 """Name of an object that must also be the value of a label."""
 
-_QUANTITY = r"^[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+# An exponent of any length would make a number that takes seconds to write out. Kubernetes itself
+# counts no further than 2^63.
+_QUANTITY = r"^[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$"
 
 _GPU = re.compile(r"[^/]+/(gpu(\.shared)?|mig-.+)|gpu\.intel\.com/(i915|xe)")
 """Extended resources that are GPUs, shares or slices of them. What others sell in parts of a GPU
 (gpu-mem, gpucores, ...) has units of its own, and comes beside one of these or counts nothing."""
 _SCALE = {"m": Decimal("0.001"), "k": Decimal(1000)}
 """Suffixes that a number of GPUs may have; a larger one would be more than there are."""
+MAX_GPUS = 2_147_483_647
+"""As many as a pod is ever said to have; more are as unlikely to be found."""
 
 
 def _quantity_text(value: Any) -> Any:
@@ -207,10 +211,11 @@ class EnvFromSource(Contract):
 
 
 def _whole(amount: str) -> int:
-    """The number of devices in a quantity; at least 0."""
+    """The number of devices in a quantity, from 0 to `MAX_GPUS`."""
     scale = _SCALE.get(amount[-1], Decimal(1))
     number = amount[:-1] if amount[-1] in _SCALE else amount.rstrip("KMGTPEinu")
-    return max(0, math.ceil(Decimal(number) * scale))
+    # The number is bounded before it becomes an integer, which has room for any exponent.
+    return max(0, math.ceil(min(Decimal(number) * scale, Decimal(MAX_GPUS))))
 
 
 class Resources(Contract):
@@ -226,7 +231,8 @@ class Resources(Contract):
     def gpus(self) -> int:
         """GPUs that the limits ask for; shares and slices of one count as GPUs."""
         limits = self.limits or {}
-        return sum(_whole(amount) for name, amount in limits.items() if _GPU.fullmatch(name))
+        found = sum(_whole(amount) for name, amount in limits.items() if _GPU.fullmatch(name))
+        return min(found, MAX_GPUS)
 
 
 class Toleration(Contract):

@@ -31,6 +31,7 @@ from rlhf_api.names import (
 )
 from rlhf_api.v1alpha1.bounds import bounded_result, bounded_text
 from rlhf_api.v1alpha1.guardrails import Guardrail, HealthVerdict
+from rlhf_api.v1alpha1.pod import MAX_GPUS
 from rlhf_api.v1alpha1.stages import PPOStage, RewardStage, SFTStage, StageSpec
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH, Artifact, Digest, Message, Rows
 
@@ -153,7 +154,7 @@ class StageConfig(Contract):
     """Number of pods."""
     processes_per_node: int = Field(1, ge=1)
     """Ranks in each pod."""
-    gpus_requested: int = Field(0, ge=0)
+    gpus_requested: int = Field(0, ge=0, le=MAX_GPUS)
     """GPUs that resources.limits asks for in each pod; device Auto puts no CPU in their place."""
     master_address: Annotated[str, StringConstraints(max_length=253)] = "127.0.0.1"
     """Host name of the pod with rank 0."""

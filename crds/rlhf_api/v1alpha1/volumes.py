@@ -28,6 +28,8 @@ PARENT_PATHS = tuple(sorted({path.rsplit("/", 1)[0] for path in (*RESERVED_MOUNT
 _ROUNDABOUT = r"//|/[.][.]?(/|$)|^/$"
 """A path that has a shorter form, by which the same folder goes under several names; and the root,
 which would hide the image."""
+_LEAVES = r"^/|(^|/)[.][.](/|$)"
+"""A path that leads out of the folder that it is written for."""
 
 
 class ClaimVolume(Contract):
@@ -143,6 +145,11 @@ class VolumeMount(Contract):
             "another name, or a folder below",
             holds=lambda m: m.mount_path.removesuffix("/") not in PARENT_PATHS,
         ),
+        Rule(
+            cel=f"!has(self.subPath) || !self.subPath.matches(r'{_LEAVES}')",
+            message="subPath must be relative and without ..; write a folder of the volume",
+            holds=lambda m: m.sub_path is None or re.search(_LEAVES, m.sub_path) is None,
+        ),
     )
 
     name: VolumeName
@@ -164,6 +171,14 @@ class SeccompProfile(Contract):
             cel="(self.type == 'Localhost') == has(self.localhostProfile)",
             message="localhostProfile must be set if and only if type is Localhost",
             holds=lambda m: (m.type == "Localhost") == (m.localhost_profile is not None),
+        ),
+        Rule(
+            cel=f"!has(self.localhostProfile) || !self.localhostProfile.matches(r'{_LEAVES}')",
+            message="localhostProfile must be relative and without ..; write a file of the node's "
+            "seccomp folder",
+            holds=lambda m: (
+                m.localhost_profile is None or re.search(_LEAVES, m.localhost_profile) is None
+            ),
         ),
     )
 

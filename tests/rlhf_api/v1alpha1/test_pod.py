@@ -5,15 +5,19 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rlhf_api.v1alpha1.pod import EnvName, LabelKey, LabelValue, Quantity, Resources
+from rlhf_api.v1alpha1.pod import MAX_GPUS, EnvName, LabelKey, LabelValue, Quantity, Resources
 
 
-@pytest.mark.parametrize("text", ["8", "0.5", "500m", "16Gi", "1e3", "1E6", ".5", "5.", "+1", "2k"])
+@pytest.mark.parametrize(
+    "text", ["8", "0.5", "500m", "16Gi", "1e3", "1E-6", "1e99", ".5", "+1", "2k"]
+)
 def test_quantities(text: str) -> None:
     assert TypeAdapter(Quantity).validate_python(text, strict=True) == text
 
 
-@pytest.mark.parametrize("value", ["", "8 Gi", "eight", "1ki", "1.2.3", 0.5, True, None, [1]])
+@pytest.mark.parametrize(
+    "value", ["", "8 Gi", "1ki", "1.2.3", "1e100", "1e-999999", 0.5, True, None, [1]]
+)
 def test_no_quantities(value: Any) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Quantity).validate_python(value, strict=True)
@@ -42,10 +46,20 @@ def test_integers_become_text() -> None:
         ({"nvidia.com/gpu": "2000m"}, 2),
         ({"nvidia.com/gpu": "1e1"}, 10),
         ({"nvidia.com/gpu": "1k"}, 1000),
+        ({"nvidia.com/gpu": "1e-99"}, 1),
+        ({"nvidia.com/gpu": "1e99"}, MAX_GPUS),
+        ({"nvidia.com/gpu": "-1e99"}, 0),
+        ({"nvidia.com/gpu": "9" * 64, "amd.com/gpu": "9" * 63 + "k"}, MAX_GPUS),
     ],
 )
 def test_gpus_of_the_limits(limits: dict[str, str] | None, gpus: int) -> None:
     assert Resources(limits=limits, requests={"nvidia.com/gpu": "9"}).gpus == gpus
+
+
+def test_gpus_beyond_counting_are_counted_at_once() -> None:
+    """An object that an older CRD let through has no room to stop the operator."""
+    resources = Resources.model_construct(limits={"nvidia.com/gpu": "1e999999"})
+    assert resources.gpus == MAX_GPUS
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,12 @@ from api_proxy import ApiProxy
 from cluster.kube_fixtures import Access
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from operating import Jobs, OperatorProcess, children_ready, eventually, stage
+from operating import Jobs, OperatorProcess, Raw, children_ready, eventually, stage
 
 from rlhf_api.names import CONTRACT_VERSION
+from rlhf_api.v1alpha1.pod import MAX_GPUS
+
+APPARMOR = "container.apparmor.security.beta.kubernetes.io"
 
 
 def test_a_missing_claim_is_named_and_waited_for(operator: OperatorProcess, jobs: Jobs) -> None:
@@ -77,6 +80,72 @@ def test_a_pod_template_that_is_refused_fails_the_job_for_good(
     assert failed["reason"] == "InvalidSpec"
     assert "priorityClassName" in failed["message"]
     assert jobs.get("invalid")["status"]["phase"] == "Failed"
+
+
+def mounted(**mount: str) -> Raw:
+    volume = {"name": "own", "emptyDir": {}}
+    return {"volumes": [volume], "volumeMounts": [{"name": "own", "mountPath": "/own"} | mount]}
+
+
+MISTAKES = {
+    "resource": ({"resources": {"limits": {"foo": "1"}}}, 'limits[foo]: Invalid value: "foo"'),
+    "device": ({"resources": {"limits": {"a.com/gpu": "0.5"}}}, "limits[a.com/gpu]: Invalid value"),
+    "profile": (
+        {"annotations": {f"{APPARMOR}/nope": "unconfined"}},
+        f'annotations[{APPARMOR}/nope]: Invalid value: "nope"',
+    ),
+}
+"""Templates that the CRD takes and the API server's validation of a Job does not."""
+
+
+def test_a_key_that_is_wrong_is_the_user_s_mistake_and_waits_for_nobody(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    for name, (template, _) in MISTAKES.items():
+        jobs.create(name, template=template)
+    for name, (_, words) in MISTAKES.items():
+        eventually(lambda name=name: jobs.condition(name, "Failed").get("status") == "True")
+        failed = jobs.condition(name, "Failed")
+        assert failed["reason"] == "InvalidSpec"
+        assert words in failed["message"]
+        assert "webhook" not in failed["message"]
+
+
+BEYOND_COUNTING = ("1e999999", "1e5000", "-1e100", "1E-1000")
+REFUSED = [
+    *(({"resources": {"limits": {"nvidia.com/gpu": text}}}, "limits") for text in BEYOND_COUNTING),
+    *(({"resources": {"requests": {"memory": text}}}, "requests") for text in BEYOND_COUNTING),
+    ({"volumes": [{"name": "a", "emptyDir": {"sizeLimit": "1e5000"}}]}, "emptyDir.sizeLimit"),
+    (mounted(subPath="../x"), "subPath must be relative and without .."),
+    (mounted(subPath="/x"), "subPath must be relative and without .."),
+    (
+        {"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "/x"}}},
+        "localhostProfile must be relative and without ..",
+    ),
+]
+
+
+@pytest.mark.parametrize(("template", "words"), REFUSED)
+def test_what_could_only_do_harm_is_refused_by_the_api_server(
+    jobs: Jobs, template: Raw, words: str
+) -> None:
+    for spec in ({"template": template}, {"stages": {"sft": stage(**template)}}):
+        if "resources" not in template and "stages" in spec:
+            continue
+        with pytest.raises(ApiException) as caught:
+            jobs.create("beyond", **spec)
+        assert caught.value.status == 422
+        assert words in json.loads(str(caught.value.body))["message"]
+
+
+def test_amounts_that_no_node_has_stop_nobody(operator: OperatorProcess, jobs: Jobs) -> None:
+    gpus = {"nvidia.com/gpu": "1e99", "amd.com/gpu": "9" * 64}
+    jobs.create("vast", template={"resources": {"limits": gpus | {"memory": "1e99"}}})
+    jobs.run("vast")
+    jobs.reaches("vast", "Running")
+    config = jobs.core.read_namespaced_config_map("vast-sft-1", jobs.namespace)
+    assert json.loads(config.data["stage.json"])["gpusRequested"] == MAX_GPUS
+    assert operator.get("/healthz") == (200, "ok")
 
 
 def test_a_job_without_storage_fails_with_a_sentence(operator: OperatorProcess, jobs: Jobs) -> None:
