@@ -5,6 +5,7 @@ Called by `reconcile`. A new leader starts with none of it and comes to the same
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Final, Literal, Self
 
 from rlhf_api.names import Reason, StageName
@@ -15,6 +16,8 @@ from rlhf_operator.planning.plan import is_finished, stages_of
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0
+REMEMBERED_TRIES = 16
+"""Of which the words are compared: of three quotas that take turns none is unsaid in so many."""
 LACKING_SECONDS = 5.0
 """How long the Job controller may take to make pods before anyone asks why it has not."""
 
@@ -31,13 +34,13 @@ class Refused:
 
     Attributes:
         refusal: why, as it is told.
-        last: what the last try said.
+        said: what the last tries said, the newest at the end.
         not_before: when it may be tried again, whatever wakes the job; on the monotonic clock.
         failures: how often it was refused in a row.
     """
 
     refusal: Refusal
-    last: str
+    said: tuple[str, ...]
     not_before: float
     failures: int = 1
 
@@ -50,20 +53,22 @@ class Lookup:
         next: when they are asked for again; on the monotonic clock.
         pause: seconds between the last two times.
         found: what they tell; None before they were asked for.
-        last: what they told the last time.
+        said: what they told the last times, the newest at the end.
     """
 
     next: float
     pause: float = LACKING_SECONDS
     found: ObservedProcess | None = None
-    last: str = ""
+    said: tuple[str, ...] = ()
 
     def hear(self, found: ObservedProcess) -> None:
-        """Note what the Events tell now, in the words of the last time unless they are repeated."""
-        told = found
+        """Note what the Events tell now, in the words of the last time if those stay."""
         if self.found is not None and self.found.reason is found.reason:
-            told = replace(found, message=_words(self.found.message, self.last, found.message))
-        self.found, self.last = told, found.message
+            self.said = _with(self.said, found.message)
+            found = replace(found, message=_words(self.found.message, self.said))
+        else:
+            self.said = (found.message,)
+        self.found = found
 
 
 @dataclass
@@ -117,17 +122,18 @@ class Memory:
         """Note a refusal; True if it says something new.
 
         What is refused for the same reason is told in other words only when two tries in a row say
-        them: a text that is never the same twice would be written after every try.
+        them: a text that is never the same twice would be written after every try. Where texts take
+        turns, one of several quotas for example, the one that was told stays while it is said.
         """
         known = self.refused.get(ident)
         failures = 1 if known is None else known.failures + 1
         pause = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16))
-        told = refusal
+        told, said = refusal, (refusal.message,)
         if known is not None and _kind(known.refusal) == _kind(refusal):
-            words = _words(known.refusal.message, known.last, refusal.message)
-            told = replace(refusal, message=words)
+            said = _with(known.said, refusal.message)
+            told = replace(refusal, message=_words(known.refusal.message, said))
         not_before = now + max(refusal.at_least, pause)
-        self.refused[ident] = Refused(told, refusal.message, not_before, failures)
+        self.refused[ident] = Refused(told, said, not_before, failures)
         if known is None:
             return True
         old = known.refusal
@@ -147,6 +153,21 @@ def _kind(refusal: Refusal) -> tuple[Reason, bool, str]:
     return refusal.reason, refusal.final, refusal.child
 
 
-def _words(told: str, last: str, new: str) -> str:
-    """The words for what was told before in others: the new ones as soon as they are repeated."""
-    return new if new == last else told
+def _with(said: tuple[str, ...], new: str) -> tuple[str, ...]:
+    return (*said, new)[-REMEMBERED_TRIES:]
+
+
+def _words(told: str, said: tuple[str, ...]) -> str:
+    """The words for what was told before: the newest ones as soon as they are repeated.
+
+    Texts that come back after others take turns: of them the one that was told stays, unless none
+    of the tries that are remembered has said it.
+
+    Args:
+        told: the words until now.
+        said: those of the last tries, the newest at the end.
+    """
+    if said[-2:] != (said[-1],) * 2:
+        return told
+    turns = sum(1 for _ in groupby(said))
+    return told if turns > len(set(said)) and told in said else said[-1]

@@ -21,13 +21,25 @@ _VARYING = re.compile(
     r"|\b0x[0-9a-f]+\b"  # an address in memory
     r"|(?<!-)\b(?=[0-9a-fA-F]*[0-9])(?=[0-9a-fA-F]*[a-fA-F])[0-9a-fA-F]{8,}\b"  # a hash, a trace
     r"|\b\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|[+-]\d\d:?\d\d)?"  # a time
-    r"|(?<!-)\b\d{6,}\b"  # a counter, a request's number
+    # a counter, a request's number; but not what a node lacks
+    r"|(?<!-)(?<!requested: )(?<!used: )(?<!capacity: )\b\d{6,}\b"
     r"|(?:\[[\da-f:]+\]|\b\d+(?:\.\d+){3}):\d+(?=->)"  # our end of a connection
     r"|\b(?:\d+m)?\d+\.\d+m?s\b|\b\d+[nuµm]s\b"  # a time that was taken
     r"|(?<=\bused: )\S+(?=, limited: )"  # what others take of a quota, who come and go
     r"|(?<=\d-)[bcdfghjklmnpqrstvwxz2456789]{5}\b"  # the end of a pod's name
 )
 """What differs from one refusal to the next of the same thing; what stands in a name stays."""
+
+_OF_THE_SERVER = re.compile(
+    r"(?<=\bused: )\S+(?=, limited: )|(?<=\d-)[bcdfghjklmnpqrstvwxz2456789]{5}\b"
+)
+"""The same in a sentence of the API server itself, whose numbers are what was exceeded."""
+_SEVERAL = re.compile(r"(?<= \[).+(?=\]$)")
+_NEXT = re.compile(
+    r", (?=(?:minimum|maximum) \S+ usage per |\S+ max limit to request ratio per "
+    r"|(?:spec|metadata)\.\S+: )"
+)
+"""Several things that the API server minds, and what stands between two of them."""
 
 _OF_A_CONTROLLER = re.compile(r"^(?:\(combined from similar events\): )?(?:Error creating: )?")
 _OBJECT = re.compile(r'^(?:\S+ "[^"]*"|\S+) is forbidden: ')
@@ -44,6 +56,8 @@ class _Cause:
         remedy: what to do about it.
         at_least: seconds to wait before the next try.
         is_final: whether there is none, since no try of the same can end otherwise.
+        is_plain: whether the sentence is the API server's own, and the same for the same thing but
+            for its order.
     """
 
     reason: Reason
@@ -51,6 +65,7 @@ class _Cause:
     remedy: str
     at_least: float = 15.0
     is_final: bool = False
+    is_plain: bool = False
 
 
 _CAUSES = (
@@ -115,11 +130,13 @@ _CAUSES = (
         Reason.QUOTA_EXCEEDED,
         re.compile(r"exceeded quota: |insufficient quota to "),
         "free or raise the quota",
+        is_plain=True,
     ),
     _Cause(
         Reason.RESOURCES_REQUIRED,
         re.compile(r"failed quota: "),
         "give template.resources what the quota asks for in a new job, or let a LimitRange set it",
+        is_plain=True,
     ),
     _Cause(
         Reason.LIMIT_RANGE_VIOLATED,
@@ -127,26 +144,31 @@ _CAUSES = (
             r"\[?(?:(?:minimum|maximum) \S+ usage|\S+ max limit to request ratio) per \w+ is "
         ),
         "keep resources within the LimitRange in a new job, or change the LimitRange",
+        is_plain=True,
     ),
     _Cause(
         Reason.POD_SECURITY_VIOLATED,
         re.compile(r"violates PodSecurity |unable to validate against any security context"),
         "satisfy it by template.securityContext in a new job, or let the namespace allow it",
+        is_plain=True,
     ),
     _Cause(
         Reason.PRIORITY_CLASS_MISSING,
         re.compile(r"no PriorityClass with name "),
         "create it, or name another one by priorityClassName in a new job",
+        is_plain=True,
     ),
     _Cause(
         Reason.SERVICE_ACCOUNT_MISSING,
         re.compile(r"error looking up service account "),
         "create it, or name another one by template.serviceAccountName in a new job",
+        is_plain=True,
     ),
     _Cause(
         Reason.RUNTIME_CLASS_MISSING,
         re.compile(r'pod rejected: RuntimeClass ".*?" not found'),
         "create it, or name another one by template.runtimeClassName in a new job",
+        is_plain=True,
     ),
     _Cause(
         Reason.NAMESPACE_TERMINATING,
@@ -161,13 +183,18 @@ _NOT_ADMITTED = _Cause(
     "satisfy what refuses it in a new job, or have that changed",
 )
 _INVALID_SPEC = _Cause(
-    Reason.INVALID_SPEC, re.compile(r""), "correct the spec in a new job", is_final=True
+    Reason.INVALID_SPEC,
+    re.compile(r""),
+    "correct the spec in a new job",
+    is_final=True,
+    is_plain=True,
 )
 _TOO_LARGE = _Cause(
     Reason.INVALID_SPEC,
     re.compile(r"Request entity too large: |.*?request is too large|.*?message larger than max"),
     "take fewer or shorter env values, labels and annotations in a new job",
     is_final=True,
+    is_plain=True,
 )
 _SMALL = 512 * 1024
 """Bytes of a manifest that fits everywhere: etcd takes 1.5 MiB unless it is told otherwise."""
@@ -175,6 +202,7 @@ _INVALID_MUTATION = _Cause(
     Reason.INVALID_MUTATION,
     re.compile(r""),
     "the operator did not send what is refused: correct the mutating webhook or policy that did",
+    is_plain=True,
 )
 _OF_OTHERS = (Reason.WEBHOOK_DENIED, Reason.POLICY_DENIED, Reason.ADMISSION_DENIED)
 """Reasons of refusals that a manifest may satisfy."""
@@ -182,6 +210,7 @@ _INVALID_POD = _Cause(
     Reason.INVALID_POD,
     re.compile(r'Pod "[^"]*" is invalid: '),
     "see what the cluster adds to pods: defaults of a LimitRange, a mutating webhook",
+    is_plain=True,
 )
 
 
@@ -208,7 +237,6 @@ def refusal(
         making: whether the child was to be made: else no other spec would help.
         sent: the manifest, where it was to be made.
     """
-    said = f"{child}: {steady(error.message)}"
     cause = _cause(error.message)
     if cause is None and error.status == 429:
         told = f"{child}: the API server is busy (429); it is asked again when it says"
@@ -217,6 +245,7 @@ def refusal(
         cause = _found_wrong(error, sent)
     if cause is None and error.status == 403:
         cause = _NOT_ADMITTED
+    said = f"{child}: {_words(error.message, cause)}"
     if cause is None:
         return Refusal(Reason.API_ERROR, f"{said}; it is tried again", child=child)
     remedy = cause.remedy.format(who="the operator")
@@ -258,7 +287,7 @@ def refusal_of_pods(job_name: str, told: str) -> Refusal:
         cause = _NOT_ADMITTED
     # Each try is of another pod, by the number of its index and by what is made up for it.
     own = rf"(?<![a-z0-9.-]){re.escape(job_name)}-\d+(?:-[a-z0-9]*)?(?![a-z0-9])"
-    text = steady(re.sub(own, f"{job_name}-...", said))
+    text = _words(re.sub(own, f"{job_name}-...", said), cause)
     text = text.replace(f'pods "{job_name}-..." is forbidden', "pods are forbidden")
     if cause is None:
         return Refusal(Reason.API_ERROR, f"{child}: {text}; it is tried again", child=child)
@@ -271,6 +300,19 @@ def _cause(said: str) -> _Cause | None:
     return next((cause for cause in _CAUSES if cause.form.match(sentence)), None)
 
 
+def _words(said: str, cause: _Cause | None) -> str:
+    """What was said, in words that are the same for the same thing."""
+    if cause is None or not cause.is_plain:
+        return steady(said)
+    # The API server walks its maps in another order each time.
+    text = _SEVERAL.sub(lambda found: ", ".join(sorted(_NEXT.split(found[0]))), _one_line(said))
+    return _OF_THE_SERVER.sub("...", text)
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
 def steady(text: str) -> str:
     """The text in one line, without what would make it, and a status, another one each time."""
-    return _VARYING.sub("...", re.sub(r"\s+", " ", text).strip())
+    return _VARYING.sub("...", _one_line(text))

@@ -3,7 +3,14 @@
 import pytest
 
 from rlhf_api.names import Reason, StageName
-from rlhf_operator.memory import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, ActionId, Lookup, Memory
+from rlhf_operator.memory import (
+    FIRST_RETRY_SECONDS,
+    LAST_RETRY_SECONDS,
+    REMEMBERED_TRIES,
+    ActionId,
+    Lookup,
+    Memory,
+)
 from rlhf_operator.planning.actions import StartAttempt, StopAttempt
 from rlhf_operator.planning.observed import ObservedProcess, Refusal
 
@@ -66,6 +73,30 @@ def test_other_words_for_the_same_are_told_when_they_are_repeated(
         assert lookup.found is not None
         heard.append(lookup.found.message)
     assert heard == told
+
+
+def turns(names: str) -> tuple[list[str], list[str]]:
+    """What is told of a refusal, and of pods that are refused, as one text follows another."""
+    memory, lookup, of_children, of_pods = Memory(), Lookup(0.0), [], []
+    for name in names:
+        memory.refuse(START, refused(name, Reason.QUOTA_EXCEEDED), 0.0)
+        of_children.append(memory.refusals()[START[1:]].message)
+        lookup.hear(ObservedProcess("a-?", -1, reason=Reason.QUOTA_EXCEEDED, message=name))
+        assert lookup.found is not None
+        of_pods.append(lookup.found.message)
+    return of_children, of_pods
+
+
+def test_texts_that_take_turns_are_told_in_the_words_of_one() -> None:
+    """The API server names one of several quotas that are exceeded, and each time any."""
+    for told in turns("abbacbbccaabbccaaacbbcabccab" * 9):
+        assert "".join(told).startswith("aabbbbbb")
+        assert set(told[2:]) == {"b"}
+
+
+def test_words_that_have_taken_turns_are_left_when_nothing_says_them_any_more() -> None:
+    for told in turns("aba" + "b" * (REMEMBERED_TRIES - 1)):
+        assert (told[-2], told[-1]) == ("a", "b")
 
 
 @pytest.mark.parametrize("other", [refused("no", Reason.QUOTA_EXCEEDED), refused("no", child="b")])
