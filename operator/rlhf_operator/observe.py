@@ -22,7 +22,7 @@ Raw = dict[str, Any]
 NODE_SILENCE = timedelta(seconds=30)
 """How long a pod may be not ready though its containers run, or exceed its grace period."""
 
-_LATEST = datetime(9000, 1, 1, tzinfo=UTC)
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenA
     deleted_at = _time(metadata.get("deletionTimestamp"))
     failing = true.get("FailureTarget") or true.get("Failed")
     failed = failing is not None or deleted_at is not None
-    failed_at = _time(failing.get("lastTransitionTime")) if failing else None
+    failed_at = _past(failing.get("lastTransitionTime"), now) if failing else None
     deleting = deleted_at is not None
     pods = _in_order(gang)
     seen = [without_others(pod, now, *_process(pod, now, deleting=deleting)) for pod in pods]
@@ -198,7 +198,7 @@ def _checkpoint_step(metadata: Raw) -> int | None:
 def _held(job: Raw, now: datetime) -> tuple[datetime | None, datetime | None]:
     """Since when the Job is held back from outside, and when it was let run."""
     suspended = _suspended_condition(job)
-    turned = _time(suspended.get("lastTransitionTime"))
+    turned = _past(suspended.get("lastTransitionTime"), now)
     if not _is_held(job):
         return None, turned
     if suspended and suspended.get("status") != "True":
@@ -278,7 +278,7 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
         phase=phase or ProcessPhase.PENDING,
         ready=ready.get("status") == "True",
         exit_code=ended.get("exitCode"),
-        finished_at=_finished_at(ended, now) or silent_since,
+        finished_at=_past(ended.get("finishedAt"), now) or silent_since,
         result=told.result,
         reason=disruption or told.reason,
         message=message,
@@ -315,12 +315,21 @@ def pod_index(pod: Raw) -> int:
     return -1 if found is None else found
 
 
-def _finished_at(ended: Raw, now: datetime) -> datetime | None:
-    """When a container ended; None where a node's clock is far ahead, which would be waited for."""
-    found = _time(ended.get("finishedAt"))
+def _past(text: str | None, now: datetime) -> datetime | None:
+    """A time that is over; None where a clock is far ahead, which would be waited for."""
+    found = _time(text)
     return None if found is None or found - now > NODE_SILENCE else found
 
 
 def _time(text: str | None) -> datetime | None:
-    """A time of the API's, with room to add to."""
-    return None if text is None else min(datetime.fromisoformat(text), _LATEST)
+    """A time of the API's, with room to add to; None where nobody has told one.
+
+    Whoever may write a status may write any time, and the API server knows a year 0.
+    """
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return min(found, _LATEST) if found >= _EARLIEST else None

@@ -300,6 +300,36 @@ def test_when_a_job_was_released() -> None:
     assert (seen(job).held_since, seen(job).released_at) == (None, NOW - timedelta(seconds=40))
 
 
+YEARS = ["0000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z"]
+FAR_AHEAD = "9999-12-31T23:59:59Z"
+
+
+@pytest.mark.parametrize("time", [*YEARS, FAR_AHEAD])
+def test_a_time_that_nobody_can_have_told_is_none(time: str) -> None:
+    """Whoever may write the status of a Job, a Pod or an Event may write any year into it."""
+    for kind in ("Suspended", "Failed"):
+        job = make_job()
+        job["status"]["conditions"] = [{"type": kind, "status": "True", "lastTransitionTime": time}]
+        found = seen(job)
+        assert (found.held_since, found.released_at, found.killed_at) == (
+            (NOW - timedelta(seconds=110)) if kind == "Suspended" else None,
+            None,
+            None,
+        )
+        job["status"]["conditions"][0]["status"] = "False"
+        assert seen(job).released_at is None
+    state = ended(1)
+    state["terminated"]["finishedAt"] = time
+    assert one(make_pod(phase="Failed", state=state)).finished_at is None
+    unready = [ready(False) | {"lastTransitionTime": time}]
+    assert not one(make_pod(conditions=unready)).lost
+    for field in ("lastTimestamp", "eventTime"):
+        told = {key: value for key, value in event("Evicted").items() if key != "lastTimestamp"}
+        gone = vanished_pod("demo-sft-3", [told | {field: time}])
+        assert gone is not None
+        assert (gone.finished_at is None) == (time != FAR_AHEAD)
+
+
 def event(reason: str, pod: str = "demo-sft-3-0-x7k2p", kind: str = "Normal") -> Raw:
     return {
         "involvedObject": {"kind": "Pod", "name": pod},

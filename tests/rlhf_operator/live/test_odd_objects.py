@@ -57,6 +57,13 @@ def set_status(jobs: Jobs, pod: Any, **status: Any) -> None:
     jobs.core.patch_namespaced_pod_status(pod.metadata.name, jobs.namespace, body)
 
 
+def patch_status(jobs: Jobs, kind: str, name: str, condition: Raw) -> None:
+    """As whoever may: a condition as it is written, which a client would read and write anew."""
+    patch = json.dumps({"status": {"conditions": [condition]}})
+    where = ("-n", jobs.namespace, kind, name, "--subresource=status")
+    jobs.access.kubectl("patch", *where, "--type=strategic", "-p", patch)
+
+
 def container(name: str, state: Raw) -> Raw:
     ready = {"ready": "running" in state, "restartCount": 0, "imageID": "", "image": "i:1"}
     return {"name": name, "state": state} | ready
@@ -240,6 +247,25 @@ def test_numbers_of_a_result_do_not_keep_a_job_from_being_suspended(
     assert found["verdicts"]["NegativeKL"].endswith("at update 2147483647")
     jobs.patch("last", suspend=True)
     eventually(lambda: jobs.phase("last") == "Suspended")
+
+
+YEARS = ("0000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z")
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_times_of_others_do_not_keep_a_job_from_being_suspended(
+    operator: OperatorProcess, jobs: Jobs, year: str
+) -> None:
+    jobs.create("timeless")
+    jobs.wait_for_pods("timeless")
+    turned = {"status": "False", "lastTransitionTime": year}
+    patch_status(jobs, "job", "timeless-sft-1", {"type": "Suspended"} | turned)
+    jobs.run("timeless")
+    jobs.reaches("timeless", "Running")
+    (pod,) = jobs.pods("timeless")
+    patch_status(jobs, "pod", pod.metadata.name, {"type": "Ready"} | turned)
+    jobs.patch("timeless", suspend=True)
+    eventually(lambda: jobs.phase("timeless") == "Suspended")
 
 
 @pytest.mark.parametrize("first", ["proxy", "trainer"])
