@@ -97,6 +97,8 @@ def test_texts_that_take_turns_are_told_in_the_words_of_one() -> None:
 def test_words_that_have_taken_turns_are_left_when_nothing_says_them_any_more() -> None:
     for told in turns("aba" + "b" * (REMEMBERED_TRIES - 1)):
         assert (told[-2], told[-1]) == ("a", "b")
+    for told in turns("aba" + "bc" * (REMEMBERED_TRIES // 2) + "c"):
+        assert (told[-2], told[-1]) == ("a", "c")
 
 
 @pytest.mark.parametrize("other", [refused("no", Reason.QUOTA_EXCEEDED), refused("no", child="b")])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf_api.names import Reason
+from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 from rlhf_operator.planning.observed import ObservedProcess
 
 MakeTrial = Callable[..., Any]
@@ -41,6 +42,15 @@ def test_the_stage_the_condition_and_one_event_have_the_reason(
     before = t.job.status
     wait(t, 1, reason, "waits")
     assert (t.job.status, told(t)) == (before, []), "another pod that waits for the same is no news"
+
+
+def test_a_cause_in_many_words_is_told_with_its_remedy_wherever_it_is(trial: MakeTrial) -> None:
+    t = trial()
+    t.look()
+    wait(t, 0, Reason.CONTAINER_CONFIG, "waits: " + "x" * 10_000 + "; create it")
+    shown = (t.stage("sft").message, t.condition("Running").message, t.last.events[0].message)
+    assert all(each.endswith("x; create it") for each in shown)
+    assert len(shown[0]) == MAX_MESSAGE_LENGTH
 
 
 def test_other_causes_of_the_scheduler_are_told_by_the_condition(trial: MakeTrial) -> None:
