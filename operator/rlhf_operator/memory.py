@@ -128,7 +128,8 @@ class Memory:
         known = self.refused.get(ident)
         failures = 1 if known is None else known.failures + 1
         pause = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16))
-        told, said = refusal, (refusal.message,)
+        told = refusal
+        said: tuple[str, ...] = (refusal.message,)
         if known is not None and _kind(known.refusal) == _kind(refusal):
             said = _with(known.said, refusal.message)
             told = replace(refusal, message=_words(known.refusal.message, said))

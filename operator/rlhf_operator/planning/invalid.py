@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from rlhf_api.names import ConditionType, Phase, Reason
+from rlhf_api.v1alpha1.bounds import bounded_text
 from rlhf_api.v1alpha1.status import MAX_MESSAGE_LENGTH
 
 Raw = dict[str, Any]
@@ -33,7 +34,7 @@ def invalid_status(status: Mapping[str, Any], message: str, generation: int, now
         "type": ConditionType.ACCEPTED,
         "status": "False",
         "reason": Reason.INVALID_SPEC,
-        "message": message[:MAX_MESSAGE_LENGTH],
+        "message": bounded_text(message, MAX_MESSAGE_LENGTH),
         "lastTransitionTime": since,
         "observedGeneration": generation,
     }
@@ -47,7 +48,7 @@ def invalid_status(status: Mapping[str, Any], message: str, generation: int, now
 
 def says_invalid(status: Mapping[str, Any], message: str) -> bool:
     """Whether a status says already that the spec is not understood, in these words."""
-    told = (message[:MAX_MESSAGE_LENGTH], "False")
+    told = (bounded_text(message, MAX_MESSAGE_LENGTH), "False")
     accepted = [
         (each.get("message"), each.get("status"))
         for each in status.get("conditions") or ()

@@ -48,7 +48,7 @@ def test_a_cause_in_many_words_is_told_with_its_remedy_wherever_it_is(trial: Mak
     t = trial()
     t.look()
     wait(t, 0, Reason.CONTAINER_CONFIG, "waits: " + "x" * 10_000 + "; create it")
-    shown = (t.stage("sft").message, t.condition("Running").message, t.last.events[0].message)
+    shown = (t.stage("sft").message, t.condition("Running").message, t.last.events[-1].message)
     assert all(each.endswith("x; create it") for each in shown)
     assert len(shown[0]) == MAX_MESSAGE_LENGTH
 

@@ -82,6 +82,9 @@ def test_the_time_is_that_of_the_turn_and_other_words_are_none() -> None:
 
 
 def test_a_long_text_is_cut_to_what_the_schema_takes() -> None:
-    long = invalid_status({}, "x" * 10_000, 1, NOW)
-    assert len(condition(long, "Accepted")["message"]) == 8192
-    assert says_invalid(long, "x" * 10_000)
+    text = "x" * 10_000 + "; correct it"
+    long = invalid_status({}, text, 1, NOW)
+    message = condition(long, "Accepted")["message"]
+    assert len(message) == 8192
+    assert message.endswith("x; correct it")
+    assert says_invalid(long, text)
