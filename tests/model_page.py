@@ -19,7 +19,9 @@ _HEAD = """\
 Made by `make models` from what was measured; the tests measure it again.
 
 transformers' `AutoModelForCausalLM` and `AutoModelForSequenceClassification` load the models, never
-with code of their own. Where the table says "yes", small models of the architecture with weights
+with code of their own, from weights of 16 bits or more. An adapter, alone or beside weights, is
+refused: merge it into its base. Data type, attention and outputs are the stage's own, whatever
+config.json says of them. Where the table says "yes", small models of the architecture with weights
 that all matter and windows shorter than the rows gave the numbers that transformers alone gives for
 each row, within 2e-5 in FP32, on whichever side the rows were padded:
 

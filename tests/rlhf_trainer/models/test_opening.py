@@ -1,6 +1,7 @@
 """What fails while a person's files are opened: an input that cannot be used, never a crash."""
 
 import errno
+import pickle
 
 import pytest
 
@@ -47,3 +48,24 @@ def test_what_has_a_word_of_its_own_keeps_it(error: Exception, code: int) -> Non
 
 def test_a_list_of_all_that_a_library_knows_is_cut() -> None:
     assert len(str(raised(ValueError("GPT2Config, " * 1000)))) < 400
+
+
+def test_colours_and_bare_keys_are_no_reason() -> None:
+    assert ": do this; correct" in str(raised(ValueError("\x1b[1mdo this\x1b[0m")))
+    assert ": KeyError: 'of-tomorrow'; correct" in str(raised(KeyError("of-tomorrow")))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "Weights only load failed. Re-running `torch.load` ... Unsupported global: GLOBAL "
+            "os.system was not an allowed global by default.",
+            "it calls os.system",
+        ),
+        ("pickle data was truncated", "it holds more than tensors, or is damaged"),
+    ],
+)
+def test_nobody_is_advised_to_run_a_pickle(text: str, told: str) -> None:
+    found = str(raised(pickle.UnpicklingError(text)))
+    assert found == f"spec.x: y cannot be read: {told}; nothing of it was run; correct it"

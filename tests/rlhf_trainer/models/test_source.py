@@ -1,6 +1,7 @@
 """What a stage reads before any weights: on disk, or fetched from a hub by one rank of a node."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 import worlds
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -15,13 +17,13 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import BloomConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, MambaConfig
+from safetensors.torch import save_file
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import ModelSource
 from rlhf_trainer.errors import ServiceUnavailable
 from rlhf_trainer.models import source as source_module
-from rlhf_trainer.models.source import Base, max_positions, open_base
+from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loop_cases.py"
@@ -169,6 +171,21 @@ def test_a_hub_that_may_come_back_is_no_mistake_of_the_job(
         assert str(caught.value).startswith(f"{FIELD}: hf://org/small cannot be fetched")
 
 
+def test_what_a_repository_holds_is_looked_into_once_it_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = shutil.copytree(folder / "model-16", tmp_path / "fetched")
+    monkeypatch.setattr(source_module, "snapshot_download", lambda *_, **__: str(fetched))
+    (fetched / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"hf://org/small holds adapter_config.json.* merge the"):
+        base(folder, ModelSource(uri="hf://org/small"))
+    (fetched / "adapter_config.json").unlink()
+    weights = {"model.norm.weight": torch.zeros(16, dtype=torch.int8)}
+    save_file(weights, fetched / "model.safetensors")
+    with pytest.raises(InputError, match=r"holds quantised weights \(1 of them.* of type I8\)"):
+        base(folder, ModelSource(uri="hf://org/small"))
+
+
 # Folders
 
 
@@ -209,39 +226,6 @@ def test_a_chat_template_of_the_job_replaces_that_of_the_tokenizer(folder: Path)
 
 
 # Positions
-
-
-@pytest.mark.parametrize(
-    ("rope", "expected"),
-    [
-        ({}, 64),
-        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
-        ({"rope_type": "yarn", "factor": 4.0}, 256),
-        # It is counted in already, as in DeepSeek's configurations.
-        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
-        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 64),
-        ({"type": "linear", "factor": 2.0}, 128),
-        ({"type": "dynamic", "factor": 2.5}, 160),
-        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}, 64),
-    ],
-)
-def test_rotary_embeddings_that_are_stretched_take_more(
-    rope: dict[str, Any], expected: int
-) -> None:
-    factors = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if "llama3" in str(rope) else {}
-    settings = {"rope_parameters": rope | factors | {"rope_theta": 10000.0}} if rope else {}
-    assert max_positions(LlamaConfig(max_position_embeddings=64, **settings)) == expected
-
-
-def test_positions_are_read_from_whatever_bounds_them() -> None:
-    assert max_positions(GPT2Config(n_positions=32)) == 32
-    assert max_positions(BloomConfig()) is None
-    assert max_positions(MambaConfig()) is None
-    # A factor of some of the layers says nothing of the others.
-    layers = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
-    layers["full_attention"] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
-    gemma = Gemma3TextConfig(max_position_embeddings=128, rope_parameters=layers)
-    assert max_positions(gemma) == 128
 
 
 def test_sequences_beyond_the_positions_are_refused(folder: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import stage_runs
 import tiny
+import torch
+from safetensors.torch import load_file, save_file
 
 from rlhf_api.errors import InputError
 from rlhf_trainer.data.read.pointers import POINTER
@@ -40,6 +42,21 @@ def tear(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def typed(folder: Path, name: str, kind: torch.dtype) -> None:
+    """One more tensor."""
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: torch.zeros(4).to(kind)}, path)
+
+
+def adapter(folder: Path, *gone: str) -> None:
+    base = {"base_model_name_or_path": "org/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(base))
+    for name in gone:
+        (folder / name).unlink()
+
+
+MERGE = "an adapter of org/base, .* merge the adapter into its base"
+
 SPOILT: dict[str, tuple[Spoil, str]] = {
     "a pointer": (lambda at: weights(at, POINTER + b"v1\n"), "is a pointer of Git LFS"),
     "no weights": (lambda at: weights(at, None), "holds no weights"),
@@ -65,6 +82,18 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "quantised text": (
         lambda at: settings(at, text_config={"compression_config": {"quant_method": "x"}}),
         "is quantised.*compression_config.*: x",
+    ),
+    "fp8 weights": (
+        lambda at: typed(at, "model.w.weight", torch.float8_e4m3fn),
+        r"holds quantised weights \(1 of them, among them model.w.weight of type F8_E4M3\)",
+    ),
+    "int8 weights": (lambda at: typed(at, "w", torch.int8), "among them w of type I8"),
+    "packed weights": (lambda at: typed(at, "w.qweight", torch.int32), "w.qweight of type I32"),
+    "an adapter beside weights": (adapter, MERGE),
+    "an adapter": (lambda at: adapter(at, "config.json", "model.safetensors"), MERGE),
+    "an adapter's weights": (
+        lambda at: (at / "adapter_model.bin").write_bytes(b""),
+        "holds adapter_model.bin, an adapter, .* merge the adapter",
     ),
     "no tokenizer": (
         lambda at: [path.unlink() for path in at.glob("tokenizer*")],
@@ -103,8 +132,13 @@ def test_what_libraries_write_passes(tmp_path: Path) -> None:
         path.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"of an older library")
     check_folder(folder, "spec.x")
-    (folder / "pytorch_model.bin").unlink()
-    (folder / "adapter_config.json").write_text("{}")
+
+
+def test_masks_and_tables_of_older_files_are_no_weights(tmp_path: Path) -> None:
+    words = tiny.tokenizer_folder(tmp_path / "tokenizer")
+    folder = tiny.saved(tiny.causal_model(words), tmp_path / "model", words)
+    typed(folder, "transformer.h.0.attn.bias", torch.uint8)
+    typed(folder, "embeddings.position_ids", torch.int64)
     check_folder(folder, "spec.x")
 
 

@@ -43,6 +43,12 @@ _TAKEN = (
 )
 """Classes whose weights are those of a causal model or a score; what they lack is found missing."""
 
+_DECIDED = {"dtype": "float32", "attn_implementation": "eager", "output_attentions": False}
+"""What a stage decides when it loads a model, with values that every configuration takes: a
+config.json may name what this machine does not have."""
+_OUTPUTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+"""What a model returns, which a config.json may say and a stage reads."""
+
 
 def model_config(
     location: ModelLocation, tokenizer: PreTrainedTokenizerBase, field: str
@@ -75,12 +81,25 @@ def checked_config(location: ModelLocation, field: str) -> PretrainedConfig:
         _require_known_type(raw, location, field)
         require_unquantised(raw, location.path, field)
         require_decoder(raw, location.path, field)
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            location.path, revision=location.revision, trust_remote_code=False
-        )
+        config = read_config(location.path, location.revision)
     _require_unquantised(config, location, field)
     _require_causal(config, location, field)
     _require_own_class(config, raw.get("auto_map"), location, field)
+    return config
+
+
+def read_config(place: str | Path, revision: str | None) -> PretrainedConfig:
+    """What transformers makes of a config.json, but for what a stage decides by itself.
+
+    Raises whatever transformers raises.
+    """
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        place, revision=revision, trust_remote_code=False, **_DECIDED
+    )
+    config._attn_implementation = None
+    for part in (config, config.get_text_config()):
+        for name, value in _OUTPUTS.items():
+            setattr(part, name, value)
     return config
 
 

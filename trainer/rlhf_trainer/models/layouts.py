@@ -60,16 +60,11 @@ def row_layout(
 
     Raises:
         InputError: as `check_model` raises it.
-        ConfigError: no layout keeps rows apart, or, where rows are packed, none is known to.
+        ConfigError: no layout keeps rows apart.
     """
     try:
         probe = Probe.of(base, settings, device)
     except ProbeError as error:
-        if packing:
-            raise ConfigError(
-                f"{field}: whether {base.config.model_type} keeps packed rows apart is not known: "
-                f"no small copy of it computes ({error}); set packing: false"
-            ) from error
         raise _unknown(base, error) from error
     probe.require_repeatable(base.field)
     probe.require_causal(base.field)

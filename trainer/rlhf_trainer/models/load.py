@@ -35,6 +35,7 @@ from rlhf_trainer.models.generation import generation_config
 from rlhf_trainer.models.heads import score_head
 from rlhf_trainer.models.opening import one_line, opening
 from rlhf_trainer.run.artifact import ModelLocation
+from rlhf_trainer.run.model_files import BUFFERS
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,6 @@ T = TypeVar("T")
 ATTENTION = {"SDPA": "sdpa", "Eager": "eager", "FlashAttention2": "flash_attention_2"}
 
 _HEAD = "score.weight"
-_BUFFERS = re.compile(r"(^|\.)(masked_bias|attn\.bias|attention\.bias|inv_freq|position_ids)$")
-"""What older files hold beside weights: masks and tables that a model computes by itself."""
 _LOGITS = re.compile(r"^lm_head\.|^(embed_out|output_projection|decoder)\.(weight|bias)$")
 """The layer of the vocabulary, as decoders call it; a model with one score mostly comes from one
 that had it."""
@@ -242,7 +241,7 @@ def _require_all_used(
     unused: set[str], model: PreTrainedModel, location: ModelLocation, field: str
 ) -> None:
     """Raise InputError if files hold weights that the model does not have: it is another one."""
-    unused = {name for name in unused if not _BUFFERS.search(name)}
+    unused = {name for name in unused if not BUFFERS.search(name)}
     if not model.can_generate():
         unused = {name for name in unused if not _LOGITS.search(name)}
     if unused:

@@ -4,6 +4,8 @@ Called around each such opening. Nothing that fails there is a crash: no further
 other files.
 """
 
+import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +14,10 @@ from rlhf_api.names import Reason
 from rlhf_trainer.errors import failure_of
 
 _MAX_LENGTH = 300
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""Escape sequences of a terminal (ECMA-48)."""
+_CALLED = re.compile(r"GLOBAL (\S+)")
+"""How torch names a class or function that a pickle asks for and that is not allowed."""
 
 
 @contextmanager
@@ -37,6 +43,17 @@ def opening(what: str, remedy: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """A library's message without its line breaks and lists: a reason is read in a last line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """A library's message without colours, line breaks and lists: a reason is read in a last
+    line.
+
+    Of a pickle in our own words: torch's advise to run what it holds.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        called = _CALLED.search(str(error))
+        holds = f"calls {called[1]}" if called else "holds more than tensors, or is damaged"
+        return f"it {holds}; nothing of it was run"
+    text = " ".join(_COLOURS.sub("", str(error)).split())
+    if isinstance(error, LookupError) or not text:
+        # The key alone, which says nothing of what is wrong with it.
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."

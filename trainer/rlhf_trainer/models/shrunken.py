@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from rlhf_trainer.models.positions import POSITION_NAMES
+
 WINDOW = 4
 """Tokens that a layer with a window sees in the copy."""
 VOCABULARY = 64
@@ -24,7 +26,7 @@ _SIZES: dict[str, int] = {
     "num_attention_heads": _HEADS,
     "head_dim": _HEAD,
     "global_head_dim": _HEAD,
-    "max_position_embeddings": 64,
+    **dict.fromkeys(POSITION_NAMES, 64),
     "word_embed_proj_dim": _WIDTH,
     "embedding_size": _WIDTH,
     "rotary_dim": _HEAD // 2,

@@ -4,10 +4,12 @@ Called by the stages on every rank. What lies on a hub is fetched by one rank of
 others wait; then all read the same local copy.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -21,18 +23,20 @@ from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
 from rlhf_trainer.models.configs import checked_config, model_config
 from rlhf_trainer.models.generation import Generation, read_generation
 from rlhf_trainer.models.memory import ModelSize, count_parameters, count_scorer_parameters
+from rlhf_trainer.models.opening import opening
+from rlhf_trainer.models.pickled import check_pickled_weights
+from rlhf_trainer.models.positions import check_rotations, max_positions
+from rlhf_trainer.models.sizes import Sizes
 from rlhf_trainer.models.tokenizers import load_tokenizer
 from rlhf_trainer.run.artifact import ModelLocation, model_folder
 from rlhf_trainer.run.distributed import Ranks, on_first_rank_of_node
-from rlhf_trainer.run.model_files import require_weights
+from rlhf_trainer.run.model_files import refuse_adapter, require_weights
 
 T = TypeVar("T")
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _OLD_WEIGHTS = ["*.bin"]
 """Read only where there are no safetensors; many repositories hold both."""
-_STRETCHED = ("yarn", "linear", "dynamic")
-"""Rotary embeddings whose factor is one of the positions."""
 
 
 @dataclass(frozen=True)
@@ -99,25 +103,8 @@ class Base:
         With `scores` it has a score head in place of one for the vocabulary.
         """
         count = count_scorer_parameters if scores else count_parameters
-        return ModelSize(name, count(self.config), trained)
-
-
-def max_positions(config: PretrainedConfig) -> int | None:
-    """Tokens of the longest sequence that the model can take; None where nothing bounds it.
-
-    Rotary embeddings that are stretched reach `factor` times the positions of the original model
-    (B. Peng et al., "YaRN", 2023), and configurations differ in whether `max_position_embeddings`
-    counts that in. Those of Llama 3 and LongRoPE always do, and so do those that stretch but some
-    of their layers.
-    """
-    text = config.get_text_config()
-    positions: int | None = getattr(text, "max_position_embeddings", None)
-    rope = getattr(text, "rope_parameters", None) or {}
-    factor = rope.get("factor")
-    if positions is None or factor is None or rope.get("rope_type") not in _STRETCHED:
-        return positions
-    original = rope.get("original_max_position_embeddings") or positions
-    return max(positions, int(factor * original))
+        with _building(self.field, self.location, self.config):
+            return ModelSize(name, count(self.config), trained)
 
 
 def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str) -> Base:
@@ -145,9 +132,13 @@ def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str
 def _opened(location: ModelLocation, source: ModelSource, field: str) -> Base:
     if location.scratch is None:
         # First, since the tokenizer of what cannot be trained is of no concern.
-        checked_config(location, field)
+        config = checked_config(location, field)
+        with _building(field, location, config):
+            check_rotations(config)
+            count_parameters(config)
+            Sizes.of(config, "FP32")
         if not location.on_hub:
-            require_weights(Path(location.path), field)
+            _check_weights(Path(location.path), field)
     place = Hub(location.path, location.revision) if location.on_hub else Path(location.path)
     tokenizer = load_tokenizer(
         place,
@@ -162,10 +153,35 @@ def _opened(location: ModelLocation, source: ModelSource, field: str) -> Base:
     return Base(field, location, tokenizer, model, generation)
 
 
+def _building(
+    field: str, location: ModelLocation, config: PretrainedConfig
+) -> AbstractContextManager[None]:
+    """Around what makes the model of a configuration in its real size."""
+    return opening(
+        f"{field}: transformers {transformers.__version__} makes no model of the config.json at "
+        f"{location.path} ({config.model_type})",
+        "correct config.json, use a trainer with a newer transformers, or name another model",
+    )
+
+
+def _check_weights(folder: Path, field: str) -> None:
+    require_weights(folder, field)
+    check_pickled_weights(folder, field)
+
+
 def _fetch(location: ModelLocation, field: str) -> None:
+    """Fetch a repository, and look into its weights."""
+    folder = _fetched(location, field)
+    # Of a model from random weights the tokenizer alone lies there.
+    if location.scratch is None:
+        refuse_adapter(folder, f"hf://{location.path}", field)
+        _check_weights(folder, field)
+
+
+def _fetched(location: ModelLocation, field: str) -> Path:
     try:
         folder = _snapshot(location, _MODEL_FILES)
-        if not any(folder.rglob("*.safetensors")):
+        if not any(folder.glob("model*.safetensors")):
             _snapshot(location, _OLD_WEIGHTS)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN | CLOSED:
@@ -177,6 +193,7 @@ def _fetch(location: ModelLocation, field: str) -> None:
         raise InputError(
             f"{message}; check the name and the network, or fill the cache and set HF_HUB_OFFLINE=1"
         ) from error
+    return folder
 
 
 def _snapshot(location: ModelLocation, patterns: list[str]) -> Path:

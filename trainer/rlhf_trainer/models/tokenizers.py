@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.data.tokenize.offsets import adds_prefix_space, has_offsets
+from rlhf_trainer.models.configs import read_config
 from rlhf_trainer.models.opening import opening
 from rlhf_trainer.models.templates import settle_end, settle_template
 from rlhf_trainer.run.model_files import refuse_pointers, require_tokenizer
@@ -144,7 +145,14 @@ def _loaded(place: Path | Hub, field: str) -> PreTrainedTokenizerBase:
 def _without_code(name: str | Path, revision: str, place: Path | Hub, field: str) -> Any:
     """What AutoTokenizer finds; code that comes along with a tokenizer is never run."""
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = read_config(name, revision)
+    except (ValueError, OSError):
+        # There may be none: AutoTokenizer then goes by the tokenizer's own files.
+        config = None
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, config=config, revision=revision, trust_remote_code=False
+        )
     except ValueError as error:
         if "custom code" not in str(error):
             raise

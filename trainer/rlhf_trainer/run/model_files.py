@@ -5,6 +5,7 @@ model, so that the same mistake is told in the same words, only earlier.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,12 @@ DECODER_REMEDY = (
 )
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_ADAPTER = "adapter_config.json"
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.*"
+BUFFERS = re.compile(r"(^|\.)(masked_bias|attn\.bias|attention\.bias|inv_freq|position_ids)$")
+"""What older files hold beside weights: masks and tables that a model computes by itself."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights that are numbers by themselves (huggingface.co/docs/safetensors, "Format"); what
+those of other types mean, only a quantisation says."""
 _SAVED = "name a folder that transformers' save_pretrained has written"
 _TOKENIZER_FILES = ("tokenizer*", "*vocab*", "*.model", "*.tiktoken")
 """What files of tokenizers are called, whatever library wrote them."""
@@ -80,8 +86,9 @@ def check_folder(folder: Path, field: str) -> None:
 
 
 def model_in(folder: Path, field: str) -> Path:
-    """`folder`, if a model's configuration is in it."""
+    """`folder`, if a model's configuration is in it, and no adapter."""
     _folder_at(folder, field)
+    refuse_adapter(folder, folder, field)
     if not (folder / "config.json").is_file():
         raise InputError(f"{field}: {folder} has no config.json; {_SAVED}")
     return folder
@@ -110,6 +117,32 @@ def require_tokenizer(folder: Path, field: str) -> None:
 
 def _holds_tokenizer(folder: Path) -> bool:
     return any(path.is_file() for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
+
+
+def refuse_adapter(folder: Path, place: str | Path, field: str) -> None:
+    """Raise InputError if an adapter lies in `folder`, alone or beside weights, since it would not
+    be applied.
+
+    Args:
+        folder: where the files are.
+        place: the same as messages name it.
+        field: path of the field, for messages.
+    """
+    for path in sorted([*folder.glob(_ADAPTER), *folder.glob(_ADAPTER_WEIGHTS)]):
+        raise InputError(
+            f"{field}: {place} holds {path.name}, an adapter{_base_of(path)}, which would not be "
+            "applied; merge the adapter into its base (PEFT's merge_and_unload, then "
+            "save_pretrained) and name the folder that this writes"
+        )
+
+
+def _base_of(adapter: Path) -> str:
+    """The model that an adapter was trained on, where its file tells."""
+    try:
+        base = json.loads(adapter.read_bytes())["base_model_name_or_path"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return ""
+    return f" of {base}" if isinstance(base, str) and base else ""
 
 
 def refuse_pointers(folder: Path, field: str) -> None:
@@ -168,22 +201,31 @@ def model_settings(folder: Path, field: str) -> dict[str, Any]:
 
 
 def require_weights(folder: Path, field: str) -> None:
-    """Raise InputError if weights, or shards that their index names, are missing or torn."""
+    """Raise InputError if weights, or shards that an index names, are missing, torn or quantised.
+
+    Of files that are no safetensors nothing is read.
+    """
+    for path in weight_files(folder, field):
+        if path.suffix == ".safetensors":
+            _require_whole(path, field)
+
+
+def weight_files(folder: Path, field: str) -> list[Path]:
+    """The files of the weights in `folder`: safetensors where there are any.
+
+    Raises:
+        InputError: there are none, or shards that their index names are missing.
+    """
     for name in _WEIGHTS:
         whole, index = folder / name, folder / f"{name}.index.json"
         if whole.is_file():
-            _require_whole(whole, field)
-            return
+            return [whole]
         if index.is_file():
-            for shard in _shards(index, field):
-                _require_whole(shard, field)
-            return
-    # Weights of an adapter's base lie elsewhere, which its own file names.
-    if not (folder / _ADAPTER).is_file():
-        raise InputError(
-            f"{field}: {folder} holds no weights ({' or '.join(_WEIGHTS)}, or the index of their "
-            f"shards); copy them there, or {_SAVED}"
-        )
+            return _shards(index, field)
+    raise InputError(
+        f"{field}: {folder} holds no weights ({' or '.join(_WEIGHTS)}, or the index of their "
+        f"shards); copy them there, or {_SAVED}"
+    )
 
 
 def _shards(index: Path, field: str) -> list[Path]:
@@ -204,13 +246,12 @@ def _shards(index: Path, field: str) -> list[Path]:
 
 
 def _require_whole(path: Path, field: str) -> None:
-    """Raise InputError if a safetensors file ends before its last weight does.
+    """Raise InputError if a safetensors file ends before its last weight does, or holds weights
+    that are no floating-point numbers.
 
     The file begins by the length of a JSON header, which tells where each weight lies behind it
     (huggingface.co/docs/safetensors, "Format").
     """
-    if path.suffix != ".safetensors":
-        return
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -218,8 +259,10 @@ def _require_whole(path: Path, field: str) -> None:
             if size < _HEADER_SIZE or length > _HEADER_LIMIT:
                 raise ValueError("no header")
             header = {} if _HEADER_SIZE + length > size else json.loads(file.read(length))
-        ends = [each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"]
+        weights = {name: each for name, each in header.items() if name != "__metadata__"}
+        ends = [each["data_offsets"][1] for each in weights.values()]
         end = _HEADER_SIZE + length + max(ends, default=0)
+        types = {name: str(each["dtype"]) for name, each in weights.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{field}: {path} is no safetensors file; fetch it anew, or {_SAVED}"
@@ -227,6 +270,26 @@ def _require_whole(path: Path, field: str) -> None:
     if size < end:
         raise InputError(
             f"{field}: {path} is torn: it has {size} bytes of {end}; fetch it anew, or {_SAVED}"
+        )
+    others = {name: kind for name, kind in types.items() if kind not in _FLOATS}
+    require_numbers(others, path, field)
+
+
+def require_numbers(others: Mapping[str, str], path: str | Path, field: str) -> None:
+    """Raise InputError if a file holds weights of a type that no weight is trained in.
+
+    Args:
+        others: name and type of what is no floating-point number of 16 bits or more.
+        path: the file.
+        field: path of the field, for messages.
+    """
+    codes = {name: kind for name, kind in others.items() if not BUFFERS.search(name)}
+    if codes:
+        name = min(codes)
+        raise InputError(
+            f"{field}: {path} holds quantised weights ({len(codes)} of them, among them {name} of "
+            f"type {codes[name]}), which cannot be trained; name the model in BF16 or FP32 that it "
+            "was made from"
         )
 
 
