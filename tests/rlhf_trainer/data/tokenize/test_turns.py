@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_trainer.data.tokenize import turns
 from rlhf_trainer.data.tokenize.turns import (
     CHOSEN_END,
     EndOfTurn,
@@ -94,6 +95,8 @@ def test_what_was_chosen_wins_and_stays_with_the_tokenizer(
         ("{{ 1 / 0 }}", "^ZeroDivisionError: division by zero"),
         ("{{ [3, 'a'] | sort }}", "^TypeError: '<' not supported"),
         ("{% for m in messages %}", "endfor"),
+        ("{{ 'a' * 10**17 }}", "^it writes more than there is memory for$"),
+        ("{{ 'a' * 10**30 }}", "^OverflowError: "),
     ],
 )
 def test_whatever_a_template_raises_is_one_failure(
@@ -101,3 +104,14 @@ def test_whatever_a_template_raises_is_one_failure(
 ) -> None:
     with pytest.raises(TemplateRenderError, match=told):
         templated(make_tokenizer(chat_template=template), probe(), generation_prompt=True)
+
+
+def test_a_text_that_no_model_reads_is_not_split_into_tokens(
+    make_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_MAX_CHARACTERS", 1000)
+    longest = make_tokenizer(chat_template="{{ 'a' * 1000 }}")
+    assert templated(longest, probe(), generation_prompt=True) == "a" * 1000
+    longer = make_tokenizer(chat_template="{{ 'a' * 1001 }}")
+    with pytest.raises(TemplateRenderError, match=r"^it writes 1,001 characters, more than any"):
+        templated(longer, probe(), generation_prompt=True)

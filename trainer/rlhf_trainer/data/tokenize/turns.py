@@ -25,6 +25,8 @@ _TEMPLATE_ERRORS = (
     RecursionError,
 )
 """What a template's own mistakes, or a row that it does not expect, raise while it is rendered."""
+_MAX_CHARACTERS = 100_000_000
+"""Of a text that is split into tokens, which takes many times its own memory."""
 
 Origin = Literal["endOfTurn", "the chat template", "EOS"]
 
@@ -66,11 +68,15 @@ def templated(
             tokenize=False,
             add_generation_prompt=generation_prompt,
         )
+    except MemoryError as error:
+        raise TemplateRenderError("it writes more than there is memory for") from error
     except _TEMPLATE_ERRORS as error:
         reason = (
             str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         )
         raise TemplateRenderError(reason) from error
+    if len(text) > _MAX_CHARACTERS:
+        raise TemplateRenderError(f"it writes {len(text):,} characters, more than any model reads")
     return str(text)
 
 
