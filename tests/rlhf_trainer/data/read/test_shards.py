@@ -12,12 +12,12 @@ FIELD = "spec.stages.sft.dataset"
 HASH = "-0123456789abcdef"
 
 
-def _files(folder: Path, names: list[str]) -> list[str]:
+def _files(folder: Path, names: list[str], split: str = "train") -> list[str]:
     for name in names:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    dataset = Dataset(uri=f"file://{folder}")
-    return [path.name for path in data_files(folder, dataset, FIELD)]
+    dataset = Dataset(uri=f"file://{folder}", split=split)
+    return [str(path.relative_to(folder)) for path in data_files(folder, dataset, FIELD)]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,28 @@ def _files(folder: Path, names: list[str]) -> list[str]:
         (["00000-of-00002.jsonl"], "lacks 00001-of-00002.jsonl and holds 1 of 2"),
         (["train.jsonl", "train2.jsonl.gz"], "train2.jsonl.gz is in a format that is not read"),
         (["a.jsonl", "b.csv"], "b.csv is in a format that is not read"),
+        *(
+            (["a.jsonl", name], f"{name} is in a format that is not read")
+            for name in [
+                "b.ndjson",
+                "b.txt",
+                "b.parquet.gz",
+                "b.jsonl.lz4",
+                "b.jsonl.zip",
+                "b.JSON.GZ",
+                "b.whatever",
+                "b",
+                "README.jsonl.gz",
+                "more/en/b.csv",
+            ]
+        ),
+        (["a.jsonl", "more/b.jsonl"], "more/b.jsonl lies in a subfolder that is not looked into"),
+        (["train/b.jsonl", "train/en/a.jsonl"], "train/en/a.jsonl lies in a subfolder"),
+        (["train/b.jsonl", "train/test/a.jsonl"], "train/test/a.jsonl lies in a subfolder"),
+        (["README.jsonl", "data/train-0.jsonl"], "data/train-0.jsonl lies in a subfolder"),
+        (["rows.jsonl", "heldout.jsonl"], "rows.jsonl, which names none"),
+        (["rows.jsonl", "sft-held-out.jsonl"], "rows.jsonl, which names none"),
+        (["rows.jsonl", "holdout/a.jsonl"], "rows.jsonl, which names none"),
     ],
 )
 def test_a_folder_that_holds_more_than_is_read_is_refused(
@@ -58,11 +80,54 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
         ["a-00000-of-00002.jsonl", "a-00001-of-00002.jsonl"],
         ["a-1-of-2.jsonl", "a-2-of-2.jsonl"],
         [f"train-00000-of-00002{HASH}.jsonl", "train-00001-of-00002-fedcba9876543210.jsonl"],
-        ["train.jsonl", "test.csv", ".hidden.csv", "notes.txt"],
+        ["train.jsonl", "test.csv", ".hidden.csv"],
+        ["train.jsonl", "test/en/a.jsonl", "en/test.jsonl", "data.test.csv"],
+        ["train.jsonl", "held_out.jsonl", "held out/a.jsonl"],
+        ["a.jsonl", "README.md", ".gitattributes", "dataset_infos.json", ".cache/b.jsonl"],
+        ["a.jsonl", "LICENSE", "README_zh.txt", "img/a.png", "_SUCCESS", "load.py", "config.json"],
         ["train-0-of-1.jsonl", "test-0-of-2.jsonl"],
     ],
 )
 def test_a_whole_folder_is_read(tmp_path: Path, names: list[str]) -> None:
     found = _files(tmp_path, names)
 
-    assert found == sorted(n for n in names if n.endswith(".jsonl") and not n.startswith("test"))
+    rest = ("test", "held", ".", "en/")
+    assert found == sorted(n for n in names if n.endswith(".jsonl") and not n.startswith(rest))
+
+
+@pytest.mark.parametrize(
+    ("split", "files"),
+    [
+        ("heldout", ["sft-heldout.jsonl"]),
+        ("test", ["sft-heldout.jsonl"]),
+        ("train", ["train.JSONL"]),
+    ],
+)
+def test_rows_kept_out_of_training_are_a_split(
+    tmp_path: Path, split: str, files: list[str]
+) -> None:
+    assert _files(tmp_path, ["train.JSONL", "sft-heldout.jsonl"], split) == files
+
+
+def test_other_folders_than_the_one_of_a_split_s_own_name_are_other_splits(tmp_path: Path) -> None:
+    names = ["train_prefs/a.jsonl", "train_sft/a.jsonl", "more/a.csv"]
+
+    assert _files(tmp_path, names, "train_prefs") == ["train_prefs/a.jsonl"]
+    with pytest.raises(InputError, match=r"train_prefs/en/b\.csv is in a format"):
+        _files(tmp_path, ["train_prefs/en/b.csv"], "train_prefs")
+
+
+def test_links_are_followed_and_their_loops_are_not(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    _files(outside, ["b.jsonl"])
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "train").symlink_to(outside)
+    (folder / "raw").symlink_to(outside)
+    (folder / "loop").symlink_to(folder)
+
+    assert _files(folder, []) == ["train/b.jsonl"]
+
+    (folder / "train").unlink()
+    with pytest.raises(InputError, match=r"raw/b\.jsonl lies in a subfolder"):
+        _files(folder, ["a.jsonl"])

@@ -19,15 +19,13 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 from rlhf_api.errors import DataError, InputError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
-from rlhf_trainer.data.read.shards import require_whole
+from rlhf_trainer.data.read.shards import DESCRIPTIONS, is_hidden, require_whole
 from rlhf_trainer.data.read.splits import files_of_split, require_no_subset, require_only_split
 from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 CLIP = 120
-_DESCRIPTION = "dataset_infos.json"
-"""What older repositories of the hub say about their data."""
 _NAMED = 5
 """How many subfolders a message names."""
 
@@ -106,7 +104,7 @@ def _file_rows(path: Path, field: str) -> Iterator[Row]:
         raise InputError(
             f"{field}.uri: {path} is a pointer of Git LFS and not the file itself; {REMEDY}"
         )
-    return _READERS[path.suffix](path)
+    return _READERS[path.suffix.lower()](path)
 
 
 def is_saved(folder: Path) -> bool:
@@ -138,11 +136,11 @@ def data_files(place: Path, dataset: Dataset, field: str) -> list[Path]:
             raise InputError(
                 f"{field}.uri: {uri}: folder {place} holds no file that ends by {known}; {remedy}"
             )
-        require_whole(place, files, SUFFIXES, dataset.split, field)
+        require_whole(place, files, _is_data, SUFFIXES, dataset.split, field)
         return files
     if not place.exists():
         raise InputError(f"{field}.uri: {uri}: there is no file {place}; correct the path")
-    if place.suffix not in SUFFIXES:
+    if place.suffix.lower() not in SUFFIXES:
         raise InputError(
             f"{field}.uri: {uri}: {place.name} does not end by one of {known}; convert or rename it"
         )
@@ -151,17 +149,13 @@ def data_files(place: Path, dataset: Dataset, field: str) -> list[Path]:
 
 
 def _is_data(path: Path) -> bool:
-    hidden = path.name.startswith(".") or path.name == _DESCRIPTION
-    return path.suffix in SUFFIXES and not hidden and path.is_file()
+    is_beside = is_hidden(path.name) or path.name in DESCRIPTIONS
+    return path.suffix.lower() in SUFFIXES and not is_beside and path.is_file()
 
 
 def _folders_with_data(place: Path) -> list[str]:
     """Subfolders at any depth that hold data, relative to `place`, in the order of their names."""
-    folders = {
-        path.parent.relative_to(place)
-        for path in place.rglob("*")
-        if path.suffix in SUFFIXES and _is_data(path)
-    }
+    folders = {path.parent.relative_to(place) for path in place.rglob("*") if _is_data(path)}
     return [str(folder) for folder in sorted(folders) if not str(folder).startswith(".")]
 
 

@@ -1,64 +1,108 @@
 """Whether the files of a folder are all that it means to hold.
 
-Called by `rows`. A shard that is missing, a link that leads nowhere and data in a format that is
-not read would each be rows that nobody misses.
+Called by `rows`. A shard that is missing, a link that leads nowhere, a subfolder that is not looked
+into and data in a format that is not read would each be rows that nobody misses. So every file has
+to be read, of another split, or known to hold no rows.
 """
 
+import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rlhf_api.errors import InputError
-from rlhf_trainer.data.read.splits import names_another_split
+from rlhf_trainer.data.read.splits import is_of_another_split, split_folders
 
-OTHER_FORMATS = (
-    ".jsonl.gz",
-    ".json.gz",
-    ".jsonl.zst",
-    ".json.zst",
-    ".jsonl.bz2",
-    ".jsonl.xz",
-    ".csv",
-    ".csv.gz",
-    ".tsv",
-    ".arrow",
+DESCRIPTIONS = frozenset(
+    ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
 )
-"""Rows as other programs write them."""
+"""What `datasets` and the hub say about their data, beside it."""
+_OF_SYSTEMS = frozenset(("lost+found", "__MACOSX", "__pycache__"))
+_WITHOUT_ROWS = re.compile(
+    r"(readme|licen[cs]e|copying|copyright|notice|changelog|citation|authors|contributing|terms|"
+    r"requirements|makefile|dockerfile|checksums|md5sums|sha\d+sums)([-_ ][\w -]*)?(\.txt)?"
+    r"|_success|_metadata|_common_metadata"
+    r"|.*\.(md|rst|pdf|bib|cff|ya?ml|toml|cfg|py|ipynb|sh|png|jpe?g|gif|svg|webp|md5|sha\d+|lock)",
+    re.IGNORECASE,
+)
+"""Names of documentation, code, settings and checksums."""
 _SHARD = re.compile(r"(.*[-._]|)(\d+)([-._]of[-._])(\d+)\D.*")
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder belongs to a system or a tool and not to the data."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
 def require_whole(
-    folder: Path, files: Sequence[Path], suffixes: tuple[str, ...], split: str, field: str
+    folder: Path,
+    files: Sequence[Path],
+    is_data: Callable[[Path], bool],
+    suffixes: tuple[str, ...],
+    split: str,
+    field: str,
 ) -> None:
     """Refuse files of a folder that are not all of the split's.
 
     Args:
         folder: that was asked for.
         files: those of it that are read.
-        suffixes: how the names of files end that can be read.
+        is_data: whether a file holds rows.
+        suffixes: how the names of files end that can be read, for the message.
         split: of the spec.
         field: the dataset's path in the spec, for messages.
 
     Raises:
-        InputError: a link leads nowhere, a shard is missing, or rows stand in another format.
+        InputError: a link leads nowhere, a shard is missing, or a file is not read that may hold
+            rows.
     """
-    for inside in sorted({folder, *(path.parent for path in files)}):
-        for path in sorted(inside.iterdir()):
-            if path.name.startswith(".") or names_another_split(path.name.split(".")[0], split):
-                continue
-            if path.suffix in suffixes and path.is_symlink() and not path.exists():
-                raise InputError(
-                    f"{field}.uri: {path} is a link to {path.readlink()}, which is not there; "
-                    "restore that file, or remove the link"
-                )
-            if path.name.endswith(OTHER_FORMATS) and path.is_file():
-                raise InputError(
-                    f"{field}.uri: {path} is in a format that is not read, so that its rows would "
-                    f"be missing; convert it to one of {', '.join(suffixes)}, move it away, or "
-                    "name a file in uri"
-                )
+    read = {path.resolve() for path in files}
+    # Of the data in these it has been told already whether it is of the split.
+    looked_into = {folder, *split_folders(folder, split)}
+    for path in _visible_files(folder):
+        if path.resolve() in read or path.name in DESCRIPTIONS:
+            continue
+        if _WITHOUT_ROWS.fullmatch(path.name) or (path.parent in looked_into and is_data(path)):
+            continue
+        if not is_of_another_split(path.relative_to(folder), split):
+            raise InputError(f"{field}.uri: {path} {_why_unread(path, is_data, suffixes)}")
     _require_all_shards(files, field)
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """The files at any depth and links that lead nowhere; a loop of links is gone through once."""
+    seen: set[Path] = set()
+    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        place = Path(root)
+        if place.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(place.resolve())
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        paths = [place / name for name in sorted(names) if not is_hidden(name)]
+        yield from (path for path in paths if path.is_file() or path.is_symlink())
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _why_unread(path: Path, is_data: Callable[[Path], bool], suffixes: tuple[str, ...]) -> str:
+    if not path.exists():
+        return (
+            f"is a link to {path.readlink()}, which is not there; restore that file, or remove the "
+            "link"
+        )
+    if is_data(path):
+        return (
+            "lies in a subfolder that is not looked into, as its name is not that of a split, so "
+            "that its rows would be missing; name that subfolder in uri, or move it away"
+        )
+    return (
+        "is in a format that is not read, so that its rows would be missing; convert it to one of "
+        f"{', '.join(suffixes)}, move it away, or name a file in uri"
+    )
 
 
 def _require_all_shards(files: Sequence[Path], field: str) -> None:

@@ -29,8 +29,15 @@ NAMES = {
     "valset": "validation",
     "testset": "test",
     "evalset": "test",
+    "tests": "test",
+    "evals": "test",
+    "heldout": "test",
+    "holdout": "test",
 }
-"""Words that name a split, as `datasets` reads them, and with set behind them."""
+"""Words that name a split: those of `datasets`, those with set behind them, and those of rows that
+are kept out of training."""
+_KEPT_OUT = re.compile(r"(?<![a-z])(held|hold)[-_. ]out(?![a-z])", re.IGNORECASE)
+"""The last of them in two words."""
 _BETWEEN = r"[-._\s]+"
 """What stands between the words of a name; digits do as well."""
 _SHARD = re.compile(r"[-._\s]\d+([-._]of[-._]\d+(-[0-9a-f]{16})?)?$")
@@ -88,13 +95,20 @@ def _split_names(
     files = sorted(path for path in folder.iterdir() if is_data(path))
     whole = {path: _less_shard(path.stem) for path in files}
     of_file = {path: _named(name, split) for path, name in whole.items()}
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        word = _own_name(inner.name, split) or NAMES.get(_less_shard(inner.name).lower())
-        if word is not None:
-            inside = sorted(path for path in inner.iterdir() if is_data(path))
-            of_file |= dict.fromkeys(inside, word)
-            whole |= dict.fromkeys(inside, inner.name)
+    for inner, word in split_folders(folder, split).items():
+        inside = sorted(path for path in inner.iterdir() if is_data(path))
+        of_file |= dict.fromkeys(inside, word)
+        whole |= dict.fromkeys(inside, inner.name)
     return whole, of_file
+
+
+def split_folders(folder: Path, split: str) -> dict[Path, str]:
+    """The subfolders whose name is that of a split, and its word."""
+    named = {
+        inner: _own_name(inner.name, split) or NAMES.get(_joined(_less_shard(inner.name)).lower())
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir())
+    }
+    return {inner: word for inner, word in named.items() if word is not None}
 
 
 def _of_one_name(
@@ -112,10 +126,19 @@ def _of_one_name(
     return files
 
 
-def names_another_split(stem: str, split: str) -> bool:
-    """Whether a file's name names a split, and another than the one that is asked for."""
-    name = _named(stem, split)
-    return name is not None and name != NAMES.get(split, split)
+def is_of_another_split(path: Path, split: str) -> bool:
+    """Whether a path says that it is of another split than the one that is asked for.
+
+    Args:
+        path: relative to the folder of the dataset; its first part that names a split decides.
+        split: `split` of the spec. Beside one by a name of its own all others are another one.
+    """
+    parts = (*path.parent.parts, path.stem)
+    names = [_named(part, split) for part in parts]
+    if split not in NAMES:
+        return not any(split in (part, _less_shard(part), *names) for part in parts)
+    name = next((name for name in names if name is not None), None)
+    return name is not None and name != NAMES[split]
 
 
 def require_only_split(place: Path, split: str, field: str, own: str | None = None) -> None:
@@ -150,9 +173,14 @@ def require_no_subset(place: Path, subset: str | None, field: str) -> None:
 
 def _named(stem: str, split: str) -> str | None:
     """The split that a file's name names; `split` itself may be any word."""
+    stem = _joined(stem)
     words: Sequence[str] = [*re.split(_BETWEEN, stem), *re.split(r"[-._\s\d]+", stem)]
     names = [name for word in words if (name := _own_name(word, split)) is not None]
     return names[0] if names else None
+
+
+def _joined(name: str) -> str:
+    return _KEPT_OUT.sub("heldout", name)
 
 
 def _own_name(word: str, split: str) -> str | None:
