@@ -16,6 +16,7 @@ from rlhf_api.errors import DataError
 from rlhf_trainer.data.parse.columns import THOUGHTS, Conversation, Message, Text, Tools
 from rlhf_trainer.data.read.rows import Source, clipped
 from rlhf_trainer.data.tokenize.calls import CallWriter
+from rlhf_trainer.data.tokenize.omissions import OmissionCheck
 from rlhf_trainer.data.tokenize.turns import TemplateRenderError, end_of_turn, templated
 
 QUESTION, ANSWER = Message("user", "probe 7"), Message("assistant", "\t\tprobe 8\t\t")
@@ -64,6 +65,7 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._calls = CallWriter(tokenizer)
+        self._omissions = OmissionCheck()
         self._eos = str(tokenizer.eos_token)
         end = end_of_turn(tokenizer)
         self._end, self._end_origin = end.token, end.origin
@@ -77,8 +79,9 @@ class Renderer:
         """The text before a response.
 
         Raises:
-            DataError: the chat template refuses the turns, leaves out tools or what an assistant
-                wrote, or rewrites an assistant's earlier turn so that its place cannot be told.
+            DataError: the chat template refuses the turns, leaves out a turn, tools or what an
+                assistant wrote, or rewrites an assistant's earlier turn so that its place cannot be
+                told.
         """
         if self._tokenizer.chat_template is None:
             self._require_plain(prompt, source, tools)
@@ -93,6 +96,7 @@ class Renderer:
                 learned.append(self._place(turns, index, text, source, tools))
             elif turn.written:
                 self._require_written(turns, index, text, source, tools)
+        self._require_turns(turns, text, tools, source)
         return Rendered(text, tuple(learned))
 
     def response(
@@ -150,6 +154,20 @@ class Renderer:
         written = {key: value for turn in turns for key, value in turn.written.items()}
         for key, value in {**({"tools": tools} if tools else {}), **written}.items():
             raise self._left_out(source, key, value)
+
+    def _require_turns(self, turns: Conversation, text: str, tools: Tools, source: Source) -> None:
+        """Refuse turns of which `text` leaves one out."""
+        index = self._omissions.first_omitted(
+            turns,
+            text,
+            lambda others: _apply(
+                self._tokenizer, self._fitted(others), tools, add_generation_prompt=True
+            ),
+            has_tools=bool(tools),
+        )
+        if index is not None:
+            turn = turns[index]
+            raise self._left_out(source, f"turn {index + 1} ({turn.role})", turn.content)
 
     def _require_written(
         self,
@@ -222,16 +240,21 @@ class Renderer:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        fitted = tuple(self._calls.fitted(turn) if turn.written else turn for turn in turns)
         try:
             return _apply(
-                self._tokenizer, fitted, tools, add_generation_prompt=add_generation_prompt
+                self._tokenizer,
+                self._fitted(turns),
+                tools,
+                add_generation_prompt=add_generation_prompt,
             )
         except TemplateRenderError as error:
             raise DataError(
                 f"{source}: the chat template refuses the turns {clipped(_messages(turns))}: "
                 f"{error}; correct the row or set the model's chatTemplate"
             ) from error
+
+    def _fitted(self, turns: Conversation) -> Conversation:
+        return tuple(self._calls.fitted(turn) if turn.written else turn for turn in turns)
 
     def _place(
         self, turns: Conversation, index: int, text: str, source: Source, tools: Tools
