@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_api.v1alpha1 import Columns
-from rlhf_trainer.data.parse.columns import mistake
+from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row
 
 LEARNED = ("weight", "train", "training", "loss")

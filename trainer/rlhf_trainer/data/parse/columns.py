@@ -1,16 +1,17 @@
-"""Typed values out of a row's columns, and the sentence for a value that is none.
+"""Typed values out of a row's columns.
 
 Called by `formats` and `miracl`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Columns
+from rlhf_trainer.data.parse.values import checked_text, encodable, mistake, require_plain
 from rlhf_trainer.data.read.rows import Row, clipped
+from rlhf_trainer.data.read.strict_json import DuplicateKeyError, loads
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -62,30 +63,6 @@ Conversation = tuple[Message, ...]
 Text = str | Conversation
 Tools = tuple[Mapping[str, Any], ...]
 """JSON schemas of functions that the assistant may call."""
-
-
-def mistake(row: Row, field: str, value: object, remedy: str) -> DataError:
-    """The error for one value of one row."""
-    return DataError(f"{row.source}: {field}: {clipped(value)}: {remedy}")
-
-
-def checked_text(row: Row, field: str, value: object) -> str:
-    """`value` if it is text that says something.
-
-    Raises:
-        DataError: of another type, empty or blank, or not encodable.
-    """
-    if not isinstance(value, str):
-        raise mistake(row, field, value, f"must be text, but is {_type_name(value)}; correct it")
-    if not value.strip():
-        raise mistake(row, field, value, "is empty; fill it in or remove the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise mistake(
-            row, field, value, f"holds half a character at {error.start}; correct its \\u escape"
-        ) from error
-    return value
 
 
 @dataclass(frozen=True)
@@ -167,8 +144,8 @@ def _schemas(row: Row, name: str) -> Tools:
     value = row.values.get(name)
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            value = loads(value)
+        except (ValueError, RecursionError) as error:
             raise mistake(row, name, value, f"not JSON ({error}); correct it") from error
     if not value:
         return ()
@@ -176,6 +153,7 @@ def _schemas(row: Row, name: str) -> Tools:
         raise mistake(
             row, name, value, "must be a list of functions' JSON schemas; correct or drop it"
         )
+    require_plain(row, name, value)
     return tuple(value)
 
 
@@ -225,11 +203,16 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
         )
     is_call = any(key in written for key in CALLS)
     _check_calls(row, field, written)
+    names = {key: value[key] for key in NAMES if value.get(key)}
+    for key, other in {**written, **names}.items():
+        # Some number their calls.
+        if key not in CALLS and not (key == "tool_call_id" and isinstance(other, int)):
+            encodable(row, f"{field}.{key}", other)
     return Message(
         role,
         "" if is_call and not content else _content(row, f"{field}.content", content),
         written,
-        {key: value[key] for key in NAMES if value.get(key)},
+        names,
         all(_is_learned(row, f"{field}.{key}", value.get(key)) for key in LEARNED),
     )
 
@@ -242,24 +225,33 @@ def _check_calls(row: Row, field: str, written: Mapping[str, Any]) -> None:
     for index, call in enumerate(calls):
         nested = isinstance(call.get("function"), dict)
         place = f"{field}.tool_calls[{index}]" + (".function" if nested else "")
-        _check_arguments(row, place, call["function"] if nested else call)
-    older = written.get("function_call", {})
+        _check_call(row, place, call["function"] if nested else call)
+    require_plain(row, f"{field}.tool_calls", calls)
+    older = written.get("function_call")
+    if older is None:
+        return
     if not isinstance(older, dict):
         raise mistake(row, f"{field}.function_call", older, "must be a call with name; correct it")
-    _check_arguments(row, f"{field}.function_call", older)
+    _check_call(row, f"{field}.function_call", older)
+    require_plain(row, f"{field}.function_call", older)
 
 
-def _check_arguments(row: Row, field: str, call: Mapping[str, Any]) -> None:
-    arguments = call.get("arguments")
-    if not isinstance(arguments, str) or not arguments.strip():
+def _check_call(row: Row, field: str, call: Mapping[str, Any]) -> None:
+    checked_text(row, f"{field}.name", call.get("name"))
+    place, arguments = f"{field}.arguments", call.get("arguments")
+    if not arguments or (isinstance(arguments, str) and not arguments.strip()):
         return
-    try:
-        is_object = isinstance(json.loads(arguments), dict)
-    except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
+    if isinstance(arguments, str):
+        try:
+            arguments = loads(arguments)
+        except DuplicateKeyError as error:
+            raise mistake(row, place, arguments, f"{error}; remove one") from error
+        except (ValueError, RecursionError):
+            pass
+    if not isinstance(arguments, dict):
         remedy = "must be an object, or the JSON text of one; correct it"
-        raise mistake(row, f"{field}.arguments", arguments, remedy)
+        raise mistake(row, place, call["arguments"], remedy)
+    require_plain(row, place, arguments)
 
 
 def _content(row: Row, field: str, value: object) -> str:
@@ -291,11 +283,3 @@ def _columns(row: Row) -> str:
 def _camel(name: str) -> str:
     first, *rest = name.split("_")
     return first + "".join(part.capitalize() for part in rest)
-
-
-def _type_name(value: object) -> str:
-    if value is None:
-        return "null"
-    return {bool: "a boolean", int: "a number", float: "a number", list: "a list"}.get(
-        type(value), "an object"
-    )

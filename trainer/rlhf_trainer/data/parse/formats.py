@@ -18,9 +18,9 @@ from rlhf_trainer.data.parse.columns import (
     Reader,
     Text,
     Tools,
-    mistake,
 )
 from rlhf_trainer.data.parse.miracl import passage_pairs
+from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row, Source
 
 

@@ -6,7 +6,8 @@ Called by `formats`.
 import random
 
 from rlhf_api.v1alpha1 import Dataset
-from rlhf_trainer.data.parse.columns import Reader, checked_text, mistake
+from rlhf_trainer.data.parse.columns import Reader
+from rlhf_trainer.data.parse.values import checked_text, encodable, mistake
 from rlhf_trainer.data.read.rows import Row
 
 
@@ -55,4 +56,5 @@ def _passage(row: Row, field: str, value: object, title_prefix: bool) -> str:
     title = value.get("title")
     if not isinstance(title, str):
         raise mistake(row, f"{field}.title", title, "must be text, or turn titlePrefix off")
+    encodable(row, f"{field}.title", title)
     return f"{title}\n{text}" if title.strip() else text

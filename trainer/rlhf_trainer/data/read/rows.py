@@ -21,6 +21,7 @@ from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
 from rlhf_trainer.data.read.shards import DESCRIPTIONS, is_hidden, require_whole
 from rlhf_trainer.data.read.splits import files_of_split, require_no_subset, require_only_split
+from rlhf_trainer.data.read.strict_json import DuplicateKeyError, loads
 from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
 
@@ -194,7 +195,12 @@ def _decoded(raw: bytes, top: Source) -> str:
 
 def _parsed(text: str, top: Source) -> Any:
     try:
-        return json.loads(text)
+        return loads(text)
+    except DuplicateKeyError as error:
+        raise DataError(
+            f"{top}: {error}: {clipped(text)}; of two values only one would be read, remove the "
+            "other"
+        ) from error
     except json.JSONDecodeError as error:
         source = replace(top, line=top.line + error.lineno - 1)
         around = text[max(0, error.pos - CLIP // 2) : error.pos + CLIP // 2].strip()
