@@ -272,7 +272,7 @@ READ_HUB = textwrap.dedent("""
     for spec in json.loads(sys.argv[1]):
         try:
             rows = read_rows(Dataset(**spec), claims={}, field="spec.stages.sft.dataset")
-            print("ROWS", json.dumps([[str(row.source), row.values] for row in rows]))
+            print("ROWS", json.dumps([[str(row.source), dict(row.values)] for row in rows]))
         except RLHFError as error:
             print(type(error).__name__, error)
 """)

@@ -4,7 +4,7 @@ Called by `formats`. A row may say that it is not learned; what else only other 
 refused by name, never dropped.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,8 @@ UNREAD = (
 )
 """Columns that some trainer puts before a prompt, learns as an answer or gives to the chat
 template; Alpaca's `input` goes with the instruction."""
-_PROMPTS = ("prompt", "query")
+_READ = ("prompt", "query", "messages", "chosen", "rejected")
+"""Columns in which a stage may read the same."""
 
 
 @dataclass
@@ -58,19 +59,19 @@ def learned_rows(rows: Iterable[Row], columns: Columns, skipped: Skipped) -> Ite
     weighed, unread = (
         [name for name in names if name not in mapped] for names in (LEARNED, UNREAD)
     )
-    read = mapped.union(_PROMPTS)
+    read = mapped.union(_READ)
     for row in rows:
         for name in unread:
-            _require_nothing(row, name, [row.values.get(column) for column in read])
+            _require_nothing(row, name, read)
         if all(_is_learned(row, name) for name in weighed):
             yield row
         else:
             skipped.rows += 1
 
 
-def _require_nothing(row: Row, name: str, read: list[Any]) -> None:
+def _require_nothing(row: Row, name: str, read: Collection[str]) -> None:
     value = row.values.get(name)
-    if value and not _is_said(row, value, read):
+    if value and not _is_said(value, [row.values.get(column) for column in read]):
         raise mistake(
             row,
             name,
@@ -80,12 +81,12 @@ def _require_nothing(row: Row, name: str, read: list[Any]) -> None:
         )
 
 
-def _is_said(row: Row, value: object, read: list[Any]) -> bool:
-    """Whether a text that is read or a turn of the row holds this text, as datasets have it that
-    keep a copy of it."""
+def _is_said(value: object, read: list[Any]) -> bool:
+    """Whether a text that is read or a turn of it holds this text, as datasets have it that keep a
+    copy of it."""
     if not isinstance(value, str):
         return False
-    turns = [turn for turns in row.values.values() if isinstance(turns, list) for turn in turns]
+    turns = [turn for turns in read if isinstance(turns, list) for turn in turns]
     said = [*read, *(turn.get("content") for turn in turns if isinstance(turn, dict))]
     return any(isinstance(text, str) and value in text for text in said)
 

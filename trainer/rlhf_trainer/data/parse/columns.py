@@ -110,7 +110,12 @@ class Reader:
     def _remedy_for_turns(self, row: Row, name: str) -> str:
         """What to do with a conversation that stands in a column of another name."""
         is_pair = name in ("chosen", "rejected")
-        for column, value in row.values.items():
+        for column in row.values:
+            try:
+                value = row.values[column]
+            except DataError:
+                # It is not asked for.
+                continue
             first = value[0] if isinstance(value, list) and value else None
             if not isinstance(first, dict):
                 continue

@@ -4,7 +4,7 @@ Called by `rows` only. With HF_HUB_OFFLINE=1 a dataset is taken from the cache: 
 files, as `hf download --repo-type dataset` leaves them, or the tables that `datasets` made of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from rlhf_api.errors import DataError, InputError
 from rlhf_trainer.data.read.splits import require_only_split
+from rlhf_trainer.data.read.tables import BATCH, TableBatch
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.errors import ServiceUnavailable
 
 
-def hub_rows(hub: Hub, subset: str | None, split: str, field: str) -> Iterator[dict[str, Any]]:
+def hub_rows(hub: Hub, subset: str | None, split: str, field: str) -> Iterator[Mapping[str, Any]]:
     """Rows of one split of a hub dataset.
 
     Raises:
@@ -49,10 +50,10 @@ def hub_rows(hub: Hub, subset: str | None, split: str, field: str) -> Iterator[d
         raise DataError(
             f"{hub}: a file of it cannot be read: {_one_line(error.__cause__ or error)}; correct it"
         ) from error
-    return iter(rows)
+    return _rows_of(rows, str(hub))
 
 
-def saved_rows(folder: Path, split: str, field: str) -> Iterator[dict[str, Any]]:
+def saved_rows(folder: Path, split: str, field: str) -> Iterator[Mapping[str, Any]]:
     """Rows of a folder that `save_to_disk` wrote, of one split if it holds several.
 
     Raises:
@@ -73,7 +74,19 @@ def saved_rows(folder: Path, split: str, field: str) -> Iterator[dict[str, Any]]
         dataset = dataset[split]
     else:
         require_only_split(folder, split, field, str(dataset.split) if dataset.split else None)
-    return iter(dataset)
+    return _rows_of(dataset, str(folder))
+
+
+def _rows_of(dataset: Any, file: str) -> Iterator[Mapping[str, Any]]:
+    columns = {name: dataset.select_columns(name) for name in dataset.column_names}
+    for before in range(0, len(dataset), BATCH):
+
+        def read(name: str, start: int, end: int, before: int = before) -> list[Any]:
+            values: list[Any] = columns[name][before + start : before + end][name]
+            return values
+
+        count = min(BATCH, len(dataset) - before)
+        yield from TableBatch(list(columns), count, read, file=file, before=before).rows()
 
 
 def _cached_files(hub: Hub, subset: str | None, split: str) -> Any:

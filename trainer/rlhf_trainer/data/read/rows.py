@@ -22,6 +22,7 @@ from rlhf_trainer.data.read.pointers import REMEDY, is_pointer
 from rlhf_trainer.data.read.shards import DESCRIPTIONS, is_hidden, require_whole
 from rlhf_trainer.data.read.splits import files_of_split, require_no_subset, require_only_split
 from rlhf_trainer.data.read.strict_json import DuplicateKeyError, loads
+from rlhf_trainer.data.read.tables import BATCH, TableBatch
 from rlhf_trainer.data.read.unreadable import input_errors
 from rlhf_trainer.data.read.uris import Hub, locate
 
@@ -113,7 +114,7 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
-def _numbered(file: str, rows: Iterator[dict[str, Any]]) -> Iterator[Row]:
+def _numbered(file: str, rows: Iterator[Mapping[str, Any]]) -> Iterator[Row]:
     return (Row(Source(file, number, "row"), row) for number, row in enumerate(rows, 1))
 
 
@@ -224,14 +225,22 @@ def _parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
+            for batch in file.iter_batches(batch_size=BATCH):
+                for values in _table_batch(batch, path, number).rows():
                     number += 1
                     yield Row(Source(str(path), number, "row"), values)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read as Parquet after row {number}: {error}; write it anew"
         ) from error
+
+
+def _table_batch(batch: pyarrow.RecordBatch, path: Path, before: int) -> TableBatch:
+    def read(name: str, start: int, end: int) -> list[Any]:
+        values: list[Any] = batch.column(name).slice(start, end - start).to_pylist()
+        return values
+
+    return TableBatch(batch.schema.names, batch.num_rows, read, file=str(path), before=before)
 
 
 _READERS = {".jsonl": _json_lines, ".json": _json_document, ".parquet": _parquet}
