@@ -34,8 +34,8 @@ from rlhf_trainer.data.read.rows import Source
         ({"q": "p", "a": "r"}, {"prompt": "q", "response": "a"}, ("p", "r")),
         ({"prompt": [USER], "response": "r"}, {}, (TURNS, "r")),
         ({"messages": [USER, ASSISTANT]}, {}, (TURNS, "a")),
-        ({"messages": [USER, ASSISTANT], "prompt": "p"}, {}, (TURNS, "a")),
-        ({"messages": [USER, ASSISTANT], "prompt": "p", "response": "r"}, {}, ("p", "r")),
+        ({"messages": [USER, ASSISTANT], "prompt": "u"}, {}, (TURNS, "a")),
+        ({"messages": [USER, ASSISTANT], "prompt": "u", "response": "a"}, {}, ("u", "a")),
         (
             {"messages": [USER, ASSISTANT], "prompt": "p", "response": "r"},
             {"messages": "messages"},
@@ -204,7 +204,6 @@ def test_a_turn_may_be_left_out_of_what_is_learned(key: str, value: object) -> N
         (PAIR, {}, ("p", "c", "r", None)),
         ({"query": "q", "chosen": "c", "rejected": "r"}, {}, ("q", "c", "r", None)),
         ({**PAIR, "positive_passages": [P]}, {}, ("p", "c", "r", None)),
-        ({**PAIR, "margin": 2}, {}, ("p", "c", "r", None)),
         ({**PAIR, "m": 2}, {"margin": "m"}, ("p", "c", "r", 2.0)),
         (
             {"q": "p", "yes": "c", "no": "r"},

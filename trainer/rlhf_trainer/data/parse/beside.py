@@ -4,19 +4,24 @@ Called by `formats`. A row may say that it is not learned; what else only other 
 refused by name, never dropped.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_api.v1alpha1 import Columns
+from rlhf_trainer.data.parse.columns import THOUGHTS
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row
 
-LEARNED = ("weight", "train", "training", "loss")
+LEARNED = ("weight", "sample_weight", "train", "training", "loss")
 """Columns that say whether a row is learned, as the keys of a message do."""
 UNREAD = (
     "system",
+    "system_prompt",
+    "system_message",
+    "instruction",
     "input",
+    "suffix",
     "context",
     "history",
     "documents",
@@ -33,6 +38,8 @@ UNREAD = (
 )
 """Columns that some trainer puts before a prompt, learns as an answer or gives to the chat
 template; Alpaca's `input` goes with the instruction."""
+UNREAD_BY_SFT = (*UNREAD, *THOUGHTS)
+"""Thoughts that lead to the response are learned with it; in pairs they may be a judge's."""
 _READ = ("prompt", "query", "messages", "chosen", "rejected")
 """Columns in which a stage may read the same."""
 
@@ -44,20 +51,23 @@ class Skipped:
     rows: int = 0
 
 
-def learned_rows(rows: Iterable[Row], columns: Columns, skipped: Skipped) -> Iterator[Row]:
+def learned_rows(
+    rows: Iterable[Row], columns: Columns, skipped: Skipped, unread: Sequence[str] = UNREAD
+) -> Iterator[Row]:
     """The rows without those that say, by `weight: 0` or `train: false`, not to be learned.
 
     Args:
         rows: of a dataset.
         columns: of its spec; what it names is read as it says.
         skipped: counts those that are left out.
+        unread: columns that must hold nothing which is not said by those that are read.
 
     Raises:
         DataError: a row holds something of its own in a column that would not be learned.
     """
     mapped = set(columns.model_dump().values())
     weighed, unread = (
-        [name for name in names if name not in mapped] for names in (LEARNED, UNREAD)
+        [name for name in names if name not in mapped] for names in (LEARNED, unread)
     )
     read = mapped.union(_READ)
     for row in rows:
@@ -69,9 +79,14 @@ def learned_rows(rows: Iterable[Row], columns: Columns, skipped: Skipped) -> Ite
             skipped.rows += 1
 
 
-def _require_nothing(row: Row, name: str, read: Collection[str]) -> None:
+def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
     value = row.values.get(name)
-    if value and not _is_said(value, [row.values.get(column) for column in read]):
+    # A row with nothing to read is told what it lacks.
+    if (
+        value
+        and row.values.keys() & read
+        and not _is_said(value, [row.values.get(column) for column in read])
+    ):
         raise mistake(
             row,
             name,

@@ -5,13 +5,13 @@ DataError that names file, line, field, value and remedy.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset
-from rlhf_trainer.data.parse.beside import Skipped, learned_rows
+from rlhf_trainer.data.parse.beside import UNREAD, UNREAD_BY_SFT, Skipped, learned_rows
 from rlhf_trainer.data.parse.columns import (
     Conversation,
     Message,
@@ -19,6 +19,7 @@ from rlhf_trainer.data.parse.columns import (
     Text,
     Tools,
 )
+from rlhf_trainer.data.parse.contradictions import require_same_prompt, require_same_turns
 from rlhf_trainer.data.parse.miracl import passage_pairs
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row, Source
@@ -66,8 +67,8 @@ def sft_rows(
     """Rows {prompt, response} or {messages}.
 
     The prompt may be called query, and may be a list of messages. Messages end with an assistant's
-    turn. Where the first row has both shapes, {prompt, response} is read, unless the spec names the
-    messages' column.
+    turn. Where the first row has both shapes, which must say the same, {prompt, response} is read,
+    unless the spec names the messages' column.
 
     Args:
         rows: from `read_rows`.
@@ -78,20 +79,12 @@ def sft_rows(
     Raises:
         DataError: a row that cannot be used, or none at all.
     """
-    first, all_rows = _first(rows, dataset, field, skipped)
+    first, all_rows = _first(rows, dataset, field, skipped, UNREAD_BY_SFT)
     read = Reader.of(dataset.columns, field, first)
     pair = read.has(first, "prompt") and read.has(first, "response")
-    if read.is_mapped("messages") or (read.has(first, "messages") and not pair):
-        return [_dialogue(read, row) for row in all_rows]
-    return [
-        SFTRow(
-            row.source,
-            _question(read, row, "prompt"),
-            read.text(row, "response"),
-            read.tools(row),
-        )
-        for row in all_rows
-    ]
+    is_dialogue = read.is_mapped("messages") or (read.has(first, "messages") and not pair)
+    parse = _dialogue if is_dialogue else _pair
+    return [parse(read, row) for row in all_rows]
 
 
 def preference_rows(
@@ -104,7 +97,7 @@ def preference_rows(
     """Rows {prompt or query, chosen, rejected}, or pairs sampled from MIRACL rows.
 
     chosen and rejected may be lists of messages that end with the assistant's response; what
-    stands before it is then the prompt, the same in both.
+    stands before it is then the prompt, the same in both and in a column of the prompt.
 
     Args: as `sft_rows`, and
         seed: decides which pairs are sampled.
@@ -141,7 +134,11 @@ def prompt_rows(
 
 
 def _first(
-    rows: Iterable[Row], dataset: Dataset, field: str, skipped: Skipped | None
+    rows: Iterable[Row],
+    dataset: Dataset,
+    field: str,
+    skipped: Skipped | None,
+    unread: Sequence[str] = UNREAD,
 ) -> tuple[Row, Iterator[Row]]:
     """The first row that is learned, and all of them."""
     every = iter(rows)
@@ -151,7 +148,7 @@ def _first(
             f"{field}.uri: {dataset.uri}: is empty: there is no row in it; name a dataset that has "
             "some"
         )
-    learned = learned_rows(chain([start], every), dataset.columns, skipped or Skipped())
+    learned = learned_rows(chain([start], every), dataset.columns, skipped or Skipped(), unread)
     first = next(learned, None)
     if first is None:
         raise DataError(
@@ -171,6 +168,12 @@ def _question(read: Reader, row: Row, name: str) -> Text:
     return _opened(read, row, name, messages)
 
 
+def _pair(read: Reader, row: Row) -> SFTRow:
+    prompt, response = _question(read, row, "prompt"), read.text(row, "response")
+    require_same_turns(read, row, is_dialogue=False)
+    return SFTRow(row.source, prompt, response, read.tools(row))
+
+
 def _dialogue(read: Reader, row: Row) -> SFTRow:
     messages = _opened(read, row, "messages", _answered(read, row, "messages"))
     if not any(turn.is_learned for turn in messages if turn.role == "assistant"):
@@ -178,6 +181,7 @@ def _dialogue(read: Reader, row: Row) -> SFTRow:
         raise mistake(
             row, column, row.values[column], "no turn of it is learned; give one weight 1"
         )
+    require_same_turns(read, row, is_dialogue=True)
     *before, last = messages
     return SFTRow(row.source, tuple(before), _plain(last), read.tools(row), last.is_learned)
 
@@ -222,6 +226,8 @@ def _preference(read: Reader, row: Row) -> PreferenceRow:
             f"the turns before the response differ from those of {read.column('chosen')}; make "
             "both answer one prompt",
         )
+    if before_chosen:
+        require_same_prompt(read, row, before_chosen, read.column("chosen"))
     prompt = before_chosen or _question(read, row, "prompt")
     return PreferenceRow(row.source, prompt, chosen, rejected, _margin(read, row), read.tools(row))
 
@@ -239,6 +245,9 @@ def _response(read: Reader, row: Row, name: str) -> tuple[Conversation, str | Me
 
 def _margin(read: Reader, row: Row) -> float | None:
     if not read.is_mapped("margin"):
+        if margin := row.values.get("margin"):
+            remedy = f"is not read; set {read.field}.columns.margin to it, or remove the column"
+            raise mistake(row, "margin", margin, remedy)
         return None
     value = read.value(row, "margin")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -255,7 +264,8 @@ def _from_passages(
     for number, row in enumerate(rows, 1):
         prompt = _question(read, row, "prompt")
         row_pairs = passage_pairs(read, row, dataset, random_key=f"{seed}:{number}")
-        pairs += [PreferenceRow(row.source, prompt, good, bad) for good, bad in row_pairs]
+        margin = _margin(read, row)
+        pairs += [PreferenceRow(row.source, prompt, good, bad, margin) for good, bad in row_pairs]
         dropped += not row_pairs
     if not pairs:
         lists = f"{read.column('positive_passages')} or {read.column('negative_passages')}"
