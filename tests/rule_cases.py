@@ -11,6 +11,23 @@ LLAMA = {"layers": 2, "hiddenSize": 64, "heads": 4, "tokenizer": "file://tokeniz
 STAGE = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file://rows.jsonl"}}
 PPO = STAGE | {"rewardModel": {"uri": "hf://org/reward"}}
 MODEL_STATS = STAGE | {"rewardModel": {"fromStage": "reward"}, "rewardScaling": "ModelStats"}
+HUB_URIS = (
+    "hf://gpt2",
+    "hf://org/na-me_1.5/",
+    "hf://org/name@refs/pr/1",
+    "hf://datasets",
+    "hf://gpt2@v1.0+cu",
+)
+HUB_PAGES = (
+    "hf://gpt2/tree/main",
+    "hf://datasets/a/b",
+    "hf://datasets/a",
+    "hf://models/gpt2",
+    "hf://org/name/file.json",
+    "hf://org/name@",
+    "hf://org//name",
+    "hf://a b",
+)
 VOLUME = {"name": "data", "emptyDir": {}}
 KEY = {"name": "n", "key": "k"}
 FUNCTION = {"name": "sum", "type": "Function", "function": {"name": "rewards:exact"}}
@@ -144,6 +161,8 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         (LLAMA | {"keyValueHeads": 2}, set()),
         (LLAMA | {"heads": 5}, {0}),
         (LLAMA | {"keyValueHeads": 3}, {1}),
+        (LLAMA | {"tokenizer": "hf://gpt2"}, set()),
+        (LLAMA | {"tokenizer": "hf://gpt2/tokenizer.json/x"}, {2}),
     ],
     sources.ModelSource: [
         ({"uri": "hf://org/model"}, set()),
@@ -160,11 +179,15 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         ({"fromStage": "sft", "chatTemplate": "{{ messages }}", "useChatTemplate": True}, set()),
         ({"fromStage": "sft", "useChatTemplate": False}, set()),
         ({"fromStage": "sft", "chatTemplate": "{{ messages }}", "useChatTemplate": False}, {4}),
+        *(({"uri": uri}, set()) for uri in HUB_URIS),
+        *(({"uri": uri}, {5}) for uri in HUB_PAGES),
     ],
     sources.Dataset: [
         ({"uri": "file://rows.jsonl"}, set()),
         ({"uri": "s3://b/rows"}, {0}),
         ({"uri": "scratch://llama"}, {1}),
+        *(({"uri": uri}, set()) for uri in HUB_URIS),
+        *(({"uri": uri}, {2}) for uri in HUB_PAGES),
     ],
     rewards.Reward: [
         ({"name": "model", "type": "RewardModel"}, set()),

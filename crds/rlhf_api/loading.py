@@ -25,6 +25,8 @@ _KEY = "[key]"
 _HUB_PAGE = re.compile(
     r"https?://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)/?"
 )
+_SCHEME = re.compile(r"(hf|file|pvc|scratch):(//|/|)([^/].*|/.*)", re.IGNORECASE)
+"""A scheme that the contract knows, however it is spelled."""
 _HUB_NAME = re.compile(r"(?!.*\.(?:jsonl?|parquet)$)\w[\w.-]*(?:/[\w.-]+)?(?:@[\w./-]+)?")
 
 
@@ -236,11 +238,19 @@ def _scheme_remedy(given: str, pattern: str) -> str:
         return "" if "://" in given else f"which names no scheme; write http://{given}"
     if page := _HUB_PAGE.fullmatch(given):
         return f"a page of the Hugging Face hub; write hf://{page[1]}"
+    if (named := _SCHEME.fullmatch(given)) and (uri := _uri(*named.groups())) != given:
+        return f"which names its scheme in another way; write {uri}"
     if "://" in given:
         return ""
     path = f"which names no scheme; for a path write file://{given}"
-    named = f", for a repository of the Hugging Face hub hf://{given}"
-    return path + named if _HUB_NAME.fullmatch(given) else path
+    repository = f", for a repository of the Hugging Face hub hf://{given}"
+    return path + repository if _HUB_NAME.fullmatch(given) else path
+
+
+def _uri(scheme: str, slashes: str, rest: str) -> str:
+    """What a URI of one slash, of none or with capitals means."""
+    is_absolute = scheme.lower() == "file" and slashes == "/"
+    return f"{scheme.lower()}://{'/' if is_absolute else ''}{rest}"
 
 
 def _near(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -47,6 +47,43 @@ def test_a_page_of_the_hub_is_told_its_uri(make_document: Any, page: str, uri: s
 
 
 @pytest.mark.parametrize(
+    ("given", "uri"),
+    [
+        ("file:/models/x", "file:///models/x"),
+        ("file:models/x", "file://models/x"),
+        ("File:///models/x", "file:///models/x"),
+        ("hf:gpt2", "hf://gpt2"),
+        ("hf:/org/name", "hf://org/name"),
+        ("HF://org/name", "hf://org/name"),
+        ("pvc:claim/x", "pvc://claim/x"),
+    ],
+)
+def test_a_scheme_in_another_spelling_is_told_the_right_one(
+    make_document: Any, given: str, uri: str
+) -> None:
+    assert told(make_document({f"{SFT}.model.uri": given})) == (
+        f'{SFT}.model.uri: is "{given}", which names its scheme in another way; write {uri}'
+    )
+    RLHFJob.from_document(make_document({f"{SFT}.model.uri": uri}))
+
+
+@pytest.mark.parametrize(
+    ("field", "uri"),
+    [
+        ("model", "hf://gpt2/tree/main"),
+        ("dataset", "hf://datasets/a/b"),
+        ("dataset", "hf://datasets/a"),
+        ("model", "hf://org/name/model.safetensors"),
+    ],
+)
+def test_a_page_behind_hf_is_told_the_form(make_document: Any, field: str, uri: str) -> None:
+    line = told(make_document({f"{SFT}.{field}.uri": uri}))
+
+    for words in [f"{SFT}.{field}: uri hf:// must be hf://org/name", "@revision", uri]:
+        assert words in line
+
+
+@pytest.mark.parametrize(
     ("changes", "line"),
     [
         ({f"{SFT}.max_steps": 1}, f"{SFT}.max_steps: is unknown (value 1); did you mean maxSteps?"),

@@ -1,5 +1,6 @@
 """Where models and datasets come from: URIs, typed scratch models, another stage's artifact."""
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
@@ -21,6 +22,10 @@ URI = Annotated[
 ]
 """`hf://org/name[@revision]`, `file://path`, `pvc://claim/path` or `scratch://architecture`."""
 
+HUB_REPOSITORY = "^hf://([A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+(@[^@ ]+)?/?$"
+HUB_PAGES = "^hf://(datasets|models|spaces)/"
+"""What begins the addresses of the hub's pages, before a repository's name."""
+
 CLAIM = "pvc://"
 
 Token = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -39,6 +44,24 @@ SCRATCH_ARCHITECTURES: tuple[ScratchArchitecture, ...] = (
 
 def _not_s3(uri: str | None) -> bool:
     return uri is None or not uri.startswith("s3://")
+
+
+def _names_repository(uri: str | None) -> bool:
+    if uri is None or not uri.startswith("hf://"):
+        return True
+    return bool(re.fullmatch(HUB_REPOSITORY, uri)) and not re.match(HUB_PAGES, uri)
+
+
+def _hub_rule(field: str) -> Rule:
+    """A URI of the hub names a repository, and no page of it."""
+    uri = f"self.{field}"
+    return Rule(
+        cel=f"!has({uri}) || !{uri}.startsWith('hf://') || "
+        f"({uri}.matches('{HUB_REPOSITORY}') && !{uri}.matches('{HUB_PAGES}'))",
+        message=f"{field} hf:// must be hf://org/name or hf://org/name@revision; write what stands "
+        "behind tree/ as @revision, and leave out datasets/ and the files of the repository",
+        holds=lambda m: _names_repository(getattr(m, field)),
+    )
 
 
 class ScratchModel(Contract):
@@ -62,6 +85,7 @@ class ScratchModel(Contract):
                 "change one of them"
             ),
         ),
+        _hub_rule("tokenizer"),
     )
 
     layers: int = Field(ge=1, le=256)
@@ -119,6 +143,7 @@ class ModelSource(Contract):
             message="chatTemplate is not used with useChatTemplate: false; remove one of them",
             holds=lambda m: m.chat_template is None or m.use_chat_template,
         ),
+        _hub_rule("uri"),
     )
 
     uri: URI | None = None
@@ -160,7 +185,8 @@ class Columns(Contract):
     negative_passages: ColumnName | None = None
     """Column of the MIRACL row's other passages; negative_passages when left out."""
     margin: ColumnName | None = None
-    """Column of a preference row's margin, a number; no margin when left out."""
+    """Column of a preference row's margin, a number; no margin when left out, and a column named
+    margin is then refused."""
 
 
 class Dataset(Contract):
@@ -177,11 +203,13 @@ class Dataset(Contract):
             message="uri scratch:// is for models; name a dataset by hf://, file:// or pvc://",
             holds=lambda m: not m.uri.startswith("scratch://"),
         ),
+        _hub_rule("uri"),
     )
 
     uri: URI
     """Where the rows lie: a .jsonl, .json or .parquet file or a folder of them by file:// or
-    pvc://claim/path, or a dataset of the Hugging Face hub by hf://org/name[@revision]."""
+    pvc://claim/path, or a dataset of the Hugging Face hub by hf://org/name[@revision]. A folder may
+    hold nothing else that could be rows: no other formats, no subfolders that name no split."""
     subset: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     """Configuration name of a hub dataset, which files have none of; its default one when left
     out."""
