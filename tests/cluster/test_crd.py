@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from change_cases import TRANSITIONS, WRITTEN
 from cluster.kube_fixtures import Access
 from example_files import MANIFESTS
 from kubernetes import client
@@ -17,8 +18,6 @@ from rule_cases import (
     NAMES,
     QUEUES,
     STAGE,
-    TRANSITIONS,
-    WRITTEN,
     batches,
     graphs,
     keyed,

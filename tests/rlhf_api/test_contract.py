@@ -6,8 +6,9 @@ from typing import Any
 
 import cel
 import pytest
+from change_cases import TRANSITIONS, WRITTEN
 from pydantic import BaseModel, ValidationError
-from rule_cases import CASES, KEYS, LLAMA, PPO, QUEUES, STAGE, TRANSITIONS, WRITTEN, keyed
+from rule_cases import CASES, KEYS, LLAMA, PPO, QUEUES, STAGE, keyed
 
 from rlhf_api.contract import CelRule, Contract, Rule
 from rlhf_api.errors import ConfigError

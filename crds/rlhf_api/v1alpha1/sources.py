@@ -207,9 +207,9 @@ class Dataset(Contract):
     )
 
     uri: URI
-    """Where the rows lie: a .jsonl, .json or .parquet file or a folder of them by file:// or
-    pvc://claim/path, or a dataset of the Hugging Face hub by hf://org/name[@revision]. A folder may
-    hold nothing else that could be rows: no other formats, no subfolders that name no split."""
+    """Where the rows lie: a .jsonl, .json or .parquet file, or a folder of them and of nothing else
+    that could be rows (other formats, subfolders that name no split), by file:// or
+    pvc://claim/path, or a dataset of the Hugging Face hub by hf://org/name[@revision]."""
     subset: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     """Configuration name of a hub dataset, which files have none of; its default one when left
     out."""

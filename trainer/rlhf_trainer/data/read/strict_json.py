@@ -22,9 +22,9 @@ def loads(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
     keys = [key for key, _ in pairs]
-    twice = next(key for key in found if keys.count(key) > 1)
+    twice = next(key for key in members if keys.count(key) > 1)
     raise DuplicateKeyError(f"the key {json.dumps(twice)} stands twice in one object")
