@@ -44,7 +44,7 @@ class Webhook:
         self.is_registered = False
         self._kind = "validating"
         self.asked: list[str] = []
-        self.name = f"{plural}.{namespace}.test"
+        self.name = f"{plural.replace('/', '.')}.{namespace}.test"
 
     def answer(self, verdict: Verdict, seconds: float = 0.0) -> Self:
         """Refuse with what `verdict` gives for an object, after so many seconds."""

@@ -182,8 +182,7 @@ class Jobs:
 
     def condition(self, name: str, kind: str) -> Raw:
         """One of its conditions; empty if it is not there."""
-        conditions = self.get(name).get("status", {}).get("conditions", [])
-        return next((each for each in conditions if each["type"] == kind), {})
+        return condition_of(self.get(name).get("status", {}), kind)
 
     def stage(self, name: str, stage: str = "sft") -> Raw:
         """Status of a stage; empty before it has one."""
@@ -214,13 +213,17 @@ class Jobs:
         found = self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
         return sorted(found, key=lambda pod: pod.metadata.name)
 
-    def wait_for_pods(self, name: str, stage: str = "sft", attempt: int = 1, n: int = 1) -> None:
+    def wait_for_pods(
+        self, name: str, stage: str = "sft", attempt: int = 1, n: int = 1, seconds: float = PATIENCE
+    ) -> None:
         """Until the Job controller has made them."""
-        eventually(lambda: len(self.pods(name, stage, attempt)) == n)
+        eventually(lambda: len(self.pods(name, stage, attempt)) == n, seconds)
 
-    def run(self, name: str, stage: str = "sft", attempt: int = 1, n: int = 1) -> None:
-        """As the kubelet: the attempt's pods run."""
-        self.wait_for_pods(name, stage, attempt, n)
+    def run(
+        self, name: str, stage: str = "sft", attempt: int = 1, n: int = 1, seconds: float = PATIENCE
+    ) -> None:
+        """As the kubelet: the attempt's pods run, which may take so long to be made."""
+        self.wait_for_pods(name, stage, attempt, n, seconds)
         for pod in self.pods(name, stage, attempt):
             self._set(pod, "Running", {"running": {"startedAt": now()}}, ready=True)
 
@@ -336,6 +339,10 @@ class Jobs:
         )
         return [(each.type, each.reason) for each in found.items]
 
+    def wait_for_events(self, name: str, *told: tuple[str, str]) -> None:
+        """Until there are such Events about an RLHFJob, which come after its status."""
+        eventually(lambda: {*told} <= {*self.events(name)})
+
     def _set(
         self, pod: Any, phase: str, state: Raw, *, ready: bool, others: Raw | None = None
     ) -> None:
@@ -362,15 +369,20 @@ class Jobs:
 def children_ready(jobs: Jobs, name: str, reason: str, stage_reason: str = "") -> str:
     """Wait until ChildrenReady says `reason`; gives its message."""
 
-    def refused() -> str | None:
-        found = jobs.condition(name, "ChildrenReady")
-        return found["message"] if found.get("reason") == reason else None
+    def refused() -> Raw | None:
+        found: Raw = jobs.get(name).get("status", {})
+        return found if condition_of(found, "ChildrenReady").get("reason") == reason else None
 
-    message = eventually(refused)
-    assert jobs.get(name)["status"]["summary"]["reason"] == reason
+    status = eventually(refused)
+    assert status["summary"]["reason"] == reason
     if stage_reason:
-        assert jobs.condition(name, "Running")["reason"] == stage_reason
-    return str(message)
+        assert condition_of(status, "Running")["reason"] == stage_reason
+    return str(condition_of(status, "ChildrenReady")["message"])
+
+
+def condition_of(status: Raw, kind: str) -> Raw:
+    """One condition of a status; empty if it is not there."""
+    return next((each for each in status.get("conditions", []) if each["type"] == kind), {})
 
 
 def stage(**more: Any) -> Raw:

@@ -14,17 +14,24 @@ from typing import Any
 
 from rlhf_api.names import Reason, StageState
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_operator.fields import is_watched, owner_uid
+from rlhf_operator.fields import attempt_of, is_watched, owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
 from rlhf_operator.manifests import child_name, is_disowned, is_made_for_its_name
-from rlhf_operator.memory import LACKING_SECONDS, LAST_RETRY_SECONDS, AttemptId, Lookup, Memory
+from rlhf_operator.memory import (
+    LACKING_SECONDS,
+    LAST_RETRY_SECONDS,
+    READ,
+    AttemptId,
+    Lookup,
+    Memory,
+)
 from rlhf_operator.mounting import before_start, hindered_pod
 from rlhf_operator.observe import SeenAttempt, lacks_pods, refused_pod, vanished_pod
 from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.observed import ObservedProcess
 from rlhf_operator.planning.plan import is_finished, stages_of
 from rlhf_operator.planning.stages import ACTIVE
-from rlhf_operator.refusals import steady
+from rlhf_operator.refusals import refusal, steady
 from rlhf_operator.store import Kind, Store
 
 Raw = dict[str, Any]
@@ -53,22 +60,42 @@ class Absences:
     async def find_unwatched(self, job: RLHFJob, memory: Memory) -> datetime | None:
         """Bring the Jobs up to date that no watch shows, since somebody took our label away.
 
-        An attempt is lost only when there is no Job of its name: what is not seen may train.
+        An attempt is lost only when there is no Job of its name: what is not seen may train. One
+        that may not be asked for is neither lost nor there: `Memory.unread` tells of it.
 
         Returns:
             When to look again; None if all that is there is watched.
         """
-        namespace = job.metadata.namespace
         known = {raw["metadata"]["name"]: raw for raw in self._children(job)}
         unwatched = {name for name, raw in known.items() if not is_watched(raw)}
-        for name in sorted(unwatched | (_awaited(job, memory) - known.keys())):
-            found = await self._kube.find(batch_path(namespace, name))
-            if found is not None and _is_child(job, found):
-                self._store.put_read(Kind.JOB, found)
-            elif name in known:
-                self._store.remove(Kind.JOB, known[name])
+        names = unwatched | (_awaited(job, memory) - known.keys())
+        idents = {name: attempt_of(job.metadata.name, name) for name in sorted(names)}
+        memory.forget_reads_but(ident for ident in idents.values() if ident is not None)
+        for name, ident in idents.items():
+            if ident is None or memory.may_try((READ, *ident), time.monotonic()):
+                await self._read(job, name, ident, known.get(name), memory)
         left = any(not is_watched(raw) for raw in self._children(job))
         return datetime.now(UTC) + timedelta(seconds=LACKING_SECONDS) if left else None
+
+    async def _read(
+        self, job: RLHFJob, name: str, ident: AttemptId | None, known: Raw | None, memory: Memory
+    ) -> None:
+        """Bring one Job up to date; where that is refused, what is known of it stays."""
+        namespace = job.metadata.namespace
+        try:
+            found = await self._kube.find(batch_path(namespace, name))
+        except ApiError as error:
+            refused = refusal(f"reading Job {name}", error, making=False)
+            logger.warning("%s/%s: %s", namespace, job.metadata.name, refused.message)
+            if ident is not None:
+                memory.refuse((READ, *ident), refused, time.monotonic())
+            return
+        if ident is not None:
+            memory.refused.pop((READ, *ident), None)
+        if found is not None and _is_child(job, found):
+            self._store.put_read(Kind.JOB, found)
+        elif known is not None:
+            self._store.remove(Kind.JOB, known)
 
     def _children(self, job: RLHFJob) -> list[Raw]:
         owned = [gang.job for gang in self._store.gangs(job.metadata.uid)]

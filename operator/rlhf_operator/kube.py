@@ -73,6 +73,10 @@ class ApiError(RLHFError):
         return self.status == 404 and reason == "NotFound"
 
 
+class OutdatedError(ApiError):
+    """A write to an object that somebody else has changed, or deleted, since it was read."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """Objects of a collection at one moment.

@@ -101,8 +101,10 @@ class Election:
                 pause = started + RETRY_SECONDS - time.monotonic()
             except ApiError as error:
                 self._complain("not renewed", error)
-                # Whoever changed it may lead: that is to be seen at once.
-                stale, changed = True, error.status in (404, 409)
+                # Whoever changed it may lead: that is to be seen at once. If nobody did, a webhook
+                # or what stands in between says so, and would say it again.
+                changed = not stale and error.status in (404, 409)
+                stale = True
                 pause = 0 if changed else started + RETRY_SECONDS - time.monotonic()
 
     async def release(self) -> None:

@@ -22,8 +22,10 @@ LACKING_SECONDS = 5.0
 """How long the Job controller may take to make pods before anyone asks why it has not."""
 
 AttemptId = tuple[StageName, int]
-ActionId = tuple[type[Action], StageName, int] | Literal["expiry"]
+ActionId = tuple[type[Action] | Literal["read"], StageName, int] | Literal["expiry"]
 """What is done, and to which attempt: a start that is refused delays no stop."""
+READ: Final = "read"
+"""What is done to an attempt's Job that no watch shows: it is asked for."""
 EXPIRY: Final = "expiry"
 """What is done to the job itself: to delete it when `runPolicy.ttlSecondsAfterFinished` is over."""
 
@@ -78,7 +80,7 @@ class Memory:
     Attributes:
         untold_since: the status up to which Events were told, where a write after it had no answer;
             None where that is the one in the store.
-        refused: the actions that were refused and have not been done since.
+        refused: the actions, and the reads of Jobs, that were refused and have not been done since.
         lookups: the attempts that lack pods.
         waits: the attempts with a pod on a node that has not begun to start it.
         remains: what the Events of attempts without pods told, each asked for once.
@@ -141,9 +143,19 @@ class Memory:
         return (_kind(old), old.message) != (_kind(told), told.message)
 
     def forget_all_but(self, wanted: Iterable[ActionId]) -> None:
-        """Forget the refusals of what is not to be done any more."""
-        for ident in self.refused.keys() - set(wanted):
+        """Forget the refusals of actions that are not to be done any more."""
+        unread = {(READ, *each) for each in self.unread()}
+        for ident in self.refused.keys() - {*wanted, *unread, EXPIRY}:
             del self.refused[ident]
+
+    def unread(self) -> frozenset[AttemptId]:
+        """The attempts of which it is not known whether their Job is there."""
+        return frozenset(id_[1:] for id_ in self.refused if id_ != EXPIRY and id_[0] == READ)
+
+    def forget_reads_but(self, wanted: Iterable[AttemptId]) -> None:
+        """Forget the refused reads of Jobs that need not be asked for any more."""
+        for each in self.unread() - set(wanted):
+            del self.refused[READ, *each]
 
     def next_try(self) -> float | None:
         """When the first refused action may be tried again; None if there is none."""

@@ -17,7 +17,7 @@ from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
 from rlhf_operator.absences import Absences
 from rlhf_operator.act import Actor
 from rlhf_operator.job_series import is_told
-from rlhf_operator.kube import ApiError, Kube, job_path
+from rlhf_operator.kube import ApiError, Kube, OutdatedError, job_path
 from rlhf_operator.manifests import cluster_placement, is_attempt, is_disowned
 from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, ActionId, AttemptId, Memory
 from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
@@ -66,7 +66,8 @@ class Reconciler:
             Seconds until it must be looked at again; None if nothing waits for a time.
 
         Raises:
-            ApiError: the API server cannot be asked, or someone else wrote to the job meanwhile.
+            OutdatedError: someone else wrote to the job meanwhile.
+            ApiError: the API server cannot be asked, or refuses.
         """
         raw = self._store.job(key)
         self._keep_in_mind(key, raw)
@@ -152,6 +153,9 @@ class Reconciler:
             told, look_at = await self._absences.missing(each, memory)
             times += [at for at in (each.look_at, look_at) if at is not None]
             attempts.append(self._with_progress(job, replace(each.attempt, processes=told)))
+        # Their Jobs may be there and train: nothing is made beside them, and nothing follows.
+        unread = sorted(memory.unread() - {each.ident for each in seen})
+        attempts += [ObservedAttempt(*ident, disowned=True) for ident in unread]
         return Observed(
             attempts=tuple(attempts),
             refusals=memory.refusals(),
@@ -228,25 +232,29 @@ class Reconciler:
         try:
             written = await self._kube.write_status(raw, status, spare=spare)
         except ApiError as error:
-            if error.status in (404, 409):
-                await self._read_again(raw)
+            # A webhook may answer with the same HTTP statuses, and would do so again at once.
+            if error.status in (404, 409) and await self._read_again(raw):
+                raise OutdatedError("", error.status, error.body) from error
             raise
         self._store.put_own(Kind.RLHFJOB, written)
         return written
 
-    async def _read_again(self, raw: Raw) -> None:
-        """The job was written to, or deleted, and the watch has not said so yet."""
+    async def _read_again(self, raw: Raw) -> bool:
+        """Whether the job was written to, or deleted, which the watch has not said yet."""
         metadata = raw["metadata"]
         found = await self._kube.find(job_path(metadata["namespace"], metadata["name"]))
         if found is None or found["metadata"]["uid"] != metadata["uid"]:
             self._store.remove(Kind.RLHFJOB, raw)
-        if found is not None:
-            self._store.put(Kind.RLHFJOB, found)
+        if found is None:
+            return True
+        self._store.put(Kind.RLHFJOB, found)
+        versions = (each["metadata"]["resourceVersion"] for each in (raw, found))
+        return len(set(versions)) > 1
 
     async def _act(self, job: RLHFJob, decided: Plan, memory: Memory) -> bool:
         """Try each action that may be tried; True if one is refused, or no more."""
         news = False
-        memory.forget_all_but((EXPIRY, *(_ident(action) for action in decided.actions)))
+        memory.forget_all_but(_ident(action) for action in decided.actions)
         # Before anything is tried: whatever comes in between, it is asked for until it is done.
         memory.unremoved |= {
             (each.stage, each.attempt)

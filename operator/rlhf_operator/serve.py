@@ -13,7 +13,7 @@ import aiohttp
 from rlhf_operator.health import Health
 from rlhf_operator.job_metrics import JobMetrics, exported
 from rlhf_operator.kopf_thread import WatchError
-from rlhf_operator.kube import ApiError, Kube
+from rlhf_operator.kube import ApiError, Kube, OutdatedError
 from rlhf_operator.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS
 from rlhf_operator.reconcile import Reconciler
 from rlhf_operator.recorder import Recorder
@@ -101,8 +101,8 @@ async def _work(reconciler: Reconciler, queue: WorkQueue) -> None:
 
 
 def _retry(queue: WorkQueue, key: Key, error: ApiError) -> None:
-    if error.status == 409:
-        # Someone else wrote to the job; the store has been brought up to date.
+    if isinstance(error, OutdatedError):
+        # The store has been brought up to date.
         queue.add(key)
         return
     logger.warning("%s/%s: %s", *key, error)

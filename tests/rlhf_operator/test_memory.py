@@ -4,8 +4,10 @@ import pytest
 
 from rlhf_api.names import Reason, StageName
 from rlhf_operator.memory import (
+    EXPIRY,
     FIRST_RETRY_SECONDS,
     LAST_RETRY_SECONDS,
+    READ,
     REMEMBERED_TRIES,
     ActionId,
     Lookup,
@@ -120,3 +122,16 @@ def test_the_refusal_of_what_is_not_wanted_any_more_is_forgotten() -> None:
         memory.refuse(ident, NO, 0.0)
     memory.forget_all_but([STOP, NEXT])
     assert memory.refused.keys() == {NEXT}
+
+
+def test_a_refused_read_lasts_as_long_as_its_job_has_to_be_asked_for() -> None:
+    memory = Memory()
+    for ident in (START, (READ, StageName.SFT, 1), EXPIRY):
+        memory.refuse(ident, NO, 0.0)
+    memory.forget_all_but([])
+    assert memory.refused.keys() == {(READ, StageName.SFT, 1), EXPIRY}
+    memory.forget_reads_but([(StageName.SFT, 1)])
+    assert memory.unread() == {(StageName.SFT, 1)}
+    assert memory.refusals() == {(StageName.SFT, 1): NO}
+    memory.forget_reads_but([(StageName.SFT, 2)])
+    assert memory.refused.keys() == {EXPIRY}

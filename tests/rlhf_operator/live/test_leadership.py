@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from admission import Webhook
 from chart_roles import rendered
 from cluster.kube_fixtures import Access
 from interrupting import Proxy
 from kubernetes import client
 from operating import Jobs, OperatorProcess, eventually, stage
 
-from rlhf_operator.lease import LEASE_SECONDS
+from rlhf_operator.leader import RENEW_SECONDS
+from rlhf_operator.lease import LEASE_SECONDS, RETRY_SECONDS
 
 LEASE = "rlhf-operator"
+LONG = 100.0
+"""Seconds: many times what it takes until a leader has ended, or is followed."""
 STOPPING = "is stopping its work"
 STOPPED = ("has stopped leading", "the work has not ended in time")
 """What a leader says when it does nothing more; after the second the process ends at once."""
@@ -181,6 +185,17 @@ def test_a_leader_whose_renewals_hang_stops_before_another_leads(
         proxy.flow()
         assert first.end(0) == 1
         assert spec_of(jobs).holder_identity == holder(second)
+
+
+def test_renewals_that_a_webhook_calls_conflicts_are_not_repeated_without_a_pause(
+    operator: OperatorProcess, jobs: Jobs, webhook: Callable[..., Webhook]
+) -> None:
+    conflict = {"code": 409, "reason": "Conflict", "message": "the object has been modified"}
+    hook = webhook("leases", "UPDATE").answer(lambda _: conflict)
+    assert operator.process.wait(LONG) == 1
+    assert hook.name in operator.log.read_text()
+    # One at once, to see whether another leads, and then one at a time until the work ends.
+    assert 2 <= len(hook.asked) <= 2 + RENEW_SECONDS / RETRY_SECONDS, hook.asked
 
 
 def test_refused_connections_end_nobody(

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from cluster.control_plane import ControlPlane
 from kubernetes import client
-from operating import Jobs, OperatorProcess, children_ready, eventually
+from operating import Jobs, OperatorProcess, children_ready, eventually, stage
 
 from rlhf_api.names import Label
+
+LONG = 90.0
+"""Seconds until what was refused a few times is tried again."""
 
 
 class Rights:
@@ -112,10 +115,10 @@ def test_an_operator_that_may_not_says_what_it_needs_until_it_may(
         assert message.endswith("grant it to the operator")
     rights.without()
     for name in missing:
-        eventually(lambda name=name: jobs.pods(name), seconds=90)
+        eventually(lambda name=name: jobs.pods(name), seconds=LONG)
         jobs.run(name)
         jobs.reaches(name, "Running")
-    eventually(lambda: jobs.phase("kept") == "Suspended", seconds=90)
+    eventually(lambda: jobs.phase("kept") == "Suspended", seconds=LONG)
     for name in ("kept", *missing):
         ready = jobs.condition(name, "ChildrenReady")
         assert (ready["status"], ready["reason"]) == ("True", "Created"), name
@@ -150,7 +153,7 @@ def test_a_leftover_of_a_finished_job_that_may_not_be_deleted_is_told(
     assert "deleting Job left-sft-1: " in told["message"]
     assert jobs.phase("left") == "Succeeded"
     rights.without()
-    eventually(lambda: not jobs.pods("left"), seconds=90)
+    eventually(lambda: not jobs.pods("left"), seconds=LONG)
     eventually(lambda: jobs.condition("left", "ChildrenReady")["status"] == "True")
 
 
@@ -171,5 +174,36 @@ def test_an_attempt_that_may_not_be_removed_is_told_and_stays(
     jobs.reaches("heap", "Running", attempt=2)
     assert jobs.pods("heap")
     rights.without()
-    eventually(lambda: not jobs.pods("heap"), seconds=90)
+    eventually(lambda: not jobs.pods("heap"), seconds=LONG)
     eventually(lambda: jobs.condition("heap", "ChildrenReady")["status"] == "True")
+
+
+def test_a_job_that_may_not_be_asked_for_is_neither_lost_nor_in_the_way(
+    rights: Rights, limited: OperatorProcess, jobs: Jobs
+) -> None:
+    """That of one stage is deleted, and nobody can say that it is not only out of sight."""
+    jobs.create("unread", stages={"sft": stage(), "reward": stage()})
+    for name in ("sft", "reward"):
+        jobs.run("unread", name)
+        jobs.reaches("unread", "Running", name)
+    rights.without(jobs="get")
+    path = "Background"
+    jobs.batch.delete_namespaced_job("unread-sft-1", jobs.namespace, propagation_policy=path)
+    eventually(lambda: jobs.condition("unread", "ChildrenReady").get("status") == "False")
+    told = jobs.condition("unread", "ChildrenReady")
+    assert told["reason"] == "Forbidden"
+    assert told["message"].startswith("reading Job unread-sft-1: ")
+    assert 'cannot get resource "jobs"' in told["message"]
+    assert told["message"].endswith("grant it to the operator")
+    # The other stage goes on, and so does what is asked of the job.
+    jobs.finish("unread", "reward")
+    jobs.reaches("unread", "Succeeded", "reward")
+    jobs.patch("unread", suspend=True)
+    found = jobs.reaches("unread", "Stopping")
+    assert found["restarts"] == 0
+    rights.without()
+    eventually(lambda: jobs.phase("unread") == "Suspended", seconds=LONG)
+    eventually(lambda: jobs.condition("unread", "ChildrenReady")["status"] == "True")
+    jobs.patch("unread", suspend=False)
+    jobs.run("unread", attempt=2)
+    jobs.reaches("unread", "Running", attempt=2)

@@ -2,11 +2,14 @@
 on when the cause is gone."""
 
 import json
+import time
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from admission import Webhook
 from api_proxy import ApiProxy
 from cluster.kube_fixtures import Access
 from kubernetes import client
@@ -15,8 +18,11 @@ from operating import Jobs, OperatorProcess, Raw, children_ready, eventually, st
 
 from rlhf_api.names import CONTRACT_VERSION
 from rlhf_api.v1alpha1.pod import MAX_GPUS
+from rlhf_operator.work_queue import FIRST_RETRY_SECONDS
 
 APPARMOR = "container.apparmor.security.beta.kubernetes.io"
+LONG = 90.0
+"""Seconds until what was refused a few times is tried again."""
 
 
 def test_a_missing_claim_is_named_and_waited_for(operator: OperatorProcess, jobs: Jobs) -> None:
@@ -202,7 +208,7 @@ def test_a_volume_that_cannot_be_mounted_is_named_and_waited_for(
     assert said in running["message"]
     jobs.run("volume")
     jobs.reaches("volume", "Running")
-    assert ("Warning", "VolumeNotMounted") in jobs.events("volume")
+    jobs.wait_for_events("volume", ("Warning", "VolumeNotMounted"))
     assert jobs.stage("volume")["restarts"] == 0
 
 
@@ -217,7 +223,7 @@ def test_a_pod_above_a_limit_of_its_own_is_restarted_counted(
         lambda: jobs.stage("above") if jobs.stage("above").get("restarts") else None
     )
     assert (stage_told["restarts"], stage_told.get("disruptions", 0)) == (1, 0)
-    assert ("Warning", "StorageExceeded") in jobs.events("above")
+    jobs.wait_for_events("above", ("Warning", "StorageExceeded"))
 
 
 def test_a_pod_quota_is_told_though_the_job_controller_meets_it(
@@ -309,6 +315,32 @@ def test_an_api_server_that_is_busy_is_asked_again(jobs: Jobs, tmp_path: Path) -
             assert jobs.condition("busy", "ChildrenReady")["status"] == "True"
         finally:
             operator.end()
+
+
+def test_a_webhook_that_answers_in_the_words_of_a_conflict_is_no_conflict(
+    operator: OperatorProcess, jobs: Jobs, webhook: Callable[..., Webhook]
+) -> None:
+    """A status that is refused for another reason than a change is tried again ever later."""
+    conflict = {"code": 409, "reason": "Conflict", "message": "the object has been modified"}
+    hook = webhook("rlhfjobs/status", "UPDATE").answer(
+        lambda seen: conflict if seen["metadata"]["name"] == "stale" else None
+    )
+    jobs.create("probe", suspend=True)
+    eventually(lambda: jobs.phase("probe") == "Suspended")
+    eventually(lambda: jobs.patch_status("probe", summary={"kl": uuid4().hex}) or hook.asked)
+    started = time.monotonic()
+    jobs.create("stale")
+    eventually(lambda: hook.asked.count("stale") >= 4)
+    # Half of what the first three pauses are at the most.
+    assert time.monotonic() - started >= FIRST_RETRY_SECONDS * (1 + 2 + 4) / 2
+    told = [line for line in operator.log.read_text().splitlines() if "/stale: " in line]
+    assert hook.name in told[0]
+    assert "the object has been modified" in told[0]
+    assert len(told) >= hook.asked.count("stale") - 1
+    assert operator.metric("rlhf_operator_reconcile_errors_total", reason="http-409") >= 3
+    hook.close()
+    jobs.run("stale")
+    jobs.reaches("stale", "Running", seconds=LONG)
 
 
 def test_a_namespace_that_is_going_is_told(control_plane: Access, tmp_path: Path) -> None:
