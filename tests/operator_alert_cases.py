@@ -54,7 +54,7 @@ LAGGING = [
     ),
     Case(
         "conflicts are no failures",
-        merged(operator("reconcile_errors_total", "0+40x30", reason="http-409"), passes(60)),
+        merged(operator("reconcile_errors_total", "0+40x30", reason="conflict"), passes(60)),
     ),
     Case(
         "failures within a minute, then a quiet operator",

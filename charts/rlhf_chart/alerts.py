@@ -190,8 +190,8 @@ def _operator_down() -> Alert:
 def _operator_lagging() -> Alert:
     here = f'{NAMESPACE}="$namespace"'
     age = f"{highest(f'{series_name(metrics.QUEUE_AGE)}{{{here}}}', (NAMESPACE,))} > $threshold"
-    # 409: someone else wrote to the job, and the pass is made again at once.
-    failed = f'{series_name(metrics.RECONCILE_ERRORS)}{{{here},{REASON}!="http-409"}}'
+    # After a conflict the pass is made again at once.
+    failed = f'{series_name(metrics.RECONCILE_ERRORS)}{{{here},{REASON}!="{metrics.CONFLICT}"}}'
     passes = f"{series_name(metrics.RECONCILE_SECONDS)}_count{{{here}}}"
     # As short as the alert waits, so that a minute with failures is over before it fires; and more
     # than a few jobs fail by themselves, each tried again every five minutes at the latest.

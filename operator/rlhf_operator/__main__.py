@@ -76,9 +76,10 @@ def main() -> int:
     logger.info("settings: %s", settings.model_dump_json())
     _favour_latency()
     failures: list[Exception] = []
+    # Never closed, which would wait without a bound for work that does not end; `leave` does not.
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_until_signal(settings))
+        runner.run(_until_signal(settings))
     except* (RLHFError, ConfigException, OSError) as group:
         failures += group.exceptions
     for failure in failures:
@@ -87,7 +88,7 @@ def main() -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once, whatever threads still run.
+    """End the process at once, whatever tasks and threads still run.
 
     A kopf that did not end in time runs on in its thread. While the interpreter would take down
     everything around it, that thread can crash the process, and the exit code would be the

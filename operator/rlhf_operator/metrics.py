@@ -26,9 +26,11 @@ RECONCILE_SECONDS = Histogram(
     f"{PREFIX}reconcile_duration_seconds",
     "Seconds that one pass over one job took, its requests included.",
 )
+CONFLICT = "conflict"
 RECONCILE_ERRORS = Counter(
     f"{PREFIX}reconcile_errors_total",
-    "Passes that did not come to their end, by what stopped them: http-<status>, or bug.",
+    "Passes that did not come to their end, by what stopped them: http-<status>, bug, or "
+    f"{CONFLICT} where somebody else wrote to the job.",
     ["reason"],
 )
 EVENTS_DROPPED = Counter(

@@ -14,7 +14,7 @@ from rlhf_operator.health import Health
 from rlhf_operator.job_metrics import JobMetrics, exported
 from rlhf_operator.kopf_thread import WatchError
 from rlhf_operator.kube import ApiError, Kube, OutdatedError
-from rlhf_operator.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS
+from rlhf_operator.metrics import CONFLICT, RECONCILE_ERRORS, RECONCILE_SECONDS
 from rlhf_operator.reconcile import Reconciler
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.scraper import Scraper
@@ -86,7 +86,6 @@ async def _work(reconciler: Reconciler, queue: WorkQueue) -> None:
             with RECONCILE_SECONDS.time():
                 again = await reconciler.reconcile(key)
         except ApiError as error:
-            RECONCILE_ERRORS.labels(f"http-{error.status}").inc()
             _retry(queue, key, error)
         except Exception:  # One job's fault must not stop the others.
             RECONCILE_ERRORS.labels("bug").inc()
@@ -103,7 +102,9 @@ async def _work(reconciler: Reconciler, queue: WorkQueue) -> None:
 def _retry(queue: WorkQueue, key: Key, error: ApiError) -> None:
     if isinstance(error, OutdatedError):
         # The store has been brought up to date.
+        RECONCILE_ERRORS.labels(CONFLICT).inc()
         queue.add(key)
         return
+    RECONCILE_ERRORS.labels(f"http-{error.status}").inc()
     logger.warning("%s/%s: %s", *key, error)
     queue.retry(key, error.retry_after or 0)
