@@ -1,14 +1,13 @@
 """The page of rank 0 that tells how far an attempt is, for pods that a test plays."""
 
-import itertools
+import errno
+import random
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
 from rlhf_api.metrics import METRIC_PREFIX, Metric
 from rlhf_api.names import Port
-
-_NUMBERS = itertools.count(1)
 
 
 class RankZero:
@@ -24,8 +23,6 @@ class RankZero:
     """
 
     def __init__(self, step: int, last_checkpoint_step: int | None = None, more: str = "") -> None:
-        number = next(_NUMBERS)
-        self.address = f"127.77.{number >> 8}.{number & 255}"
         values = {Metric.STEP: step, Metric.TOTAL_STEPS: 2 * step}
         if last_checkpoint_step is not None:
             values[Metric.LAST_CHECKPOINT_STEP] = last_checkpoint_step
@@ -41,7 +38,8 @@ class RankZero:
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
 
-        self._server = ThreadingHTTPServer((self.address, Port.METRICS), Handler)
+        self._server = _serve(Handler)
+        self.address = str(self._server.server_address[0])
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -50,3 +48,14 @@ class RankZero:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _serve(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    """On an address that nobody has: other tests of this machine take some, too."""
+    address = f"127.77.{random.randrange(256)}.{random.randrange(1, 255)}"
+    try:
+        return ThreadingHTTPServer((address, Port.METRICS), handler)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return _serve(handler)
