@@ -20,7 +20,7 @@ from cluster.kube_fixtures import RESTRICTED, Access, new_namespace
 from cluster.tools import KUBECTL
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from operating import Jobs, OperatorProcess, now
+from operating import END_SECONDS, Jobs, OperatorProcess, now
 from waiting import eventually
 
 from rlhf_api.names import GROUP, PLURAL, VERSION
@@ -77,7 +77,7 @@ class Diary:
     def close(self) -> None:
         """Write no more."""
         self._watch.kill()
-        self._watch.wait()
+        self._watch.wait(END_SECONDS)
 
 
 @dataclass

@@ -9,7 +9,15 @@ from uuid import uuid4
 import pytest
 from admission import Policy, Webhook
 from kubernetes.client.exceptions import ApiException
-from operating import Jobs, OperatorProcess, children_ready, eventually, stage
+from operating import (
+    Jobs,
+    OperatorProcess,
+    Raw,
+    children_ready,
+    condition_of,
+    eventually,
+    stage,
+)
 
 from rlhf_api.names import KIND
 
@@ -30,10 +38,11 @@ def refused_job(jobs: Jobs) -> str:
     return refused(jobs.batch.create_namespaced_job, jobs, body)
 
 
-def refused_pod(jobs: Jobs) -> str:
-    """The same of a Pod."""
+def refused_pod(jobs: Jobs, **container: Any) -> str:
+    """The same of a Pod, whose container has these fields, too."""
+    spec = POD | {"containers": [{"name": "a", "image": "b"} | container]}
     metadata = {"generateName": "probe-"}
-    return refused(jobs.core.create_namespaced_pod, jobs, {"metadata": metadata, "spec": POD})
+    return refused(jobs.core.create_namespaced_pod, jobs, {"metadata": metadata, "spec": spec})
 
 
 def refused(create: Callable[..., Any], jobs: Jobs, body: dict[str, Any]) -> str:
@@ -53,14 +62,17 @@ def events_of(jobs: Jobs, name: str) -> list[str]:
 
 def pods_refused(jobs: Jobs, name: str, reason: str) -> str:
     """Wait until the stage says so; gives its message, which the condition Running tells, too."""
-    found = eventually(
-        lambda: jobs.stage(name) if jobs.stage(name).get("reason") == reason else None,
-        what=f"{name} is {reason}",
-    )
-    running = jobs.condition(name, "Running")
+
+    def told() -> Raw | None:
+        status: Raw = jobs.get(name).get("status", {})
+        sft = status.get("stages", {}).get("sft", {})
+        return status if sft.get("reason") == reason else None
+
+    status = eventually(told, what=f"{name} is {reason}")
+    found, running = status["stages"]["sft"], condition_of(status, "Running")
     assert (running["status"], running["reason"]) == ("False", reason)
     assert running["message"] == f"stage sft: {found['message']}"
-    assert jobs.get(name)["status"]["summary"]["reason"] == reason
+    assert status["summary"]["reason"] == reason
     assert (found["state"], found["restarts"]) == ("Starting", 0)
     return str(found["message"])
 
@@ -80,8 +92,8 @@ def test_a_policy_is_named_and_waited_for(
     assert message.endswith("satisfy the policy in a new job, or change the policy")
     assert jobs.phase("policed") == "Pending"
     denies.close()
-    jobs.run("policed")
-    jobs.reaches("policed", "Running", seconds=LONG)
+    jobs.run("policed", seconds=LONG)
+    jobs.reaches("policed", "Running")
     assert jobs.condition("policed", "ChildrenReady")["status"] == "True"
     assert jobs.stage("policed")["restarts"] == 0
 
@@ -131,8 +143,8 @@ def test_a_webhook_that_names_fields_is_no_judge_of_the_manifest(
     assert "metadata.labels[team]" in message
     assert jobs.phase("judged") == "Pending"
     hook.close()
-    jobs.run("judged")
-    jobs.reaches("judged", "Running", seconds=LONG)
+    jobs.run("judged", seconds=LONG)
+    jobs.reaches("judged", "Running")
 
 
 @pytest.mark.parametrize(
@@ -158,8 +170,8 @@ def test_what_a_policy_writes_is_no_mistake_of_the_user(
     assert field in message
     assert jobs.phase("written") == "Pending"
     writes.close()
-    jobs.run("written")
-    jobs.reaches("written", "Running", seconds=LONG)
+    jobs.run("written", seconds=LONG)
+    jobs.reaches("written", "Running")
     assert jobs.stage("written")["restarts"] == 0
 
 
@@ -198,8 +210,8 @@ def test_a_webhook_that_writes_nonsense_is_waited_for(
     assert said in message
     assert jobs.phase("patched") == "Pending"
     hook.close()
-    jobs.run("patched")
-    jobs.reaches("patched", "Running", seconds=LONG)
+    jobs.run("patched", seconds=LONG)
+    jobs.reaches("patched", "Running")
 
 
 def test_a_webhook_that_is_away_is_named(
@@ -212,8 +224,8 @@ def test_a_webhook_that_is_away_is_named(
     assert f'failed calling webhook "{hook.name}"' in message
     assert "connection refused" in message
     hook.close()
-    jobs.run("alone")
-    jobs.reaches("alone", "Running", seconds=LONG)
+    jobs.run("alone", seconds=LONG)
+    jobs.reaches("alone", "Running")
 
 
 def test_a_webhook_that_does_not_answer_is_named(
@@ -221,6 +233,7 @@ def test_a_webhook_that_does_not_answer_is_named(
 ) -> None:
     """As behind a network that drops what it does not allow; the API server waits for 10 s."""
     hook = webhook("jobs").answer(lambda _: None, seconds=12.0)
+    eventually(lambda: refused_job(jobs) and hook.asked, LONG)
     jobs.create("mute")
     message = children_ready(jobs, "mute", "WebhookUnavailable")
     assert f'failed calling webhook "{hook.name}"' in message
@@ -243,7 +256,7 @@ def test_what_pods_name_and_is_not_there(operator: OperatorProcess, jobs: Jobs) 
         assert f"create it, or name another one by {field}" in message.replace("template.", "")
     account = {"metadata": {"name": "robot"}}
     jobs.core.create_namespaced_service_account(jobs.namespace, account)
-    jobs.run("account")
+    jobs.run("account", seconds=LONG)
     jobs.reaches("account", "Running")
 
 
@@ -254,9 +267,11 @@ def test_what_a_namespace_does_not_allow_of_pods(operator: OperatorProcess, jobs
     limits[0] |= {"defaultRequest": {"cpu": "100m"}}
     ranges = {"metadata": {"name": "small"}, "spec": {"limits": limits}}
     jobs.core.create_namespaced_limit_range(jobs.namespace, ranges)
-    time.sleep(2)
+    large = {"limits": {"cpu": "2"}}
+    eventually(lambda: "PodSecurity" in refused_pod(jobs))
+    eventually(lambda: "maximum cpu usage" in refused_pod(jobs, resources=large))
     given = {
-        "large": {"resources": {"limits": {"cpu": "2"}}},
+        "large": {"resources": large},
         "stretched": {"resources": {"requests": {"memory": "2Gi"}}},
         "rooted": {"securityContext": {"runAsNonRoot": False}},
         "decent": {},
@@ -310,8 +325,9 @@ def test_what_refuses_pods_in_other_words_each_time_is_told_in_the_same(
     assert told == {message}
     assert len(events) == len(set(events)), events
     denies.close()
-    jobs.run("chatty", n=2)
-    jobs.reaches("chatty", "Running", seconds=2 * LONG)
+    # Whose pauses double: the next one may be more than a minute.
+    jobs.run("chatty", n=2, seconds=400.0)
+    jobs.reaches("chatty", "Running")
 
 
 def test_labels_of_the_template_satisfy_who_looks_at_jobs_and_services(

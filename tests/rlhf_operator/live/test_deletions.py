@@ -12,6 +12,9 @@ from operating import Jobs, OperatorProcess, eventually
 
 MakeWebhook = Callable[..., Webhook]
 LONG = 90.0
+"""Seconds until what was refused a few times is tried again."""
+LONGER = 180.0
+"""Seconds until it is tried twice more."""
 REFUSALS = {
     404: {"code": 404, "reason": "NotFound", "message": 'jobs.batch "x" not found'},
     409: {"code": 409, "reason": "Conflict", "message": "deletion is protected"},
@@ -56,13 +59,13 @@ def test_a_job_that_may_not_be_deleted_is_no_job_that_is_gone(
     told(jobs, "guarded", "Job guarded-sft-1", hook)
     jobs.patch("guarded", suspend=False)
     asked = len(hook.asked)
-    eventually(lambda: len(hook.asked) > asked + 1)
+    eventually(lambda: len(hook.asked) > asked + 1, LONGER)
     found = jobs.stage("guarded")
     assert (found["state"], found["attempt"]) == ("Stopping", 1)
     assert not jobs.pods("guarded", attempt=2)
     hook.close()
-    jobs.run("guarded", attempt=2)
-    jobs.reaches("guarded", "Running", attempt=2, seconds=LONG)
+    jobs.run("guarded", attempt=2, seconds=LONG)
+    jobs.reaches("guarded", "Running", attempt=2)
     assert not jobs.pods("guarded", attempt=1)
     assert jobs.condition("guarded", "ChildrenReady")["status"] == "True"
     assert jobs.events("guarded").count(("Warning", "WebhookDenied")) == 1
@@ -101,7 +104,7 @@ def test_a_job_whose_time_is_over_and_that_may_not_be_deleted_is_told_and_asked_
     asked = len(hook.asked)
     jobs.patch("expired", runPolicy={"ttlSecondsAfterFinished": 1})
     told(jobs, "expired", "RLHFJob expired", hook)
-    eventually(lambda: len(hook.asked) >= asked + 3)
+    eventually(lambda: len(hook.asked) >= asked + 3, LONGER)
     assert jobs.phase("expired") == "Succeeded"
     # More time ends the complaint.
     jobs.patch("expired", runPolicy={"ttlSecondsAfterFinished": 600})

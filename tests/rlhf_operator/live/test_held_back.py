@@ -180,7 +180,7 @@ def test_an_attempt_that_has_lost_its_owner_is_seen_to_its_end(
         jobs.run("orphan", attempt=2)
         found = jobs.reaches("orphan", "Running", attempt=2)
         assert (found["restarts"], found["disruptions"]) == (1, 0)
-        assert ("Warning", "Crashed") in jobs.events("orphan")
+        jobs.wait_for_events("orphan", ("Warning", "Crashed"))
         assert ("Warning", "Disrupted") not in jobs.events("orphan")
     finally:
         second.end_well()

@@ -44,7 +44,7 @@ def test_no_second_gang_is_made_beside_a_hidden_one_which_is_suspended(
     hidden(jobs, "veiled")
     jobs.patch("veiled", suspend=True)
     eventually(lambda: jobs.phase("veiled") == "Suspended")
-    assert is_gone(jobs, "veiled")
+    eventually(lambda: is_gone(jobs, "veiled"))
     assert jobs.stage("veiled")["attempt"] == 1
     assert jobs.stage("veiled")["restarts"] == 0
     jobs.patch("veiled", suspend=False)

@@ -70,10 +70,12 @@ def test_trainers_that_are_done_end_the_stage_though_what_is_beside_them_fails(
     """The second pod's proxy fails, too, or runs on until the Job controller ends it."""
     policy = {"maxRestarts": 0}
     jobs.create("failed", stages={"sft": stage(nodes=2, batchSize=32)}, runPolicy=policy)
+    jobs.wait_for_pods("failed", n=2)
+    for pod in jobs.pods("failed"):
+        jobs.bind(pod)
     jobs.run("failed", n=2)
     jobs.reaches("failed", "Running")
     first, other = jobs.pods("failed")
-    jobs.bind(other)
     result = jobs.result("failed", "sft", 1, 0)
     jobs.end_trainer(other, 0, result, PROXY, second)
     jobs.end_trainer(first, 0, result, PROXY, 1)

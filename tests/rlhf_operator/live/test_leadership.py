@@ -114,6 +114,17 @@ def spec_of(jobs: Jobs) -> Any:
     return leases.read_namespaced_lease(LEASE, jobs.namespace).spec
 
 
+def lease_creations(jobs: Jobs) -> int:
+    """How often an operator has made the Lease."""
+    assert jobs.access.own is not None
+    return sum(
+        event["verb"] == "create"
+        and event["userAgent"].startswith("rlhf-operator")
+        and event["requestURI"].endswith(f"/namespaces/{jobs.namespace}/leases")
+        for event in jobs.access.own.audit_events()
+    )
+
+
 def holder(operator: OperatorProcess) -> str:
     return f"operator-{operator.port}"
 
@@ -157,7 +168,7 @@ def test_a_killed_leader_is_followed(
         first.end(signal.SIGKILL)
         killed = time.monotonic()
         jobs.finish("orphan")
-        eventually(lambda: jobs.phase("orphan") == "Succeeded")
+        eventually(lambda: jobs.phase("orphan") == "Succeeded", LONG)
         say(f"taken over after {time.monotonic() - killed:.1f} s")
         assert jobs.stage("orphan")["attempt"] == 1
     finally:
@@ -171,7 +182,7 @@ def test_a_leader_whose_renewals_hang_stops_before_another_leads(
     with two(jobs.access, jobs.namespace, tmp_path, proxy) as (first, second):
         hung = datetime.now()
         proxy.hang()
-        eventually(lambda: " leads" in second.log.read_text())
+        eventually(lambda: " leads" in second.log.read_text(), LONG)
         took = said_at(second, " leads")
         told, stopped = said_at(first, STOPPING), said_at(first, *STOPPED)
         say(
@@ -213,11 +224,13 @@ def test_refused_connections_end_nobody(
                 control_plane, jobs.namespace, tmp_path, kubeconfig=str(other.kubeconfig)
             )
             eventually(lambda: looks(control_plane, jobs.namespace) > seen)
-            for each in (proxy, other):
+            # One after the other: the leader's work ends when its renewals fail for seconds.
+            for each, operator, complaint in (
+                (proxy, first, "is not renewed: "),
+                (other, second, "is not taken: "),
+            ):
                 each.refuse()
-            eventually(lambda: "is not renewed: " in first.log.read_text())
-            eventually(lambda: "is not taken: " in second.log.read_text())
-            for each in (proxy, other):
+                eventually(lambda o=operator, c=complaint: c in o.log.read_text())
                 each.accept()
             before = spec_of(jobs).renew_time
             eventually(lambda: spec_of(jobs).renew_time > before)
@@ -276,7 +289,8 @@ def test_the_lease_goes_with_the_deployment(
         assert (owner.kind, owner.name, owner.uid) == ("Deployment", LEASE, uid)
         # The operator still runs then, and makes a Lease that is lost to it again.
         client.AppsV1Api(jobs.access.api).delete_namespaced_deployment(LEASE, jobs.namespace)
-        time.sleep(3)
+        # That one goes, too, maybe before anybody could look at it.
+        eventually(lambda: lease_creations(jobs))
     finally:
         assert operator.end() == 0
     found = ("get", "lease", LEASE, "-n", jobs.namespace)

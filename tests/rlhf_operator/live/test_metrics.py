@@ -15,6 +15,8 @@ from rlhf_api.metrics import Metric, metric_name
 from rlhf_api.names import GuardrailRule
 
 KEEP_SECONDS = 20
+LONG = 180.0
+"""Seconds: many times KEEP_SECONDS, or what it takes to follow a leader that was killed."""
 KL = GuardrailRule.KL_ABOVE_LIMIT
 PPO = {"ppo": stage(rewardModel={"uri": "hf://org/reward"})}
 VALUE, THRESHOLD = 12.5, 10.0
@@ -106,7 +108,7 @@ def test_a_job_is_told_while_it_runs_and_for_a_time_after_it_failed(
         ended = {"stage": "ppo", "outcome": "Failed"}
         assert operator.metric("rlhf_operator_stage_duration_seconds_count", **ended) == 1
         assert faults(operator.get("/metrics")[1]) == ""
-        eventually(lambda: "drifts" not in operator.get("/metrics")[1])
+        eventually(lambda: "drifts" not in operator.get("/metrics")[1], LONG)
         assert operator.metric("rlhf_operator_jobs", phase="Failed") == 1
 
 
@@ -135,7 +137,9 @@ def test_a_new_leader_tells_the_same_and_one_that_waits_tells_of_no_job(
         with operating(jobs, tmp_path) as leader, operating(jobs, tmp_path) as second:
             both = (leader, second)
             eventually(
-                lambda: any(each.metric("rlhf_operator_leader") for each in both), not_yet=OSError
+                lambda: any(each.metric("rlhf_operator_leader") for each in both),
+                LONG,
+                not_yet=OSError,
             )
             if not leader.metric("rlhf_operator_leader"):
                 leader, second = second, leader

@@ -207,3 +207,27 @@ def test_a_job_that_may_not_be_asked_for_is_neither_lost_nor_in_the_way(
     jobs.patch("unread", suspend=False)
     jobs.run("unread", attempt=2)
     jobs.reaches("unread", "Running", attempt=2)
+
+
+def test_a_job_out_of_sight_that_may_not_be_asked_for_trains_on(
+    rights: Rights, limited: OperatorProcess, jobs: Jobs
+) -> None:
+    """Neither before it was read for the first time nor after that is another one made."""
+    jobs.create("veiled")
+    jobs.run("veiled")
+    jobs.reaches("veiled", "Running")
+    rights.without(jobs="get")
+    jobs.relabel("veiled-sft-1", None)
+    for _ in range(2):
+        eventually(lambda: jobs.condition("veiled", "ChildrenReady")["reason"] == "Forbidden")
+        told = jobs.condition("veiled", "ChildrenReady")["message"]
+        assert told.startswith("reading Job veiled-sft-1: ")
+        rights.without()
+        eventually(lambda: jobs.condition("veiled", "ChildrenReady")["status"] == "True", LONG)
+        assert jobs.condition("veiled", "ChildrenIntact")["reason"] == "ChildChanged"
+        rights.without(jobs="get")
+    found = jobs.stage("veiled")
+    assert (found["state"], found["attempt"], found["restarts"]) == ("Running", 1, 0)
+    jobs.finish("veiled")
+    rights.without()
+    eventually(lambda: jobs.phase("veiled") == "Succeeded", LONG)

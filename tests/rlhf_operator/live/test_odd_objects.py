@@ -1,12 +1,15 @@
 """Objects, numbers and pods that others put in the operator's way: told, and no obstacle."""
 
 import json
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from operating import Jobs, OperatorProcess, Raw, children_ready, eventually, now
 from rank_zero import RankZero
+from staged_causes import Diary
 
 from rlhf_api.names import Label
 
@@ -157,21 +160,23 @@ def test_copies_called_as_attempts_are_left_alone_and_stand_in_for_none(
     assert kept == set(copies)
     for name in copies:
         jobs.batch.delete_namespaced_job(name, jobs.namespace, propagation_policy="Background")
-    eventually(lambda: jobs.stage("twin").get("reason") == "PodsPending", 90.0)
+    jobs.wait_for_pods("twin", attempt=2, seconds=90.0)
     (image,) = {pod.spec.containers[0].image for pod in jobs.pods("twin", attempt=2)}
     assert image == "registry.test/trainer:1"
     eventually(lambda: jobs.condition("twin", "ChildrenIntact")["status"] == "True")
 
 
 def test_deadline_and_ttl_hold_beside_odd_children(operator: OperatorProcess, jobs: Jobs) -> None:
-    policy = {"activeDeadlineSeconds": 4, "ttlSecondsAfterFinished": 4}
-    jobs.create("short", runPolicy=policy)
+    jobs.create("short")
     jobs.run("short")
     jobs.reaches("short", "Running")
     foreign_job(jobs, "beside", labels(jobs, "short"))
     change_labels(jobs, "short-sft-1", stage="dpo", job=None)
     named(jobs, "short", "Job beside", "is 'dpo'", "rlhf.dev/job is missing")
+    limits = {"activeDeadlineSeconds": 1}
+    jobs.patch("short", runPolicy=limits)
     eventually(lambda: jobs.stage("short").get("reason") == "DeadlineExceeded")
+    jobs.patch("short", runPolicy=limits | {"ttlSecondsAfterFinished": 1})
     where = jobs.access.kubectl
     eventually(lambda: "short" not in where("get", "-n", jobs.namespace, "rlhf").stdout)
     assert jobs.batch.read_namespaced_job("beside", jobs.namespace).spec.suspend
@@ -231,18 +236,26 @@ def test_numbers_of_a_pod_do_not_keep_a_job_from_being_suspended(
         eventually(lambda: jobs.phase("wild") == "Suspended")
 
 
+def stage_of(job: Raw) -> Raw:
+    found: Raw = job.get("status", {}).get("stages", {}).get("sft", {})
+    return found
+
+
 def test_numbers_of_a_result_do_not_keep_a_job_from_being_suspended(
-    operator: OperatorProcess, jobs: Jobs
+    operator: OperatorProcess, jobs: Jobs, tmp_path: Path
 ) -> None:
-    jobs.create("last")
+    made = jobs.create("last")
     jobs.run("last")
     jobs.reaches("last", "Running")
     numbers = {"step": HUGE, "totalSteps": -1, "lastCheckpointStep": HUGE, "metrics": {"kl": HUGE}}
     rows = {"rows": {"dataset": {"kept": HUGE}}}
     verdict = {"rule": "NegativeKL", "action": "Observe", "step": HUGE, "threshold": 0}
     told = jobs.result("last", "sft", 1, 1, **numbers, **rows, verdicts=[verdict])
-    jobs.finish("last", code=1, message=told)
-    found = jobs.reaches("last", "Restarting")
+    # The next attempt starts within seconds.
+    with closing(Diary(jobs, made, tmp_path / "last.versions")) as diary:
+        jobs.finish("last", code=1, message=told)
+        version = diary.first(lambda job: stage_of(job).get("state") == "Restarting")
+    found = stage_of(version)
     assert found["lastCheckpointStep"] == found["rows"]["dataset"]["kept"] == 2_147_483_647
     assert found["verdicts"]["NegativeKL"].endswith("at update 2147483647")
     jobs.patch("last", suspend=True)

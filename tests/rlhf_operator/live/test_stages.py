@@ -31,7 +31,7 @@ def test_three_stages_succeed_one_after_another(operator: OperatorProcess, jobs:
     jobs.access.kubectl(
         "wait", "--for=condition=Succeeded", "--timeout=5s", "-n", jobs.namespace, "rlhf/whole"
     )
-    assert ("Normal", "StagesComplete") in jobs.events("whole")
+    jobs.wait_for_events("whole", ("Normal", "StagesComplete"))
     status = jobs.get("whole")["status"]
     assert status["observedGeneration"] == 1
     assert status["summary"]["progress"] == "100%"
@@ -39,6 +39,9 @@ def test_three_stages_succeed_one_after_another(operator: OperatorProcess, jobs:
 
 def test_a_crashed_gang_restarts_as_a_whole(operator: OperatorProcess, jobs: Jobs) -> None:
     jobs.create("crash", stages={"sft": stage(nodes=2)})
+    jobs.wait_for_pods("crash", n=2)
+    for pod in jobs.pods("crash"):
+        jobs.bind(pod)
     jobs.run("crash", n=2)
     jobs.reaches("crash", "Running")
     first, second = jobs.pods("crash")
@@ -47,7 +50,7 @@ def test_a_crashed_gang_restarts_as_a_whole(operator: OperatorProcess, jobs: Job
     jobs.run("crash", attempt=2, n=2)
     found = jobs.reaches("crash", "Running", attempt=2)
     assert (found["restarts"], found["disruptions"]) == (1, 0)
-    assert ("Warning", "Crashed") in jobs.events("crash")
+    jobs.wait_for_events("crash", ("Warning", "Crashed"))
     jobs.finish("crash", attempt=2)
     eventually(lambda: jobs.phase("crash") == "Succeeded")
 
@@ -119,7 +122,7 @@ def test_a_guardrail_suspends_until_a_person_resumes(operator: OperatorProcess, 
     assert "12.5 against a threshold of 10 at update 4" in suspended["message"]
     healthy = jobs.condition("guarded", "Healthy")
     assert (healthy["status"], healthy["reason"]) == ("False", "KLAboveLimit")
-    assert {("Warning", "Guardrail"), ("Warning", "KLAboveLimit")} <= set(jobs.events("guarded"))
+    jobs.wait_for_events("guarded", ("Warning", "Guardrail"), ("Warning", "KLAboveLimit"))
     time.sleep(2)
     assert not jobs.pods("guarded", "ppo", attempt=2)
     jobs.patch("guarded", suspend=True)

@@ -153,7 +153,7 @@ def test_a_crd_that_is_not_there_yet_and_goes_and_comes_back(jobs: Jobs, start: 
             assert_well(operator)
             if number == 0:
                 jobs.access.kubectl(*delete)
-        assert operator.log.read_text().count(f"not watched: {told}") == 2
+        assert operator.log.read_text().count(f"not watched: {told}") >= 2
     finally:
         jobs.access.kubectl(*apply)
         eventually(served)

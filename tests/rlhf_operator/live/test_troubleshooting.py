@@ -72,7 +72,7 @@ def test_a_refusal_that_lasts_is_told_once(
         )
 
     first, begun = eventually(found), tries()
-    eventually(lambda: tries() >= begun + 2, seconds=120)
+    eventually(lambda: tries() >= begun + 2, seconds=180)
     assert found() == first
     told = [each for each in events_of(scene) if each.reason == first["reason"]]
     assert [each.count for each in told] == [1]

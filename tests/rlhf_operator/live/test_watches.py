@@ -13,6 +13,7 @@ from api_proxy import ApiProxy, Call, Predicate, error_event, gone, list_of, wat
 from operating import Jobs, OperatorProcess, eventually, stage
 
 from rlhf_api.names import OPERATOR_NAME
+from rlhf_operator.memory import LACKING_SECONDS
 
 PLURALS = ("rlhfjobs", "jobs", "pods")
 SOON = 60.0
@@ -191,8 +192,9 @@ def test_an_rlhfjob_deleted_unseen_is_forgotten(
             proxy.expire(watch_of(plural))
     proxy.release(down)
     # The pass in which everything that was kept of the job is forgotten.
-    eventually(lambda: operator.metric(PASSES) == passes + 1)
+    eventually(lambda: operator.metric(PASSES) > passes)
     eventually(lambda: proxy.watching(any_watch) == len(PLURALS))
+    assert operator.metric(PASSES) == passes + 1
     assert not written(proxy, before)
     run_to_the_end(jobs, "gone")
 
@@ -280,12 +282,16 @@ def test_an_empty_answer_about_the_namespace_does_not_end_its_watch(
 
 def test_the_echo_of_own_writes_starts_no_pass(jobs: Jobs, proxy: ApiProxy, start: Start) -> None:
     operator = ready(start())
+    # So that no echo comes before the answer, however long that takes to be read.
+    late = proxy.delay(watch_of("rlhfjobs"), 3.0)
     for number in range(3):
         # Nothing but the status is written for a job that is suspended.
         jobs.create(f"still-{number}", suspend=True)
+    for number in range(3):
         eventually(lambda name=f"still-{number}": jobs.phase(name) == "Suspended")
-    time.sleep(1)
+    time.sleep(5)
     assert operator.metric(PASSES) == 3
+    proxy.release(late)
     # An event that the store knows already: kopf lists all anew.
     listed = len(proxy.calls)
     assert proxy.inject(any_watch, gone()) == len(PLURALS)
@@ -320,6 +326,7 @@ def test_few_passes_for_three_stages_and_no_reads_at_rest(
     jobs: Jobs, proxy: ApiProxy, start: Start, say: Callable[[str], None]
 ) -> None:
     operator = ready(start())
+    started = time.monotonic()
     jobs.create("whole", stages={"sft": stage(), "reward": stage(), "ppo": PPO})
     for name in ("sft", "reward", "ppo"):
         jobs.run("whole", name)
@@ -330,6 +337,9 @@ def test_few_passes_for_three_stages_and_no_reads_at_rest(
     jobs.create("resting")
     jobs.run("resting")
     jobs.reaches("resting", "Running")
+    passes = operator.metric(PASSES)
+    # A start is looked at again when it has waited so long.
+    waits = (time.monotonic() - started) // LACKING_SECONDS
 
     # The namespace itself is looked for now and then.
     def calls() -> list[str]:
@@ -345,10 +355,9 @@ def test_few_passes_for_three_stages_and_no_reads_at_rest(
         return len(calls()) == before and operator.metric(PASSES) - passes <= 1
 
     eventually(rests, 120, what=lambda: f"20 s without a call; the last ones are {calls()[-5:]}")
-    passes = operator.metric(PASSES)
     say(f"{passes:.0f} passes")
     # Each stage: made; pods come, run and end; three or four writes of the Job controller.
-    assert passes <= 4 * 10 + 1
+    assert passes <= 4 * 10 + 1 + waits
 
 
 def test_a_rolling_update_of_two_replicas_goes_through(
