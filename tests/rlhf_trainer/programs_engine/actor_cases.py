@@ -119,7 +119,7 @@ def gradients(
             module = cases.actor(folder, torch.bfloat16)
             model = train(module, spec, ranks, learning_rate=1.0)
             before = exact(model)
-            parts = parts_of(mine, len(everything) // count // ranks.world_size or 1)
+            parts = parts_of(mine, len(everything) // count // ranks.world_size or 1, len)
             for index, part in enumerate(parts):
                 loss = cases.loss_of(model, part, tokens_of(everything)).loss
                 model.accumulate(loss, last=index == len(parts) - 1)

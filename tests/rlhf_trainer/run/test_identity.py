@@ -87,7 +87,7 @@ def test_a_folder_is_all_of_its_files(rows: Path) -> None:
     before = key(rows, "")
     shutil.copy(rows / "rows.jsonl", rows / "more.jsonl")
     both = key(rows, "")
-    (rows / "notes.txt").write_text("no rows")
+    (rows / "NOTES.md").write_text("no rows")
     assert key(rows, "") == both != before
     (rows / "more.jsonl").rename(rows / "zzz.jsonl")
     assert key(rows, "") != both
