@@ -168,16 +168,12 @@ class Runner:
 
     def _without_reason(self, event: Event) -> Event:
         """The event of a failure without the reason, which the command tells once, as its end."""
-        status = self.job.status
-        for name, stage in stages_of(status).items():
+        for name, stage in stages_of(self.job.status).items():
             if (
                 stage.state is StageState.FAILED
                 and event.message == f"stage {name}: {stage.message}"
             ):
                 return replace(event, message=f"stage {name} has failed")
-        failed = find_condition(status.conditions, ConditionType.FAILED)
-        if failed is not None and failed.status == "True" and event.message == failed.message:
-            return replace(event, message="the job has failed")
         return event
 
     def _is_told_elsewhere(self, event: Event) -> bool:

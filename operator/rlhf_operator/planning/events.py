@@ -27,11 +27,6 @@ class Event:
 
 def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
     """One Event for each transition from `old` to `new`."""
-    # A job of one stage fails in the words of the stage, which are told once.
-    yield from dict.fromkeys(_transitions(old, new))
-
-
-def _transitions(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
     for name in StageName:
         before, after = getattr(old.stages, name), getattr(new.stages, name)
         if after is not None:
@@ -42,9 +37,17 @@ def _transitions(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
         after_turn = find_condition(new.conditions, kind)
         if after_turn is None or is_true(old.conditions, kind) == (after_turn.status == "True"):
             continue
+        if kind is ConditionType.FAILED and _has_failed_stage(new):
+            # It turns when nothing runs any more, in the words that the stages were told in.
+            continue
         severe = kind is ConditionType.FAILED or after_turn.reason is Reason.GUARDRAIL
         yield Event("Warning" if severe else "Normal", after_turn.reason, after_turn.message)
     yield from _health_events(old, new)
+
+
+def _has_failed_stage(status: RLHFJobStatus) -> bool:
+    stages = (getattr(status.stages, name) for name in StageName)
+    return any(stage is not None and stage.state is StageState.FAILED for stage in stages)
 
 
 def _children_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from cluster.control_plane import ControlPlane
 from operating import Jobs, OperatorProcess, eventually, stage
 from waiting import is_still
@@ -223,3 +224,29 @@ def test_few_writes_and_none_at_rest(
         lambda: is_still(lambda: len(writes()), 12),
         what=lambda: f"12 s without a write; the last ones are {writes()[-5:]}",
     )
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("pendingDeadlineSeconds", "PendingDeadlineExceeded"),
+        ("stageDeadlineSeconds", "DeadlineExceeded"),
+    ],
+)
+def test_a_failure_is_told_once_though_its_pod_is_still_there(
+    operator: OperatorProcess, jobs: Jobs, limit: str, reason: str
+) -> None:
+    jobs.create("late")
+    jobs.wait_for_pods("late")
+    (pod,) = jobs.pods("late")
+    jobs.bind(pod)
+    jobs.patch("late", runPolicy={limit: 1})
+    jobs.reaches("late", "Failed")
+    assert jobs.condition("late", "Failed") == {}
+    jobs.remove_pod(pod)
+    eventually(lambda: jobs.phase("late") == "Failed")
+    assert jobs.condition("late", "Failed")["reason"] == reason
+    # Events are made in the order in which they are told.
+    jobs.create("next")
+    eventually(lambda: ("Normal", "Created") in jobs.events("next"))
+    assert jobs.events("late").count(("Warning", reason)) == 1

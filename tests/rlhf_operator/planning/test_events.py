@@ -1,13 +1,14 @@
 """Events tell of each transition once, and of nothing that has not happened."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rlhf_api.names import Reason, StageName
 from rlhf_operator.planning.events import derive_events
-from rlhf_operator.planning.observed import Oddity, Refusal
+from rlhf_operator.planning.observed import Oddity, ProcessPhase, Refusal
 
 MakeTrial = Callable[..., Any]
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
@@ -98,6 +99,65 @@ def test_work_that_fails_while_it_is_suspended_is_told(trial: MakeTrial) -> None
     t.end("sft", 65, said={"reason": Reason.DATA_ERROR})
     t.look()
     assert reasons(t) == ["DataError"]
+
+
+def denied(t: Any) -> None:
+    t.refusals[StageName.SFT, 1] = Refusal(Reason.INVALID_POD, "it is wrong", final=True)
+
+
+def waits(t: Any) -> None:
+    t.put("sft", processes=(t.process("sft", reason=Reason.IMAGE_PULL, message="no image x"),))
+
+
+def one_of_two(t: Any) -> None:
+    """Rank 0 has failed, and rank 1 saves."""
+    saves = t.process("sft", index=1, phase=ProcessPhase.RUNNING)
+    t.end("sft", 65, said={"reason": Reason.DATA_ERROR})
+    (first,) = t.attempts[StageName.SFT, 1].processes
+    t.put("sft", processes=(first, saves), failed=False)
+
+
+def beside_a_proxy(t: Any) -> None:
+    t.end("sft", 65, said={"reason": Reason.DATA_ERROR})
+    (process,) = t.attempts[StageName.SFT, 1].processes
+    t.put("sft", processes=(replace(process, beside=("proxy",)),))
+
+
+@pytest.mark.parametrize("names", [("sft",), ("sft", "reward")])
+@pytest.mark.parametrize(
+    ("begin", "limits", "reason"),
+    [
+        (denied, {}, Reason.INVALID_POD),
+        (waits, {"pendingDeadlineSeconds": 30}, Reason.PENDING_DEADLINE_EXCEEDED),
+        (waits, {"activeDeadlineSeconds": 30}, Reason.DEADLINE_EXCEEDED),
+        (waits, {"stageDeadlineSeconds": 30}, Reason.DEADLINE_EXCEEDED),
+        (one_of_two, {}, Reason.DATA_ERROR),
+        (beside_a_proxy, {}, Reason.DATA_ERROR),
+    ],
+)
+def test_a_failure_is_told_once_however_long_its_gang_is_there(
+    trial: MakeTrial,
+    names: tuple[str, ...],
+    begin: Callable[[Any], None],
+    limits: dict[str, int],
+    reason: Reason,
+) -> None:
+    t = trial(stages=dict.fromkeys(names, BASE), runPolicy=limits)
+    t.look()
+    begin(t)
+    found = []
+    for seconds in (1, 40, 40):
+        found += t.look(seconds).events
+    t.attempts.clear()
+    for seconds in (1, 40):
+        found += t.look(seconds).events
+    assert t.condition("Failed").reason is reason
+    of_sft = [each for each in found if each.message.startswith("stage sft: ")]
+    assert [each.reason for each in of_sft if each.reason != "Created"] == [
+        *([Reason.IMAGE_PULL] if begin is waits else []),
+        reason,
+    ]
+    assert len({(each.reason, each.message) for each in found}) == len(found)
 
 
 def odd(reason: Reason, text: str = "is odd") -> tuple[Oddity, ...]:
