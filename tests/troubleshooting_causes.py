@@ -134,7 +134,8 @@ CAUSES = (
         _RUNNING,
         Reason.IMAGE_PULL,
         staged.image,
-        "A node cannot pull the trainer's image. It goes on trying.",
+        "A node cannot pull the trainer's image: it is not there, its registry does not answer, or "
+        "its signature is refused. The node goes on trying.",
         "Push the image, or name in a new job another `image` or `template.imagePullSecrets`. "
         "`kubectl describe pod` has the registry's words.",
     ),
@@ -213,7 +214,8 @@ CAUSES = (
         _RUNNING,
         Reason.PREEMPTED,
         staged.preempted,
-        "A pod of higher priority takes the room. The pod saves a checkpoint, and the gang starts"
+        "A pod of higher priority, or one that the node itself needs, takes the room. "
+        "The pod saves a checkpoint, and the gang starts"
         f" anew where there is room, {_COUNTED}.",
         "Nothing, or a higher `priorityClassName` in the next job. `runPolicy.maxDisruptions` "
         "bounds how often.",

@@ -19,10 +19,19 @@ _OF_TARGET = {
 }
 """Of the reasons of a pod's condition DisruptionTarget."""
 _BY_KUBELET = "TerminationByKubelet"
+_PREEMPTING = "Preempting"
+"""Reason of the pod's status, and of the Event, where a kubelet makes room for a critical pod."""
+_OF_KUBELET = {
+    EVICTED: Reason.NODE_PRESSURE,
+    _PREEMPTING: Reason.PREEMPTED,
+    "Terminated": Reason.NODE_SHUTDOWN,
+}
+"""Of the reasons of a pod's status, where its kubelet ended it."""
 _BY_TAINT = "DeletionByTaintManager"
 
 _OF_EVENTS = {
     "Preempted": Reason.PREEMPTED,
+    _PREEMPTING: Reason.PREEMPTED,
     "TaintManagerEviction": Reason.DRAINED,
     EVICTED: Reason.EVICTED,
     "NodeNotReady": Reason.NODE_LOST,
@@ -44,10 +53,10 @@ def disruption_reason(status: Raw, target: Raw, *, unready: bool, silent: bool) 
         return Reason.NODE_LOST if silent else None
     why = target.get("reason")
     if why == _BY_KUBELET:
-        if status.get("reason") != EVICTED:
-            return Reason.NODE_SHUTDOWN
-        own = remedy_of_limit(status.get("message"))
-        return Reason.NODE_PRESSURE if own is None else None
+        told = status.get("reason")
+        if told == EVICTED and remedy_of_limit(status.get("message")) is not None:
+            return None
+        return _OF_KUBELET.get(str(told), Reason.DISRUPTED)
     if why == _BY_TAINT and unready:
         # The taint is that of a node which does not answer.
         return Reason.NODE_LOST

@@ -22,8 +22,8 @@ Raw = dict[str, Any]
 MOST_CHARACTERS = 1000
 """Of a text that is no result."""
 _FIRST_SIGNAL_CODE = 128
-_PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull")
-_INVALID_IMAGE = "InvalidImageName"
+_PULL_REASONS = re.compile(r"(?:Err)?Image.*|RegistryUnavailable|SignatureValidationFailed")
+_INVALID_IMAGE, _IMAGE_UNREAD = "InvalidImageName", "ImageInspectError"
 _ON_THE_WAY = ("ContainerCreating", "PodInitializing")
 """Why a container waits that nothing is wrong with."""
 _START_FAILURES = ("StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError")
@@ -55,7 +55,8 @@ class Told:
         result: the trainer's last word; None if it left nothing that can be read.
         reason: why it waits or ended in the platform's view, if that says more than the exit code.
         message: the same in a sentence, or what the trainer left in place of a result.
-        patient: whether another try soon cannot help, since the trainer has not run.
+        patient: whether another try soon cannot help, since the trainer has not run, or is of
+            another release.
     """
 
     result: StageResult | None = None
@@ -123,7 +124,9 @@ def _ended(name: str, ended: Raw) -> Told:
     try:
         result = StageResult.from_message(ended.get("message") or "")
     except ContractVersionError as error:
-        return Told(reason=Reason.CONTRACT_VERSION, message=f"pod {name}: {error}")
+        # The next attempt takes the same image, unless the operator is just being replaced.
+        said = f"pod {name}: {error}"
+        return Told(reason=Reason.CONTRACT_VERSION, message=said, patient=True)
     if result is not None:
         return Told(result)
     # Our trainer is silent only where a signal ended it.
@@ -166,16 +169,9 @@ def _waiting(pod: Raw) -> Told:
     for container in (trainer_of(pod), *_others(status)):
         waiting = (container.get("state") or {}).get("waiting") or {}
         who = "" if container.get("name") == TRAINER else f"container {container.get('name')}: "
-        if waiting.get("reason") == _INVALID_IMAGE:
-            image, own = container.get("image", ""), not who
-            remedy = "correct spec.image in a new job" if own else "correct what adds the container"
-            said = f"pod {name}: {who}image {image} is no valid name of an image; {remedy}"
-            return Told(reason=Reason.IMAGE_PULL, message=said)
-        if waiting.get("reason") in _PULL_REASONS:
-            # The kubelet's own text changes with every try, and so would status.
-            image = container.get("image", "")
-            remedy = "correct spec.image, push the image or give imagePullSecrets"
-            said = f"pod {name}: {who}image {image} cannot be pulled; {remedy}"
+        unavailable = _image_unavailable(waiting.get("reason"), own=not who)
+        if unavailable is not None:
+            said = f"pod {name}: {who}image {container.get('image', '')} {unavailable}"
             return Told(reason=Reason.IMAGE_PULL, message=said)
         if waiting.get("reason") and waiting["reason"] not in _ON_THE_WAY:
             return _hindered(f"pod {name}: {who}", waiting)
@@ -185,6 +181,24 @@ def _waiting(pod: Raw) -> Told:
         said = f"pod {name} cannot be scheduled: {_unsuited(scheduled.get('message'))}"
         return Told(reason=Reason.UNSCHEDULABLE, message=said)
     return Told()
+
+
+def _image_unavailable(why: str | None, *, own: bool) -> str | None:
+    """What is wrong with the image of a container that waits, and what to do about it.
+
+    Args:
+        why: the kubelet's reason.
+        own: whether the container is the trainer's.
+    """
+    if why == _INVALID_IMAGE:
+        remedy = "correct spec.image in a new job" if own else "correct what adds the container"
+        return f"is no valid name of an image; {remedy}"
+    if why == _IMAGE_UNREAD:
+        return "cannot be read on its node; remove it there, so that it is pulled anew"
+    if why is not None and _PULL_REASONS.fullmatch(why):
+        # The kubelet's own reason and text change with every try, and so would status.
+        return "cannot be pulled; correct spec.image, push the image or give imagePullSecrets"
+    return None
 
 
 def _hindered(who: str, waiting: Raw) -> Told:

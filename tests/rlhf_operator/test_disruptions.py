@@ -53,6 +53,9 @@ def ending(why: str, *, since: float | None = None, **status: Any) -> Raw:
             Reason.NODE_PRESSURE,
         ),
         (ending("TerminationByKubelet", reason="Terminated"), Reason.NODE_SHUTDOWN),
+        (ending("TerminationByKubelet", reason="Preempting"), Reason.PREEMPTED),
+        (ending("TerminationByKubelet", reason="InventedLater"), Reason.DISRUPTED),
+        (ending("TerminationByKubelet"), Reason.DISRUPTED),
         (ending("InventedLater"), Reason.DISRUPTED),
         (make_pod(conditions=[ready(False, since=40)]), Reason.NODE_LOST),
     ],
@@ -76,6 +79,7 @@ def test_a_pod_that_is_ended_says_why(pod: Raw, reason: Reason) -> None:
     ("told", "reason"),
     [
         ("Preempted", Reason.PREEMPTED),
+        ("Preempting: Preempted in order to admit critical pod", Reason.PREEMPTED),
         ("TaintManagerEviction", Reason.DRAINED),
         ("NodeNotReady", Reason.NODE_LOST),
         ("Evicted", Reason.EVICTED),
@@ -90,6 +94,28 @@ def test_the_events_of_a_pod_that_is_gone_say_why(told: str, reason: Reason) -> 
     found = vanished_pod("demo-sft-3", [event | {"message": message}])
     assert found is not None
     assert (found.disrupted, found.reason) == (True, reason)
+
+
+@pytest.mark.parametrize(
+    ("why", "message"),
+    [
+        ("Evicted", f"{PRESSED} {USE}"),
+        ("Evicted", "The node had condition: [DiskPressure]. "),
+        ("Preempting", "Preempted in order to admit critical pod"),
+        *[("Evicted", message) for message in LIMITS],
+    ],
+)
+def test_what_a_kubelet_ends_has_one_reason_while_it_is_there_and_when_it_is_gone(
+    why: str, message: str
+) -> None:
+    pod = ending("TerminationByKubelet", phase="Failed", reason=why, message=message)
+    pod["status"]["containerStatuses"][1]["state"] = ended(137)
+    (there,) = seen(make_job(("Failed",)), pod).processes
+    about = {"kind": "Pod", "name": there.name}
+    event = {"involvedObject": about, "reason": why, "message": message, "type": "Warning"}
+    gone = vanished_pod("demo-sft-3", [event | {"lastTimestamp": at(3)}])
+    assert gone is not None
+    assert (gone.reason, gone.disrupted) == (there.reason, there.disrupted)
 
 
 @pytest.mark.parametrize("message", LIMITS)

@@ -110,6 +110,34 @@ def test_a_container_that_would_run_as_root_is_told_to_name_a_user(text: str) ->
     )
 
 
+PULLED = "cannot be pulled; correct spec.image, push the image or give imagePullSecrets"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("ErrImagePull", PULLED),
+        ("ImagePullBackOff", PULLED),
+        ("ErrImageNeverPull", PULLED),
+        ("RegistryUnavailable", PULLED),
+        ("SignatureValidationFailed", PULLED),
+        ("ErrImageInventedLater", PULLED),
+        ("ImageInspectError", "cannot be read on its node; remove it there, so that it is"),
+    ],
+)
+@pytest.mark.parametrize("name", ["trainer", "mesh"])
+def test_an_image_that_a_node_has_not_is_told_as_that(reason: str, said: str, name: str) -> None:
+    found = []
+    for text in ("dial tcp 10.0.0.1:443: i/o timeout", "Back-off pulling image"):
+        state = {"waiting": {"reason": reason, "message": text}}
+        container = trainer(state) | {"name": name}
+        found.append(one(pod("Pending", containers=[container])))
+    assert {each.reason for each in found} == {Reason.IMAGE_PULL}
+    assert len({each.message for each in found}) == 1
+    who = "" if name == "trainer" else f"container {name}: "
+    assert found[0].message.startswith(f"pod demo-sft-3-0-x: {who}image i:1 {said}")
+
+
 def test_an_image_whose_name_is_none_is_to_be_corrected_and_not_pushed() -> None:
     waits = {"waiting": {"reason": "InvalidImageName", "message": "couldn't parse image name"}}
     found = one(pod("Pending", containers=[trainer(waits) | {"image": "A:1"}]))
@@ -237,6 +265,19 @@ def test_a_trainer_that_tells_a_result_is_tried_again_soon() -> None:
     verdict = judge(gang, NOW)
     assert verdict is not None
     assert (verdict.message, verdict.patient) == ("boom", False)
+
+
+@pytest.mark.parametrize("code", [1, 74, 137, 139])
+def test_after_a_result_of_another_contract_the_next_try_is_not_soon(code: int) -> None:
+    foreign = json.dumps(RESULT | {"exitCode": code, "contractVersion": CONTRACT_VERSION + 1})
+    gang = seen(make_job(("Failed",)), make_pod(phase="Failed", state=ended(code, message=foreign)))
+    verdict = judge(gang, NOW)
+    assert verdict is not None
+    assert (verdict.reason, verdict.final, verdict.patient) == (
+        Reason.CONTRACT_VERSION,
+        False,
+        True,
+    )
 
 
 def test_a_long_text_loses_its_beginning_and_what_changes_with_each_try() -> None:

@@ -76,7 +76,8 @@ class ObservedProcess:
         result: what it said at its end; None if it left nothing.
         reason: why it ended in the platform's view, if that says more than the exit code.
         message: the platform's sentence about that, or what it left in place of a result.
-        patient: whether another try soon cannot help, since what trains has not run.
+        patient: whether another try soon cannot help, since what trains has not run, or is of
+            another release.
         disrupted: whether the platform ended it, by preemption, a drain or a lost node.
         lost: whether nobody can say that it ended, since its node does not answer; not waited for.
         terminating: whether it was asked to stop.
