@@ -26,6 +26,10 @@ LINES: Mapping[Reason, str] = {
         "Somebody has changed a child's labels or ownerReferences, or a child lost them: put them "
         "back. The job goes on, but starts nothing beside a Job that has lost its owner."
     ),
+    Reason.CHILD_ENDED: (
+        "A pod, or the batch Job of an attempt, was ended by a limit or a rule that is none of "
+        "the job's own, as an admission policy may set it: change that. Restarted."
+    ),
     Reason.CLAIM_MISSING: "A claim of a `pvc://` URI is not in the namespace: create it.",
     Reason.CONFIG_INVALID: (
         "The configuration, the models' tokens or the memory that is needed do not fit "

@@ -250,6 +250,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     POD_REJECTED = "PodRejected"
     STORAGE_EXCEEDED = "StorageExceeded"
+    CHILD_ENDED = "ChildEnded"
     START_ERROR = "StartError"
     CRASHED = "Crashed"
     DISRUPTED = "Disrupted"

@@ -13,8 +13,8 @@ from rlhf_operator.evictions import EVICTED, remedy_of_limit
 from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, number
 from rlhf_operator.injected import as_trainers_ended, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
-from rlhf_operator.pod_state import told_of, trainer_of
-from rlhf_operator.refusals import refusal_of_pods
+from rlhf_operator.pod_state import CHANGE_WHAT_SETS, told_of, trainer_of
+from rlhf_operator.refusals import refusal_of_pods, steady
 from rlhf_operator.store import Gang
 
 Raw = dict[str, Any]
@@ -22,6 +22,8 @@ Raw = dict[str, Any]
 NODE_SILENCE = timedelta(seconds=30)
 """How long a pod may be not ready though its containers run, or exceed its grace period."""
 
+_POD_FAILED = "BackoffLimitExceeded"
+"""Why a Job fails that tries each pod once."""
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -178,8 +180,18 @@ def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenA
         confirmed=False,
         over="Failed" in true,
         deleting=deleting,
+        ended_by=_ended_by(metadata["name"], failing or {}),
     )
     return SeenAttempt(found, gang, min((at for _, at in seen if at is not None), default=None))
+
+
+def _ended_by(name: str, failing: Raw) -> str:
+    """What the Job controller says of a Job that has failed, unless that is only that a pod has."""
+    why = failing.get("reason")
+    if why in (None, _POD_FAILED):
+        return ""
+    said = ": ".join(each for each in (why, steady(str(failing.get("message") or ""))) if each)
+    return f"Job {name} was ended from outside: {said}; {CHANGE_WHAT_SETS}"
 
 
 def _in_order(gang: Gang) -> list[Raw]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_api.errors import ContractVersionError
-from rlhf_api.names import Reason
+from rlhf_api.names import ExitCode, Reason
 from rlhf_api.v1alpha1 import StageResult
 from rlhf_operator.evictions import EVICTED, remedy_of_limit
 from rlhf_operator.fields import TRAINER
@@ -21,6 +21,7 @@ Raw = dict[str, Any]
 
 MOST_CHARACTERS = 1000
 """Of a text that is no result."""
+CHANGE_WHAT_SETS = "change what sets that on the job's children, as an admission policy may"
 _FIRST_SIGNAL_CODE = 128
 _PULL_REASONS = re.compile(r"(?:Err)?Image.*|RegistryUnavailable|SignatureValidationFailed")
 _INVALID_IMAGE, _IMAGE_UNREAD = "InvalidImageName", "ImageInspectError"
@@ -86,10 +87,15 @@ def told_of(pod: Raw, phase: ProcessPhase | None) -> Told:
         said = f"pod {name} exceeded its memory limit; {memory}"
         return Told(reason=Reason.OUT_OF_MEMORY, message=said)
     has_run = "running" in state or (ended and ended.get("reason") not in _START_FAILURES)
-    evicted = phase is ProcessPhase.FAILED and status.get("reason") == EVICTED
+    failed = phase is ProcessPhase.FAILED and ended.get("exitCode") != 0
+    why = status.get("reason") if failed else None
     limit = remedy_of_limit(status.get("message"))
-    if evicted and ended.get("exitCode") != 0 and (has_run or limit is not None):
+    if why == EVICTED and (has_run or limit is not None):
         return _evicted(name, status, ended, patient=not has_run)
+    if why and has_run and _was_stopped(ended):
+        text = ": ".join(each for each in (why, _line(status.get("message"))) if each)
+        said = f"pod {name} was ended from outside: {text}; {CHANGE_WHAT_SETS}"
+        return Told(_result_of(ended), Reason.CHILD_ENDED, said)
     if ended:
         told, other = _ended(name, ended), _failed_beside(status)
         done = told.result is not None and ended.get("exitCode") == 0
@@ -104,14 +110,24 @@ def told_of(pod: Raw, phase: ProcessPhase | None) -> Told:
 
 def _evicted(name: str, status: Raw, ended: Raw, *, patient: bool) -> Told:
     """The kubelet has ended the pod, for a limit of its own or for what else it says."""
-    result = None
-    with suppress(ContractVersionError):
-        result = StageResult.from_message(ended.get("message") or "")
     limit = remedy_of_limit(status.get("message"))
     reason = Reason.EVICTED if limit is None else Reason.STORAGE_EXCEEDED
     why = _line(status.get("message")).removesuffix(".")
     said = f"pod {name} was evicted: {why}; {limit or 'correct what it exceeded'}"
-    return Told(result, reason, said, patient)
+    return Told(_result_of(ended), reason, said, patient)
+
+
+def _was_stopped(ended: Raw) -> bool:
+    """Whether a signal may have ended the trainer, of which nobody has told it the cause."""
+    code = ended.get("exitCode")
+    return code in (None, ExitCode.STOPPED_WITH_CHECKPOINT) or code > _FIRST_SIGNAL_CODE
+
+
+def _result_of(ended: Raw) -> StageResult | None:
+    """What the trainer said, where that is not what the verdict is about."""
+    with suppress(ContractVersionError):
+        return StageResult.from_message(ended.get("message") or "")
+    return None
 
 
 def _ended(name: str, ended: Raw) -> Told:

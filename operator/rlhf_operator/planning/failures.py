@@ -4,7 +4,7 @@ Called by `stages` for an attempt that shows a failure. Pure; the table of exit 
 `rlhf_api.names`, and what a verdict costs the stage is decided by the caller.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from rlhf_api.names import (
@@ -27,6 +27,9 @@ BACKOFF_FACTOR = 4
 BACKOFF_LIMIT_SECONDS = 300
 PATIENT_BASE_SECONDS = 30
 """Where what trains has not run: whatever keeps it from that is still so a moment later."""
+
+_CAUSES = (FailureClass.DISRUPTED, FailureClass.GUARDRAIL, FailureClass.USER_ERROR)
+"""What does not follow from being killed."""
 
 _STRENGTH = {kind: strength for strength, kind in enumerate(FailureClass)}
 
@@ -81,7 +84,12 @@ def judge(
     if not failed:
         return _without_evidence(attempt)
     evidence = [process for process in failed if _is_evidence(process, attempt)]
-    return _verdict(attempt, min(evidence or failed, key=_weight), written)
+    found = _verdict(attempt, min(evidence or failed, key=_weight), written)
+    crashed = found.failure is FailureClass.CRASH and any(map(_tells, evidence))
+    if attempt.ended_by and found.failure not in _CAUSES and not crashed:
+        # Who was asked to stop does not know why.
+        return replace(found, reason=Reason.CHILD_ENDED, message=attempt.ended_by)
+    return found
 
 
 def gang_wait_end(attempt: ObservedAttempt) -> datetime | None:
@@ -134,6 +142,11 @@ def _is_evidence(process: ObservedProcess, attempt: ObservedAttempt) -> bool:
         # Nothing that is killed ends so.
         return True
     return process.finished_at <= attempt.killed_at
+
+
+def _tells(process: ObservedProcess) -> bool:
+    told = (process.exit_code, process.reason, process.result, process.message or None)
+    return any(each is not None for each in told)
 
 
 def _class_of(process: ObservedProcess) -> FailureClass:
@@ -239,10 +252,11 @@ def _steps_done(attempt: ObservedAttempt, written: StageStatus | None) -> int:
 
 
 def _without_evidence(attempt: ObservedAttempt) -> Verdict:
+    message = f"attempt {attempt.attempt} failed, and nothing of it is left that says why"
     return Verdict(
         failure=FailureClass.CRASH,
-        reason=Reason.CRASHED,
-        message=f"attempt {attempt.attempt} failed, and nothing of it is left that says why",
+        reason=Reason.CHILD_ENDED if attempt.ended_by else Reason.CRASHED,
+        message=attempt.ended_by or message,
         final=False,
         counted=True,
     )

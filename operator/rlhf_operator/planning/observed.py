@@ -133,6 +133,8 @@ class ObservedAttempt:
         over: whether it was given up and none of its processes runs any more, whatever they show.
         deleting: whether it is being deleted, and is gone as soon as its processes are.
         leaves_logs: whether its logs stay when it has to be ended, as files do and pods do not.
+        ended_by: why the platform says that it was given up, with a remedy, where that is not that
+            one of its processes failed; empty if it says no such thing.
         disowned: whether it lacks the owner that says whose it is: it counts, nothing is started
             beside it, and it is left alone.
     """
@@ -153,6 +155,7 @@ class ObservedAttempt:
     over: bool = False
     deleting: bool = False
     leaves_logs: bool = False
+    ended_by: str = ""
     disowned: bool = False
 
     @property

@@ -103,6 +103,38 @@ def test_the_strongest_evidence_speaks(strong: int, weak: int) -> None:
     assert verdict(process(weak, 0, 0), process(strong, 1, 5)).message == f"evidence {strong}"
 
 
+@pytest.mark.parametrize(
+    ("processes", "reason", "counted"),
+    [
+        # Gone, or killed for it; at most a second lies between.
+        ((), Reason.CHILD_ENDED, True),
+        ((failed(143, 6),), Reason.CHILD_ENDED, True),
+        ((failed(143, 5),), Reason.CHILD_ENDED, True),
+        ((failed(137, 6), failed(80, 5, 1)), Reason.CHILD_ENDED, True),
+        ((failed(None, finished_at=None),), Reason.CHILD_ENDED, True),
+        ((failed(75, 6, result=said(75, last_checkpoint_step=9)),), Reason.CHILD_ENDED, False),
+        # Those know better.
+        ((failed(1, 5), failed(143, 6, 1)), Reason.CRASHED, True),
+        ((failed(65, 6),), Reason.DATA_ERROR, True),
+        ((failed(42, 6),), Reason.GUARDRAIL, False),
+        ((failed(143, 6, disrupted=True),), Reason.DISRUPTED, True),
+    ],
+)
+def test_who_was_killed_is_spoken_for_by_the_platform(
+    processes: tuple[ObservedProcess, ...], reason: Reason, counted: bool
+) -> None:
+    killed_at = NOW + timedelta(seconds=5)
+    for ended_by in ("it took too long", ""):
+        found = verdict(*processes, failed=True, killed_at=killed_at, ended_by=ended_by, after=60)
+        assert found.counted == counted
+        if ended_by:
+            assert found.reason is reason
+        assert (found.message == "it took too long") == (
+            bool(ended_by) and reason is Reason.CHILD_ENDED
+        )
+        assert (found.reason is Reason.CHILD_ENDED) == (found.message == "it took too long")
+
+
 def test_of_equals_the_first_speaks_then_the_lowest() -> None:
     late, early = failed(1, 2, 0, message="late"), failed(137, 1, 1, message="early")
     assert verdict(late, early).message == "early"
