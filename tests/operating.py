@@ -155,6 +155,11 @@ class Jobs:
         body = {"metadata": {"labels": {Label.MANAGED_BY: value}}}
         self.batch.patch_namespaced_job(child, self.namespace, body)
 
+    def relabel_pod(self, pod: Any, value: str | None) -> None:
+        """The same of a pod."""
+        body = {"metadata": {"labels": {Label.MANAGED_BY: value}}}
+        self.core.patch_namespaced_pod(pod.metadata.name, self.namespace, body)
+
     def own(self, child: str, owners: list[Raw]) -> list[Raw]:
         """Let these own one of its batch Jobs; gives those that did."""
         path = f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{child}"

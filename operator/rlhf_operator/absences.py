@@ -26,13 +26,19 @@ from rlhf_operator.memory import (
     Memory,
 )
 from rlhf_operator.mounting import before_start, hindered_pod
-from rlhf_operator.observe import SeenAttempt, lacks_pods, refused_pod, vanished_pod
+from rlhf_operator.observe import (
+    SeenAttempt,
+    has_unseen_pods,
+    lacks_pods,
+    refused_pod,
+    vanished_pod,
+)
 from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.observed import ObservedProcess
 from rlhf_operator.planning.plan import is_finished, stages_of
 from rlhf_operator.planning.stages import ACTIVE
 from rlhf_operator.refusals import refusal, steady
-from rlhf_operator.store import Kind, Store
+from rlhf_operator.store import Gang, Kind, Store
 
 Raw = dict[str, Any]
 Processes = tuple[ObservedProcess, ...]
@@ -97,10 +103,41 @@ class Absences:
         elif known is not None:
             self._store.remove(Kind.JOB, known)
 
+    async def find_unwatched_pods(self, job: RLHFJob, memory: Memory) -> datetime | None:
+        """Bring the pods up to date that no watch shows, since they lack our label: they train.
+
+        Their Job counts them. It is watched, and says so when they end.
+
+        Returns:
+            When to look again; None if all that are there are watched.
+        """
+        now, looks = time.monotonic(), {}
+        for found in self._gangs(job):
+            uid = found.job["metadata"]["uid"]
+            hidden = any(not is_watched(pod) for pod in found.pods)
+            # The Job may be seen before the pods that it has just made.
+            if not (hidden or has_unseen_pods(found)):
+                continue
+            looks[uid] = memory.pod_looks.get(uid, now + (0 if hidden else LACKING_SECONDS))
+            if now >= looks[uid]:
+                looks[uid] = now + LACKING_SECONDS
+                try:
+                    await self.list_pods([found.job])
+                except ApiError as error:
+                    # What is known of them stays.
+                    logger.warning("Pods of Job %s: %s", found.job["metadata"]["name"], error)
+        memory.pod_looks = looks
+        if not looks:
+            return None
+        return datetime.now(UTC) + timedelta(seconds=max(0.0, min(looks.values()) - now))
+
+    def _gangs(self, job: RLHFJob) -> list[Gang]:
+        claiming = self._store.claiming_gangs(job.metadata.uid)
+        disowned = (gang for gang in claiming if is_disowned(job, gang.job))
+        return [*self._store.gangs(job.metadata.uid), *disowned]
+
     def _children(self, job: RLHFJob) -> list[Raw]:
-        owned = [gang.job for gang in self._store.gangs(job.metadata.uid)]
-        claiming = [gang.job for gang in self._store.claiming_gangs(job.metadata.uid)]
-        return [*owned, *(raw for raw in claiming if is_disowned(job, raw))]
+        return [gang.job for gang in self._gangs(job)]
 
     async def missing(self, seen: SeenAttempt, memory: Memory) -> tuple[Processes, datetime | None]:
         """The processes of an attempt, with those that there are no pods of, and with what keeps a

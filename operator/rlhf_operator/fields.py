@@ -24,10 +24,10 @@ _METADATA = (
     "deletionGracePeriodSeconds",
 )
 _OWNER = ("uid", "controller")
-_OUR_LABELS = (Label.JOB, Label.JOB_UID)
+_OUR_LABELS = (Label.JOB, Label.JOB_UID, Label.MANAGED_BY)
 _JOB_ANNOTATIONS = (Annotation.CHECKPOINT_STEP, Annotation.GUARDRAILS)
 _JOB_SPEC = ("parallelism", "suspend")
-_JOB_STATUS = ("conditions",)
+_JOB_STATUS = ("active", "conditions")
 _POD_STATUS = ("phase", "podIP", "message", "reason", "conditions")
 _CONTAINER = ("name", "image", "state")
 
@@ -137,7 +137,8 @@ def _trimmed_pod(raw: Raw) -> Raw:
     # Those that are done have no more to tell.
     first = [each for each in first if not _is_done(each)]
     # Those of an attempt are known by its Job.
-    labels = {} if _is_of_own_job(raw) else _only(raw["metadata"].get("labels") or {}, _OUR_LABELS)
+    names = (Label.MANAGED_BY,) if _is_of_own_job(raw) else _OUR_LABELS
+    labels = _only(raw["metadata"].get("labels") or {}, names)
     return {
         "metadata": _metadata(raw)
         | {"annotations": annotations}

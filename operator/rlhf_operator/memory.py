@@ -83,6 +83,7 @@ class Memory:
         refused: the actions, and the reads of Jobs, that were refused and have not been done since.
         lookups: the attempts that lack pods.
         waits: the attempts with a pod on a node that has not begun to start it.
+        pod_looks: of Jobs with pods that no watch shows, when those are listed again.
         remains: what the Events of attempts without pods told, each asked for once.
         unremoved: attempts that are to be removed, until that is done; at first those of which an
             operator before may have left something.
@@ -92,6 +93,7 @@ class Memory:
     refused: dict[ActionId, Refused] = field(default_factory=dict)
     lookups: dict[AttemptId, Lookup] = field(default_factory=dict)
     waits: dict[AttemptId, Lookup] = field(default_factory=dict)
+    pod_looks: dict[str, float] = field(default_factory=dict)
     remains: dict[AttemptId, ObservedProcess | None] = field(default_factory=dict)
     unremoved: set[AttemptId] = field(default_factory=set)
 

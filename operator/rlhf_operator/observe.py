@@ -69,6 +69,18 @@ def lacks_pods(gang: Gang) -> bool:
     return not held and len(pods_by_index(gang)) < job["spec"].get("parallelism", 1)
 
 
+def has_unseen_pods(gang: Gang) -> bool:
+    """Whether the Job controller counts more pods of a Job that run, or will, than are seen."""
+    active = (gang.job.get("status") or {}).get("active") or 0
+    return lacks_pods(gang) and active > sum(_is_active(pod) for pod in gang.pods)
+
+
+def _is_active(pod: Raw) -> bool:
+    phase = (pod.get("status") or {}).get("phase")
+    over = phase in (ProcessPhase.SUCCEEDED, ProcessPhase.FAILED)
+    return not (over or pod["metadata"].get("deletionTimestamp"))
+
+
 def refused_pod(job: Raw, events: Sequence[Raw]) -> ObservedProcess:
     """The pod that the Job controller could not make, as its Events tell.
 

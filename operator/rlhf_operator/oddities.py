@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 
 from rlhf_api.names import KIND, OPERATOR_NAME, Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_operator.fields import Raw, attempt_of, number
+from rlhf_operator.fields import Raw, attempt_of, is_watched, number
 from rlhf_operator.manifests import is_attempt, is_disowned
 from rlhf_operator.planning.observed import Oddity
 from rlhf_operator.store import Gang, Kind
 
+_OURS = (Label.MANAGED_BY, OPERATOR_NAME)
 _NAMES = {Kind.JOB: "Job", Kind.POD: "Pod"}
 
 
@@ -28,7 +29,7 @@ def oddities(
         gangs: what it owns.
         strays: what carries its labels and has another owner, or none.
     """
-    found = [*_strays(job, strays), *(odd for gang in gangs for odd in _of_child(job, gang.job))]
+    found = [*_strays(job, strays), *(odd for gang in gangs for odd in _of_child(job, gang))]
     return tuple(sorted(found, key=lambda odd: (odd.reason != Reason.FOREIGN_CHILD, odd.message)))
 
 
@@ -55,8 +56,9 @@ def _disowned(job: RLHFJob, name: str) -> Oddity:
     return Oddity(Reason.CHILD_CHANGED, said)
 
 
-def _of_child(job: RLHFJob, child: Raw) -> Iterator[Oddity]:
-    """What is odd about a batch/v1 Job that names the job as its owner."""
+def _of_child(job: RLHFJob, gang: Gang) -> Iterator[Oddity]:
+    """What is odd about a batch/v1 Job that names the job as its owner, and about its pods."""
+    child, pods = gang.job, gang.pods
     name = child["metadata"]["name"]
     attempt = attempt_of(job.metadata.name, name)
     if attempt is None or not is_attempt(job, child):
@@ -66,13 +68,20 @@ def _of_child(job: RLHFJob, child: Raw) -> Iterator[Oddity]:
     labels = child["metadata"].get("labels") or {}
     for label, value in _labels(job, *attempt).items():
         if labels.get(label) != value:
-            found = f"is {labels[label]!r}" if label in labels else "is missing"
-            said = f"Job {name}: label {label} {found}; write {value} again"
-            yield Oddity(Reason.CHILD_CHANGED, said)
+            yield _changed_label(f"Job {name}", child, label, value)
+    for pod in pods:
+        if not is_watched(pod):
+            yield _changed_label(f"Pod {pod['metadata']['name']}", pod, *_OURS)
     step = (child["metadata"].get("annotations") or {}).get(Annotation.CHECKPOINT_STEP)
     if step is not None and number(step) is None:
         said = f"Job {name}: annotation {Annotation.CHECKPOINT_STEP} is no number; its end counts"
         yield Oddity(Reason.CHILD_CHANGED, f"{said} as a restart without progress")
+
+
+def _changed_label(who: str, child: Raw, label: str, value: str) -> Oddity:
+    labels = child["metadata"].get("labels") or {}
+    found = f"is {labels[label]!r}" if label in labels else "is missing"
+    return Oddity(Reason.CHILD_CHANGED, f"{who}: label {label} {found}; write {value} again")
 
 
 def _labels(job: RLHFJob, stage: StageName, attempt: int) -> dict[str, str]:

@@ -125,7 +125,9 @@ class Reconciler:
 
     async def _decide(self, job: RLHFJob, memory: Memory, now: datetime) -> tuple[Observed, Plan]:
         placement = cluster_placement(job)
-        unwatched = await self._absences.find_unwatched(job, memory)
+        jobs = await self._absences.find_unwatched(job, memory)
+        pods = await self._absences.find_unwatched_pods(job, memory)
+        unwatched = min((at for at in (jobs, pods) if at is not None), default=None)
         seen = self._seen(job, now)
         observed = await self._observed(job, seen, memory, unwatched)
         decided = plan(job, observed, now, placement)

@@ -213,14 +213,17 @@ class Store:
             for raw in self._of[kind].all()
             if (not namespace or raw["metadata"]["namespace"] == namespace)
             # What has lost the label of ours is in no LIST.
-            and (kind is not Kind.JOB or is_watched(raw))
+            and (kind is Kind.RLHFJOB or is_watched(raw))
         ]
         return self._replaced(kind, self._of[kind].replace(scope, items, version))
 
     def replace_pods(self, job_uid: str, items: Iterable[Raw], version: int) -> None:
-        """Take in a LIST of the Pods of one Job."""
-        scope = self._of[Kind.POD].owned_by(job_uid)
-        self._replaced(Kind.POD, self._of[Kind.POD].replace(scope, items, version))
+        """Take in a LIST of the Pods of one Job, those among them that no watch shows."""
+        pods, listed = self._of[Kind.POD], list(items)
+        for raw in listed:
+            if not is_watched(raw):
+                pods.put_unwatched(raw)
+        self._replaced(Kind.POD, pods.replace(pods.owned_by(job_uid), listed, version))
 
     def forget(self, namespace: str) -> list[Key]:
         """Forget all of a namespace that is not watched; gives the keys of its jobs.

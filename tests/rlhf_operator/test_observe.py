@@ -11,6 +11,7 @@ from rlhf_api.names import CONTRACT_VERSION, Reason, StageName
 from rlhf_api.v1alpha1.status import MAX_COUNT
 from rlhf_operator.observe import (
     NODE_SILENCE,
+    has_unseen_pods,
     lacks_pods,
     refused_pod,
     seen_attempts,
@@ -19,6 +20,30 @@ from rlhf_operator.observe import (
 from rlhf_operator.planning.failures import judge
 from rlhf_operator.planning.observed import ProcessPhase
 from rlhf_operator.store import Gang
+
+
+@pytest.mark.parametrize(
+    ("active", "pods", "unseen"),
+    [
+        (1, [], True),
+        (None, [], False),
+        (0, [], False),
+        (1, [make_pod()], False),
+        (2, [make_pod()], True),
+        (1, [make_pod(phase="Failed")], True),
+        (1, [make_pod(metadata={"deletionTimestamp": at(3)})], True),
+        (2, [make_pod(), make_pod(1)], False),
+    ],
+)
+def test_pods_that_their_job_counts_and_nobody_sees(
+    active: int | None, pods: list[Raw], unseen: bool
+) -> None:
+    job = make_job(spec={"parallelism": 2})
+    job["status"]["active"] = active
+    assert has_unseen_pods(Gang(job, tuple(pods))) is unseen
+    ended = make_job(("Failed",), spec={"parallelism": 2})
+    ended["status"]["active"] = active
+    assert not has_unseen_pods(Gang(ended, tuple(pods)))
 
 
 def test_an_attempt_that_runs() -> None:

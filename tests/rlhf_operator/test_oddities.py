@@ -120,7 +120,8 @@ def test_the_pods_of_a_foreign_job_are_known_by_it(job: RLHFJob, store: Store) -
     (odd,) = told(job, store)
     assert odd.message.startswith("Job mine ")
     # And those of an own Job by that one, whatever their labels.
-    store.put(Kind.POD, raw("demo-sft-1-0-abc", 9, {"rlhf.dev/job-uid": UID}, "demo-sft-1"))
+    other = LABELS | {"rlhf.dev/job": "other"}
+    store.put(Kind.POD, raw("demo-sft-1-0-abc", 9, other, "demo-sft-1"))
     assert told(job, store) == (odd,)
 
 
@@ -163,6 +164,22 @@ def test_a_changed_label_is_named(
     assert told(job, store) == ()
 
 
+@pytest.mark.parametrize("value", [None, "platform"])
+def test_a_pod_that_no_watch_shows_is_named_until_it_has_its_label_again(
+    job: RLHFJob, store: Store, value: str | None
+) -> None:
+    label = "app.kubernetes.io/managed-by"
+    labels = {key: each for key, each in (LABELS | {label: value}).items() if each is not None}
+    hidden = raw("demo-sft-1-0-abc", 7, labels, "demo-sft-1")
+    store.replace_pods("demo-sft-1", [hidden], 7)
+    (odd,) = told(job, store)
+    said = "is missing" if value is None else "is 'platform'"
+    assert odd.reason == CHANGED
+    assert odd.message == f"Pod demo-sft-1-0-abc: label {label} {said}; write rlhf-operator again"
+    store.put(Kind.POD, raw("demo-sft-1-0-abc", 8, LABELS, "demo-sft-1"))
+    assert told(job, store) == ()
+
+
 def test_a_changed_annotation_is_named_and_what_is_foreign_comes_first(
     job: RLHFJob, store: Store
 ) -> None:
@@ -182,9 +199,14 @@ def test_what_is_found_by_its_owner_is_not_looked_for_by_its_labels() -> None:
 
 
 def test_labels_of_pods_are_kept_where_nothing_else_says_whose_they_are() -> None:
-    assert "labels" not in trimmed("pods", raw("a", 1, LABELS, "demo-sft-1"))["metadata"]
+    own = trimmed("pods", raw("a", 1, LABELS, "demo-sft-1"))["metadata"]
+    assert own["labels"] == {"app.kubernetes.io/managed-by": "rlhf-operator"}
     loose = trimmed("pods", raw("a", 1, LABELS))
-    assert loose["metadata"]["labels"] == {"rlhf.dev/job": "demo", "rlhf.dev/job-uid": UID}
+    assert loose["metadata"]["labels"] == {
+        "app.kubernetes.io/managed-by": "rlhf-operator",
+        "rlhf.dev/job": "demo",
+        "rlhf.dev/job-uid": UID,
+    }
     assert trimmed("pods", loose) == loose
 
 

@@ -168,6 +168,20 @@ def test_a_child_that_no_watch_shows_is_there_once_it_is_read(labels: Raw) -> No
     assert store.gangs("demo-1") == []
 
 
+@pytest.mark.parametrize("labels", [{}, {Label.MANAGED_BY: "other"}])
+def test_a_pod_that_no_watch_shows_is_there_once_those_of_its_job_are_listed(labels: Raw) -> None:
+    store, hidden = filled(), raw("pod", 6, owner="job")
+    hidden["metadata"]["labels"] = labels
+    store.remove(Kind.POD, hidden)
+    store.replace_pods("job", [hidden], 6)
+    # No LIST of a namespace shows it, and that of its Job does not when it is gone.
+    store.replace(Kind.POD, "team", [], 9)
+    (gang,) = store.gangs("demo-1")
+    assert [pod["metadata"]["uid"] for pod in gang.pods] == ["pod"]
+    store.replace_pods("job", [], 10)
+    assert store.gangs("demo-1")[0].pods == ()
+
+
 def test_the_latest_news_of_a_removal_counts() -> None:
     store = filled()
     store.remove(Kind.JOB, raw("job", 6, owner="demo-1"))

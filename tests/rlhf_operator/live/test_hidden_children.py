@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from operating import Jobs, OperatorProcess, eventually
+from rank_zero import RankZero
 
 from rlhf_api.names import OPERATOR_NAME
 
@@ -93,3 +94,48 @@ def test_deadlines_reach_a_hidden_attempt_though_the_operator_begins_anew(
         assert jobs.stage("late")["attempt"] == 1
     finally:
         second.end_well()
+
+
+def named(jobs: Jobs, name: str, pod: str, said: str) -> None:
+    """Wait until ChildrenIntact names a pod for its label."""
+
+    def told() -> bool:
+        found = jobs.condition(name, "ChildrenIntact")
+        words = f"Pod {pod}: label {LABEL} {said}; write {OPERATOR_NAME} again"
+        return found.get("reason") == "ChildChanged" and words in found["message"]
+
+    eventually(told)
+
+
+@pytest.mark.parametrize("value", [None, "platform"])
+def test_a_pod_that_loses_its_label_is_asked_on_how_far_it_is(
+    operator: OperatorProcess, jobs: Jobs, value: str | None
+) -> None:
+    with RankZero(7) as page:
+        jobs.create("asked")
+        jobs.run("asked")
+        jobs.reaches("asked", "Running")
+        (pod,) = jobs.pods("asked")
+        jobs.relabel_pod(pod, value)
+        named(jobs, "asked", pod.metadata.name, "is missing" if value is None else f"is {value!r}")
+        jobs.reach(pod, page.address)
+        eventually(lambda: (jobs.stage("asked").get("progress") or {}).get("step") == 7)
+    jobs.finish("asked")
+    eventually(lambda: jobs.phase("asked") == "Succeeded")
+    assert jobs.stage("asked")["restarts"] == 0
+
+
+def test_a_gang_runs_whose_pods_no_watch_shows_from_before_they_run(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    """As where a policy, or another tool, writes a label of its own on every pod."""
+    jobs.create("unseen", runPolicy={"pendingDeadlineSeconds": 60})
+    jobs.wait_for_pods("unseen")
+    (pod,) = jobs.pods("unseen")
+    jobs.relabel_pod(pod, "platform")
+    jobs.run("unseen")
+    jobs.reaches("unseen", "Running")
+    named(jobs, "unseen", pod.metadata.name, "is 'platform'")
+    jobs.relabel_pod(pod, OPERATOR_NAME)
+    eventually(lambda: jobs.condition("unseen", "ChildrenIntact")["status"] == "True")
+    assert jobs.stage("unseen")["attempt"] == 1
