@@ -23,8 +23,9 @@ LINES: Mapping[Reason, str] = {
         "cannot be used: use an operator and a trainer image of one release."
     ),
     Reason.CHILD_CHANGED: (
-        "Somebody has changed a child's labels or ownerReferences, or a child lost them: put them "
-        "back. The job goes on, but starts nothing beside a Job that has lost its owner."
+        "Somebody has changed a child's labels, ownerReferences or number of pods, or a child "
+        "lost them: put them back. The job goes on, but starts nothing beside a Job that has "
+        "lost its owner."
     ),
     Reason.CHILD_ENDED: (
         "A pod, or the batch Job of an attempt, was ended by a limit or a rule that is none of "
@@ -158,8 +159,8 @@ LINES: Mapping[Reason, str] = {
         "a step takes longer. Restarted, counted."
     ),
     Reason.QUEUED: (
-        "The job waits until its queue lets it run, or does so again after the queue has taken "
-        "its pods away."
+        "The job waits until its queue lets it run, or does so again after the queue, or who "
+        "else holds its batch Job back, has taken its pods away."
     ),
     Reason.QUOTA_EXCEEDED: "A ResourceQuota does not let a child or its pods be made.",
     Reason.RESOURCES_REQUIRED: (

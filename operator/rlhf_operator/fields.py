@@ -26,7 +26,7 @@ _METADATA = (
 _OWNER = ("uid", "controller")
 _OUR_LABELS = (Label.JOB, Label.JOB_UID, Label.MANAGED_BY)
 _JOB_ANNOTATIONS = (Annotation.CHECKPOINT_STEP, Annotation.GUARDRAILS)
-_JOB_SPEC = ("parallelism", "suspend")
+_JOB_SPEC = ("completions", "parallelism", "suspend")
 _JOB_STATUS = ("active", "conditions")
 _POD_STATUS = ("phase", "podIP", "message", "reason", "conditions")
 _CONTAINER = ("name", "image", "state")
@@ -70,6 +70,16 @@ def config_of(job: Raw) -> str | None:
         if volume.get("name") == CONFIG_VOLUME:
             return (volume.get("configMap") or {}).get("name")
     return None
+
+
+def pods_of_gang(spec: Raw) -> int:
+    """How many pods a batch/v1 Job with this spec has as a gang; `parallelism` anyone may lower."""
+    return int(spec.get("completions", spec.get("parallelism", 1)))
+
+
+def is_let_run(spec: Raw) -> bool:
+    """Whether a batch/v1 Job with this spec may have pods at all."""
+    return not spec.get("suspend") and spec.get("parallelism") != 0
 
 
 def claimed(kind: str, raw: Raw) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from rlhf_operator.fields import TRAINER
+from rlhf_operator.fields import TRAINER, pods_of_gang
 from rlhf_operator.planning.observed import ObservedProcess, ProcessPhase
 
 Raw = dict[str, Any]
@@ -50,7 +50,7 @@ def as_trainers_ended(
         processes: what they show, in the same order.
         given_up: whether the Job has failed; it ends the pods that are left.
     """
-    whole = len(processes) == spec.get("parallelism", 1)
+    whole = len(processes) == pods_of_gang(spec)
     if not whole or any(each.exit_code != 0 for each in processes):
         return processes, False
     if given_up or any(each.failed for each in processes):

@@ -10,7 +10,7 @@ from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1.status import MAX_COUNT
 from rlhf_operator.disruptions import disruption_reason, reason_of_event
 from rlhf_operator.evictions import EVICTED, remedy_of_limit
-from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, number
+from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, is_let_run, number, pods_of_gang
 from rlhf_operator.injected import as_trainers_ended, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
 from rlhf_operator.pod_state import CHANGE_WHAT_SETS, told_of, trainer_of
@@ -65,8 +65,9 @@ def seen_attempts(job: str, gangs: Iterable[Gang], now: datetime) -> list[SeenAt
 def lacks_pods(gang: Gang) -> bool:
     """Whether the Job controller has not made all pods of a Job that is to run."""
     job = gang.job
-    held = _is_over(job) or job["metadata"].get("deletionTimestamp") or job["spec"].get("suspend")
-    return not held and len(pods_by_index(gang)) < job["spec"].get("parallelism", 1)
+    over = _is_over(job) or job["metadata"].get("deletionTimestamp")
+    held = over or not is_let_run(job["spec"])
+    return not held and len(pods_by_index(gang)) < pods_of_gang(job["spec"])
 
 
 def has_unseen_pods(gang: Gang) -> bool:
@@ -174,8 +175,8 @@ def _attempt(stage: StageName, attempt: int, gang: Gang, now: datetime) -> SeenA
     if _is_held(job) and not (failed or done or "Complete" in true):
         # What ends because its Job is suspended is no failure; if it is one, the Job says so next.
         processes = [process for process in processes if not process.failed]
-    if spec.get("suspend"):
-        process = _suspended(metadata, failed=failing is not None, deleting=deleting)
+    if not is_let_run(spec):
+        process = _suspended(metadata, spec, failed=failing is not None, deleting=deleting)
         processes.insert(0, process)
     held_since, released_at = _held(job, now)
     found = ObservedAttempt(
@@ -225,15 +226,17 @@ def _held(job: Raw, now: datetime) -> tuple[datetime | None, datetime | None]:
     turned = _past(suspended.get("lastTransitionTime"), now)
     if not _is_held(job):
         return None, turned
-    if suspended and suspended.get("status") != "True":
-        # The controller says a moment after `spec.suspend` is set since when.
+    unsaid = suspended or not job["spec"].get("suspend")
+    if unsaid and suspended.get("status") != "True":
+        # The controller says a moment after `spec.suspend` is set since when, and of
+        # `spec.parallelism` nobody does.
         return now, None
     return turned or _time(job["metadata"].get("creationTimestamp")), None
 
 
 def _is_held(job: Raw) -> bool:
     # The controller says a moment after `spec.suspend` is gone when that was.
-    return bool(job["spec"].get("suspend")) or _suspended_condition(job).get("status") == "True"
+    return not is_let_run(job["spec"]) or _suspended_condition(job).get("status") == "True"
 
 
 def _suspended_condition(job: Raw) -> Raw:
@@ -259,7 +262,7 @@ def _is_taken_away(job: Raw, pod: Raw) -> bool:
     return released_at is not None and asked_at <= released_at
 
 
-def _suspended(metadata: Raw, *, failed: bool, deleting: bool) -> ObservedProcess:
+def _suspended(metadata: Raw, spec: Raw, *, failed: bool, deleting: bool) -> ObservedProcess:
     """Kueue's part: it holds the Job back, or it has preempted one that ran."""
     name = metadata["name"]
     if failed:
@@ -269,7 +272,10 @@ def _suspended(metadata: Raw, *, failed: bool, deleting: bool) -> ObservedProces
         )
     queue = (metadata.get("labels") or {}).get(Label.QUEUE)
     message = f"Job {name} waits in queue {queue}"
-    if queue is None:
+    if not spec.get("suspend"):
+        nodes = pods_of_gang(spec)
+        message = f"Job {name} is held back by its spec.parallelism of 0; set it to {nodes} again"
+    elif queue is None:
         message = f"Job {name} was suspended from outside; set its spec.suspend to false"
     return ObservedProcess(name, -1, reason=Reason.QUEUED, message=message, terminating=deleting)
 

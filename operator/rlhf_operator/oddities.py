@@ -69,6 +69,11 @@ def _of_child(job: RLHFJob, gang: Gang) -> Iterator[Oddity]:
     for label, value in _labels(job, *attempt).items():
         if labels.get(label) != value:
             yield _changed_label(f"Job {name}", child, label, value)
+    nodes = job.spec.nodes(attempt[0])
+    for field in ("parallelism", "completions"):
+        if child["spec"].get(field, nodes) != nodes:
+            said = f"Job {name}: spec.{field} is {child['spec'][field]}; set it to {nodes} again"
+            yield Oddity(Reason.CHILD_CHANGED, said)
     for pod in pods:
         if not is_watched(pod):
             yield _changed_label(f"Pod {pod['metadata']['name']}", pod, *_OURS)

@@ -68,6 +68,26 @@ def test_a_job_that_fails_while_it_is_suspended_is_disrupted(shown: str) -> None
     assert verdict.reason is Reason.JOB_SUSPENDED
 
 
+@pytest.mark.parametrize("shown", ["nothing", "a pod that saves", "a pod that has saved"])
+def test_a_job_whose_parallelism_is_0_is_held_back(shown: str) -> None:
+    job = make_job(spec={"parallelism": 0, "completions": 2})
+    found = seen(job, *SHOWN[shown])
+    assert (found.held_since, found.released_at, found.ready) == (NOW, None, False)
+    (process,) = found.processes
+    assert process.reason is Reason.QUEUED
+    assert process.message == (
+        "Job demo-sft-3 is held back by its spec.parallelism of 0; set it to 2 again"
+    )
+    assert not lacks_pods(Gang(job, ()))
+    assert judge(found, NOW) is None
+    again = make_job(spec={"parallelism": 2, "completions": 2})
+    assert seen(again, make_pod(), make_pod(1)).held_since is None
+
+
+def test_a_gang_whose_parallelism_was_lowered_lacks_pods() -> None:
+    assert lacks_pods(Gang(make_job(spec={"parallelism": 1, "completions": 2}), (make_pod(),)))
+
+
 @pytest.mark.parametrize(
     ("pod", "counts"),
     [

@@ -164,6 +164,19 @@ def test_a_changed_label_is_named(
     assert told(job, store) == ()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("parallelism", 0), ("parallelism", 2), ("completions", 3)]
+)
+def test_a_changed_number_of_pods_is_named(
+    job: RLHFJob, store: Store, field: str, value: int
+) -> None:
+    changed = raw("demo-sft-1", 7, LABELS, UID, "RLHFJob")
+    changed["spec"] |= {"parallelism": 1, "completions": 1} | {field: value}
+    store.put(Kind.JOB, changed)
+    (odd,) = told(job, store)
+    assert odd == Oddity(CHANGED, f"Job demo-sft-1: spec.{field} is {value}; set it to 1 again")
+
+
 @pytest.mark.parametrize("value", [None, "platform"])
 def test_a_pod_that_no_watch_shows_is_named_until_it_has_its_label_again(
     job: RLHFJob, store: Store, value: str | None

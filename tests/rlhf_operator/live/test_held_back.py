@@ -202,3 +202,25 @@ def test_no_attempt_is_started_beside_one_that_has_lost_its_owner(
     jobs.reaches("taken", "Running", attempt=2)
     assert made(jobs) == ["taken-sft-2"]
     assert jobs.condition("taken", "ChildrenIntact")["status"] == "True"
+
+
+def test_a_job_without_parallelism_runs_no_more_and_goes_on_with_it(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    jobs.create("scaled")
+    jobs.run("scaled")
+    jobs.reaches("scaled", "Running")
+    (pod,) = jobs.pods("scaled")
+    jobs.batch.patch_namespaced_job("scaled-sft-1", jobs.namespace, {"spec": {"parallelism": 0}})
+    jobs.reaches("scaled", "Starting")
+    eventually(lambda: "spec.parallelism of 0" in jobs.stage("scaled")["message"])
+    assert jobs.phase("scaled") == "Pending"
+    said = jobs.condition("scaled", "ChildrenIntact")
+    assert (said["status"], said["reason"]) == ("False", "ChildChanged")
+    assert "Job scaled-sft-1: spec.parallelism is 0; set it to 1 again" in said["message"]
+    jobs.batch.patch_namespaced_job("scaled-sft-1", jobs.namespace, {"spec": {"parallelism": 1}})
+    eventually(lambda: {each.metadata.uid for each in jobs.pods("scaled")} - {pod.metadata.uid})
+    jobs.run("scaled")
+    found = jobs.reaches("scaled", "Running")
+    assert (found["restarts"], found["disruptions"]) == (0, 0)
+    eventually(lambda: jobs.condition("scaled", "ChildrenIntact")["status"] == "True")
