@@ -23,9 +23,9 @@ LINES: Mapping[Reason, str] = {
         "cannot be used: use an operator and a trainer image of one release."
     ),
     Reason.CHILD_CHANGED: (
-        "Somebody has changed a child's labels, ownerReferences or number of pods, or a child "
-        "lost them: put them back. The job goes on, but starts nothing beside a Job that has "
-        "lost its owner."
+        "Somebody has changed a child's labels, ownerReferences, number of pods or selector, or "
+        "a child lost them: put them back. The job goes on, but starts nothing beside a Job "
+        "that has lost its owner, or behind a Service that does not select its pods."
     ),
     Reason.CHILD_ENDED: (
         "A pod, or the batch Job of an attempt, was ended by a limit or a rule that is none of "

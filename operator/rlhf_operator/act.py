@@ -4,6 +4,7 @@ What the API server answers enters the store at once: the next pass need not wai
 """
 
 import asyncio
+import json
 from typing import Any
 
 from rlhf_api.names import KIND, Reason
@@ -171,6 +172,8 @@ def _not_done(what: str, error: ApiError) -> ChildError:
 
 def _check_owner(job: RLHFJob, manifest: Raw, found: Raw) -> None:
     is_own = owner_uid(found) == job.metadata.uid
+    if is_own and manifest["kind"] == "Service":
+        _check_selector(manifest, found)
     if is_own and (manifest["kind"] != "Job" or is_made_for_its_name(found)):
         return
     child = f"{manifest['kind']} {manifest['metadata']['name']}"
@@ -179,6 +182,19 @@ def _check_owner(job: RLHFJob, manifest: Raw, found: Raw) -> None:
         raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=1, child=child))
     message = f"{child} exists and is not of this job; delete it, or give the job another name"
     raise ChildError(Refusal(Reason.NAME_CONFLICT, message, at_least=15, child=child))
+
+
+def _check_selector(manifest: Raw, found: Raw) -> None:
+    """A gang whose Service selects no pods, or others, waits for its first rank without end."""
+    wanted, given = manifest["spec"]["selector"], found["spec"].get("selector")
+    if given == wanted:
+        return
+    child = f"Service {manifest['metadata']['name']}"
+    message = (
+        f"{child}: spec.selector is {json.dumps(given)}; write {json.dumps(wanted)} again, or "
+        "delete the Service, and it is made anew"
+    )
+    raise ChildError(Refusal(Reason.CHILD_CHANGED, message, at_least=5, child=child))
 
 
 def _is_of_earlier_job(job: RLHFJob, found: Raw) -> bool:
