@@ -74,7 +74,8 @@ def config_of(job: Raw) -> str | None:
 
 def pods_of_gang(spec: Raw) -> int:
     """How many pods a batch/v1 Job with this spec has as a gang; `parallelism` anyone may lower."""
-    return int(spec.get("completions", spec.get("parallelism", 1)))
+    found: Any = spec.get("completions", spec.get("parallelism", 1))
+    return int(found)
 
 
 def is_let_run(spec: Raw) -> bool:
