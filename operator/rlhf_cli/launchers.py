@@ -23,6 +23,7 @@ from rlhf_api.names import EnvVar, FileName, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJob, StageResult
 from rlhf_cli.event_log import EventLog
 from rlhf_cli.files import write_atomically
+from rlhf_cli.view import Evaluations
 from rlhf_cli.workdir import LOG, Workdir
 from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, ObservedProcess, ProcessPhase
@@ -127,20 +128,18 @@ class Launchers:
             for note in launcher.events.take_notes()
         ]
 
-    def evaluated_steps(self) -> dict[StageName, int]:
-        """The step of each stage whose held-out metrics were told last."""
-        known = sorted(self._known.values(), key=lambda launcher: launcher.attempt)
-        return {
-            each.stage: each.events.evaluated_step
-            for each in known
-            if each.events.evaluated_step is not None
-        }
-
-    def evaluating(self) -> frozenset[StageName]:
-        """Stages whose last attempt evaluates the held-out rows."""
+    def evaluations(self) -> Evaluations:
+        """Those that run, by each stage's last attempt, and the steps of those told last."""
         known = sorted(self._known.values(), key=lambda launcher: launcher.attempt)
         newest = {each.stage: each for each in known}
-        return frozenset(name for name, each in newest.items() if each.events.evaluating)
+        return Evaluations(
+            steps={
+                each.stage: each.events.evaluated_step
+                for each in known
+                if each.events.evaluated_step is not None
+            },
+            running={name for name, each in newest.items() if each.events.evaluating},
+        )
 
     def start(self, action: StartAttempt, environment: Mapping[str, str]) -> None:
         """Make the attempt's folder and start its launcher."""

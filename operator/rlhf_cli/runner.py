@@ -162,8 +162,7 @@ class Runner:
         self.view.show(
             self.job,
             stopping=request.number is not None,
-            evaluated=self._launchers.evaluated_steps(),
-            evaluating=self._launchers.evaluating(),
+            evaluations=self._launchers.evaluations(),
         )
 
     def _without_reason(self, event: Event) -> Event:

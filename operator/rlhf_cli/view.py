@@ -7,7 +7,7 @@ never asked for input.
 import time
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
@@ -26,8 +26,17 @@ LINE_PERCENT = 10
 HELD_OUT = "held-out"
 EVALUATING = "evaluating"
 
-Steps = Mapping[StageName, int]
-NO_STEPS: Steps = MappingProxyType({})
+
+class Evaluations(NamedTuple):
+    """What is known of evaluations besides status."""
+
+    steps: Mapping[StageName, int] = MappingProxyType({})
+    """The step of each stage's held-out metrics, where it is known."""
+    running: Collection[StageName] = ()
+    """Stages that evaluate their held-out rows now."""
+
+
+NO_EVALUATIONS = Evaluations()
 
 SHOWN_METRICS: Mapping[StageName, Mapping[Metric, str]] = {
     StageName.SFT: {Metric.LOSS: "loss", Metric.EVAL_LOSS: f"{HELD_OUT} loss"},
@@ -69,20 +78,14 @@ class View:
         """Leave the terminal as it was."""
 
     def show(
-        self,
-        job: RLHFJob,
-        *,
-        stopping: bool = False,
-        evaluated: Steps = NO_STEPS,
-        evaluating: Collection[StageName] = (),
+        self, job: RLHFJob, *, stopping: bool = False, evaluations: Evaluations = NO_EVALUATIONS
     ) -> None:
         """The job stands so.
 
         Args:
             job: with its status.
             stopping: whether a person has asked to stop.
-            evaluated: the step of each stage's held-out metrics, where it is known.
-            evaluating: stages that evaluate their held-out rows now.
+            evaluations: those that run, and of which steps the last ones are.
         """
 
     def tell(self, event: Event) -> None:
@@ -102,16 +105,11 @@ class LineView(View):
         self._stopping = False
 
     def show(
-        self,
-        job: RLHFJob,
-        *,
-        stopping: bool = False,
-        evaluated: Steps = NO_STEPS,
-        evaluating: Collection[StageName] = (),
+        self, job: RLHFJob, *, stopping: bool = False, evaluations: Evaluations = NO_EVALUATIONS
     ) -> None:
         for name, stage in _stages(job).items():
             if stage.state is StageState.RUNNING and stage.progress is not None:
-                seen = _seen(name, stage, evaluated, evaluating)
+                seen = _seen(name, stage, evaluations)
                 self._progress(name, stage, seen)
         if stopping and not self._stopping:
             self._say(stopping_text(job))
@@ -162,15 +160,10 @@ class LiveView(View):
         self._live.stop()
 
     def show(
-        self,
-        job: RLHFJob,
-        *,
-        stopping: bool = False,
-        evaluated: Steps = NO_STEPS,
-        evaluating: Collection[StageName] = (),
+        self, job: RLHFJob, *, stopping: bool = False, evaluations: Evaluations = NO_EVALUATIONS
     ) -> None:
         caption = stopping_text(job) if stopping else None
-        self._live.update(stage_table(job, caption, evaluated, evaluating), refresh=True)
+        self._live.update(stage_table(job, caption, evaluations), refresh=True)
 
     def tell(self, event: Event) -> None:
         if event.type == "Warning":
@@ -188,10 +181,7 @@ def make_view(console: Console, *, quiet: bool) -> View:
 
 
 def stage_table(
-    job: RLHFJob,
-    caption: str | None = None,
-    evaluated: Steps = NO_STEPS,
-    evaluating: Collection[StageName] = (),
+    job: RLHFJob, caption: str | None = None, evaluations: Evaluations = NO_EVALUATIONS
 ) -> Table:
     """One row a stage: state with the number of a later attempt, steps, time left, metrics.
 
@@ -214,7 +204,7 @@ def stage_table(
             "" if progress is None else f"{progress.step}/{progress.total_steps or '?'}",
             "" if progress is None else f"{progress.percent} %",
             _eta(stage),
-            _seen(name, stage, evaluated, evaluating),
+            _seen(name, stage, evaluations),
         )
     return table
 
@@ -242,12 +232,10 @@ def metrics_text(name: StageName, stage: StageStatus, evaluated: int | None) -> 
     )
 
 
-def _seen(
-    name: StageName, stage: StageStatus, evaluated: Steps, evaluating: Collection[StageName]
-) -> str:
+def _seen(name: StageName, stage: StageStatus, evaluations: Evaluations) -> str:
     """That the held-out rows are being evaluated, where they are, and the last metrics."""
-    now = name in evaluating and stage.state is StageState.RUNNING
-    parts = [EVALUATING if now else "", metrics_text(name, stage, evaluated.get(name))]
+    now = name in evaluations.running and stage.state is StageState.RUNNING
+    parts = [EVALUATING if now else "", metrics_text(name, stage, evaluations.steps.get(name))]
     return ", ".join(part for part in parts if part)
 
 

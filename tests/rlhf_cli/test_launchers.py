@@ -95,9 +95,9 @@ def test_a_stage_evaluates_if_its_last_attempt_does(tmp_path: Path) -> None:
         launchers.observe(job)
 
     begin(1)
-    assert launchers.evaluating() == {StageName.SFT}
+    assert launchers.evaluations().running == {StageName.SFT}
     begin(2)
-    assert launchers.evaluating() == frozenset()
+    assert launchers.evaluations().running == set()
 
 
 @pytest.mark.parametrize("code", [0, 78])

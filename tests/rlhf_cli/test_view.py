@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rlhf_api.names import Reason, StageName, StageState
 from rlhf_api.v1alpha1 import Progress, RLHFJob, RLHFJobStatus, StageStatus, StageStatuses
-from rlhf_cli.view import LineView, LiveView, View, duration, make_view
+from rlhf_cli.view import Evaluations, LineView, LiveView, View, duration, make_view
 from rlhf_operator.planning.events import Event
 
 
@@ -93,13 +93,13 @@ def test_held_out_metrics_name_the_step_that_they_are_of() -> None:
     metrics = {"reward": 1.5, "eval_reward": 1.25}
     said, drawn = io.StringIO(), terminal()
     LineView(Console(file=said, width=200)).show(
-        make_job(10, metrics=metrics), evaluated={StageName.PPO: 5, StageName.SFT: 7}
+        make_job(10, metrics=metrics), evaluations=Evaluations({StageName.PPO: 5, StageName.SFT: 7})
     )
     assert "step 10/100 (10 %), 2 min 05 s left, reward 1.5, held-out reward 1.25 (step 5)" in (
         said.getvalue()
     )
     with LiveView(drawn[0]) as view:
-        view.show(make_job(10, metrics=metrics), evaluated={StageName.PPO: 5})
+        view.show(make_job(10, metrics=metrics), evaluations=Evaluations({StageName.PPO: 5}))
     assert "held-out reward 1.25 (step 5)" in drawn[1].getvalue()
     # What an earlier runner saw is not known any more.
     LineView(Console(file=said, width=200)).show(make_job(10, metrics=metrics))
@@ -126,11 +126,11 @@ def test_an_evaluation_that_runs_is_shown(
 ) -> None:
     job = make_job(10, state=StageState(state), metrics=metrics)
     said, drawn = io.StringIO(), terminal()
-    LineView(Console(file=said, width=200)).show(job, evaluating=evaluating)
+    LineView(Console(file=said, width=200)).show(job, evaluations=Evaluations(running=evaluating))
     assert said.getvalue().rstrip().endswith(line)
     assert ("evaluating" in said.getvalue()) == ("evaluating" in line)
     with LiveView(drawn[0]) as view:
-        view.show(job, evaluating=evaluating)
+        view.show(job, evaluations=Evaluations(running=evaluating))
     rows = [text.rstrip() for text in drawn[1].getvalue().splitlines()]
     assert any(text.endswith(f"  {cell}") for text in rows)
     assert ("evaluating" in drawn[1].getvalue()) == ("evaluating" in cell)
@@ -141,7 +141,7 @@ def test_an_evaluation_makes_a_new_line_after_ten_seconds() -> None:
     view = LineView(Console(file=text, width=200), clock=lambda: seconds[0])
     view.show(make_job(10))
     for seconds[0] in (5.0, 10.0, 25.0):
-        view.show(make_job(10), evaluating={PPO})
+        view.show(make_job(10), evaluations=Evaluations(running={PPO}))
     assert ["evaluating" in line for line in text.getvalue().splitlines()] == [False, True]
 
 
