@@ -195,12 +195,7 @@ class Jobs:
         return found
 
     def reaches(
-        self,
-        name: str,
-        state: str,
-        stage: str = "sft",
-        attempt: int = 1,
-        seconds: float = PATIENCE,
+        self, name: str, state: str, stage: str = "sft", attempt: int = 1, seconds: float = PATIENCE
     ) -> Raw:
         """Wait until that attempt of a stage is in that state."""
 

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rlhf_api.names import CONTRACT_VERSION
 from rlhf_operator.observe import SeenAttempt, seen_attempts
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess
 from rlhf_operator.store import Gang
@@ -11,6 +12,17 @@ UID = "0123456789abcdef"
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 
 Raw = dict[str, Any]
+
+STOPPED = {
+    "contractVersion": CONTRACT_VERSION,
+    "stage": "sft",
+    "attempt": 3,
+    "configDigest": "sha256:" + "a" * 64,
+    "exitCode": 75,
+    "reason": "Stopped",
+    "message": "stopped on request",
+}
+"""The result of an attempt that was asked to stop."""
 
 
 def at(seconds: float) -> str:

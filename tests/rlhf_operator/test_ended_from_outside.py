@@ -3,20 +3,11 @@
 import json
 
 import pytest
-from raw_gangs import NOW, ended, make_job, make_pod, seen
+from raw_gangs import NOW, STOPPED, ended, make_job, make_pod, seen
 
-from rlhf_api.names import CONTRACT_VERSION, Reason
+from rlhf_api.names import Reason
 from rlhf_operator.planning.failures import judge
 
-RESULT = {
-    "contractVersion": CONTRACT_VERSION,
-    "stage": "sft",
-    "attempt": 3,
-    "configDigest": "sha256:" + "a" * 64,
-    "exitCode": 75,
-    "reason": "Stopped",
-    "message": "stopped on request",
-}
 JOB_FAILED = [
     ("DeadlineExceeded", "Job was active longer than specified deadline"),
     (
@@ -43,7 +34,7 @@ JOB_FAILED = [
 def test_what_the_platform_says_of_the_end_of_a_pod_that_ran_is_told(
     code: int | None, reason: str, message: str, said: str
 ) -> None:
-    result = json.dumps(RESULT) if code == 75 else ""
+    result = json.dumps(STOPPED) if code == 75 else ""
     state = {"running": {}} if code is None else ended(code, message=result)
     failed = make_pod(phase="Failed", state=state)
     failed["status"] |= {"reason": reason, "message": message}
@@ -57,7 +48,7 @@ def test_what_the_platform_says_of_the_end_of_a_pod_that_ran_is_told(
 
 @pytest.mark.parametrize(("code", "reason"), [(65, Reason.DATA_ERROR), (1, Reason.CRASHED)])
 def test_what_ended_by_itself_before_a_pods_deadline_says_why(code: int, reason: Reason) -> None:
-    own = json.dumps(RESULT | {"exitCode": code, "reason": reason, "message": "line 3"})
+    own = json.dumps(STOPPED | {"exitCode": code, "reason": reason, "message": "line 3"})
     failed = make_pod(phase="Failed", state=ended(code, message=own))
     failed["status"] |= {"reason": "DeadlineExceeded", "message": "Pod was active"}
     verdict = judge(seen(make_job(("Failed",)), failed), NOW)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from raw_gangs import NOW, Raw, ended, make_job, make_pod, one, ready, seen
+from raw_gangs import NOW, STOPPED, Raw, ended, make_job, make_pod, one, ready, seen
 
 from rlhf_api.names import CONTRACT_VERSION, Reason
 from rlhf_operator.fields import has_ended, trimmed
@@ -12,15 +12,6 @@ from rlhf_operator.planning.failures import backoff, judge
 from rlhf_operator.planning.observed import ProcessPhase
 from rlhf_operator.pod_state import MOST_CHARACTERS
 
-RESULT = {
-    "contractVersion": CONTRACT_VERSION,
-    "stage": "sft",
-    "attempt": 3,
-    "configDigest": "sha256:" + "a" * 64,
-    "exitCode": 75,
-    "reason": "Stopped",
-    "message": "stopped on request",
-}
 PROXY_DIED = {"name": "proxy", "image": "proxy:1", "state": ended(9, message="no route")}
 PROXY_WAITS = {
     "name": "proxy",
@@ -228,7 +219,7 @@ def test_a_node_under_pressure_that_does_not_let_a_pod_run_is_waited_for(
 def test_an_eviction_is_told_by_the_kubelet_and_not_by_who_was_stopped() -> None:
     for containers in (
         [trainer({"running": {}})],
-        [trainer(ended(75, message=json.dumps(RESULT)))],
+        [trainer(ended(75, message=json.dumps(STOPPED)))],
     ):
         said = "The kubelet wants the room"
         evicted = pod("Failed", containers=containers, reason="Evicted", message=said)
@@ -260,7 +251,7 @@ def test_what_is_left_in_place_of_a_result(code: int, text: str, patient: bool) 
 
 
 def test_a_trainer_that_tells_a_result_is_tried_again_soon() -> None:
-    crash = json.dumps(RESULT | {"exitCode": 1, "reason": "Crashed", "message": "boom"})
+    crash = json.dumps(STOPPED | {"exitCode": 1, "reason": "Crashed", "message": "boom"})
     gang = seen(make_job(("Failed",)), make_pod(phase="Failed", state=ended(1, message=crash)))
     verdict = judge(gang, NOW)
     assert verdict is not None
@@ -269,7 +260,7 @@ def test_a_trainer_that_tells_a_result_is_tried_again_soon() -> None:
 
 @pytest.mark.parametrize("code", [1, 74, 137, 139])
 def test_after_a_result_of_another_contract_the_next_try_is_not_soon(code: int) -> None:
-    foreign = json.dumps(RESULT | {"exitCode": code, "contractVersion": CONTRACT_VERSION + 1})
+    foreign = json.dumps(STOPPED | {"exitCode": code, "contractVersion": CONTRACT_VERSION + 1})
     gang = seen(make_job(("Failed",)), make_pod(phase="Failed", state=ended(code, message=foreign)))
     verdict = judge(gang, NOW)
     assert verdict is not None
@@ -299,7 +290,7 @@ def test_three_tries_of_what_cannot_help_take_more_than_a_minute() -> None:
 @pytest.mark.parametrize("trainer_first", [True, False])
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_trainer_is_found_among_others(trainer_first: bool, code: int) -> None:
-    result = json.dumps(RESULT | {"exitCode": code})
+    result = json.dumps(STOPPED | {"exitCode": code})
     containers = [trainer(ended(code, message=result)), PROXY_DIED]
     phase = "Failed" if code else "Succeeded"
     found = one(
@@ -333,7 +324,7 @@ def test_a_container_before_the_trainer_that_fails_is_named() -> None:
 
 
 def test_a_container_that_fails_after_the_trainer_and_ends_others_is_named() -> None:
-    done = json.dumps(RESULT | {"exitCode": 0, "reason": "Finished", "message": "done"})
+    done = json.dumps(STOPPED | {"exitCode": 0, "reason": "Finished", "message": "done"})
     containers = [PROXY_DIED, trainer(ended(0, message=done))]
     job = make_job(("Failed",), spec={"parallelism": 2})
     rest = make_pod(1, "Failed", state=ended(143))
