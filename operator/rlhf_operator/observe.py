@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rlhf_api.names import Annotation, Label, Reason, StageName
+from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_api.v1alpha1.status import MAX_COUNT
 from rlhf_operator.disruptions import disruption_reason, reason_of_event
 from rlhf_operator.evictions import EVICTED, remedy_of_limit
@@ -250,16 +251,41 @@ def _is_taken_away(job: Raw, pod: Raw) -> bool:
     The Job controller does not count how it ends. Of a Job that has failed, is complete or is
     deleted all pods count.
     """
-    metadata = pod["metadata"]
-    succeeded = (pod.get("status") or {}).get("phase") == ProcessPhase.SUCCEEDED
-    gone_at = _time(metadata.get("deletionTimestamp"))
-    if _is_over(job) or succeeded or gone_at is None or job["metadata"].get("deletionTimestamp"):
+    asked = _time(pod["metadata"].get("deletionTimestamp")) is not None
+    if _is_over(job) or job["metadata"].get("deletionTimestamp") or _has_succeeded(pod):
         return False
-    if _is_held(job):
-        return True
     released_at = _time(_suspended_condition(job).get("lastTransitionTime"))
-    asked_at = gone_at - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
-    return released_at is not None and asked_at <= released_at
+    return asked and (_is_held(job) or (released_at is not None and _is_asked_by(pod, released_at)))
+
+
+def _is_asked_by(pod: Raw, moment: datetime) -> bool:
+    """Whether the pod was asked to end at that moment or before."""
+    gone_at = _time(pod["metadata"].get("deletionTimestamp"))
+    grace = timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+    return gone_at is not None and gone_at - grace <= moment
+
+
+def without_taken_away(job: RLHFJob, gang: Gang, now: datetime) -> Gang:
+    """The gang without pods that a hold took away whose end only the job's status tells.
+
+    Of `spec.parallelism` that was 0 no condition of the batch/v1 Job tells.
+    """
+    ident = attempt_of(job.metadata.name, gang.job["metadata"]["name"])
+    stage = None if ident is None else getattr(job.status.stages, ident[0])
+    if stage is None or ident is None or stage.attempt != ident[1]:
+        return gang
+    if _is_over(gang.job) or gang.job["metadata"].get("deletionTimestamp"):
+        return gang
+    waited = stage.idle_since is not None and stage.reason is Reason.QUEUED
+    released_at = now if waited and is_let_run(gang.job["spec"]) else stage.pending_since
+    if released_at is None:
+        return gang
+    left = (pod for pod in gang.pods if _has_succeeded(pod) or not _is_asked_by(pod, released_at))
+    return replace(gang, pods=tuple(left))
+
+
+def _has_succeeded(pod: Raw) -> bool:
+    return (pod.get("status") or {}).get("phase") == ProcessPhase.SUCCEEDED
 
 
 def _suspended(metadata: Raw, spec: Raw, *, failed: bool, deleting: bool) -> ObservedProcess:

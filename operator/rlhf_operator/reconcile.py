@@ -20,7 +20,12 @@ from rlhf_operator.job_series import is_told
 from rlhf_operator.kube import ApiError, Kube, OutdatedError, job_path
 from rlhf_operator.manifests import cluster_placement, is_attempt, is_disowned
 from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, ActionId, AttemptId, Memory
-from rlhf_operator.observe import SeenAttempt, pods_by_index, seen_attempts
+from rlhf_operator.observe import (
+    SeenAttempt,
+    pods_by_index,
+    seen_attempts,
+    without_taken_away,
+)
 from rlhf_operator.oddities import oddities
 from rlhf_operator.planning.actions import Action, StartAttempt
 from rlhf_operator.planning.events import derive_events
@@ -157,7 +162,7 @@ class Reconciler:
             attempts.append(self._with_progress(job, replace(each.attempt, processes=told)))
         # Their Jobs may be there and train: nothing is made beside them, and nothing follows.
         unread = sorted(memory.unread() - {each.ident for each in seen})
-        attempts += [ObservedAttempt(*ident, disowned=True) for ident in unread]
+        attempts += [ObservedAttempt(*ident, disowned=True, unread=True) for ident in unread]
         return Observed(
             attempts=tuple(attempts),
             refusals=memory.refusals(),
@@ -168,7 +173,8 @@ class Reconciler:
         )
 
     def _seen(self, job: RLHFJob, now: datetime) -> list[SeenAttempt]:
-        found = seen_attempts(job.metadata.name, self._gangs(job), now)
+        gangs = [without_taken_away(job, gang, now) for gang in self._gangs(job)]
+        found = seen_attempts(job.metadata.name, gangs, now)
         return [
             replace(each, attempt=replace(each.attempt, disowned=is_disowned(job, each.gang.job)))
             for each in found

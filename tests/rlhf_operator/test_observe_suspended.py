@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from raw_gangs import NOW, Raw, at, ended, look, make_job, make_pod, seen
+from raw_gangs import NOW, UID, Raw, at, ended, look, make_job, make_pod, seen
 
 from rlhf_api.names import Reason
+from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.fields import trimmed
-from rlhf_operator.observe import lacks_pods, pods_by_index
+from rlhf_operator.observe import lacks_pods, pods_by_index, without_taken_away
 from rlhf_operator.planning.failures import judge
 from rlhf_operator.store import Gang
 
@@ -129,3 +130,44 @@ def test_all_pods_of_a_job_that_is_over_or_deleted_count(job: Raw) -> None:
 def test_a_suspended_job_that_is_being_deleted_is_asked_once() -> None:
     assert seen(suspended(deletionTimestamp=at(5))).stopping
     assert not seen(suspended()).stopping
+
+
+def demo(**stage: Any) -> RLHFJob:
+    """The job whose attempt 3 of stage sft is looked at."""
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
+    status = {"state": "Starting", "attempt": 3, "reason": "Queued"} | stage
+    return RLHFJob.from_document(
+        {
+            "apiVersion": "rlhf.dev/v1alpha1",
+            "kind": "RLHFJob",
+            "metadata": {"name": "demo", "uid": UID},
+            "spec": {"stages": {"sft": spec}},
+            "status": {"stages": {"sft": status}},
+        }
+    )
+
+
+LET_RUN = make_job(spec={"parallelism": 1, "completions": 1})
+LEFT = {
+    "it is let run": (LET_RUN, {"idleSince": at(60)}, 0),
+    "it was let run since": (LET_RUN, {"state": "Running", "pendingSince": at(20)}, 0),
+    "it was let run before": (LET_RUN, {"state": "Running", "pendingSince": at(50)}, 1),
+    "it was never held": (LET_RUN, {"state": "Running", "reason": "PodsReady"}, 1),
+    "another attempt was": (LET_RUN, {"attempt": 2, "idleSince": at(60)}, 1),
+    "it has failed": (make_job(("Failed",)), {"idleSince": at(60)}, 1),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+@pytest.mark.parametrize("code", [None, 75, 137])
+def test_pods_that_parallelism_took_away_are_known_by_the_status(
+    case: str, code: int | None
+) -> None:
+    job, status, count = LEFT[case]
+    phase = "Running" if code is None else "Failed"
+    gang = without_taken_away(demo(**status), Gang(job, (leaving(40, phase, code),)), NOW)
+    assert len(gang.pods) == count
+    done = without_taken_away(demo(**status), Gang(job, (leaving(40, "Succeeded", 0),)), NOW)
+    assert len(done.pods) == 1
+    fresh = without_taken_away(demo(**status), Gang(job, (make_pod(),)), NOW)
+    assert len(fresh.pods) == 1

@@ -132,12 +132,13 @@ def _released(stage: StageStatus, attempt: ObservedAttempt | None, now: datetime
     counted = pending_since(stage)
     if counted is None:
         return stage
-    if attempt is None:
-        gone = stage.idle_since is not None and stage.reason is Reason.QUEUED
-        return roused(stage, now).model_copy(update={"pending_since": now}) if gone else stage
-    end = attempt.released_at
+    waited = stage.idle_since is not None and stage.reason is Reason.QUEUED
+    end = None if attempt is None else attempt.released_at
     if end is None or end <= counted:
-        return stage
+        if is_held(attempt) or not waited:
+            return stage
+        # It is gone, or let run, and nobody says since when.
+        return roused(stage, now).model_copy(update={"pending_since": now})
     begin = stage.idle_since or counted
     return _with_span(stage, begin, end).model_copy(update={"pending_since": end})
 

@@ -137,6 +137,7 @@ class ObservedAttempt:
             one of its processes failed; empty if it says no such thing.
         disowned: whether it lacks the owner that says whose it is: it counts, nothing is started
             beside it, and it is left alone.
+        unread: whether it is not known if it is there, since its Job could not be asked for.
     """
 
     stage: StageName
@@ -157,6 +158,7 @@ class ObservedAttempt:
     leaves_logs: bool = False
     ended_by: str = ""
     disowned: bool = False
+    unread: bool = False
 
     @property
     def live(self) -> bool:

@@ -72,6 +72,8 @@ def absorb(stage: StageStatus, attempt: ObservedAttempt | None, case: Case) -> S
     """The status after looking at the current attempt; None stands for one that is not there."""
     if not is_known(stage) or is_unconfirmed(stage, attempt):
         return stage
+    if attempt is not None and attempt.unread:
+        return stage
     stage = requeued(stage, attempt, case.now)
     stage = with_holds(stage, attempt, case.now, refused=case.refusal is not None)
     if stage.state in ACTIVE:

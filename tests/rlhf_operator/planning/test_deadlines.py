@@ -107,3 +107,17 @@ def test_a_gang_that_hangs_is_restarted_and_the_restart_counted(trial: MakeTrial
     t.run("sft", step=10)
     t.look(30)
     assert t.stage("sft").state == "Running"
+
+
+@pytest.mark.parametrize("state", ["Starting", "Running"])
+def test_nothing_is_judged_of_an_attempt_whose_job_cannot_be_read(
+    trial: MakeTrial, state: str
+) -> None:
+    limits = {"pendingDeadlineSeconds": 9, "progressDeadlineSeconds": 10}
+    t = trial(runPolicy=limits).running("sft") if state == "Running" else trial(runPolicy=limits)
+    t.look()
+    t.put("sft", processes=(), disowned=True, unread=True)
+    before = t.job.status.stages
+    assert t.stage("sft").state == state
+    assert t.look(1000).actions == ()
+    assert (t.job.status.stages, t.last.events) == (before, ())

@@ -1,6 +1,7 @@
 """An attempt that a queue takes back waits as one that was not let in yet, and then goes on."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -115,6 +116,26 @@ def test_what_does_not_run_in_time_after_it_was_let_in_fails(trial: MakeTrial) -
     hold(t)
     t.look(60)
     release(t)
+    t.look(8)
+    assert t.stage("sft").state == "Starting"
+    t.look(1)
+    assert t.stage("sft").reason is Reason.PENDING_DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("known", [None, 5.0])
+def test_where_nobody_says_when_it_was_let_run_that_is_when_it_is_seen(
+    trial: MakeTrial, known: float | None
+) -> None:
+    """Of `spec.parallelism` no condition tells, or one of before; and a clock may be far ahead."""
+    t = admitted(trial, runPolicy={"pendingDeadlineSeconds": 9})
+    hold(t)
+    t.look(60)
+    earlier = None if known is None else t.job.status.start_time + timedelta(seconds=known)
+    t.put("sft", processes=(t.process("sft"),), held_since=None, released_at=earlier)
+    t.look(5000)
+    sft = t.stage("sft")
+    assert (sft.state, sft.attempt, sft.pending_since) == ("Starting", 1, t.now)
+    assert (sft.idle_since, sft.idle_seconds) == (None, 5065)
     t.look(8)
     assert t.stage("sft").state == "Starting"
     t.look(1)
