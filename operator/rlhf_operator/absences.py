@@ -166,7 +166,9 @@ class Absences:
     ) -> tuple[Processes, datetime | None]:
         lookup = memory.lookups.setdefault(seen.ident, _first_lookup())
         if self._is_due(lookup):
-            lookup.hear(await self._refusal_of_pods(seen))
+            told = await self._refusal_of_pods(seen, lookup.found)
+            if told is not None:
+                lookup.hear(told)
         name = seen.gang.job["metadata"]["name"]
         unmade = lookup.found or ObservedProcess(f"{name}-?", -1)
         return (*seen.attempt.processes, unmade), _next_look(lookup)
@@ -189,14 +191,17 @@ class Absences:
         processes = {each.name: each for each in seen.attempt.processes}
         name = pod["metadata"]["name"]
         if self._is_due(lookup):
-            lookup.hear(await self._hindrance_of(pod, processes[name]))
+            told = await self._hindrance_of(pod, processes[name])
+            if told is not None:
+                lookup.hear(told)
         found = lookup.found
         # The pod that was asked about before may have started since.
         if found is not None and found.name == name:
             processes[name] = replace(processes[name], reason=found.reason, message=found.message)
         return tuple(processes.values()), _next_look(lookup)
 
-    async def _hindrance_of(self, pod: Raw, process: ObservedProcess) -> ObservedProcess:
+    async def _hindrance_of(self, pod: Raw, process: ObservedProcess) -> ObservedProcess | None:
+        """The pod with what its Events tell; None where they cannot be read."""
         metadata = pod["metadata"]
         path = core_path(metadata["namespace"], "events")
         try:
@@ -206,10 +211,14 @@ class Absences:
         except ApiError as error:
             # They only explain; the job goes on without.
             logger.warning("Events of Pod %s: %s", process.name, error)
-            return process
+            return None
         return hindered_pod(process, listing.items)
 
-    async def _refusal_of_pods(self, seen: SeenAttempt) -> ObservedProcess:
+    async def _refusal_of_pods(
+        self, seen: SeenAttempt, known: ObservedProcess | None
+    ) -> ObservedProcess | None:
+        """The pod that was not made, as Events tell; None where they cannot be read, and what is
+        known says more than that."""
         metadata = seen.gang.job["metadata"]
         fields = f"involvedObject.uid={metadata['uid']},reason=FailedCreate"
         path = core_path(metadata["namespace"], "events")
@@ -219,6 +228,8 @@ class Absences:
             # They only explain; the job goes on without.
             name = metadata["name"]
             logger.warning("Events of Job %s: %s", name, error)
+            if known is not None and known.reason not in (None, Reason.PODS_PENDING):
+                return None
             message = f"Job {name} lacks pods, and its Events cannot be read: {steady(str(error))}"
             return ObservedProcess(f"{name}-?", -1, reason=Reason.PODS_PENDING, message=message)
         return refused_pod(seen.gang.job, found)

@@ -64,10 +64,14 @@ class Lookup:
     said: tuple[str, ...] = ()
 
     def hear(self, found: ObservedProcess) -> None:
-        """Note what the Events tell now, in the words of the last time if those stay."""
-        if self.found is not None and self.found.reason is found.reason:
+        """Note what the Events tell now, in the words of the last time if those stay.
+
+        Of another pod nothing was told in words that could stay: they name the one before.
+        """
+        known = self.found
+        if known is not None and (known.name, known.reason) == (found.name, found.reason):
             self.said = _with(self.said, found.message)
-            found = replace(found, message=_words(self.found.message, self.said))
+            found = replace(found, message=_words(known.message, self.said))
         else:
             self.said = (found.message,)
         self.found = found

@@ -1,0 +1,111 @@
+"""What is asked for because the store lacks it: how often, and what an answer that fails leaves."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from raw_gangs import Raw, look, make_job, make_pod
+
+from rlhf_api.names import Reason
+from rlhf_operator.absences import Absences
+from rlhf_operator.kube import ApiError, Kube, Listing
+from rlhf_operator.memory import Lookup, Memory
+from rlhf_operator.observe import SeenAttempt
+from rlhf_operator.planning.observed import ObservedProcess
+from rlhf_operator.store import Store
+
+UNREAD = ApiError("GET events", 500, {"message": "etcdserver: request timed out"})
+
+
+class Answers(Kube):
+    """Gives to each LIST the next of some answers; an error is raised."""
+
+    def __init__(self, *answers: Sequence[Raw] | ApiError) -> None:
+        self.answers = list(answers)
+
+    def has_spare(self) -> bool:
+        return True
+
+    async def list(self, path: str, *selectors: str, **_: Any) -> Listing:
+        answer = self.answers.pop(0)
+        if isinstance(answer, ApiError):
+            raise answer
+        return Listing(list(answer), 9)
+
+
+@dataclass
+class Asking:
+    """An attempt that is asked about whenever it is looked at."""
+
+    absences: Absences
+    memory: Memory
+
+    def told(self, seen: SeenAttempt) -> ObservedProcess:
+        """What is told of the attempt's last process, when Events are due."""
+        for lookups in (self.memory.lookups, self.memory.waits):
+            lookups.setdefault(seen.ident, Lookup(0.0)).next = 0.0
+        processes, _ = asyncio.run(self.absences.missing(seen, self.memory))
+        return processes[-1]
+
+
+def asking(*answers: Sequence[Raw] | ApiError) -> Asking:
+    return Asking(Absences(Answers(*answers), Store()), Memory())
+
+
+def refused(said: str) -> Raw:
+    return {"reason": "FailedCreate", "message": f"Error creating: {said}"}
+
+
+def unmounted(said: str = 'secret "hf" not found') -> Raw:
+    return {"reason": "FailedMount", "message": said}
+
+
+def waits(index: int = 0) -> SeenAttempt:
+    creating = {"waiting": {"reason": "ContainerCreating"}}
+    metadata = {"namespace": "team", "uid": f"pod-{index}"}
+    pod = make_pod(index, "Pending", state=creating)
+    pod["metadata"] |= metadata
+    pod["status"]["containerStatuses"] = pod["status"]["containerStatuses"][1:]
+    return look(make_job(), pod)
+
+
+QUOTA = 'pods "demo-sft-3-0-" is forbidden: exceeded quota: q, requested: cpu=1, used: cpu=4'
+LACKING = look(make_job())
+
+
+@pytest.mark.parametrize(
+    ("seen", "event", "reason"),
+    [
+        (LACKING, refused(QUOTA), Reason.QUOTA_EXCEEDED),
+        (waits(), unmounted(), Reason.VOLUME_NOT_MOUNTED),
+    ],
+)
+def test_a_cause_outlives_a_read_of_events_that_fails(
+    seen: SeenAttempt, event: Raw, reason: Reason
+) -> None:
+    ask = asking([event], UNREAD, [event])
+    first = ask.told(seen)
+    assert first.reason is reason
+    assert [ask.told(seen), ask.told(seen)] == [first, first]
+
+
+def test_events_that_cannot_be_read_are_told_of_while_no_cause_is_known() -> None:
+    ask = asking(UNREAD, [], UNREAD, [refused(QUOTA)])
+    first = ask.told(LACKING)
+    assert first.reason is Reason.PODS_PENDING
+    assert "Events cannot be read: etcdserver" in first.message
+    assert ask.told(LACKING).reason is None
+    assert ask.told(LACKING).reason is Reason.PODS_PENDING
+    assert ask.told(LACKING).reason is Reason.QUOTA_EXCEEDED
+
+
+def test_nothing_is_told_of_a_waiting_pod_whose_events_cannot_be_read() -> None:
+    assert asking(UNREAD).told(waits()).reason is None
+
+
+def test_the_pod_that_waits_next_is_told_of_in_words_of_its_own() -> None:
+    ask = asking([unmounted()], [unmounted()])
+    assert ask.told(waits()).message.startswith("pod demo-sft-3-0-x waits on its node: ")
+    assert ask.told(waits(1)).message.startswith("pod demo-sft-3-1-x waits on its node: ")
