@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_api.names import Reason, StageState
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_operator.fields import attempt_of, is_watched, owner_uid
+from rlhf_operator.fields import attempt_of, is_hidden, is_watched, owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
 from rlhf_operator.manifests import child_name, is_disowned, is_made_for_its_name
 from rlhf_operator.memory import (
@@ -109,12 +109,12 @@ class Absences:
         Their Job counts them. It is watched, and says so when they end.
 
         Returns:
-            When to look again; None if all that are there are watched.
+            When to look again; None if all that have not ended are watched.
         """
         now, looks = time.monotonic(), {}
         for found in self._gangs(job):
             uid = found.job["metadata"]["uid"]
-            hidden = any(not is_watched(pod) for pod in found.pods)
+            hidden = any(is_hidden(pod) for pod in found.pods)
             # The Job may be seen before the pods that it has just made.
             if not (hidden or has_unseen_pods(found)):
                 continue

@@ -120,6 +120,11 @@ def has_ended(pod: Raw) -> bool:
     return status.get("phase") == "Failed" or any("terminated" in state for state in own)
 
 
+def is_hidden(pod: Raw) -> bool:
+    """Whether a Pod that has not ended is one that no watch shows."""
+    return not (is_watched(pod) or has_ended(pod))
+
+
 def _trimmed_rlhfjob(raw: Raw) -> Raw:
     metadata = _metadata(raw) | _only(raw["metadata"], ("generation", "labels"))
     return {"metadata": metadata} | _only(raw, ("apiVersion", "kind", "spec", "status"))

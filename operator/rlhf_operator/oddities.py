@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from rlhf_api.names import KIND, OPERATOR_NAME, Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_operator.fields import Raw, attempt_of, is_watched, number
+from rlhf_operator.fields import Raw, attempt_of, is_hidden, number
 from rlhf_operator.manifests import is_attempt, is_disowned
 from rlhf_operator.planning.observed import Oddity
 from rlhf_operator.store import Gang, Kind
@@ -75,7 +75,7 @@ def _of_child(job: RLHFJob, gang: Gang) -> Iterator[Oddity]:
             said = f"Job {name}: spec.{field} is {child['spec'][field]}; set it to {nodes} again"
             yield Oddity(Reason.CHILD_CHANGED, said)
     for pod in pods:
-        if not is_watched(pod):
+        if is_hidden(pod):
             yield _changed_label(f"Pod {pod['metadata']['name']}", pod, *_OURS)
     step = (child["metadata"].get("annotations") or {}).get(Annotation.CHECKPOINT_STEP)
     if step is not None and number(step) is None:

@@ -299,6 +299,10 @@ class Store:
             self._own.pop(uid, None)
         elif kind is Kind.JOB:
             self._ended.pop(uid, None)
+            # Of those that no watch shows nobody tells that they are gone.
+            for pod in self._of[Kind.POD].owned_by(uid):
+                if not is_watched(pod):
+                    self._of[Kind.POD].remove(pod["metadata"]["uid"], version_of(pod))
         elif has_ended(raw) and self._of[Kind.JOB].find(owner or "") is not None:
             self._ended.setdefault(str(owner), {})[uid] = raw
 

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from raw_gangs import Raw, look, make_job, make_pod
+from raw_gangs import UID, Raw, ended, look, make_job, make_pod
 
 from rlhf_api.names import Reason
+from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.absences import Absences
 from rlhf_operator.kube import ApiError, Kube, Listing
 from rlhf_operator.memory import Lookup, Memory
 from rlhf_operator.observe import SeenAttempt
 from rlhf_operator.planning.observed import ObservedProcess
-from rlhf_operator.store import Store
+from rlhf_operator.store import Kind, Store
 
 UNREAD = ApiError("GET events", 500, {"message": "etcdserver: request timed out"})
 
@@ -109,3 +110,48 @@ def test_the_pod_that_waits_next_is_told_of_in_words_of_its_own() -> None:
     ask = asking([unmounted()], [unmounted()])
     assert ask.told(waits()).message.startswith("pod demo-sft-3-0-x waits on its node: ")
     assert ask.told(waits(1)).message.startswith("pod demo-sft-3-1-x waits on its node: ")
+
+
+def listed(version: int, **changes: Any) -> Raw:
+    """A pod whose label a policy has taken away."""
+    pod = make_pod(**changes)
+    pod["metadata"] |= {"namespace": "team", "uid": "pod", "resourceVersion": str(version)}
+    return pod
+
+
+def demo() -> RLHFJob:
+    data = {"uri": "pvc://data/x"}
+    return RLHFJob.from_document(
+        {
+            "apiVersion": "rlhf.dev/v1alpha1",
+            "kind": "RLHFJob",
+            "metadata": {"name": "demo", "namespace": "team", "uid": UID},
+            "spec": {"stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": data}}},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "lists"),
+    [
+        ([[listed(2)]] * 4, 4),
+        # Nothing follows any more from what becomes of one that has ended.
+        ([[listed(2)], [listed(3, phase="Failed", state=ended(1))], [], []], 2),
+        ([[listed(2)], [listed(3, state=ended(1))], [], []], 2),
+        ([[listed(2)], [], [], []], 2),
+    ],
+)
+def test_pods_that_no_watch_shows_are_listed_until_they_have_ended(
+    answers: list[list[Raw]], lists: int
+) -> None:
+    kube, store, memory = Answers(*answers), Store(), Memory()
+    store.put(Kind.JOB, make_job(("Failed",), resourceVersion="1"))
+    store.replace_pods("job", answers[0], 2)
+    absences = Absences(kube, store)
+    times = []
+    for _ in answers:
+        memory.pod_looks = dict.fromkeys(memory.pod_looks, 0.0)
+        times.append(asyncio.run(absences.find_unwatched_pods(demo(), memory)))
+    assert len(answers) - len(kube.answers) == lists
+    # The last pass sees that it need not look again.
+    assert (times[-1] is None) is (lists < len(answers))

@@ -193,6 +193,28 @@ def test_a_pod_that_no_watch_shows_is_named_until_it_has_its_label_again(
     assert told(job, store) == ()
 
 
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"phase": "Failed"},
+        {"containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0}}}]},
+    ],
+)
+def test_nobody_is_asked_to_write_the_label_of_a_pod_that_has_ended(
+    job: RLHFJob, store: Store, status: Raw
+) -> None:
+    hidden = raw("demo-sft-1-0-abc", 7, {}, "demo-sft-1")
+    store.replace_pods("demo-sft-1", [hidden], 7)
+    assert len(told(job, store)) == 1
+    hidden["metadata"]["resourceVersion"] = "8"
+    store.replace_pods("demo-sft-1", [hidden | {"status": status}], 8)
+    assert told(job, store) == ()
+    # It counts still, and its last word is kept when it is gone.
+    store.replace_pods("demo-sft-1", [], 9)
+    assert [len(gang.pods) for gang in store.gangs(UID)] == [1]
+    assert told(job, store) == ()
+
+
 def test_a_changed_annotation_is_named_and_what_is_foreign_comes_first(
     job: RLHFJob, store: Store
 ) -> None:

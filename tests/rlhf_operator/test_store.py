@@ -182,6 +182,25 @@ def test_a_pod_that_no_watch_shows_is_there_once_those_of_its_job_are_listed(lab
     assert store.gangs("demo-1")[0].pods == ()
 
 
+@pytest.mark.parametrize("by_list", [False, True])
+def test_pods_that_no_watch_shows_are_kept_no_longer_than_their_job(by_list: bool) -> None:
+    store, hidden = filled(), raw("hidden", 6, owner="job")
+    hidden["metadata"]["labels"] = {}
+    store.replace_pods("job", [hidden, raw("pod", 6, owner="job")], 6)
+    if by_list:
+        store.replace(Kind.JOB, "team", [], 9)
+    else:
+        store.remove(Kind.JOB, raw("job", 9, owner="demo-1"))
+    # The end of the other one is told.
+    assert store.count(Kind.POD) == 1
+    store.remove(Kind.POD, raw("pod", 10, owner="job"))
+    assert store.count(Kind.POD) == 0
+    # A Job may be gone for the watches alone, as one that has lost its label.
+    store.put_read(Kind.JOB, raw("job", 11, owner="demo-1"))
+    store.replace_pods("job", [hidden], 11)
+    assert len(store.gangs("demo-1")[0].pods) == 1
+
+
 def test_the_latest_news_of_a_removal_counts() -> None:
     store = filled()
     store.remove(Kind.JOB, raw("job", 6, owner="demo-1"))
