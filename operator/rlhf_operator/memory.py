@@ -6,7 +6,7 @@ Called by `reconcile`. A new leader starts with none of it and comes to the same
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJobStatus
@@ -77,11 +77,25 @@ class Lookup:
         self.found = found
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """A status of which the API server has not kept all: its CRD is older than this operator.
+
+    Attributes:
+        sent: the status as it was written.
+        kept: the document that was answered.
+    """
+
+    sent: RLHFJobStatus
+    kept: Mapping[str, Any]
+
+
 @dataclass
 class Memory:
     """Of one job.
 
     Attributes:
+        pruned: the status that was written last, if it was not kept as it was.
         untold_since: the status up to which Events were told, where a write after it had no answer;
             None where that is the one in the store.
         refused: the actions, and the reads of Jobs, that were refused and have not been done since.
@@ -93,6 +107,7 @@ class Memory:
             operator before may have left something.
     """
 
+    pruned: Pruned | None = None
     untold_since: RLHFJobStatus | None = None
     refused: dict[ActionId, Refused] = field(default_factory=dict)
     lookups: dict[AttemptId, Lookup] = field(default_factory=dict)
@@ -110,6 +125,20 @@ class Memory:
         return cls(
             unremoved={(name, each.attempt - 1) for name, each in stages if each.attempt > 1}
         )
+
+    def written(
+        self, sent: RLHFJobStatus, document: Mapping[str, Any], kept: Mapping[str, Any]
+    ) -> None:
+        """Note what became of a status that was sent as this document."""
+        self.pruned = None if kept == document else Pruned(sent, kept)
+
+    def status_of(self, raw: Mapping[str, Any], read: RLHFJobStatus) -> RLHFJobStatus:
+        """The status of a job as it was sent, while nobody else has written it.
+
+        Otherwise what no answer keeps is new to each pass, which writes it, and tells it, again.
+        """
+        pruned = self.pruned
+        return read if pruned is None or pruned.kept != (raw.get("status") or {}) else pruned.sent
 
     def refusals(self) -> Mapping[AttemptId, Refusal]:
         """Why actions are not done yet, by the attempt that they are about."""

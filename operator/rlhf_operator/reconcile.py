@@ -89,6 +89,7 @@ class Reconciler:
             return None
         memory = self._memory.get(job.metadata.uid) or Memory.begin(job.status)
         self._memory[job.metadata.uid] = memory
+        job = job.model_copy(update={"status": memory.status_of(raw, job.status)})
         if await self._expire(job, raw, memory, now):
             self._keep_in_mind(key, None)
             return None
@@ -229,7 +230,9 @@ class Reconciler:
         if kind is Change.NOTHING or (kind is Change.PROGRESS and not read):
             return raw
         spare = kind is not Change.DECISION
-        written = await self._write_status(raw, status.to_resolved_document(), spare=spare)
+        document = status.to_resolved_document()
+        written = await self._write_status(raw, document, spare=spare)
+        self._memory[uid].written(status, document, written.get("status") or {})
         for each, told in read:
             # What was read while status was written is not in it.
             if (told.told, told.error) == (each.progress, each.scrape_error):
