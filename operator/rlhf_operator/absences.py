@@ -7,7 +7,7 @@ results of its pods are. So a verdict that follows from what is not there is pre
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,7 +25,7 @@ from rlhf_operator.memory import (
     Lookup,
     Memory,
 )
-from rlhf_operator.mounting import before_start, hindered_pod
+from rlhf_operator.mounting import before_start, hindered_pod, in_turn
 from rlhf_operator.observe import (
     SeenAttempt,
     has_unseen_pods,
@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 _CONTROLLER = "batch.kubernetes.io/controller-uid"
 """Label that the Job controller gives to the pods of a Job."""
+
+ASKED_AT_ONCE = 8
+"""Pods of a gang whose Events are read at one look."""
 
 
 class Absences:
@@ -150,8 +153,8 @@ class Absences:
         if lacks_pods(seen.gang):
             return await self._lacking(seen, memory)
         memory.lookups.pop(seen.ident, None)
-        waiting = None if attempt.failed else before_start(attempt.processes, seen.gang.pods)
-        if waiting is not None:
+        waiting = [] if attempt.failed else before_start(attempt.processes, seen.gang.pods)
+        if waiting:
             return await self._hindered(seen, waiting, memory)
         memory.waits.pop(seen.ident, None)
         gone = attempt.failed and not seen.gang.pods and attempt.confirmed
@@ -184,21 +187,30 @@ class Absences:
         return True
 
     async def _hindered(
-        self, seen: SeenAttempt, pod: Raw, memory: Memory
+        self, seen: SeenAttempt, waiting: Sequence[Raw], memory: Memory
     ) -> tuple[Processes, datetime | None]:
-        """The processes of an attempt of which a pod waits on its node."""
+        """The processes of an attempt of which pods wait on their nodes."""
         lookup = memory.waits.setdefault(seen.ident, _first_lookup())
         processes = {each.name: each for each in seen.attempt.processes}
-        name = pod["metadata"]["name"]
         if self._is_due(lookup):
-            told = await self._hindrance_of(pod, processes[name])
-            if told is not None:
-                lookup.hear(told)
+            await self._ask(waiting, processes, lookup)
         found = lookup.found
         # The pod that was asked about before may have started since.
-        if found is not None and found.name == name:
-            processes[name] = replace(processes[name], reason=found.reason, message=found.message)
+        if found is not None and any(pod["metadata"]["name"] == found.name for pod in waiting):
+            known = processes[found.name]
+            processes[found.name] = replace(known, reason=found.reason, message=found.message)
         return tuple(processes.values()), _next_look(lookup)
+
+    async def _ask(
+        self, waiting: Sequence[Raw], processes: Mapping[str, ObservedProcess], lookup: Lookup
+    ) -> None:
+        """Ask about the pods that wait, in turn, until one has a cause to tell."""
+        for pod in in_turn(waiting, lookup.found)[:ASKED_AT_ONCE]:
+            told = await self._hindrance_of(pod, processes[pod["metadata"]["name"]])
+            if told is not None:
+                lookup.hear(told)
+            if told is None or told.reason is not None or not self._kube.has_spare():
+                return
 
     async def _hindrance_of(self, pod: Raw, process: ObservedProcess) -> ObservedProcess | None:
         """The pod with what its Events tell; None where they cannot be read."""

@@ -126,11 +126,11 @@ class Actor:
         """Asked for first where an attempt has been: then it is there."""
         path, manifest = core_path(job.metadata.namespace, "services"), service(job)
         if action.attempt == 1 and not self._store.gangs(job.metadata.uid):
-            await self._ensure(job, path, manifest)
+            _check_selector(manifest, await self._ensure(job, path, manifest))
             return
         found = await self._find(f"Service {job.metadata.name}", f"{path}/{job.metadata.name}")
         if found is None:
-            await self._ensure(job, path, manifest)
+            _check_selector(manifest, await self._ensure(job, path, manifest))
         else:
             _check_owner(job, manifest, found)
 
@@ -192,7 +192,8 @@ def _check_selector(manifest: Raw, found: Raw) -> None:
     child = f"Service {manifest['metadata']['name']}"
     message = (
         f"{child}: spec.selector is {json.dumps(given)}; write {json.dumps(wanted)} again, or "
-        "delete the Service, and it is made anew"
+        "delete the Service, and it is made anew; "
+        "if a webhook or policy sets it, correct that first"
     )
     raise ChildError(Refusal(Reason.CHILD_CHANGED, message, at_least=5, child=child))
 

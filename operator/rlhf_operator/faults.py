@@ -36,6 +36,9 @@ def is_sent(manifest: Raw, cause: Raw) -> bool:
         cause: a field, and the words about its value.
     """
     steps = [name or index for name, index in _STEP.findall(cause["field"])]
+    if not steps:
+        # A webhook's own cause may name no field that there is.
+        return False
     said = cause.get("message") or ""
     owners = [each for owner in _at(manifest, steps[:-1]) for each in _items(owner, steps[-1])]
     found = _at(manifest, steps)

@@ -192,6 +192,13 @@ class Memory:
         for each in self.unread() - set(wanted):
             del self.refused[READ, *each]
 
+    def forget_attempts_but(self, seen: Iterable[AttemptId]) -> None:
+        """Forget what Events told of attempts that are gone."""
+        kept = set(seen)
+        for told in (self.lookups, self.waits, self.remains):
+            for ident in told.keys() - kept:
+                del told[ident]
+
     def next_try(self) -> float | None:
         """When the first refused action may be tried again; None if there is none."""
         return min((refused.not_before for refused in self.refused.values()), default=None)

@@ -41,15 +41,17 @@ _PASSED = {
 """After which Events which failures are over."""
 
 
-def before_start(processes: Iterable[ObservedProcess], pods: Iterable[Raw]) -> Raw | None:
-    """The first pod that waits on its node for its volumes or its network, and does not say so.
+def before_start(processes: Iterable[ObservedProcess], pods: Iterable[Raw]) -> list[Raw]:
+    """The pods that wait on their node for volumes or the network, as far as they say.
+
+    Where the kubelet does not tell of that in a condition, those that pull an image are among them.
 
     Args:
         processes: of an attempt, as they are seen.
         pods: those that they are made from.
 
     Returns:
-        None where there is none, or where another one says already what it waits for.
+        None of them where another one says already what it waits for.
     """
     waiting = {
         each.name: each
@@ -57,9 +59,23 @@ def before_start(processes: Iterable[ObservedProcess], pods: Iterable[Raw]) -> R
         if each.phase is ProcessPhase.PENDING and not (each.ended or each.terminating)
     }
     if any(each.reason is not None for each in waiting.values()):
-        return None
+        return []
     by_name = {pod["metadata"]["name"]: pod for pod in pods}
-    return next((by_name[name] for name in waiting if _is_before_start(by_name[name])), None)
+    return [by_name[name] for name in waiting if _is_before_start(by_name[name])]
+
+
+def in_turn(waiting: Sequence[Raw], last: ObservedProcess | None) -> list[Raw]:
+    """The pods in the order in which they are asked about.
+
+    Args:
+        waiting: the pods that wait.
+        last: the one that was asked about last; it is the first again if it had a cause to tell.
+    """
+    names = [pod["metadata"]["name"] for pod in waiting]
+    if last is None or last.name not in names:
+        return list(waiting)
+    first = names.index(last.name) + (last.reason is None)
+    return [*waiting[first:], *waiting[:first]]
 
 
 def _is_before_start(pod: Raw) -> bool:

@@ -156,6 +156,7 @@ class Reconciler:
         self, job: RLHFJob, seen: list[SeenAttempt], memory: Memory, unwatched: datetime | None
     ) -> Observed:
         self._ask_for_progress(job, seen)
+        memory.forget_attempts_but(each.ident for each in seen)
         attempts, times = [], [] if unwatched is None else [unwatched]
         for each in seen:
             told, look_at = await self._absences.missing(each, memory)

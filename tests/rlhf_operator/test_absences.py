@@ -10,7 +10,7 @@ from raw_gangs import UID, Raw, ended, look, make_job, make_pod
 
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJob
-from rlhf_operator.absences import Absences
+from rlhf_operator.absences import ASKED_AT_ONCE, Absences
 from rlhf_operator.kube import ApiError, Kube, Listing
 from rlhf_operator.memory import Lookup, Memory
 from rlhf_operator.observe import SeenAttempt
@@ -63,13 +63,18 @@ def unmounted(said: str = 'secret "hf" not found') -> Raw:
     return {"reason": "FailedMount", "message": said}
 
 
-def waits(index: int = 0) -> SeenAttempt:
+def waits(*indices: int) -> SeenAttempt:
+    pods = [waiting(index) for index in indices or (0,)]
+    return look(make_job(spec={"parallelism": len(pods)}), *pods)
+
+
+def waiting(index: int) -> Raw:
     creating = {"waiting": {"reason": "ContainerCreating"}}
     metadata = {"namespace": "team", "uid": f"pod-{index}"}
     pod = make_pod(index, "Pending", state=creating)
     pod["metadata"] |= metadata
     pod["status"]["containerStatuses"] = pod["status"]["containerStatuses"][1:]
-    return look(make_job(), pod)
+    return pod
 
 
 QUOTA = 'pods "demo-sft-3-0-" is forbidden: exceeded quota: q, requested: cpu=1, used: cpu=4'
@@ -110,6 +115,27 @@ def test_the_pod_that_waits_next_is_told_of_in_words_of_its_own() -> None:
     ask = asking([unmounted()], [unmounted()])
     assert ask.told(waits()).message.startswith("pod demo-sft-3-0-x waits on its node: ")
     assert ask.told(waits(1)).message.startswith("pod demo-sft-3-1-x waits on its node: ")
+
+
+def test_all_pods_that_wait_are_asked_about_until_one_has_a_cause() -> None:
+    gang = waits(0, 1, 2)
+    ask = asking([], [], [unmounted()], [unmounted()], [], UNREAD, [], [], [])
+    for _ in range(2):
+        assert ask.told(gang).reason is Reason.VOLUME_NOT_MOUNTED
+    # It is over: the next ones are asked about, as far as Events can be read.
+    assert ask.told(gang).reason is None
+    kube = ask.absences._kube
+    assert isinstance(kube, Answers)
+    assert len(kube.answers) == 3
+    assert ask.told(gang).reason is None
+    assert kube.answers == []
+
+
+def test_a_large_gang_is_asked_about_in_parts() -> None:
+    gang = waits(*range(ASKED_AT_ONCE + 1))
+    ask = asking(*[[]] * ASKED_AT_ONCE, [unmounted()])
+    assert ask.told(gang).reason is None
+    assert f"pod demo-sft-3-{ASKED_AT_ONCE}-x waits" in ask.told(gang).message
 
 
 def listed(version: int, **changes: Any) -> Raw:

@@ -85,6 +85,10 @@ OF_OTHERS = [
     (POD_FIELD + "containers[0].resources.limits", 'Invalid value: "7": must not be'),
     (f"spec.template.annotations[{APPARMOR}other]", 'Invalid value: "other": container not found'),
     (f"spec.template.annotations[{APPARMOR}nope]", 'Invalid value: "ope": container not found'),
+    # No field at all.
+    (".", "Required value"),
+    ("[", 'Invalid value: "a b": no'),
+    ("[]", "is wrong"),
 ]
 
 

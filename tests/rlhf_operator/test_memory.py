@@ -135,3 +135,12 @@ def test_a_refused_read_lasts_as_long_as_its_job_has_to_be_asked_for() -> None:
     assert memory.refusals() == {(StageName.SFT, 1): NO}
     memory.forget_reads_but([(StageName.SFT, 2)])
     assert memory.refused.keys() == {EXPIRY}
+
+
+def test_what_events_told_of_an_attempt_is_forgotten_with_it() -> None:
+    memory, gone, there = Memory(), (StageName.SFT, 1), (StageName.SFT, 2)
+    for ident in (gone, there):
+        memory.waits[ident], memory.lookups[ident] = Lookup(0.0), Lookup(0.0)
+        memory.remains[ident] = None
+    memory.forget_attempts_but([there])
+    assert [set(each) for each in (memory.waits, memory.lookups, memory.remains)] == [{there}] * 3

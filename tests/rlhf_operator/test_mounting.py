@@ -1,12 +1,13 @@
 """What keeps a pod on its node from its start: who is asked about, and what Events say of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from raw_gangs import Raw, at, ended, make_job, make_pod, one, ready, seen
 
 from rlhf_api.names import Reason
-from rlhf_operator.mounting import before_start, hindered_pod
+from rlhf_operator.mounting import before_start, hindered_pod, in_turn
 
 CREATING = {"waiting": {"reason": "ContainerCreating"}}
 MISSING = 'MountVolume.SetUp failed for volume "token" : secret "hf" not found'
@@ -20,9 +21,9 @@ def waiting(index: int = 0, state: Raw = CREATING, **more: Any) -> Raw:
     return pod
 
 
-def asked(*pods: Raw) -> str | None:
+def asked(*pods: Raw) -> list[str]:
     found = before_start(seen(make_job(), *pods).processes, pods[::-1])
-    return None if found is None else str(found["metadata"]["name"])
+    return [pod["metadata"]["name"] for pod in found]
 
 
 def startable(value: str) -> list[Raw]:
@@ -51,7 +52,7 @@ def untold() -> Raw:
     ],
 )
 def test_a_pod_that_waits_on_its_node_is_asked_about(pod: Raw) -> None:
-    assert asked(pod) == "demo-sft-3-0-x"
+    assert asked(pod) == ["demo-sft-3-0-x"]
 
 
 @pytest.mark.parametrize(
@@ -69,13 +70,31 @@ def test_a_pod_that_waits_on_its_node_is_asked_about(pod: Raw) -> None:
     ],
 )
 def test_a_pod_that_is_further_or_says_itself_what_for_is_not(pod: Raw) -> None:
-    assert asked(pod) is None
+    assert asked(pod) == []
 
 
-def test_the_first_of_a_gang_is_asked_about_unless_another_says_what_it_waits_for() -> None:
-    assert asked(make_pod(0), waiting(1), waiting(2)) == "demo-sft-3-1-x"
+def test_those_of_a_gang_are_asked_about_unless_another_says_what_it_waits_for() -> None:
+    assert asked(make_pod(0), waiting(1), waiting(2)) == ["demo-sft-3-1-x", "demo-sft-3-2-x"]
     pulls = waiting(2, state={"waiting": {"reason": "ImagePullBackOff"}})
-    assert asked(waiting(1), pulls) is None
+    assert asked(waiting(1), pulls) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "reason", "order"),
+    [
+        (None, None, [0, 1, 2]),
+        (0, None, [1, 2, 0]),
+        (1, Reason.VOLUME_NOT_MOUNTED, [1, 2, 0]),
+        (2, None, [0, 1, 2]),
+        (7, Reason.VOLUME_NOT_MOUNTED, [0, 1, 2]),
+    ],
+)
+def test_pods_are_asked_about_in_turn_and_the_one_with_a_cause_again(
+    last: int | None, reason: Reason | None, order: list[int]
+) -> None:
+    known = None if last is None else replace(one(waiting(last)), reason=reason)
+    found = in_turn([waiting(0), waiting(1), waiting(2)], known)
+    assert [pod["metadata"]["name"] for pod in found] == [f"demo-sft-3-{i}-x" for i in order]
 
 
 def event(reason: str, message: str = "", ago: float = 30) -> Raw:

@@ -1,4 +1,4 @@
-"""Passes over a job whose CRD is older than the operator: fields that it lacks are not kept."""
+"""Passes over a job: what they write and keep, also where its CRD is older than the operator."""
 
 import asyncio
 import copy
@@ -8,7 +8,9 @@ import aiohttp
 import pytest
 from raw_gangs import UID, Raw
 
+from rlhf_api.names import StageName
 from rlhf_operator.kube import Kube, Listing
+from rlhf_operator.memory import Lookup
 from rlhf_operator.reconcile import Reconciler
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.scraper import Scraper
@@ -113,3 +115,13 @@ def test_a_status_that_somebody_else_has_written_counts_as_it_is() -> None:
     found = passes.store.job(KEY)
     assert found is not None
     assert found["status"]["stages"]["sft"]["message"] != "mine"
+
+
+def test_nothing_is_kept_of_what_events_told_of_an_attempt_that_is_gone() -> None:
+    passes = Passes(set())
+    passes.do(3)
+    memory = passes.reconciler._memory[UID]
+    memory.waits[StageName.SFT, 9] = Lookup(0.0)
+    passes.do(1)
+    assert memory.waits == {}
+    assert set(memory.lookups) == {(StageName.SFT, 1)}
