@@ -1,45 +1,45 @@
 """What is asked for because the store lacks it: how often, and what an answer that fails leaves."""
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from answering import Asked, Session, answering
 from raw_gangs import UID, Raw, ended, look, make_job, make_pod
 
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_operator.absences import ASKED_AT_ONCE, Absences
-from rlhf_operator.kube import ApiError, Kube, Listing
 from rlhf_operator.memory import Lookup, Memory
 from rlhf_operator.observe import SeenAttempt
 from rlhf_operator.planning.observed import ObservedProcess
 from rlhf_operator.store import Kind, Store
 
-UNREAD = ApiError("GET events", 500, {"message": "etcdserver: request timed out"})
+UNREAD = "etcdserver: request timed out"
 
 
-class Answers(Kube):
-    """Gives to each LIST the next of some answers; an error is raised."""
+class Answers:
+    """Gives to each LIST the next of some answers; a text is an error's."""
 
-    def __init__(self, *answers: Sequence[Raw] | ApiError) -> None:
-        self.answers = list(answers)
+    def __init__(self, *answers: Sequence[Raw] | str) -> None:
+        self.left = list(answers)
 
-    def has_spare(self) -> bool:
-        return True
-
-    async def list(self, path: str, *selectors: str, **_: Any) -> Listing:
-        answer = self.answers.pop(0)
-        if isinstance(answer, ApiError):
-            raise answer
-        return Listing(list(answer), 9)
+    def answer(self, asked: Asked) -> tuple[int, Raw]:
+        assert asked.method == "GET"
+        said = self.left.pop(0)
+        if isinstance(said, str):
+            return 500, {"kind": "Status", "message": said}
+        return 200, {"kind": "List", "items": list(said), "metadata": {"resourceVersion": "9"}}
 
 
 @dataclass
 class Asking:
     """An attempt that is asked about whenever it is looked at."""
 
+    cluster: Answers
+    session: Session
     absences: Absences
     memory: Memory
 
@@ -47,12 +47,24 @@ class Asking:
         """What is told of the attempt's last process, when Events are due."""
         for lookups in (self.memory.lookups, self.memory.waits):
             lookups.setdefault(seen.ident, Lookup(0.0)).next = 0.0
-        processes, _ = asyncio.run(self.absences.missing(seen, self.memory))
-        return processes[-1]
+        processes, _ = self.session.wait(self.absences.missing(seen, self.memory))
+        last: ObservedProcess = processes[-1]
+        return last
 
 
-def asking(*answers: Sequence[Raw] | ApiError) -> Asking:
-    return Asking(Absences(Answers(*answers), Store()), Memory())
+Ask = Callable[..., Asking]
+
+
+@pytest.fixture
+def asking() -> Iterator[Ask]:
+    with ExitStack() as stack:
+
+        def begin(*answers: Sequence[Raw] | str) -> Asking:
+            cluster = Answers(*answers)
+            session = stack.enter_context(answering(cluster.answer))
+            return Asking(cluster, session, Absences(session.kube, Store()), Memory())
+
+        yield begin
 
 
 def refused(said: str) -> Raw:
@@ -89,7 +101,7 @@ LACKING = look(make_job())
     ],
 )
 def test_a_cause_outlives_a_read_of_events_that_fails(
-    seen: SeenAttempt, event: Raw, reason: Reason
+    asking: Ask, seen: SeenAttempt, event: Raw, reason: Reason
 ) -> None:
     ask = asking([event], UNREAD, [event])
     first = ask.told(seen)
@@ -97,7 +109,7 @@ def test_a_cause_outlives_a_read_of_events_that_fails(
     assert [ask.told(seen), ask.told(seen)] == [first, first]
 
 
-def test_events_that_cannot_be_read_are_told_of_while_no_cause_is_known() -> None:
+def test_events_that_cannot_be_read_are_told_of_while_no_cause_is_known(asking: Ask) -> None:
     ask = asking(UNREAD, [], UNREAD, [refused(QUOTA)])
     first = ask.told(LACKING)
     assert first.reason is Reason.PODS_PENDING
@@ -107,31 +119,29 @@ def test_events_that_cannot_be_read_are_told_of_while_no_cause_is_known() -> Non
     assert ask.told(LACKING).reason is Reason.QUOTA_EXCEEDED
 
 
-def test_nothing_is_told_of_a_waiting_pod_whose_events_cannot_be_read() -> None:
+def test_nothing_is_told_of_a_waiting_pod_whose_events_cannot_be_read(asking: Ask) -> None:
     assert asking(UNREAD).told(waits()).reason is None
 
 
-def test_the_pod_that_waits_next_is_told_of_in_words_of_its_own() -> None:
+def test_the_pod_that_waits_next_is_told_of_in_words_of_its_own(asking: Ask) -> None:
     ask = asking([unmounted()], [unmounted()])
     assert ask.told(waits()).message.startswith("pod demo-sft-3-0-x waits on its node: ")
     assert ask.told(waits(1)).message.startswith("pod demo-sft-3-1-x waits on its node: ")
 
 
-def test_all_pods_that_wait_are_asked_about_until_one_has_a_cause() -> None:
+def test_all_pods_that_wait_are_asked_about_until_one_has_a_cause(asking: Ask) -> None:
     gang = waits(0, 1, 2)
     ask = asking([], [], [unmounted()], [unmounted()], [], UNREAD, [], [], [])
     for _ in range(2):
         assert ask.told(gang).reason is Reason.VOLUME_NOT_MOUNTED
     # It is over: the next ones are asked about, as far as Events can be read.
     assert ask.told(gang).reason is None
-    kube = ask.absences._kube
-    assert isinstance(kube, Answers)
-    assert len(kube.answers) == 3
+    assert len(ask.cluster.left) == 3
     assert ask.told(gang).reason is None
-    assert kube.answers == []
+    assert ask.cluster.left == []
 
 
-def test_a_large_gang_is_asked_about_in_parts() -> None:
+def test_a_large_gang_is_asked_about_in_parts(asking: Ask) -> None:
     gang = waits(*range(ASKED_AT_ONCE + 1))
     ask = asking(*[[]] * ASKED_AT_ONCE, [unmounted()])
     assert ask.told(gang).reason is None
@@ -170,14 +180,15 @@ def demo() -> RLHFJob:
 def test_pods_that_no_watch_shows_are_listed_until_they_have_ended(
     answers: list[list[Raw]], lists: int
 ) -> None:
-    kube, store, memory = Answers(*answers), Store(), Memory()
+    cluster, store, memory = Answers(*answers), Store(), Memory()
     store.put(Kind.JOB, make_job(("Failed",), resourceVersion="1"))
     store.replace_pods("job", answers[0], 2)
-    absences = Absences(kube, store)
     times = []
-    for _ in answers:
-        memory.pod_looks = dict.fromkeys(memory.pod_looks, 0.0)
-        times.append(asyncio.run(absences.find_unwatched_pods(demo(), memory)))
-    assert len(answers) - len(kube.answers) == lists
+    with answering(cluster.answer) as session:
+        absences = Absences(session.kube, store)
+        for _ in answers:
+            memory.pod_looks = dict.fromkeys(memory.pod_looks, 0.0)
+            times.append(session.wait(absences.find_unwatched_pods(demo(), memory)))
+    assert len(answers) - len(cluster.left) == lists
     # The last pass sees that it need not look again.
     assert (times[-1] is None) is (lists < len(answers))

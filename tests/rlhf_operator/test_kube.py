@@ -2,36 +2,17 @@
 whom where requests are few."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
-from kubernetes.aio.client import ApiClient, Configuration
+from answering import served
 
-from rlhf_operator.kube import MAX_EVENT_LENGTH, ApiError, Kube
+from rlhf_operator.kube import MAX_EVENT_LENGTH, ApiError
 
 SECONDS = 30
-Answer = Callable[[web.Request], Awaitable[web.Response]]
 REMEDY = "; free the node, or correct resources"
 RAW = {"kind": "RLHFJob", "metadata": {"name": "a", "namespace": "b", "uid": "c"}}
-
-
-@asynccontextmanager
-async def served(answer: Answer, requests_per_second: float) -> AsyncIterator[Kube]:
-    """A session with a server that answers every request so."""
-    app = web.Application()
-    app.add_routes([web.route("*", "/{path:.*}", answer)])
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    try:
-        async with ApiClient(configuration) as client:
-            yield Kube(client, requests_per_second)
-    finally:
-        await runner.cleanup()
 
 
 def asked(status: int, text: str) -> dict[str, Any]:

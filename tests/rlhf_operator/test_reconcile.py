@@ -2,14 +2,16 @@
 
 import asyncio
 import copy
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import cast
 
 import aiohttp
 import pytest
+from answering import Asked, Session, answering
 from raw_gangs import UID, Raw
 
 from rlhf_api.names import StageName
-from rlhf_operator.kube import Kube, Listing
 from rlhf_operator.memory import Lookup
 from rlhf_operator.reconcile import Reconciler
 from rlhf_operator.recorder import Recorder
@@ -20,45 +22,42 @@ from rlhf_operator.store import Kind, Store
 KEY = ("team", "demo")
 
 
-class OldCluster(Kube):
+class OldCluster:
     """Keeps what is made and written, but of a stage's status not some fields."""
 
     def __init__(self, unknown: set[str]) -> None:
         self.unknown, self.version, self.writes = unknown, 1, 0
+        self.job: Raw = document()
+        self.told: list[str] = []
 
-    def has_spare(self) -> bool:
-        return True
+    def answer(self, asked: Asked) -> tuple[int, Raw]:
+        if asked.method == "PATCH":
+            return self._write(asked.body)
+        if asked.method == "POST" and asked.path.endswith("/events"):
+            self.told.append(asked.body["reason"])
+        if asked.method == "POST":
+            return 201, asked.body | {"metadata": self._stamped(asked.body)}
+        if asked.path.endswith(("/events", "/pods")):
+            return 200, {"kind": "List", "items": [], "metadata": {"resourceVersion": "1"}}
+        missing = {"kind": "Status", "reason": "NotFound", "code": 404}
+        return (200, {}) if "claims" in asked.path else (404, missing)
 
-    async def find(self, path: str) -> Raw | None:
-        return {} if "claims" in path else None
-
-    async def list(self, path: str, *selectors: str, **_: Any) -> Listing:
-        return Listing([], self.version)
-
-    async def request(self, method: str, path: str, body: Any = None, **_: Any) -> Any:
-        assert method == "POST"
-        return copy.deepcopy(body) | {"metadata": self._stamped(body)}
-
-    async def write_status(self, raw: Raw, status: Raw, *, spare: bool = False) -> Raw:
+    def _write(self, patch: list[Raw]) -> tuple[int, Raw]:
         self.writes += 1
-        kept = copy.deepcopy(status)
-        for stage in kept["stages"].values():
+        version, status = (each["value"] for each in patch)
+        if version != self.job["metadata"]["resourceVersion"]:
+            return 409, {"kind": "Status", "reason": "Conflict", "code": 409}
+        for stage in status["stages"].values():
             for field in self.unknown & stage.keys():
                 del stage[field]
-        return raw | {"metadata": self._stamped(raw), "status": kept}
+        self.job = self.job | {"metadata": self._stamped(self.job), "status": status}
+        return 200, self.job
 
     def _stamped(self, raw: Raw) -> Raw:
         self.version += 1
         known: Raw = raw["metadata"]
-        return {"uid": known["name"]} | known | {"resourceVersion": str(self.version)}
-
-
-class Told(Recorder):
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-
-    def tell(self, raw: Raw, kind: str, reason: str, message: str) -> None:
-        self.reasons.append(str(reason))
+        uid = {"uid": known.get("name", "event")}
+        return uid | known | {"resourceVersion": str(self.version)}
 
 
 def document() -> Raw:
@@ -77,48 +76,77 @@ def document() -> Raw:
 class Passes:
     """Passes over a job whose Job is made and has no pods yet."""
 
-    def __init__(self, unknown: set[str]) -> None:
-        self.kube, self.store, self.told = OldCluster(unknown), Store(), Told()
-        self.store.put(Kind.RLHFJOB, document())
+    def __init__(self, cluster: OldCluster, session: Session) -> None:
+        self.cluster, self.session, self.store = cluster, session, Store()
+        self.store.put(Kind.RLHFJOB, cluster.job)
+        self.recorder = Recorder(session.kube)
+        # No rank 0 runs that could be asked.
         scraper = Scraper(cast(aiohttp.ClientSession, None), lambda key: None)
         settings = Settings(trainer_image="registry.test/trainer:1")
-        self.reconciler = Reconciler(self.kube, self.store, scraper, self.told, settings)
+        self.reconciler = Reconciler(session.kube, self.store, scraper, self.recorder, settings)
 
     def do(self, times: int) -> None:
         for _ in range(times):
-            asyncio.run(self.reconciler.reconcile(KEY))
+            self.session.wait(self.reconciler.reconcile(KEY))
+
+    def told(self) -> list[str]:
+        """Reasons of all Events up to now."""
+        told: list[str] = self.session.wait(self._told())
+        return told
+
+    async def _told(self) -> list[str]:
+        telling = asyncio.create_task(self.recorder.run())
+        # One that is told after all others.
+        self.recorder.tell(self.cluster.job, "Normal", "End", "the end")
+        while self.cluster.told[-1:] != ["End"]:
+            await asyncio.sleep(0.01)
+        telling.cancel()
+        return self.cluster.told
+
+
+@pytest.fixture
+def begin() -> Iterator["Begin"]:
+    with ExitStack() as stack:
+
+        def passes(unknown: set[str]) -> Passes:
+            cluster = OldCluster(unknown)
+            return Passes(cluster, stack.enter_context(answering(cluster.answer)))
+
+        yield passes
+
+
+Begin = Callable[[set[str]], Passes]
 
 
 @pytest.mark.parametrize("unknown", [set(), {"createdAttempt"}, {"createdAttempt", "rows"}])
-def test_what_the_crd_lacks_is_written_and_told_no_more_often_than_else(unknown: set[str]) -> None:
-    passes = Passes(unknown)
+def test_what_the_crd_lacks_is_written_and_told_no_more_often_than_else(
+    begin: Begin, unknown: set[str]
+) -> None:
+    passes = begin(unknown)
     passes.do(3)
-    assert passes.told.reasons.count("Created") == 1
-    writes = passes.kube.writes
+    assert passes.told().count("Created") == 1
+    writes = passes.cluster.writes
     passes.do(5)
-    assert passes.kube.writes == writes
-    assert passes.told.reasons.count("Created") == 1
+    assert passes.cluster.writes == writes
+    assert passes.told().count("Created") == 1
 
 
-def test_a_status_that_somebody_else_has_written_counts_as_it_is() -> None:
-    passes = Passes({"createdAttempt"})
+def test_a_status_that_somebody_else_has_written_counts_as_it_is(begin: Begin) -> None:
+    passes = begin({"createdAttempt"})
     passes.do(3)
-    raw = copy.deepcopy(passes.store.job(KEY))
-    assert raw is not None
+    raw = copy.deepcopy(passes.cluster.job)
     raw["metadata"]["resourceVersion"] = "99"
     raw["status"]["stages"]["sft"]["message"] = "mine"
+    passes.cluster.job, passes.cluster.version = raw, 100
     passes.store.put(Kind.RLHFJOB, raw)
-    passes.kube.version = 100
-    writes = passes.kube.writes
+    writes = passes.cluster.writes
     passes.do(1)
-    assert passes.kube.writes == writes + 1
-    found = passes.store.job(KEY)
-    assert found is not None
-    assert found["status"]["stages"]["sft"]["message"] != "mine"
+    assert passes.cluster.writes == writes + 1
+    assert passes.cluster.job["status"]["stages"]["sft"]["message"] != "mine"
 
 
-def test_nothing_is_kept_of_what_events_told_of_an_attempt_that_is_gone() -> None:
-    passes = Passes(set())
+def test_nothing_is_kept_of_what_events_told_of_an_attempt_that_is_gone(begin: Begin) -> None:
+    passes = begin(set())
     passes.do(3)
     memory = passes.reconciler._memory[UID]
     memory.waits[StageName.SFT, 9] = Lookup(0.0)
