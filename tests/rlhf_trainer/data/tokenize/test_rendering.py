@@ -63,6 +63,23 @@ def test_a_call_is_learned_as_the_template_writes_it() -> None:
     assert learned == "[cat]</s>"
 
 
+def test_a_call_without_content_is_learned_where_a_turn_must_have_either() -> None:
+    # As Qwen 2.5's template does, which adds up text and what is not there.
+    strict = TEMPLATE.replace(
+        "{{ m.content }}",
+        "{% if m.tool_calls %}{{ m.content or '' }}{% else %}{{ '' + m.content }}{% endif %}",
+    )
+
+    assert _learned((USER,), CALLING, TOOLS, strict)[1] == "[cat]</s>"
+    assert _learned((USER, CALLING, RESULT), "sat", TOOLS, strict)[1] == "[cat]</s>sat</s>"
+
+
+def test_tools_are_written_where_the_template_demands_them() -> None:
+    demanding = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + TEMPLATE
+
+    assert _learned("the cat?", "sat", TOOLS, demanding)[0].startswith("the cat\n")
+
+
 def test_an_earlier_call_is_learned_too() -> None:
     whole, learned = _learned((USER, CALLING, RESULT), "sat", TOOLS)
 

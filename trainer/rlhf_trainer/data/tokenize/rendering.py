@@ -88,7 +88,7 @@ class Renderer:
             return Rendered(prompt) if isinstance(prompt, str) else self._joined(prompt)
         turns = _turns(prompt)
         text = self._templated(turns, source, tools)
-        if tools and text == self._templated(turns, source):
+        if tools and self._is_text_of(text, turns):
             raise self._left_out(source, "tools", tools)
         learned = []
         for index, turn in enumerate(turns):
@@ -186,10 +186,28 @@ class Renderer:
             gone = THOUGHTS if key in THOUGHTS else (key,)
             rest = {name: other for name, other in turn.written.items() if name not in gone}
             without = (*turns[:index], replace(turn, written=rest), *turns[index + 1 :])
-            if text == self._templated(
-                without, source, tools, add_generation_prompt=add_generation_prompt
-            ):
+            if self._is_text_of(text, without, tools, add_generation_prompt=add_generation_prompt):
                 raise self._left_out(source, key, value)
+
+    def _is_text_of(
+        self,
+        text: str,
+        turns: Conversation,
+        tools: Tools = (),
+        *,
+        add_generation_prompt: bool = True,
+    ) -> bool:
+        """Whether the template writes `text` for turns from which something was taken away."""
+        try:
+            return text == _apply(
+                self._tokenizer,
+                self._fitted(turns),
+                tools,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except TemplateRenderError:
+            # Qwen 2.5's refuses an answer that has neither content nor calls: it has read them.
+            return False
 
     def _require_content(self, turn: Message, written: str, source: Source) -> None:
         """Refuse an answer of which the template has changed more than its white space."""
