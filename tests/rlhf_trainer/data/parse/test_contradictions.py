@@ -3,7 +3,19 @@
 from typing import Any
 
 import pytest
-from row_shapes import ASSISTANT, FIELD, PAIR, SYSTEM, USER, N, P, dataset_of, rows_of, turns_of
+from row_shapes import (
+    ASSISTANT,
+    CALL,
+    FIELD,
+    PAIR,
+    SYSTEM,
+    USER,
+    N,
+    P,
+    dataset_of,
+    rows_of,
+    turns_of,
+)
 
 from rlhf_api.errors import DataError
 from rlhf_trainer.data.parse.beside import Skipped
@@ -37,6 +49,12 @@ def _parse(kind: str, row: dict[str, Any], columns: dict[str, str]) -> None:
             {"messages": [SYSTEM, *TALK, *TALK], "prompt": "system: s\nuser: u\nbot: a\nuser: u"},
             {},
             id="turns in one text",
+        ),
+        pytest.param(
+            "sft",
+            {"messages": [SYSTEM, *TALK], "prompt": "s\n\nu"},
+            {},
+            id="turns before the answer in one text",
         ),
         pytest.param(
             "sft",
@@ -78,6 +96,23 @@ def test_what_says_the_same_is_left_alone(
         pytest.param("sft", {"messages": TALK, "query": "p"}, {}, "query", "messages", id="q"),
         pytest.param(
             "sft", {"messages": TALK, "response": "r"}, {}, "response", "messages", id="response"
+        ),
+        pytest.param("sft", {"messages": TALK, "prompt": "a"}, {}, "prompt", "messages", id="a"),
+        pytest.param(
+            "sft",
+            {"messages": [*TALK, USER, ASSISTANT], "response": "u"},
+            {},
+            "response",
+            "messages",
+            id="turn before the answer",
+        ),
+        pytest.param(
+            "sft",
+            {"messages": [USER, {"role": "assistant", "tool_calls": CALL}], "response": "r"},
+            {},
+            "response",
+            "messages",
+            id="answer of calls alone",
         ),
         pytest.param("pref", {**CHOSEN, "prompt": "p"}, {}, "prompt", "in chosen", id="prompt"),
         pytest.param(

@@ -2,13 +2,13 @@
 
 Called by `formats`. Data sets keep a prompt beside the turns that begin with it, and an answer
 beside those that end with it. Where the one that is not read says something else, it is refused
-and never dropped. White space does not count.
+and never dropped.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from rlhf_trainer.data.parse.columns import Conversation, Reader
+from rlhf_trainer.data.parse.said import agree, says, texts
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row
 
@@ -27,8 +27,7 @@ def require_same_prompt(read: Reader, row: Row, turns: Conversation, of: str) ->
     """
     column = read.column("prompt")
     prompt = row.values.get(column)
-    said = [turn.content for turn in turns]
-    if not (_says(said, prompt) or _says(_texts(prompt), said)):
+    if not agree([turn.content for turn in turns], prompt):
         remedy = (
             f"differs from the turns before the response in {of}, which are read; correct it, or "
             "remove one of them"
@@ -51,15 +50,14 @@ def require_same_turns(read: Reader, row: Row, *, is_dialogue: bool) -> None:
     """
     if any(read.is_mapped(name) for name in ("messages", "prompt", "response")):
         return
-    turns = row.values.get("messages")
+    turns: Any = row.values.get("messages")
     pair = {name: row.values.get(name) for name in (read.column("prompt"), "response")}
     if not is_dialogue:
-        if not _says([text for value in pair.values() for text in _texts(value)], turns):
+        if not says([text for value in pair.values() for text in texts(value)], turns):
             raise mistake(row, "messages", turns, _differs(read, " and ".join(pair)))
         return
-    said = _texts(turns)
-    for column, value in pair.items():
-        if not (_says(said, value) or _says(_texts(value), said)):
+    for (column, value), part in zip(pair.items(), (turns[:-1], turns[-1:]), strict=True):
+        if not agree(texts(part), value):
             raise mistake(row, column, value, _differs(read, "messages"))
 
 
@@ -68,22 +66,3 @@ def _differs(read: Reader, other: str) -> str:
         f"differs from {other}, which would be read; correct it, name what is meant in "
         f"{read.field}.columns (messages, or prompt and response), or remove the other"
     )
-
-
-def _says(said: Sequence[str], value: object) -> bool:
-    """Whether each text of `value` is part of one that is read."""
-    compact = [_compact(text) for text in said]
-    return all(any(_compact(text) in other for other in compact) for text in _texts(value))
-
-
-def _texts(value: Any) -> list[str]:
-    """A text, or the texts of turns and of the parts of their content."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for key in ("content", "value", "text") for text in _texts(value.get(key))]
-    return [text for each in value for text in _texts(each)] if isinstance(value, list) else []
-
-
-def _compact(text: str) -> str:
-    return "".join(text.split())
