@@ -74,6 +74,19 @@ def _parse(kind: str, row: dict[str, Any], columns: dict[str, str]) -> None:
         pytest.param("pref", {**PAIR, "margin": None, "reasoning": "a judge's"}, {}, id="a judge"),
         pytest.param("prompt", {"prompt": "p", "reasoning": "of the answer"}, {}, id="no answer"),
         pytest.param("sft", {**ASKED, "system_prompt": None, "instruction": "u"}, {}, id="copy"),
+        pytest.param("sft", {**ASKED, "instruction": " u\r\n"}, {}, id="copy with white space"),
+        pytest.param(
+            "sft",
+            {
+                "messages": [
+                    {"role": "system", "content": [{"type": "text", "text": "be kind"}]},
+                    *TALK,
+                ],
+                "system": "be kind",
+            },
+            {},
+            id="copy of a part",
+        ),
         pytest.param("pref", {**MIRACL, "query_id": "1", "source": "x"}, {}, id="MIRACL"),
     ],
 )
@@ -146,6 +159,10 @@ def test_what_says_the_same_is_left_alone(
             "system_prompt",
             "would not be learned",
             id="OpenOrca",
+        ),
+        pytest.param("sft", {**ASKED, "images": ["u"]}, {}, "images", "remove", id="pictures"),
+        pytest.param(
+            "sft", {**ASKED, "documents": [{"title": "t"}]}, {}, "documents", "", id="doc"
         ),
         pytest.param(
             "sft", {**ASKED, "sample_weight": 0.5}, {}, "sample_weight", "0 or 1", id="weight"

@@ -6,10 +6,10 @@ refused by name, never dropped.
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 from rlhf_api.v1alpha1 import Columns
 from rlhf_trainer.data.parse.columns import THOUGHTS
+from rlhf_trainer.data.parse.said import says, texts
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row
 
@@ -82,11 +82,13 @@ def learned_rows(
 def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
     value = row.values.get(name)
     # A row with nothing to read is told what it lacks.
-    if (
-        value
-        and row.values.keys() & read
-        and not _is_said(value, [row.values.get(column) for column in read])
-    ):
+    if not (value and row.values.keys() & read):
+        return
+    # Only of a text can a copy stand in what is read: of a document or picture more is meant.
+    is_copy = isinstance(value, str) and says(
+        [text for column in read for text in texts(row.values.get(column))], value
+    )
+    if not is_copy:
         raise mistake(
             row,
             name,
@@ -94,16 +96,6 @@ def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
             "would not be learned; write it into the prompt or the turns of messages, or remove "
             "the column",
         )
-
-
-def _is_said(value: object, read: list[Any]) -> bool:
-    """Whether a text that is read or a turn of it holds this text, as datasets have it that keep a
-    copy of it."""
-    if not isinstance(value, str):
-        return False
-    turns = [turn for turns in read if isinstance(turns, list) for turn in turns]
-    said = [*read, *(turn.get("content") for turn in turns if isinstance(turn, dict))]
-    return any(isinstance(text, str) and value in text for text in said)
 
 
 def _is_learned(row: Row, name: str) -> bool:
