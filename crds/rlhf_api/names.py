@@ -105,6 +105,14 @@ class FileName:
     REWARD_STATISTICS = "reward_statistics.json"
 
 
+class WorkdirFile:
+    """Files of the folder in which `rlhf run` keeps a job."""
+
+    LOCK = "lock"
+    STATUS = "status.yaml"
+    SUMMARY = "summary.json"
+
+
 class ExitCode(IntEnum):
     """What a training process says by leaving; the operator's reaction is in `failure_class`."""
 

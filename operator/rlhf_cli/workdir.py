@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhf_api.errors import ConfigError, UsageError
 from rlhf_api.loading import dump_yaml, parse_yaml
-from rlhf_api.names import FileName, StageName, StageState
+from rlhf_api.names import FileName, StageName, StageState, WorkdirFile
 from rlhf_api.v1alpha1 import (
     JobReference,
     RLHFJob,
@@ -44,9 +44,9 @@ class Workdir:
 
     def __init__(self, root: Path, name: str) -> None:
         self.folder = (root / name).absolute()
-        self._status = self.folder / "status.yaml"
-        self._lock = self.folder / "lock"
-        self.summary = self.folder / "summary.json"
+        self._status = self.folder / WorkdirFile.STATUS
+        self._lock = self.folder / WorkdirFile.LOCK
+        self.summary = self.folder / WorkdirFile.SUMMARY
 
     @contextmanager
     def locked(self) -> Iterator[None]:

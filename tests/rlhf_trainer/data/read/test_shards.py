@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_api.errors import InputError
-from rlhf_api.v1alpha1 import Dataset
+from rlhf_api.names import FileName, StageName, WorkdirFile
+from rlhf_api.v1alpha1 import Dataset, JobReference
 from rlhf_trainer.data.read.rows import data_files
 
 FIELD = "spec.stages.sft.dataset"
@@ -51,6 +52,11 @@ def _files(folder: Path, names: list[str], split: str = "train") -> list[str]:
         (["a.jsonl", "more/b.jsonl"], "more/b.jsonl lies in a subfolder that is not looked into"),
         (["train/b.jsonl", "train/en/a.jsonl"], "train/en/a.jsonl lies in a subfolder"),
         (["train/b.jsonl", "train/test/a.jsonl"], "train/test/a.jsonl lies in a subfolder"),
+        (["a.jsonl", "sft/attempt-1/b.jsonl"], "sft/attempt-1/b.jsonl lies in a subfolder"),
+        (["a.jsonl", "en/attempt-1/events.jsonl"], "en/attempt-1/events.jsonl lies in a subfolder"),
+        (["a.jsonl", "sft/en/events.jsonl"], "sft/en/events.jsonl lies in a subfolder"),
+        (["a.jsonl", "runs/job/summary.json"], "runs/job/summary.json lies in a subfolder"),
+        (["a.jsonl", "runs/lock"], "runs/lock is in a format that is not read"),
         (["README.jsonl", "data/train-0.jsonl"], "data/train-0.jsonl lies in a subfolder"),
         (["rows.jsonl", "heldout.jsonl"], "rows.jsonl, which names none"),
         (["rows.jsonl", "sft-held-out.jsonl"], "rows.jsonl, which names none"),
@@ -115,6 +121,29 @@ def test_other_folders_than_the_one_of_a_split_s_own_name_are_other_splits(tmp_p
     assert _files(tmp_path, names, "train_prefs") == ["train_prefs/a.jsonl"]
     with pytest.raises(InputError, match=r"train_prefs/en/b\.csv is in a format"):
         _files(tmp_path, ["train_prefs/en/b.csv"], "train_prefs")
+
+
+@pytest.mark.parametrize("stage", StageName)
+@pytest.mark.parametrize(
+    "begun",
+    [
+        FileName.EVENTS,
+        f"{FileName.ARTIFACT}/model.safetensors",
+        f"{FileName.CHECKPOINTS}/step-1/rank-0.pt",
+    ],
+)
+def test_what_jobs_leave_below_the_rows_is_none_of_them(
+    tmp_path: Path, stage: str, begun: str
+) -> None:
+    run = tmp_path / "runs" / "a"
+    attempt = run / JobReference(name="a", uid="0123456789").folder / stage / "attempt-12"
+    left = [attempt / begun, attempt / "tokenizer.json"]
+    left += [run / WorkdirFile.STATUS, run / WorkdirFile.LOCK, run / WorkdirFile.SUMMARY]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    assert _files(tmp_path, ["train.jsonl"]) == ["train.jsonl"]
 
 
 def test_links_are_followed_and_their_loops_are_not(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Called by `rows`. A shard that is missing, a link that leads nowhere, a subfolder that is not looked
 into and data in a format that is not read would each be rows that nobody misses. So every file has
-to be read, of another split, or known to hold no rows.
+to be read, of another split, or known to hold no rows. What jobs leave in a storage below it is
+none of the data.
 """
 
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rlhf_api.errors import InputError
+from rlhf_api.names import FileName, StageName, WorkdirFile
 from rlhf_trainer.data.read.splits import is_of_another_split, split_folders
 
 DESCRIPTIONS = frozenset(
@@ -27,6 +29,8 @@ _WITHOUT_ROWS = re.compile(
     re.IGNORECASE,
 )
 """Names of documentation, code, settings and checksums."""
+_ATTEMPT = re.compile(r"attempt-\d+")
+_OF_ATTEMPTS = (FileName.EVENTS, FileName.CHECKPOINTS, FileName.ARTIFACT)
 _SHARD = re.compile(r"(.*[-._]|)(\d+)([-._]of[-._])(\d+)\D.*")
 
 
@@ -71,7 +75,8 @@ def require_whole(
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
-    """The files at any depth and links that lead nowhere; a loop of links is gone through once."""
+    """The files at any depth and links that lead nowhere, but for what is a job's; a loop of links
+    is gone through once."""
     seen: set[Path] = set()
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         place = Path(root)
@@ -79,9 +84,21 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(place.resolve())
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        paths = [place / name for name in sorted(names) if not is_hidden(name)]
+        folders[:] = sorted(
+            name for name in folders if not (is_hidden(name) or _is_attempt(place / name))
+        )
+        of_run = (WorkdirFile.LOCK, WorkdirFile.SUMMARY) if WorkdirFile.STATUS in names else ()
+        paths = [place / name for name in sorted(names) if not (is_hidden(name) or name in of_run)]
         yield from (path for path in paths if path.is_file() or path.is_symlink())
+
+
+def _is_attempt(folder: Path) -> bool:
+    """Whether an attempt of a stage writes to it, as this one may while its data are looked at."""
+    return (
+        _ATTEMPT.fullmatch(folder.name) is not None
+        and folder.parent.name in list(StageName)
+        and any((folder / name).exists() for name in _OF_ATTEMPTS)
+    )
 
 
 def _raise(error: OSError) -> None:
@@ -97,7 +114,8 @@ def _why_unread(path: Path, is_data: Callable[[Path], bool], suffixes: tuple[str
     if is_data(path):
         return (
             "lies in a subfolder that is not looked into, as its name is not that of a split, so "
-            "that its rows would be missing; name that subfolder in uri, or move it away"
+            "that its rows would be missing; name that subfolder in uri, move it away, or name the "
+            "file in uri"
         )
     return (
         "is in a format that is not read, so that its rows would be missing; convert it to one of "
