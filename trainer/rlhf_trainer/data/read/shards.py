@@ -24,11 +24,13 @@ _OF_SYSTEMS = frozenset(("lost+found", "__MACOSX", "__pycache__"))
 _WITHOUT_ROWS = re.compile(
     r"(readme|licen[cs]e|copying|copyright|notice|changelog|citation|authors|contributing|terms|"
     r"requirements|makefile|dockerfile|checksums|md5sums|sha\d+sums)([-_ ][\w -]*)?(\.txt)?"
-    r"|_success|_metadata|_common_metadata"
-    r"|.*\.(md|rst|pdf|bib|cff|ya?ml|toml|cfg|py|ipynb|sh|png|jpe?g|gif|svg|webp|md5|sha\d+|lock)",
+    r"|_success|_metadata|_common_metadata|_(committed|started)_\w+|thumbs\.db|desktop\.ini"
+    r"|.*\.(md|rst|pdf|bib|cff|ya?ml|toml|cfg|py|ipynb|sh|html?|log|png|jpe?g|gif|svg|webp|md5|"
+    r"sha\d+|lock)",
     re.IGNORECASE,
 )
-"""Names of documentation, code, settings and checksums."""
+"""Names of documentation, code, settings, logs and checksums, and of what Spark, Databricks and
+Windows keep in a folder."""
 _ATTEMPT = re.compile(r"attempt-\d+")
 _OF_ATTEMPTS = (FileName.EVENTS, FileName.CHECKPOINTS, FileName.ARTIFACT)
 _SHARD = re.compile(r"(.*[-._]|)(\d+)([-._]of[-._])(\d+)\D.*")
