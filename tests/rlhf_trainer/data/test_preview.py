@@ -134,6 +134,14 @@ def test_the_first_row_of_a_large_file_is_always_looked_at(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("at_a_glance")
+@pytest.mark.parametrize("name", ["rows.json", "rows.JSON"])
+def test_a_large_list_is_not_read_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(json.dumps([WITHOUT_RESPONSE]))
+    assert seen("sft", tmp_path, Dataset(uri=f"file://{path}")) is None
+
+
+@pytest.mark.usefixtures("at_a_glance")
 @pytest.mark.parametrize(
     ("stage", "first"),
     [

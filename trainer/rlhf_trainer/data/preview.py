@@ -101,7 +101,7 @@ def count_rows(asked: StageDataset, config: StageConfig) -> Seen | None:
     rows = read_rows(dataset, claims=config.claims, field=field)
     if is_large:
         # A list in a .json file has no first row before it is read whole.
-        if any(path.suffix == ".json" for path in data_files(place, dataset, field)):
+        if any(path.suffix.lower() == ".json" for path in data_files(place, dataset, field)):
             return None
         rows = _for_a_while(rows)
     try:
