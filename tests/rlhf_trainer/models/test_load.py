@@ -210,6 +210,15 @@ def test_entropy_is_of_the_distribution_the_token_was_drawn_from(words: Path) ->
     close(found, torch.distributions.Categorical(logits=logits).entropy())
 
 
+def test_entropy_leaves_the_actor_without_a_gradient_that_nobody_asked_for(words: Path) -> None:
+    actor = Actor(tiny.causal_model(words))
+    batch = pad_left([sequences()[1]], 0, 14)[:3]
+    for learned in (False, True):
+        found = actor(*batch, 3, entropy=True, entropy_gradient=learned)
+        assert found.logprobs.requires_grad
+        assert found.entropy.requires_grad is learned
+
+
 @every_architecture
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_rows_in_one_sequence_do_not_see_each_other(

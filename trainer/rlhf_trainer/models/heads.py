@@ -49,8 +49,12 @@ class Actor(nn.Module):
         temperature: float = 1.0,
         *,
         entropy: bool = False,
+        entropy_gradient: bool = False,
     ) -> TokenStatistics:
         """Statistics of the last `response_width` columns, with entropies where they are asked for.
+
+        The gradient of entropies, which costs as much as that of log-probabilities, is asked for
+        apart. It is cut off in here: DeepSpeed's hooks wait for that of every output that has one.
 
         Shapes: input_ids, attention_mask, position_ids Long[batch, time] -> Float[batch,
         response_width] each. Packed rows have another mask, or none: see `data.packing.RowLayout`.
@@ -65,7 +69,10 @@ class Actor(nn.Module):
         )
         logits = output.logits[:, -response_width - 1 : -1]
         tokens = input_ids[:, -response_width:]
-        return token_statistics(logits, tokens, temperature, self.absent, entropy=entropy)
+        found = token_statistics(logits, tokens, temperature, self.absent, entropy=entropy)
+        if found.entropy is None or entropy_gradient:
+            return found
+        return found._replace(entropy=found.entropy.detach())
 
 
 class Float32Linear(nn.Linear):

@@ -101,7 +101,11 @@ class Learner:
         spec = self.spec
         width = micro.rollout.responses.shape[1]
         statistics = self.steps.actor(
-            *micro.rollout.sequences, width, spec.temperature, entropy=True
+            *micro.rollout.sequences,
+            width,
+            spec.temperature,
+            entropy=True,
+            entropy_gradient=spec.entropy_coef > 0,
         )
         policy = policy_loss(
             statistics.logprobs,
@@ -111,9 +115,7 @@ class Learner:
             spec.clip_range,
             tokens,
         )
-        # Its gradient costs as much as that of the log-probabilities.
-        entropies = statistics.entropy if spec.entropy_coef else statistics.entropy.detach()
-        entropy = entropy_bonus(entropies, micro.mask, spec.entropy_coef, tokens)
+        entropy = entropy_bonus(statistics.entropy, micro.mask, spec.entropy_coef, tokens)
         self.steps.actor.accumulate(policy.loss + entropy.loss, last=last)
         sums.add_actor(policy, entropy, tokens)
 
