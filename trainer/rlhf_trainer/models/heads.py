@@ -69,10 +69,10 @@ class Actor(nn.Module):
         )
         logits = output.logits[:, -response_width - 1 : -1]
         tokens = input_ids[:, -response_width:]
-        found = token_statistics(logits, tokens, temperature, self.absent, entropy=entropy)
-        if found.entropy is None or entropy_gradient:
-            return found
-        return found._replace(entropy=found.entropy.detach())
+        statistics = token_statistics(logits, tokens, temperature, self.absent, entropy=entropy)
+        if statistics.entropy is None or entropy_gradient:
+            return statistics
+        return statistics._replace(entropy=statistics.entropy.detach())
 
 
 class Float32Linear(nn.Linear):
