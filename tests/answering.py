@@ -4,7 +4,7 @@ real API server gives rarely: failures, and objects that others have changed on 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -74,9 +74,8 @@ def answering(answer: Callable[[Asked], tuple[int, Raw]]) -> Iterator[Session]:
         return web.json_response(found, status=status)
 
     with asyncio.Runner() as runner:
-        context = served(handle, 1000)
-        kube = runner.run(context.__aenter__())
+        stack = AsyncExitStack()
         try:
-            yield Session(kube, runner)
+            yield Session(runner.run(stack.enter_async_context(served(handle, 1000))), runner)
         finally:
-            runner.run(context.__aexit__(None, None, None))
+            runner.run(stack.aclose())

@@ -25,6 +25,21 @@ STOPPED = {
 """The result of an attempt that was asked to stop."""
 
 
+def job_document(**stage: Any) -> Raw:
+    """An RLHFJob `demo` of one stage, with what its status says of that."""
+    data = {"uri": "pvc://data/x"}
+    status = {"status": {"stages": {"sft": stage}}} if stage else {}
+    return {
+        "apiVersion": "rlhf.dev/v1alpha1",
+        "kind": "RLHFJob",
+        "metadata": {"name": "demo", "namespace": "team", "uid": UID, "resourceVersion": "1"},
+        "spec": {
+            "storage": {"uri": "pvc://runs/x"},
+            "stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": data}},
+        },
+    } | status
+
+
 def at(seconds: float) -> str:
     """A time `seconds` before now."""
     return (NOW - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")

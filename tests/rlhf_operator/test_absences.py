@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from answering import Asked, Session, answering
-from raw_gangs import UID, Raw, ended, look, make_job, make_pod
+from raw_gangs import Raw, ended, job_document, look, make_job, make_pod
 
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJob
@@ -155,18 +155,6 @@ def listed(version: int, **changes: Any) -> Raw:
     return pod
 
 
-def demo() -> RLHFJob:
-    data = {"uri": "pvc://data/x"}
-    return RLHFJob.from_document(
-        {
-            "apiVersion": "rlhf.dev/v1alpha1",
-            "kind": "RLHFJob",
-            "metadata": {"name": "demo", "namespace": "team", "uid": UID},
-            "spec": {"stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": data}}},
-        }
-    )
-
-
 @pytest.mark.parametrize(
     ("answers", "lists"),
     [
@@ -181,6 +169,7 @@ def test_pods_that_no_watch_shows_are_listed_until_they_have_ended(
     answers: list[list[Raw]], lists: int
 ) -> None:
     cluster, store, memory = Answers(*answers), Store(), Memory()
+    job = RLHFJob.from_document(job_document())
     store.put(Kind.JOB, make_job(("Failed",), resourceVersion="1"))
     store.replace_pods("job", answers[0], 2)
     times = []
@@ -188,7 +177,7 @@ def test_pods_that_no_watch_shows_are_listed_until_they_have_ended(
         absences = Absences(session.kube, store)
         for _ in answers:
             memory.pod_looks = dict.fromkeys(memory.pod_looks, 0.0)
-            times.append(session.wait(absences.find_unwatched_pods(demo(), memory)))
+            times.append(session.wait(absences.find_unwatched_pods(job, memory)))
     assert len(answers) - len(cluster.left) == lists
     # The last pass sees that it need not look again.
     assert (times[-1] is None) is (lists < len(answers))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from answering import Asked, answering
-from raw_gangs import UID, Raw
+from raw_gangs import UID, Raw, job_document
 
 from rlhf_api.names import Label, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob
@@ -38,18 +38,7 @@ class Mutating:
 
 @pytest.fixture
 def job() -> RLHFJob:
-    data = {"uri": "pvc://data/x"}
-    return RLHFJob.from_document(
-        {
-            "apiVersion": "rlhf.dev/v1alpha1",
-            "kind": "RLHFJob",
-            "metadata": {"name": "demo", "namespace": "team", "uid": UID},
-            "spec": {
-                "storage": {"uri": "pvc://runs/x"},
-                "stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": data}},
-            },
-        }
-    )
+    return RLHFJob.from_document(job_document())
 
 
 def start(job: RLHFJob, attempt: int, cluster: Mutating) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from raw_gangs import NOW, UID, Raw, at, ended, look, make_job, make_pod, seen
+from raw_gangs import NOW, Raw, at, ended, job_document, look, make_job, make_pod, seen
 
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJob
@@ -134,17 +134,8 @@ def test_a_suspended_job_that_is_being_deleted_is_asked_once() -> None:
 
 def demo(**stage: Any) -> RLHFJob:
     """The job whose attempt 3 of stage sft is looked at."""
-    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}
     status = {"state": "Starting", "attempt": 3, "reason": "Queued"} | stage
-    return RLHFJob.from_document(
-        {
-            "apiVersion": "rlhf.dev/v1alpha1",
-            "kind": "RLHFJob",
-            "metadata": {"name": "demo", "uid": UID},
-            "spec": {"stages": {"sft": spec}},
-            "status": {"stages": {"sft": status}},
-        }
-    )
+    return RLHFJob.from_document(job_document(**status))
 
 
 LET_RUN = make_job(spec={"parallelism": 1, "completions": 1})

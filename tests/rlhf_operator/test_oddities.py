@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from raw_gangs import Raw
+from raw_gangs import UID, Raw, job_document
 
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJob
@@ -13,7 +13,7 @@ from rlhf_operator.oddities import oddities
 from rlhf_operator.planning.observed import Oddity
 from rlhf_operator.store import Kind, Store
 
-UID, KEY = "0123456789abcdef", ("team", "demo")
+KEY = ("team", "demo")
 LABELS = {
     "app.kubernetes.io/managed-by": "rlhf-operator",
     "rlhf.dev/job": "demo",
@@ -48,16 +48,7 @@ def raw(
 
 @pytest.fixture
 def job() -> RLHFJob:
-    dataset = {"uri": "pvc://data/x"}
-    return RLHFJob.from_document(
-        {
-            "apiVersion": "rlhf.dev/v1alpha1",
-            "kind": "RLHFJob",
-            "metadata": {"name": "demo", "namespace": "team", "uid": UID},
-            "spec": {"stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": dataset}}},
-            "status": {"stages": {"sft": {"state": "Running", "attempt": 2}}},
-        }
-    )
+    return RLHFJob.from_document(job_document(state="Running", attempt=2))
 
 
 @pytest.fixture

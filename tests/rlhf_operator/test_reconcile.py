@@ -9,7 +9,7 @@ from typing import cast
 import aiohttp
 import pytest
 from answering import Asked, Session, answering
-from raw_gangs import UID, Raw
+from raw_gangs import UID, Raw, job_document
 
 from rlhf_api.names import StageName
 from rlhf_operator.memory import Lookup
@@ -27,7 +27,7 @@ class OldCluster:
 
     def __init__(self, unknown: set[str]) -> None:
         self.unknown, self.version, self.writes = unknown, 1, 0
-        self.job: Raw = document()
+        self.job = job_document()
         self.told: list[str] = []
 
     def answer(self, asked: Asked) -> tuple[int, Raw]:
@@ -58,19 +58,6 @@ class OldCluster:
         known: Raw = raw["metadata"]
         uid = {"uid": known.get("name", "event")}
         return uid | known | {"resourceVersion": str(self.version)}
-
-
-def document() -> Raw:
-    data = {"uri": "pvc://data/x"}
-    return {
-        "apiVersion": "rlhf.dev/v1alpha1",
-        "kind": "RLHFJob",
-        "metadata": {"name": "demo", "namespace": "team", "uid": UID, "resourceVersion": "1"},
-        "spec": {
-            "storage": {"uri": "pvc://runs/x"},
-            "stages": {"sft": {"model": {"uri": "hf://a/b"}, "dataset": data}},
-        },
-    }
 
 
 class Passes:

@@ -160,9 +160,7 @@ class Renderer:
         index = self._omissions.first_omitted(
             turns,
             text,
-            lambda others: _apply(
-                self._tokenizer, self._fitted(others), tools, add_generation_prompt=True
-            ),
+            lambda others: self._written(others, tools),
             has_tools=bool(tools),
         )
         if index is not None:
@@ -199,12 +197,7 @@ class Renderer:
     ) -> bool:
         """Whether the template writes `text` for turns from which something was taken away."""
         try:
-            return text == _apply(
-                self._tokenizer,
-                self._fitted(turns),
-                tools,
-                add_generation_prompt=add_generation_prompt,
-            )
+            return text == self._written(turns, tools, add_generation_prompt=add_generation_prompt)
         except TemplateRenderError:
             # Qwen 2.5's refuses an answer that has neither content nor calls: it has read them.
             return False
@@ -259,20 +252,19 @@ class Renderer:
         add_generation_prompt: bool = True,
     ) -> str:
         try:
-            return _apply(
-                self._tokenizer,
-                self._fitted(turns),
-                tools,
-                add_generation_prompt=add_generation_prompt,
-            )
+            return self._written(turns, tools, add_generation_prompt=add_generation_prompt)
         except TemplateRenderError as error:
             raise DataError(
                 f"{source}: the chat template refuses the turns {clipped(_messages(turns))}: "
                 f"{error}; correct the row or set the model's chatTemplate"
             ) from error
 
-    def _fitted(self, turns: Conversation) -> Conversation:
-        return tuple(self._calls.fitted(turn) if turn.written else turn for turn in turns)
+    def _written(
+        self, turns: Conversation, tools: Tools = (), *, add_generation_prompt: bool = True
+    ) -> str:
+        """What the template writes for the turns, calls in the form that it takes."""
+        fitted = tuple(self._calls.fitted(turn) if turn.written else turn for turn in turns)
+        return _apply(self._tokenizer, fitted, tools, add_generation_prompt=add_generation_prompt)
 
     def _place(
         self, turns: Conversation, index: int, text: str, source: Source, tools: Tools
