@@ -22,11 +22,12 @@ from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess
 GANG_WAIT = timedelta(seconds=10)
 """How long after the first failure the others may take to tell more."""
 
-BACKOFF_BASE_SECONDS = 2
-BACKOFF_FACTOR = 4
-BACKOFF_LIMIT_SECONDS = 300
-PATIENT_BASE_SECONDS = 30
-"""Where what trains has not run: whatever keeps it from that is still so a moment later."""
+BACKOFF_SECONDS = (2, 8, 60, 180, 300)
+"""Before the first, the second, ... and any further counted restart: what passes by itself costs
+little, and of three restarts in a row that cannot help the last begins more than a minute after the
+first."""
+PATIENT_SECONDS = (30, 120, 300)
+"""The same where what trains has not run: what keeps it from that is still so a moment later."""
 
 _CAUSES = (FailureClass.DISRUPTED, FailureClass.GUARDRAIL, FailureClass.USER_ERROR)
 """What does not follow from being killed."""
@@ -57,9 +58,8 @@ class Verdict:
 
 def backoff(restarts: int, *, patient: bool = False) -> timedelta:
     """How long to wait before the counted restart number `restarts`, from 1."""
-    base = PATIENT_BASE_SECONDS if patient else BACKOFF_BASE_SECONDS
-    seconds = base * BACKOFF_FACTOR ** min(restarts - 1, 16)
-    return timedelta(seconds=min(seconds, BACKOFF_LIMIT_SECONDS))
+    pauses = PATIENT_SECONDS if patient else BACKOFF_SECONDS
+    return timedelta(seconds=pauses[min(restarts, len(pauses)) - 1])
 
 
 def judge(

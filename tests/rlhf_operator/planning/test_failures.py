@@ -252,4 +252,4 @@ def test_no_verdict_without_a_failure() -> None:
 
 
 def test_backoff_grows_to_a_bound() -> None:
-    assert [backoff(n).total_seconds() for n in (1, 2, 3, 4, 5, 900)] == [2, 8, 32, 128, 300, 300]
+    assert [backoff(n).total_seconds() for n in (1, 2, 3, 4, 5, 900)] == [2, 8, 60, 180, 300, 300]

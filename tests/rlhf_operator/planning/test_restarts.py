@@ -1,7 +1,10 @@
 """When a stage gets another attempt, and what it costs."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
+
+import pytest
 
 from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import RunPolicy
@@ -55,6 +58,37 @@ def test_what_its_node_does_not_let_run_is_not_tried_three_times_within_a_minute
     assert t.condition("Failed").message == (
         "stage sft: OutOfcpu (runPolicy.maxRestarts 3 is used up)"
     )
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param({"exit_code": 69}, id="a service is not available"),
+        pytest.param({"exit_code": 74}, id="the disk is full"),
+        pytest.param({"exit_code": 80}, id="a peer is lost"),
+        pytest.param({"exit_code": 1}, id="a crash"),
+        pytest.param({"exit_code": 143}, id="stopped without a checkpoint"),
+        pytest.param({"exit_code": 137, "disrupted": True}, id="preempted without a checkpoint"),
+        pytest.param({"exit_code": None, "patient": True}, id="the trainer has not run"),
+    ],
+)
+def test_no_restart_is_tried_three_times_within_a_minute(
+    trial: MakeTrial, end: dict[str, Any]
+) -> None:
+    t = trial(runPolicy={"maxRestarts": 9})
+    t.look()
+    restarts = []
+    for _ in range(6):
+        t.end("sft", result=None, **end)
+        t.look()
+        t.look(t.wait())
+        restarts.append(t.now)
+    assert t.stage("sft").attempt == 7
+    for first, third in zip(restarts, restarts[2:], strict=False):
+        assert (third - first).total_seconds() > 60
+    pauses = [(later - earlier).seconds for earlier, later in pairwise(restarts)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 300
 
 
 def test_a_text_in_place_of_a_result_is_told_and_not_hurried(trial: MakeTrial) -> None:
