@@ -23,10 +23,10 @@ from rlhf_cli.view import View
 from rlhf_cli.workdir import Workdir
 from rlhf_operator.planning.actions import Action, StartAttempt, StopAttempt
 from rlhf_operator.planning.clocks import roused
-from rlhf_operator.planning.conditions import find_condition, is_true
+from rlhf_operator.planning.conditions import is_true
 from rlhf_operator.planning.configs import Placement
 from rlhf_operator.planning.events import Event
-from rlhf_operator.planning.guardrails import awaits_resume, resumed
+from rlhf_operator.planning.guardrails import RESUME, awaits_resume, resumed
 from rlhf_operator.planning.plan import is_finished, plan, stages_of, with_idle_time
 from rlhf_operator.planning.rows import rows_used
 
@@ -147,7 +147,7 @@ class Runner:
             self._write(self.job.model_copy(update={"status": result.status}))
         for action in result.actions:
             self._act(action)
-        for event in map(self._without_reason, result.events):
+        for event in map(self._without_end, result.events):
             if not self._is_told_elsewhere(event):
                 self.view.tell(event)
         for name, after in stages_of(self.job.status).items():
@@ -165,14 +165,15 @@ class Runner:
             evaluations=self._launchers.evaluations(),
         )
 
-    def _without_reason(self, event: Event) -> Event:
-        """The event of a failure without the reason, which the command tells once, as its end."""
+    def _without_end(self, event: Event) -> Event:
+        """The event of a failure without the reason, and of a guardrail without the remedy: the
+        command tells them once, as its end."""
         for name, stage in stages_of(self.job.status).items():
-            if (
-                stage.state is StageState.FAILED
-                and event.message == f"stage {name}: {stage.message}"
-            ):
+            told = f"stage {name}: {stage.message}"
+            if stage.state is StageState.FAILED and event.message == told:
                 return replace(event, message=f"stage {name} has failed")
+            if awaits_resume(stage) and event.message == f"{told}; {RESUME}":
+                return replace(event, message=told)
         return event
 
     def _is_told_elsewhere(self, event: Event) -> bool:
@@ -180,15 +181,11 @@ class Runner:
         command's last line that it did, and an attempt that starts that it goes on."""
         if event.reason in (Reason.USER_REQUESTED, Reason.RESUMED):
             return True
-        status = self.job.status
-        suspended = find_condition(status.conditions, ConditionType.SUSPENDED)
-        if suspended is not None and event.message == suspended.message:
-            return True
         return any(
             stage.state is StageState.STOPPING
             and stage.reason is Reason.USER_REQUESTED
             and event.message == f"stage {name}: {stage.message}"
-            for name, stage in stages_of(status).items()
+            for name, stage in stages_of(self.job.status).items()
         )
 
     def _planned(self, request: StopRequest) -> RLHFJob:

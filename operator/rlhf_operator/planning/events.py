@@ -11,7 +11,7 @@ from typing import Literal
 from rlhf_api.names import ConditionType, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, StageStatus
 from rlhf_operator.planning.conditions import find_condition, is_true
-from rlhf_operator.planning.guardrails import awaits_resume
+from rlhf_operator.planning.guardrails import RESUME, awaits_resume
 from rlhf_operator.planning.hindrances import UNHINDERED
 from rlhf_operator.planning.rows import rows_left_out
 
@@ -37,10 +37,11 @@ def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
         after_turn = find_condition(new.conditions, kind)
         if after_turn is None or is_true(old.conditions, kind) == (after_turn.status == "True"):
             continue
-        if kind is ConditionType.FAILED and _has_failed_stage(new):
+        by_stage = kind is ConditionType.FAILED and _has_failed_stage(new)
+        if by_stage or after_turn.reason is Reason.GUARDRAIL:
             # It turns when nothing runs any more, in the words that the stages were told in.
             continue
-        severe = kind is ConditionType.FAILED or after_turn.reason is Reason.GUARDRAIL
+        severe = kind is ConditionType.FAILED
         yield Event("Warning" if severe else "Normal", after_turn.reason, after_turn.message)
     yield from _health_events(old, new)
 
@@ -109,10 +110,11 @@ def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> I
         return
     severe = after.state in (StageState.FAILED, StageState.RESTARTING) or awaits_resume(after)
     reason = Reason.STOPPING if after.state is StageState.STOPPING else after.reason
+    remedy = f"; {RESUME}" if awaits_resume(after) else ""
     yield Event(
         "Warning" if severe else "Normal",
         reason or Reason.STOPPED,
-        f"stage {name}: {after.message or after.state}",
+        f"stage {name}: {after.message or after.state}{remedy}",
     )
 
 

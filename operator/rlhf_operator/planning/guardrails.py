@@ -25,7 +25,7 @@ from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, Ob
 
 HELP = "docs/guardrails.md says what to do"
 RESUME = (
-    "to go on from the last checkpoint set spec.suspend to true and, once this condition says "
+    "to go on from the last checkpoint set spec.suspend to true and, once condition Suspended says "
     "UserRequested, back to false; with rlhf run give the same command again"
 )
 _NOT_FINITE = "not finite"

@@ -75,8 +75,12 @@ def test_suspend_stops_the_stage_and_the_job_until_a_person_resumes_it(trial: Ma
     assert "set spec.suspend to true" in said
     assert (t.job.status.phase, t.job.status.summary.reason) == ("Suspended", "Guardrail")
     assert told(t, "Running")[0] == "False"
-    events = [(event.type, event.reason) for event in t.last.events]
-    assert events.count(("Warning", "Guardrail")) == 2
+    # Condition Healthy turns too, and has its own.
+    assert [(each.type, each.reason) for each in t.last.events] == [
+        ("Warning", "Guardrail"),
+        ("Warning", "KLAboveLimit"),
+    ]
+    assert t.last.events[0].message == said
     for _ in range(3):
         assert t.look(1000).actions == ()
         assert told(t, "Suspended") == ("True", "Guardrail")
@@ -155,6 +159,7 @@ def test_other_stages_go_on_and_only_the_stopped_ones_clock_stands(trial: MakeTr
     t.look()
     fires(t)
     t.look()
+    assert [event.reason for event in t.last.events] == ["Guardrail", "KLAboveLimit"]
     assert (t.stage("ppo").state, t.stage("sft").state) == ("Suspended", "Running")
     assert t.condition("Suspended") is None
     assert t.job.status.phase == "Running"
@@ -171,6 +176,7 @@ def test_other_stages_go_on_and_only_the_stopped_ones_clock_stands(trial: MakeTr
     t.finish("sft")
     t.look(98)
     assert told(t, "Suspended") == ("True", "Guardrail")
+    assert [event.reason for event in t.last.events] == ["Finished"]
     assert t.stage("ppo").idle_seconds == 700
     assert t.job.status.idle_seconds == 2  # while sft waited to restart nothing ran
     assert t.wait() is None
