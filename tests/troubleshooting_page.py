@@ -47,8 +47,9 @@ second after a disruption, and longer with each failure. Later its Events tell o
 `runPolicy.keepFailedAttempts` failed attempts of a stage stay for their logs:
 `kubectl -n NAMESPACE logs -l rlhf.dev/job=JOB --prefix --tail=-1`. The logs of pods that had to be
 ended are lost, as no cluster keeps those of a pod that was deleted: of an attempt that hangs
-(`ProgressDeadlineExceeded`) or exceeds a deadline, is suspended, or in which a sidecar runs on. The
-Event says so. Where that is not enough, collect logs outside of the pods.
+(`ProgressDeadlineExceeded`), exceeds a deadline, or in which a sidecar runs on, as its Event says;
+of one that is suspended or disrupted; and of the pods that still ran when another one of their gang
+failed. Where that is not enough, collect logs outside of the pods.
 
 A reason that is no cause below stands in the [table of all](#every-reason). Exit codes of the
 trainer: [exit-codes.md](exit-codes.md). Alerts: [runbook.md](runbook.md).
