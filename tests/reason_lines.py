@@ -25,7 +25,9 @@ LINES: Mapping[Reason, str] = {
     Reason.CHILD_CHANGED: (
         "Somebody has changed a child's labels, ownerReferences, number of pods or selector, or "
         "a child lost them: put them back. The job goes on, but starts nothing beside a Job "
-        "that has lost its owner, or behind a Service that does not select its pods."
+        "that has lost its owner, or behind a Service that does not select its pods. Or its "
+        "Service was deleted, and is made anew: see who does that. The operator looks when an "
+        "attempt starts, and once more when all pods of a gang run."
     ),
     Reason.CHILD_ENDED: (
         "A pod, or the batch Job of an attempt, was ended by a limit or a rule that is none of "

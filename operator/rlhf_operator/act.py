@@ -63,6 +63,24 @@ class Actor:
         await self._delete(f"{KIND} {metadata['name']}", path, raw, "Background")
         self._store.remove(Kind.RLHFJOB, raw)
 
+    async def check_service(self, job: RLHFJob) -> None:
+        """See that the Service is there by which the pods of a gang find each other, or make it.
+
+        Raises:
+            ChildError: it was not there, or does not select them, or cannot be asked for.
+        """
+        path, manifest = core_path(job.metadata.namespace, "services"), service(job)
+        child = f"Service {job.metadata.name}"
+        found = await self._find(child, f"{path}/{job.metadata.name}")
+        if found is not None:
+            _check_owner(job, manifest, found)
+            return
+        _check_selector(manifest, await self._ensure(job, path, manifest))
+        message = f"{child}, by which pods find each other, was gone and is made anew"
+        remedy = "see to it that nobody deletes it"
+        gone = Refusal(Reason.CHILD_CHANGED, f"{message}; {remedy}", at_least=1, child=child)
+        raise ChildError(gone)
+
     async def _start(self, job: RLHFJob, action: StartAttempt) -> None:
         namespace = job.metadata.namespace
         await _all(
@@ -125,10 +143,12 @@ class Actor:
     async def _ensure_service(self, job: RLHFJob, action: StartAttempt) -> None:
         """Asked for first where an attempt has been: then it is there."""
         path, manifest = core_path(job.metadata.namespace, "services"), service(job)
-        if action.attempt == 1 and not self._store.gangs(job.metadata.uid):
-            _check_selector(manifest, await self._ensure(job, path, manifest))
+        if self._store.gangs(job.metadata.uid):
+            await self.check_service(job)
             return
-        found = await self._find(f"Service {job.metadata.name}", f"{path}/{job.metadata.name}")
+        found = None
+        if action.attempt > 1:
+            found = await self._find(f"Service {job.metadata.name}", f"{path}/{job.metadata.name}")
         if found is None:
             _check_selector(manifest, await self._ensure(job, path, manifest))
         else:

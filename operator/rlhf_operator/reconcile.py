@@ -12,14 +12,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rlhf_api.errors import ConfigError
-from rlhf_api.names import Reason
+from rlhf_api.names import ConditionType, Reason, StageState
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
 from rlhf_operator.absences import Absences
 from rlhf_operator.act import Actor
+from rlhf_operator.fields import pods_of_gang
 from rlhf_operator.job_series import is_told
 from rlhf_operator.kube import ApiError, Kube, OutdatedError, job_path
 from rlhf_operator.manifests import cluster_placement, is_attempt, is_disowned
-from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, ActionId, AttemptId, Memory
+from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, SERVICE, ActionId, AttemptId, Memory
 from rlhf_operator.observe import (
     SeenAttempt,
     pods_by_index,
@@ -28,11 +29,12 @@ from rlhf_operator.observe import (
 )
 from rlhf_operator.oddities import oddities
 from rlhf_operator.planning.actions import Action, StartAttempt
+from rlhf_operator.planning.conditions import find_condition
 from rlhf_operator.planning.events import derive_events
 from rlhf_operator.planning.invalid import invalid_status, says_invalid
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, Oddity
 from rlhf_operator.planning.pace import Change, change, is_expired
-from rlhf_operator.planning.plan import Plan, plan
+from rlhf_operator.planning.plan import Plan, plan, stages_of
 from rlhf_operator.planning.removal import RemoveAttempt
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.refusals import ChildError
@@ -135,6 +137,7 @@ class Reconciler:
         pods = await self._absences.find_unwatched_pods(job, memory)
         unwatched = min((at for at in (jobs, pods) if at is not None), default=None)
         seen = self._seen(job, now)
+        await self._check_services(job, seen, memory)
         observed = await self._observed(job, seen, memory, unwatched)
         decided = plan(job, observed, now, placement)
         if decided.unconfirmed:
@@ -181,6 +184,24 @@ class Reconciler:
             replace(each, attempt=replace(each.attempt, disowned=is_disowned(job, each.gang.job)))
             for each in found
         ]
+
+    async def _check_services(self, job: RLHFJob, seen: list[SeenAttempt], memory: Memory) -> None:
+        """Look once whether the pods of a gang that has come to run can find each other.
+
+        They look for each other for half an hour, and nothing that is watched shows it.
+        """
+        asked = [each.ident for each in seen if _seeks_peers(job, each, memory)]
+        memory.forget_reads_but(asked, SERVICE)
+        for ident in asked:
+            if not memory.may_try((SERVICE, *ident), time.monotonic()):
+                continue
+            try:
+                await self._actor.check_service(job)
+            except ChildError as error:
+                logger.warning("%s/%s: %s", job.metadata.namespace, job.metadata.name, error)
+                memory.refuse((SERVICE, *ident), error.refusal, time.monotonic())
+            else:
+                memory.refused.pop((SERVICE, *ident), None)
 
     def _gangs(self, job: RLHFJob) -> list[Gang]:
         """Those that were made for an attempt of the job: all others are named and left alone."""
@@ -320,6 +341,18 @@ class Reconciler:
         if known != remedy:
             self._recorder.tell(raw, "Warning", Reason.INVALID_SPEC, remedy)
             self._refused[raw["metadata"]["uid"]] = remedy
+
+
+def _seeks_peers(job: RLHFJob, seen: SeenAttempt, memory: Memory) -> bool:
+    """Whether pods of the attempt have just come to run, or could not find each other then."""
+    attempt, stage = seen.attempt, stages_of(job.status).get(seen.attempt.stage)
+    if stage is None or stage.attempt != attempt.attempt or attempt.disowned:
+        return False
+    runs = attempt.ready and attempt.live and pods_of_gang(seen.gang.job["spec"]) > 1
+    ready = find_condition(job.status.conditions, ConditionType.CHILDREN_READY)
+    told = ready is not None and (ready.status, ready.reason) == ("False", Reason.CHILD_CHANGED)
+    again = told or (SERVICE, *seen.ident) in memory.refused
+    return runs and (again or stage.state is StageState.STARTING)
 
 
 def _ident(action: Action) -> ActionId:

@@ -9,6 +9,7 @@ from rlhf_operator.memory import (
     LAST_RETRY_SECONDS,
     READ,
     REMEMBERED_TRIES,
+    SERVICE,
     ActionId,
     Lookup,
     Memory,
@@ -18,6 +19,7 @@ from rlhf_operator.planning.observed import ObservedProcess, Refusal
 
 START: ActionId = (StartAttempt, StageName.SFT, 1)
 STOP: ActionId = (StopAttempt, StageName.SFT, 1)
+FIRST = (StageName.SFT, 1)
 NEXT: ActionId = (StartAttempt, StageName.SFT, 2)
 NO = Refusal(Reason.FORBIDDEN, "no")
 
@@ -124,16 +126,22 @@ def test_the_refusal_of_what_is_not_wanted_any_more_is_forgotten() -> None:
     assert memory.refused.keys() == {NEXT}
 
 
-def test_a_refused_read_lasts_as_long_as_its_job_has_to_be_asked_for() -> None:
+def test_a_refused_read_lasts_as_long_as_its_object_has_to_be_asked_for() -> None:
     memory = Memory()
-    for ident in (START, (READ, StageName.SFT, 1), EXPIRY):
+    job: ActionId = (READ, *FIRST)
+    service: ActionId = (SERVICE, *FIRST)
+    for ident in (START, job, service, EXPIRY):
         memory.refuse(ident, NO, 0.0)
     memory.forget_all_but([])
-    assert memory.refused.keys() == {(READ, StageName.SFT, 1), EXPIRY}
-    memory.forget_reads_but([(StageName.SFT, 1)])
-    assert memory.unread() == {(StageName.SFT, 1)}
-    assert memory.refusals() == {(StageName.SFT, 1): NO}
+    assert memory.refused.keys() == {job, service, EXPIRY}
+    for what in (READ, SERVICE):
+        memory.forget_reads_but([FIRST], what)
+    assert memory.unread() == {FIRST}
+    assert memory.refusals() == {FIRST: NO}
     memory.forget_reads_but([(StageName.SFT, 2)])
+    assert memory.unread() == set()
+    assert memory.refused.keys() == {service, EXPIRY}
+    memory.forget_reads_but([], SERVICE)
     assert memory.refused.keys() == {EXPIRY}
 
 

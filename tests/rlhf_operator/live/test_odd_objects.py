@@ -351,25 +351,3 @@ def test_mounts_of_the_users_stand_in_for_ours(operator: OperatorProcess, jobs: 
     found = {each.mount_path: each.name for each in pod.spec.containers[0].volume_mounts}
     assert found | {each["mountPath"]: each["name"] for each in mounts} == found
     assert json.dumps(pod.spec.to_dict(), default=str).count("rlhf-tmp") == 0
-
-
-@pytest.mark.parametrize("selector", [{"app": "other"}, None])
-def test_no_attempt_starts_behind_a_service_that_does_not_select_it(
-    operator: OperatorProcess, jobs: Jobs, selector: dict[str, str] | None
-) -> None:
-    jobs.create("apart")
-    jobs.run("apart")
-    jobs.reaches("apart", "Running")
-    changes = [{"op": "replace", "path": "/spec/selector", "value": selector}]
-    where = (f"--namespace={jobs.namespace}", "--type=json", f"--patch={json.dumps(changes)}")
-    jobs.access.kubectl("patch", "service", "apart", *where)
-    jobs.finish("apart", code=1)
-    message = children_ready(jobs, "apart", "ChildChanged")
-    uid = jobs.get("apart")["metadata"]["uid"]
-    assert message.startswith(f"Service apart: spec.selector is {json.dumps(selector)}; write ")
-    assert f'{{"rlhf.dev/job-uid": "{uid}"}} again, or delete the Service' in message
-    jobs.core.delete_namespaced_service("apart", jobs.namespace)
-    jobs.run("apart", attempt=2)
-    jobs.reaches("apart", "Running", attempt=2)
-    made = jobs.core.read_namespaced_service("apart", jobs.namespace)
-    assert made.spec.selector == {Label.JOB_UID: uid}
