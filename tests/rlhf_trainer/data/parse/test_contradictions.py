@@ -22,8 +22,10 @@ from rlhf_trainer.data.parse.beside import Skipped
 from rlhf_trainer.data.parse.formats import preference_rows, prompt_rows, sft_rows
 
 TALK = [USER, ASSISTANT]
+GPT = {"from": "gpt", "value": "a"}
 ASKED = {"prompt": "u", "response": "a"}
 CHOSEN = {"chosen": TALK, "rejected": [USER, {**ASSISTANT, "content": "b"}]}
+OTHER_TALK = [{**USER, "content": "v"}, {**ASSISTANT, "content": "b"}]
 MIRACL = {"query": "q", "positive_passages": [P], "negative_passages": [N]}
 
 
@@ -88,6 +90,46 @@ def _parse(kind: str, row: dict[str, Any], columns: dict[str, str]) -> None:
             id="copy of a part",
         ),
         pytest.param("pref", {**MIRACL, "query_id": "1", "source": "x"}, {}, id="MIRACL"),
+        pytest.param("prompt", {"prompt": "u", "messages": [USER]}, {}, id="one question"),
+        pytest.param("prompt", {"prompt": "u", "messages": TALK}, {}, id="answered"),
+        pytest.param(
+            "prompt",
+            {"prompt": "u", "messages": [{"from": "human", "value": "u"}, GPT]},
+            {},
+            id="answered by ShareGPT's gpt",
+        ),
+        pytest.param(
+            "prompt", {"prompt": "u", "messages": [*TALK, *OTHER_TALK]}, {}, id="answered again"
+        ),
+        pytest.param(
+            "prompt", {"prompt": [*TALK, USER], "messages": [*TALK, *TALK]}, {}, id="second answer"
+        ),
+        pytest.param("prompt", {"prompt": "s\nu", "messages": [SYSTEM, USER]}, {}, id="in one"),
+        pytest.param(
+            "prompt", {"prompt": "p", "messages": [USER]}, {"prompt": "prompt"}, id="prompt meant"
+        ),
+        pytest.param(
+            "prompt",
+            {"prompt": "p", "messages": [USER]},
+            {"messages": "messages"},
+            id="turns",
+        ),
+        pytest.param("prompt", {"prompt": "p", "query": "p"}, {}, id="same query"),
+        pytest.param("pref", {**PAIR, "prompt": "u", "messages": None}, {}, id="no turns"),
+        pytest.param("pref", {**CHOSEN, "messages": TALK}, {}, id="turns of the chosen"),
+        pytest.param("pref", {**PAIR, "query": PAIR["prompt"]}, {}, id="same query of a pair"),
+        pytest.param(
+            "pref",
+            {**MIRACL, "chosen": P["text"], "rejected": N["text"]},
+            {},
+            id="passages",
+        ),
+        pytest.param(
+            "pref",
+            {**MIRACL, "chosen": "x", "rejected": "y"},
+            {"chosen": "chosen"},
+            id="responses meant",
+        ),
     ],
 )
 def test_what_says_the_same_is_left_alone(
@@ -171,6 +213,66 @@ def test_what_says_the_same_is_left_alone(
         pytest.param(
             "sft", {"instruction": "i", "output": "o"}, {}, "prompt", "columns.prompt", id="Alpaca"
         ),
+        *(
+            pytest.param(
+                "prompt",
+                {"prompt": "u", "messages": turns},
+                {},
+                "messages",
+                "(messages",
+                id=name,
+            )
+            for name, turns in {
+                "other question": OTHER_TALK,
+                "with a system turn": [SYSTEM, USER],
+                "system turn, answered": [SYSTEM, *TALK],
+                "a second question": [*TALK, {**USER, "content": "v"}],
+                "ShareGPT": [{"from": "human", "value": "v"}, {"from": "gpt", "value": "u"}],
+                "text": "v",
+            }.items()
+        ),
+        pytest.param(
+            "prompt",
+            {"prompt": [*TALK, USER], "messages": [*TALK, *OTHER_TALK]},
+            {},
+            "messages",
+            "prompt, which",
+            id="other second question",
+        ),
+        pytest.param("prompt", {"prompt": "u", "query": "v"}, {}, "query", "(prompt)", id="query"),
+        pytest.param("sft", {**ASKED, "query": "v"}, {}, "query", "(prompt)", id="SFT's query"),
+        pytest.param(
+            "sft",
+            {"messages": TALK, "prompt": "u", "query": "v"},
+            {},
+            "query",
+            "",
+            id="turns' query",
+        ),
+        pytest.param("pref", {**PAIR, "query": "v"}, {}, "query", "(prompt)", id="pair's query"),
+        pytest.param("pref", {**CHOSEN, "query": "v"}, {}, "query", "in chosen", id="turns' query"),
+        pytest.param(
+            "pref", {**MIRACL, "prompt": "v"}, {}, "query", "(prompt)", id="query of both"
+        ),
+        pytest.param(
+            "pref", {**PAIR, "messages": [SYSTEM]}, {}, "messages", "chosen", id="turns of a pair"
+        ),
+        pytest.param(
+            "pref",
+            {**MIRACL, "messages": [SYSTEM]},
+            {},
+            "messages",
+            "positive_passages",
+            id="turns",
+        ),
+        pytest.param(
+            "pref",
+            {**MIRACL, "chosen": "x", "rejected": N["text"]},
+            {},
+            "positive_passages",
+            "differs from chosen",
+            id="passages of another response",
+        ),
     ],
 )
 def test_what_says_something_else_is_refused_by_name(
@@ -189,6 +291,28 @@ def test_a_margin_of_passages_is_kept() -> None:
     (pair,), _ = preference_rows(rows, dataset_of({"margin": "m"}), FIELD, seed=1)
 
     assert pair.margin == 2.0
+
+
+def test_prompts_beside_messages_are_compared_where_only_a_later_row_has_them() -> None:
+    rows = rows_of({"messages": [USER]}, {"messages": [USER], "prompt": "p"})
+
+    with pytest.raises(DataError, match=r"line 2: prompt: \"p\": differs from messages, which"):
+        prompt_rows(rows, dataset_of(), FIELD)
+
+
+def test_responses_beside_passages_are_compared_where_only_a_later_row_has_them() -> None:
+    rows = rows_of(MIRACL, {**MIRACL, "rejected": "x"})
+
+    with pytest.raises(DataError, match=r"line 2: rejected: \"x\": differs from negative_passages"):
+        preference_rows(rows, dataset_of(), FIELD, seed=1)
+
+
+def test_tools_of_passages_are_kept() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+
+    (pair,), _ = preference_rows(rows_of({**MIRACL, "tools": [tool]}), dataset_of(), FIELD, seed=1)
+
+    assert pair.tools == (tool,)
 
 
 def test_a_row_of_no_weight_is_counted() -> None:

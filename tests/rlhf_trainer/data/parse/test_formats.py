@@ -30,7 +30,7 @@ from rlhf_trainer.data.read.rows import Source
     [
         ({"prompt": "p", "response": "r"}, {}, ("p", "r")),
         ({"query": "q", "response": "r"}, {}, ("q", "r")),
-        ({"prompt": "p", "query": "q", "response": "r"}, {}, ("p", "r")),
+        ({"prompt": "p ", "query": "p", "response": "r"}, {}, ("p ", "r")),
         ({"q": "p", "a": "r"}, {"prompt": "q", "response": "a"}, ("p", "r")),
         ({"prompt": [USER], "response": "r"}, {}, (TURNS, "r")),
         ({"messages": [USER, ASSISTANT]}, {}, (TURNS, "a")),
@@ -203,7 +203,7 @@ def test_a_turn_may_be_left_out_of_what_is_learned(key: str, value: object) -> N
     [
         (PAIR, {}, ("p", "c", "r", None)),
         ({"query": "q", "chosen": "c", "rejected": "r"}, {}, ("q", "c", "r", None)),
-        ({**PAIR, "positive_passages": [P]}, {}, ("p", "c", "r", None)),
+        ({**PAIR, "positive_passages": [{**P, "text": "c "}]}, {}, ("p", "c", "r", None)),
         ({**PAIR, "m": 2}, {"margin": "m"}, ("p", "c", "r", 2.0)),
         (
             {"q": "p", "yes": "c", "no": "r"},
@@ -245,7 +245,7 @@ def test_preference_shapes(
         ({"text": "t"}, {"prompt": "text"}, "t"),
         ({"messages": [USER]}, {}, TURNS),
         ({"prompt": [USER]}, {}, TURNS),
-        ({"prompt": "p", "messages": [USER]}, {}, "p"),
+        ({"prompt": "u ", "messages": [USER]}, {}, "u "),
         ({"prompt": "p", "messages": [USER]}, {"messages": "messages"}, TURNS),
     ],
 )

@@ -1,16 +1,22 @@
-"""Two columns of a row that say the same thing in two ways, of which a stage reads one.
+"""Columns of a row that say the same thing in two ways, of which a stage reads one.
 
-Called by `formats`. Data sets keep a prompt beside the turns that begin with it, and an answer
-beside those that end with it. Where the one that is not read says something else, it is refused
-and never dropped.
+Called by `formats`. Data sets keep a prompt beside the turns that begin with it, an answer beside
+those that end with it, and responses beside the passages that they are made of. Where the one that
+is not read says something else, it is refused and never dropped.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_trainer.data.parse.columns import Conversation, Reader
 from rlhf_trainer.data.parse.said import agree, says, texts
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row
+
+_ASSISTANT = ("assistant", "gpt")
+"""How a turn is called that answers; ShareGPT has a word of its own."""
+_PROMPTS = ("prompt", "query")
+_PASSAGES = {"chosen": "positive_passages", "rejected": "negative_passages"}
 
 
 def require_same_prompt(read: Reader, row: Row, turns: Conversation, of: str) -> None:
@@ -25,14 +31,13 @@ def require_same_prompt(read: Reader, row: Row, turns: Conversation, of: str) ->
     Raises:
         DataError: the prompt is not among them.
     """
-    column = read.column("prompt")
-    prompt = row.values.get(column)
-    if not agree([turn.content for turn in turns], prompt):
-        remedy = (
-            f"differs from the turns before the response in {of}, which are read; correct it, or "
-            "remove one of them"
-        )
-        raise mistake(row, column, prompt, remedy)
+    for column, prompt in _prompts(read, row).items():
+        if not agree([turn.content for turn in turns], prompt):
+            remedy = (
+                f"differs from the turns before the response in {of}, which are read; correct it, "
+                "or remove one of them"
+            )
+            raise mistake(row, column, prompt, remedy)
 
 
 def require_same_turns(read: Reader, row: Row, *, is_dialogue: bool) -> None:
@@ -48,21 +53,136 @@ def require_same_turns(read: Reader, row: Row, *, is_dialogue: bool) -> None:
     Raises:
         DataError: what is not read says something else.
     """
-    if any(read.is_mapped(name) for name in ("messages", "prompt", "response")):
+    names = "messages, or prompt and response"
+    if _is_meant(read, "messages", "prompt", "response"):
         return
     turns: Any = row.values.get("messages")
-    pair = {name: row.values.get(name) for name in (read.column("prompt"), "response")}
     if not is_dialogue:
-        if not says([text for value in pair.values() for text in texts(value)], turns):
-            raise mistake(row, "messages", turns, _differs(read, " and ".join(pair)))
+        pair = _columns(row, read.column("prompt"), "response")
+        _require_said(read, row, pair, {"messages": turns}, names)
+        require_same_question(read, row)
         return
-    for (column, value), part in zip(pair.items(), (turns[:-1], turns[-1:]), strict=True):
+    before = {column: (turns[:-1], value) for column, value in _prompts(read, row).items()}
+    for column, (part, value) in (
+        before | {"response": (turns[-1:], row.values.get("response"))}
+    ).items():
         if not agree(texts(part), value):
-            raise mistake(row, column, value, _differs(read, "messages"))
+            raise mistake(row, column, value, _differs(read, "messages", names))
 
 
-def _differs(read: Reader, other: str) -> str:
+def require_same_question(read: Reader, row: Row) -> None:
+    """Refuse `query` beside a `prompt` that is read, or the reverse, if it says more.
+
+    Args:
+        read: the spec's columns; a prompt that they name is what is meant.
+        row: whose prompt is read.
+
+    Raises:
+        DataError: what is not read says something else.
+    """
+    others = _prompts(read, row)
+    question = {read.column("prompt"): others.pop(read.column("prompt"), None)}
+    _require_said(read, row, question, others, "prompt")
+
+
+def require_same_request(read: Reader, row: Row, name: str) -> None:
+    """Refuse messages beside a prompt that is answered, or the reverse, if they ask for more.
+
+    What messages hold from the answer on is not compared: it is not read by PPO.
+
+    Args:
+        read: the spec's columns; what they name is what is meant.
+        row: of prompts.
+        name: what is read, `messages` or `prompt`.
+
+    Raises:
+        DataError: what is not read asks for something else.
+    """
+    if _is_meant(read, "messages", "prompt"):
+        return
+    messages = row.values.get("messages")
+    if name == "messages":
+        for column, prompt in _prompts(read, row).items():
+            if not agree(texts(messages), prompt):
+                raise mistake(row, column, prompt, _differs(read, "messages", "messages or prompt"))
+        return
+    require_same_question(read, row)
+    prompt = _columns(row, read.column("prompt"))
+    asked = {"messages": _asked(messages, *prompt.values())}
+    _require_said(read, row, prompt, asked, "messages or prompt")
+
+
+def require_same_responses(read: Reader, row: Row, *, of_passages: bool) -> None:
+    """Refuse turns and passages beside responses that say something else than these.
+
+    Args:
+        read: the spec's columns; what they name is what is meant.
+        row: of preferences.
+        of_passages: whether pairs are made of the passages, and chosen and rejected not read.
+
+    Raises:
+        DataError: `messages` say more, or a response is made of none of the row's passages.
+    """
+    if _is_meant(read, "prompt", "chosen", "rejected", *_PASSAGES.values()):
+        return
+    responses = _PASSAGES.values() if of_passages else _PASSAGES.keys()
+    said = _columns(row, read.column("prompt"), *responses)
+    _require_said(read, row, said, _columns(row, "messages"), "prompt, chosen and rejected")
+    for name, passages in _PASSAGES.items():
+        response, sources = row.values.get(name), row.values.get(passages)
+        unread, of = (name, passages) if of_passages else (passages, name)
+        if not (response and isinstance(sources, list) and sources):
+            continue
+        if not any(agree(texts(response), passage) for passage in sources):
+            remedy = _differs(read, of, f"{name} or {passages}")
+            raise mistake(row, unread, row.values[unread], remedy)
+
+
+def _is_meant(read: Reader, *names: str) -> bool:
+    return any(read.is_mapped(name) for name in names)
+
+
+def _columns(row: Row, *columns: str) -> dict[str, Any]:
+    return {column: row.values.get(column) for column in columns}
+
+
+def _prompts(read: Reader, row: Row) -> dict[str, Any]:
+    """What stands in the columns of a prompt: in the one that the spec names, or in both."""
+    return _columns(row, *((read.column("prompt"),) if read.is_mapped("prompt") else _PROMPTS))
+
+
+def _asked(messages: Any, prompt: Any) -> Any:
+    """The turns of messages that an answer of theirs follows, as many as the prompt has; all of
+    them where they end with a question."""
+    if not isinstance(messages, list) or not messages or not _answers(messages[-1]):
+        return messages
+    if isinstance(prompt, list):
+        return messages[: len(prompt)]
+    first = next(index for index, turn in enumerate(messages) if _answers(turn))
+    return messages[:first]
+
+
+def _answers(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role", turn.get("from")) in _ASSISTANT
+
+
+def _require_said(
+    read: Reader, row: Row, said: Mapping[str, Any], unread: Mapping[str, Any], names: str
+) -> None:
+    """Refuse a column of which a text is no part of what is read."""
+    everything = list(_texts(said))
+    for column, value in unread.items():
+        if not says(everything, value):
+            raise mistake(row, column, value, _differs(read, " and ".join(said), names))
+
+
+def _texts(said: Mapping[str, Any]) -> Iterator[str]:
+    for value in said.values():
+        yield from texts(value)
+
+
+def _differs(read: Reader, other: str, names: str) -> str:
     return (
         f"differs from {other}, which would be read; correct it, name what is meant in "
-        f"{read.field}.columns (messages, or prompt and response), or remove the other"
+        f"{read.field}.columns ({names}), or remove the other"
     )

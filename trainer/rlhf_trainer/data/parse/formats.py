@@ -19,7 +19,13 @@ from rlhf_trainer.data.parse.columns import (
     Text,
     Tools,
 )
-from rlhf_trainer.data.parse.contradictions import require_same_prompt, require_same_turns
+from rlhf_trainer.data.parse.contradictions import (
+    require_same_prompt,
+    require_same_question,
+    require_same_request,
+    require_same_responses,
+    require_same_turns,
+)
 from rlhf_trainer.data.parse.miracl import passage_pairs
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row, Source
@@ -121,6 +127,9 @@ def prompt_rows(
 ) -> list[PromptRow]:
     """Rows {prompt or query}, or {messages}; a list of messages ends with a user's turn.
 
+    Where the first row has both, which must ask for the same, the prompt is read, unless the spec
+    names the messages' column.
+
     Args: as `sft_rows`.
 
     Raises:
@@ -130,7 +139,7 @@ def prompt_rows(
     read = Reader.of(dataset.columns, field, first)
     messages = read.has(first, "messages") and not read.has(first, "prompt")
     name = "messages" if messages or read.is_mapped("messages") else "prompt"
-    return [PromptRow(row.source, _question(read, row, name), read.tools(row)) for row in all_rows]
+    return [_prompt(read, row, name) for row in all_rows]
 
 
 def _first(
@@ -166,6 +175,12 @@ def _question(read: Reader, row: Row, name: str) -> Text:
     if messages[-1].role == "assistant":
         raise _wrong_role(read, row, name, "a prompt ends before the answer; remove this turn")
     return _opened(read, row, name, messages)
+
+
+def _prompt(read: Reader, row: Row, name: str) -> PromptRow:
+    prompt = _question(read, row, name)
+    require_same_request(read, row, name)
+    return PromptRow(row.source, prompt, read.tools(row))
 
 
 def _pair(read: Reader, row: Row) -> SFTRow:
@@ -228,7 +243,11 @@ def _preference(read: Reader, row: Row) -> PreferenceRow:
         )
     if before_chosen:
         require_same_prompt(read, row, before_chosen, read.column("chosen"))
-    prompt = before_chosen or _question(read, row, "prompt")
+        prompt: Text = before_chosen
+    else:
+        prompt = _question(read, row, "prompt")
+        require_same_question(read, row)
+    require_same_responses(read, row, of_passages=False)
     return PreferenceRow(row.source, prompt, chosen, rejected, _margin(read, row), read.tools(row))
 
 
@@ -263,9 +282,13 @@ def _from_passages(
     dropped = number = 0
     for number, row in enumerate(rows, 1):
         prompt = _question(read, row, "prompt")
+        require_same_question(read, row)
+        require_same_responses(read, row, of_passages=True)
         row_pairs = passage_pairs(read, row, dataset, random_key=f"{seed}:{number}")
-        margin = _margin(read, row)
-        pairs += [PreferenceRow(row.source, prompt, good, bad, margin) for good, bad in row_pairs]
+        margin, tools = _margin(read, row), read.tools(row)
+        pairs += [
+            PreferenceRow(row.source, prompt, good, bad, margin, tools) for good, bad in row_pairs
+        ]
         dropped += not row_pairs
     if not pairs:
         lists = f"{read.column('positive_passages')} or {read.column('negative_passages')}"
