@@ -62,6 +62,34 @@ def test_gae_equals_a_loop(lengths: list[int], gamma: float, gae_lambda: float, 
     assert_close(returns, torch.where(mask, loop + values, 0.0))
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 64, 301])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_gae_equals_the_recursion_from_the_last_column(width: int, gaps: bool) -> None:
+    """In fp32, as it runs, with actions anywhere in a row."""
+    generator = torch.Generator().manual_seed(width)
+    rewards, values = torch.randn(2, 5, width, generator=generator)
+    lengths = torch.randint(0, width + 1, (5,), generator=generator)
+    mask = response_mask(lengths, width)
+    if gaps:
+        mask &= torch.rand(5, width, generator=generator) > 0.3
+    loop = torch.zeros(5, width)
+    for b in range(5):
+        next_value = next_advantage = 0.0
+        for t in reversed(range(width)):
+            if mask[b, t]:
+                delta = float(rewards[b, t]) + 0.99 * next_value - float(values[b, t])
+                next_value = float(values[b, t])
+                next_advantage = delta + 0.99 * 0.95 * next_advantage
+                loop[b, t] = next_advantage
+    hidden = [torch.where(mask, x, NAN) for x in (rewards, values)]
+    advantages, returns = gae(*hidden, mask, 0.99, 0.95)
+    scale = float(loop.abs().max()) + 1
+    torch.testing.assert_close(advantages, loop, rtol=0, atol=1e-6 * scale)
+    torch.testing.assert_close(
+        returns, torch.where(mask, loop + values, 0.0), rtol=0, atol=1e-6 * scale
+    )
+
+
 def test_lambda_one_is_the_discounted_return_less_the_value() -> None:
     rewards, values, mask = experience(0, [4, 1, 3], 4)
     advantages, returns = gae(rewards, values, mask, 0.9, 1.0)

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_trainer.rl.masking import masked, masked_mean, masked_sum, position_ids, response_mask
+from rlhf_trainer.rl.masking import (
+    masked,
+    masked_mean,
+    masked_sum,
+    position_ids,
+    require_lengths,
+    response_mask,
+)
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
 
@@ -26,14 +33,15 @@ def test_response_mask_equals_a_loop(lengths: list[int], width: int) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[4], [-1], [1, 5]])
-def test_response_mask_refuses_lengths_outside_the_width(lengths: list[int]) -> None:
+def test_lengths_outside_the_width_are_refused(lengths: list[int]) -> None:
+    require_lengths(torch.tensor([0, 3]), 3)
     with pytest.raises(ValueError, match=r"must lie in \[0, 3\]"):
-        response_mask(torch.tensor(lengths), 3)
+        require_lengths(torch.tensor(lengths), 3)
 
 
-def test_response_mask_refuses_a_matrix() -> None:
+def test_lengths_that_are_a_matrix_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[1, 2\].*vector"):
-        response_mask(torch.tensor([[1, 2]]), 3)
+        require_lengths(torch.tensor([[1, 2]]), 3)
 
 
 def test_position_ids_start_at_the_first_real_token() -> None:

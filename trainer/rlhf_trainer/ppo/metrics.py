@@ -4,68 +4,79 @@ Called by the PPO stage.
 """
 
 import math
-from dataclasses import astuple, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlhf_api.metrics import Metric
 from rlhf_trainer.ppo.experience import Experience, Targets, global_moments
 from rlhf_trainer.rl import EntropyBonus, PolicyLoss, ValueLoss, distinct_n, explained_variance
 from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_sum
 
-Sums = TypeVar("Sums", "ActorSums", "CriticSums")
+
+class ActorSums(NamedTuple):
+    """Over the tokens of the micro-batches that the actor learned from."""
+
+    tokens: float
+    policy_loss: float
+    clipped: float
+    approx_kl: float
+    ratio: float
+    entropy: float
 
 
-@dataclass
-class ActorSums:
-    """Over the tokens of the micro-batches that the actor learned from, on one rank."""
+class CriticSums(NamedTuple):
+    """Over the tokens of the micro-batches that the critic learned from."""
 
-    tokens: float = 0.0
-    policy_loss: float = 0.0
-    clipped: float = 0.0
-    approx_kl: float = 0.0
-    ratio: float = 0.0
-    entropy: float = 0.0
-
-
-@dataclass
-class CriticSums:
-    """Over the tokens of the micro-batches that the critic learned from, on one rank."""
-
-    tokens: float = 0.0
-    value_loss: float = 0.0
+    tokens: float
+    value_loss: float
 
 
 @dataclass
 class UpdateSums:
-    """What the minibatches of an update add up to, on one rank."""
+    """What the minibatches of an update add up to, on one rank.
 
-    actor: ActorSums = field(default_factory=ActorSums)
-    critic: CriticSums = field(default_factory=CriticSums)
+    The sums stay on the device until `means`: a host that read them would wait for each
+    micro-batch.
+
+    Attributes:
+        actor: Float[6], as `ActorSums` has them.
+        critic: Float[2], as `CriticSums` has them.
+        actor_norms: norms of the actor's gradients, one a step.
+        critic_norms: the same of the critic.
+    """
+
+    actor: Tensor = field(default_factory=lambda: _zeros(ActorSums._fields))
+    critic: Tensor = field(default_factory=lambda: _zeros(CriticSums._fields))
     actor_norms: list[float] = field(default_factory=list)
     critic_norms: list[float] = field(default_factory=list)
 
     def add_actor(self, policy: PolicyLoss, entropy: EntropyBonus, tokens: float) -> None:
         """Take in a micro-batch whose losses were divided by `tokens`."""
-        sums = self.actor
-        sums.tokens += float(policy.tokens)
-        sums.policy_loss += float(policy.loss.detach()) * tokens
-        sums.clipped += float(policy.clipped)
-        sums.approx_kl += float(policy.approx_kl_sum)
-        sums.ratio += float(policy.ratio_sum)
-        sums.entropy += float(entropy.entropy_sum)
+        sums = [
+            policy.tokens,
+            policy.loss.detach().double() * tokens,
+            policy.clipped,
+            policy.approx_kl_sum,
+            policy.ratio_sum,
+            entropy.entropy_sum,
+        ]
+        self.actor = self.actor.to(policy.loss.device) + torch.stack(sums)
 
     def add_critic(self, value: ValueLoss, tokens: float) -> None:
         """Take in a micro-batch whose loss was divided by `tokens`."""
-        self.critic.tokens += float(value.tokens)
-        self.critic.value_loss += float(value.loss.detach()) * tokens
+        loss = value.loss.detach().double() * tokens
+        self.critic = self.critic.to(loss.device) + torch.stack([value.tokens, loss])
 
     def means(self, ranks: Ranks) -> dict[Metric, float]:
         """Means over all ranks; of the actor only where it learned."""
-        actor, critic = _over_ranks(self.actor, ranks), _over_ranks(self.critic, ranks)
+        actor = ActorSums(*reduce_sum(self.actor.tolist(), ranks))
+        critic = CriticSums(*reduce_sum(self.critic.tolist(), ranks))
         means = {
             Metric.CRITIC_LOSS: critic.value_loss / critic.tokens,
             Metric.CRITIC_GRADIENT_NORM: float(np.mean(self.critic_norms)),
@@ -82,9 +93,8 @@ class UpdateSums:
         return means
 
 
-def _over_ranks(sums: Sums, ranks: Ranks) -> Sums:
-    totals = reduce_sum(list(astuple(sums)), ranks)
-    return type(sums)(*totals)
+def _zeros(names: Sequence[str]) -> Tensor:
+    return torch.zeros(len(names), dtype=torch.float64)
 
 
 def rollout_metrics(experience: Experience, targets: Targets, ranks: Ranks) -> dict[Metric, float]:

@@ -44,16 +44,41 @@ def gae(
     if not (0 <= gamma <= 1 and 0 <= gae_lambda <= 1):
         raise ValueError(f"gamma is {gamma} and gae_lambda {gae_lambda}: both must be in [0, 1]")
     require_mask(mask, rewards=rewards, values=values)
-    rewards, values = at_least_float32(rewards), at_least_float32(masked(values, mask))
-    advantages = torch.zeros_like(values)
-    next_value = next_advantage = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantage = delta + gamma * gae_lambda * next_advantage
-        advantages[:, t] = masked(advantage, mask[:, t])
-        next_value = torch.where(mask[:, t], values[:, t], next_value)
-        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
+    rewards = at_least_float32(masked(rewards, mask))
+    values = at_least_float32(masked(values, mask))
+    deltas = masked(rewards + gamma * _next_value(values, mask) - values, mask)
+    # What is no action hands on what comes behind it.
+    factors = torch.where(mask, deltas.new_full((), gamma * gae_lambda), 1.0)
+    advantages = masked(_discounted_sums(deltas, factors), mask)
     return Advantages(advantages, advantages + values)
+
+
+def _next_value(values: Tensor, mask: Tensor) -> Tensor:
+    """V of the next action behind each column, 0 behind the last.
+
+    Shapes: values Float[batch, time], mask Bool[batch, time] -> Float[batch, time].
+    """
+    time = values.shape[1]
+    columns = torch.arange(time, device=values.device)
+    following = torch.where(mask, columns, time).flip(1).cummin(dim=1).values.flip(1)
+    following = torch.nn.functional.pad(following[:, 1:], (0, 1), value=time)
+    return torch.nn.functional.pad(values, (0, 1)).gather(1, following)
+
+
+def _discounted_sums(deltas: Tensor, factors: Tensor) -> Tensor:
+    """A_t = δ_t + f_t A_{t+1}, in log2(time) steps that each double how far a column looks ahead.
+
+    A loop over columns would ask a device for as many kernels as a response has tokens.
+
+    Shapes: deltas, factors Float[batch, time] -> Float[batch, time].
+    """
+    ahead = 1
+    while ahead < deltas.shape[1]:
+        shift = (0, ahead)
+        deltas = deltas + factors * torch.nn.functional.pad(deltas[:, ahead:], shift)
+        factors = factors * torch.nn.functional.pad(factors[:, ahead:], shift)
+        ahead *= 2
+    return deltas
 
 
 @torch.no_grad()

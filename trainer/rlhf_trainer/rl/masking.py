@@ -14,18 +14,24 @@ from rlhf_trainer.rl._inputs import require_mask
 def response_mask(lengths: Tensor, width: int) -> Tensor:
     """True where a column is an action of the response: m[b, t] = t < lengths[b].
 
-    The length counts the EOS when the response ended by one, since EOS is an action.
+    The length counts the EOS when the response ended by one, since EOS is an action. The caller
+    has looked once, by `require_lengths`, whether lengths lie in [0, width].
 
     Shapes: lengths Int[batch] -> Bool[batch, width].
-    Raises ValueError when lengths is not a vector or one of them is outside [0, width] (this looks
-    at the values).
+    """
+    columns = torch.arange(width, device=lengths.device)
+    return columns.unsqueeze(0) < lengths.unsqueeze(1)
+
+
+def require_lengths(lengths: Tensor, width: int) -> None:
+    """Raise ValueError when lengths is no vector or one of them is outside [0, width].
+
+    It looks at the values, for which a host waits for its device: to be asked once a rollout.
     """
     if lengths.dim() != 1:
         raise ValueError(f"lengths has shape {list(lengths.shape)}: it must be a vector")
     if bool(((lengths < 0) | (lengths > width)).any()):
         raise ValueError(f"lengths {lengths.tolist()} must lie in [0, {width}], the width")
-    columns = torch.arange(width, device=lengths.device)
-    return columns.unsqueeze(0) < lengths.unsqueeze(1)
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_trainer.rl._inputs import at_least_float32, require_positive, require_same_shape
-from rlhf_trainer.rl.masking import masked, response_mask
+from rlhf_trainer.rl.masking import masked, require_lengths, response_mask
 
 
 def clip_scores(scores: Tensor, limit: float) -> Tensor:
@@ -58,6 +58,7 @@ def token_rewards(scores: Tensor, kl: Tensor, response_lengths: Tensor, kl_coef:
             f"scores has shape {list(scores.shape)}, kl {list(kl.shape)}: want [batch], "
             "[batch, time]"
         )
+    require_lengths(response_lengths, kl.shape[1])
     if bool((response_lengths < 1).any()):
         raise ValueError(
             f"response_lengths {response_lengths.tolist()} must be 1 or more: "
