@@ -98,6 +98,7 @@ COSMETIC: dict[str, Any] = {
     "tolerations": [{"key": "gpu", "operator": "Exists"}],
     "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
     "device": "CPU",
+    "gradientCheckpointing": True,
     "priorityClassName": "low",
     "checkpoint": {"everySteps": 5, "keep": 1},
 }

@@ -48,7 +48,13 @@ POD_FIELDS = (
 )
 """What a stage says about its pods; the trainer has no use for it, and no result depends on it."""
 
-COSMETIC_FIELDS = (*POD_FIELDS, "device", "checkpoint", "samples_every_steps")
+COSMETIC_FIELDS = (
+    *POD_FIELDS,
+    "device",
+    "checkpoint",
+    "samples_every_steps",
+    "gradient_checkpointing",
+)
 """Fields of a stage's specification that do not determine its result; never in a digest.
 
 A device rounds in another way, as another model of GPU does, which nobody states either: what is

@@ -102,6 +102,9 @@ class StageSpec(Contract):
     parameters."""
     micro_batch_size: int = Field(4, ge=1, le=4096)
     """Sequences (pairs for the reward model) of one forward and backward pass on one rank."""
+    gradient_checkpointing: bool = False
+    """Whether a layer keeps its input alone for the backward pass, which computes the rest anew:
+    less memory, about a third more time, and the same results."""
     batch_size: int = Field(DEFAULT_BATCH_SIZE, ge=1, le=1_048_576)
     """Sequences (pairs for the reward model, prompts of one rollout for PPO) of one step over all
     ranks; a multiple of the number of ranks."""

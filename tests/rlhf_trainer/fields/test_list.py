@@ -35,6 +35,7 @@ MEMORY = {
     "zero_stage": "models/test_engine.py::test_ranks_and_micro_batches_do_not_change_training",
     "micro_batch_size": "stages/test_micro_batches.py"
     "::test_loss_and_gradient_are_those_of_the_whole_batch",
+    "gradient_checkpointing": "stages/test_gradient_checkpointing.py::test_a_stage_learns_the_same",
     "checkpoint": "run/test_loop.py::test_a_checkpoint_is_kept_every_so_many_steps",
 }
 """Results must not depend on them: their tests compare what is computed with each."""

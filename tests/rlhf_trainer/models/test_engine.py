@@ -63,6 +63,22 @@ def test_the_measure_knows_clipping_and_decay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+def test_gradient_checkpointing_computes_the_same_once_more(
+    tmp_path: Path, precision: str, world_size: int
+) -> None:
+    for found in on(
+        world_size, "checkpointed", folder=tmp_path, zero_stages=ZERO_STAGES, precision=precision
+    ):
+        assert list(found) == ZERO_STAGES
+        for zero_stage, ((told, weights, calls), (again, same, more)) in found.items():
+            assert again == told, zero_stage
+            assert more == 2 * calls > 0, zero_stage
+            for name, weight in weights.items():
+                assert torch.equal(same[name], weight), (zero_stage, name)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_bf16_trains(tmp_path: Path, world_size: int) -> None:
     (_, first_norm), *_ = cases.by_hand(tmp_path)[0]
     for found in on(world_size, "bf16", folder=tmp_path, zero_stages=ZERO_STAGES):

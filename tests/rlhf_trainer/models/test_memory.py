@@ -129,6 +129,21 @@ def test_activations_by_hand() -> None:
     assert activation_bytes(batch, gated) == 30 * 2 * (16 * 8 + 2 * (4 * 8 + 2 * 4 + 4 * 20))
 
 
+def test_activations_with_checkpointing_by_hand() -> None:
+    batch = MicroBatch(sequences=3, length=10)
+    deep = replace(PLAIN, layers=5)
+
+    # What one layer keeps, and the inputs of five.
+    assert activation_bytes(batch, deep, checkpointing=True) == 34 * 30 * 8 + 5 * 30 * 8 * 2
+    assert activation_bytes(batch, deep) == 5 * 34 * 30 * 8
+    gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=5, n_head=2)
+    plain, checkpointed = (
+        allowance(gpt2, batch, "BF16", checkpointing=checkpointing)
+        for checkpointing in (False, True)
+    )
+    assert plain - checkpointed == 4 * 34 * 30 * 16 - 5 * 30 * 16 * 2
+
+
 @pytest.mark.parametrize(("columns", "chunk"), [(7, 7), (64, 64), (100, 64)])
 def test_logits_by_hand(columns: int, chunk: int) -> None:
     batch = MicroBatch(sequences=3, length=120, logits=columns)
@@ -289,6 +304,7 @@ def test_a_refusal_names_numbers_fields_and_remedies() -> None:
         "precision to BF16",
         "spec.stages.sft.zeroStage (1)",
         "spec.stages.sft.microBatchSize (8)",
+        "set spec.stages.sft.gradientCheckpointing to true",
         "smaller model",
         "lower spec.stages.sft.processesPerNode (2)",
     ):
@@ -301,6 +317,14 @@ def test_a_refusal_counts_the_average() -> None:
         check_memory(stage(), ALONE, [averaged], available=lambda _: (18 * GIB, "t"))
     for part in ("moving average 4.00 GiB", "eave out spec.stages.sft.emaDecay"):
         assert part in str(caught.value), part
+
+
+def test_what_is_set_is_no_remedy() -> None:
+    with pytest.raises(MemoryEstimateError) as caught:
+        check_memory(
+            stage(gradient_checkpointing=True), ALONE, [ACTOR], available=lambda _: (1, "")
+        )
+    assert "gradientCheckpointing" not in str(caught.value)
 
 
 def test_zero_is_no_remedy_for_a_single_rank() -> None:

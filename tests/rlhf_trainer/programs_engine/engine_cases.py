@@ -126,6 +126,31 @@ def steps(
     return found
 
 
+def checkpointed(
+    ranks: Ranks, folder: Path, zero_stages: list[int], precision: str
+) -> dict[int, list[tuple[Any, dict[str, Tensor], int]]]:
+    """Without and with gradient checkpointing: losses and norms, weights, and how often a part of
+    the layer computed."""
+    found: dict[int, list[tuple[Any, dict[str, Tensor], int]]] = {}
+    for zero_stage in zero_stages:
+        for checkpointing in (False, True):
+            settings = spec(
+                folder,
+                zero_stage=zero_stage,
+                precision=precision,
+                gradient_checkpointing=checkpointing,
+            )
+            module = actor(folder, DTYPES[precision])
+            model = train(module, settings, ranks, learning_rate=1.0)
+            calls: list[int] = []
+            (part,) = (each for name, each in module.named_modules() if name.endswith(".down_proj"))
+            part.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+            told = [one_step(model, ranks, 2, rate) for rate in RATES[:2]]
+            assert not model.module.training or not checkpointing
+            found.setdefault(zero_stage, []).append((told, weights_of(model), len(calls)))
+    return found
+
+
 def bf16(ranks: Ranks, folder: Path, zero_stages: list[int]) -> dict[int, Any]:
     """Losses and norms of training in bf16."""
     found = {}

@@ -27,6 +27,7 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
 )
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.models.finite import spoilt_weights
@@ -71,9 +72,19 @@ class TrainedModel(PlacedModel):
 
     Attributes:
         world_size: number of ranks, by which DeepSpeed divides gradients.
+        checkpointing: whether its layers are computed anew in the backward pass.
     """
 
     world_size: int
+    checkpointing: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass; with gradients, a backward pass follows before the model samples."""
+        if self.checkpointing:
+            # transformers checkpoints layers in training mode alone, and gives none of them a cache
+            # then: a model that samples must not be in it.
+            self.module.train(torch.is_grad_enabled())
+        return super().__call__(*args, **kwargs)
 
     def accumulate(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of one micro-batch; `loss` is its part of the step's global loss.
@@ -82,6 +93,8 @@ class TrainedModel(PlacedModel):
         """
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
         self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        if self.checkpointing:
+            self.module.eval()
         if not last:
             self.engine.step()
 
@@ -195,6 +208,8 @@ def train(
     learning_rate: float,
 ) -> TrainedModel:
     """Train a module, already on its device and in its precision, with AdamW."""
+    if spec.gradient_checkpointing:
+        checkpoint_layers(module)
     optimizer = torch.optim.AdamW(
         _parameter_groups(module, spec.weight_decay),
         lr=learning_rate,
@@ -208,7 +223,17 @@ def train(
     else:
         config = deepspeed_config(spec, spec.zero_stage)
         engine = _initialize(model=module, optimizer=optimizer, config=config)
-    return TrainedModel(module, engine, spec.zero_stage, ranks.world_size)
+    return TrainedModel(
+        module, engine, spec.zero_stage, ranks.world_size, spec.gradient_checkpointing
+    )
+
+
+def checkpoint_layers(module: nn.Module) -> None:
+    """Make the layers of the model in a module keep only their inputs while they are in training
+    mode (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016)."""
+    model = next(part for part in module.modules() if isinstance(part, PreTrainedModel))
+    # Dropout is off, so that no random state needs to be kept to compute the same again.
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
 def freeze(module: nn.Module, spec: StageSpec, ranks: Ranks) -> PlacedModel:

@@ -34,7 +34,7 @@ _NO_MASK = "it takes no mask of four dimensions"
 MOST_PARAMETERS = 100_000_000
 _SEED = 1
 # What libraries raise at a configuration that does not fit together, or at arguments they refuse.
-_REFUSED = (
+REFUSED = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -149,8 +149,8 @@ class Probe:
             model.to(device)
             switch_off_dropout(model)
             alone = [_alone(model, row) for row in rows]
-        except _REFUSED as error:
-            raise ProbeError(_short(error)) from error
+        except REFUSED as error:
+            raise ProbeError(shortened(error)) from error
         return cls(model, rows, alone)
 
     @property
@@ -202,8 +202,8 @@ class Probe:
         batch = pad_left([row.tokens for row in self.rows], 0)
         try:
             logits = self._logits(batch.input_ids, batch.attention_mask, batch.position_ids)
-        except _REFUSED as error:
-            reason = f"it raises {_short(error)}"
+        except REFUSED as error:
+            reason = f"it raises {shortened(error)}"
         else:
             real = logits[batch.attention_mask.bool().to(logits.device)]
             if self._agree(real.split([len(row.tokens) for row in self.rows]), self.alone):
@@ -218,9 +218,9 @@ class Probe:
         """Why rows in this layout do not have the logits that they have alone; None if they do."""
         try:
             logits = self._together(self.rows, layout)
-        except _REFUSED as error:
+        except REFUSED as error:
             # Libraries do not look at a mask before they compute with it.
-            return _NO_MASK if layout is RowLayout.BLOCK_MASK else f"it raises {_short(error)}"
+            return _NO_MASK if layout is RowLayout.BLOCK_MASK else f"it raises {shortened(error)}"
         if self._agree(logits, self.alone):
             return None
         others = [
@@ -320,7 +320,7 @@ def _small_model(base: Base, settings: ModelSettings) -> PreTrainedModel:
     return model  # type: ignore[no-any-return]
 
 
-def _short(error: BaseException) -> str:
+def shortened(error: BaseException) -> str:
     """A library's message in one line that can be read."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"

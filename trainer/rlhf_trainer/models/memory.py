@@ -113,8 +113,11 @@ def footprint(
     )
 
 
-def activation_bytes(micro_batch: MicroBatch, sizes: Sizes) -> int:
-    """What a forward pass keeps for the backward pass, without checkpointing.
+def activation_bytes(micro_batch: MicroBatch, sizes: Sizes, *, checkpointing: bool = False) -> int:
+    """What a forward pass keeps for the backward pass.
+
+    With gradient checkpointing that is the input of each layer, and all of the one layer that is
+    computed anew.
 
     34 bytes a token, layer and hidden unit in BF16 (Korthikanti et al., "Reducing Activation
     Recomputation in Large Transformer Models", 2022, equation 2 without the attention matrix, which
@@ -123,11 +126,19 @@ def activation_bytes(micro_batch: MicroBatch, sizes: Sizes) -> int:
     keys, values and output, the layers their inputs, and the feed-forward layer four of its width.
     """
     tokens = micro_batch.sequences * micro_batch.length
+    layer = tokens * _layer_bytes(sizes)
+    if checkpointing:
+        return layer + tokens * sizes.layers * sizes.hidden * sizes.width
+    return layer * sizes.layers
+
+
+def _layer_bytes(sizes: Sizes) -> int:
+    """What one layer keeps of a token."""
     if sizes.intermediate is None:
-        return 34 * tokens * sizes.hidden * sizes.layers * sizes.width // 2
+        return 34 * sizes.hidden * sizes.width // 2
     norms = 2 * (4 + 4) * sizes.hidden
     numbers = 4 * sizes.hidden + 2 * sizes.keys + 4 * sizes.intermediate
-    return tokens * sizes.layers * (norms + sizes.width * numbers)
+    return norms + sizes.width * numbers
 
 
 def logit_bytes(micro_batch: MicroBatch, sizes: Sizes, *, learning: bool) -> int:
@@ -148,10 +159,17 @@ def cache_bytes(micro_batch: MicroBatch, sizes: Sizes) -> int:
     return 2 * micro_batch.sequences * kept * sizes.keys * sizes.width
 
 
-def allowance(config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision) -> int:
+def allowance(
+    config: PretrainedConfig,
+    micro_batch: MicroBatch,
+    precision: Precision,
+    *,
+    checkpointing: bool = False,
+) -> int:
     """Bytes beside weights and optimizer that a learning pass takes at its peak."""
     sizes = Sizes.of(config, precision)
-    return activation_bytes(micro_batch, sizes) + logit_bytes(micro_batch, sizes, learning=True)
+    kept = activation_bytes(micro_batch, sizes, checkpointing=checkpointing)
+    return kept + logit_bytes(micro_batch, sizes, learning=True)
 
 
 def scoring_allowance(
@@ -297,6 +315,8 @@ def _refusal(
     remedies = [f"lower {field}.microBatchSize ({spec.micro_batch_size})", "take a smaller model"]
     if config.world_size > 1 and spec.zero_stage < 3:
         remedies.insert(0, f"raise {field}.zeroStage ({spec.zero_stage})")
+    if not spec.gradient_checkpointing:
+        remedies.insert(0, f"set {field}.gradientCheckpointing to true")
     if any(need.average for _, need in needs):
         remedies.insert(0, f"leave out {field}.emaDecay")
     if spec.precision == "FP32":

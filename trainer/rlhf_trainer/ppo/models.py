@@ -30,6 +30,7 @@ from rlhf_trainer.models.memory import (
     check_memory,
     evaluation_allowance,
 )
+from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.run.distributed import Ranks
 
@@ -117,7 +118,7 @@ def load_models(
         settings: how they are loaded; as the stage says by default.
 
     Raises:
-        ConfigError: a model cannot read so many tokens.
+        ConfigError: a model cannot read so many tokens, or compute its layers anew.
         InputError: actor or critic is no causal model or draws at random while it learns, or a
             model reads padding.
         MemoryEstimateError: they will not fit; nothing is loaded then.
@@ -137,6 +138,8 @@ def load_models(
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
         check_model(base, settings, left_padding=True)
+        if spec.gradient_checkpointing:
+            check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
     if bases.reward_model is not None:
         check_model(bases.reward_model, settings, causal=False, left_padding=True)
     check_memory(config, ranks, sizes, _activations(bases.actor, spec, longest, longest_text))
@@ -151,8 +154,10 @@ def _activations(actor: Base, spec: PPOStage, longest: int, longest_text: int) -
     texts = MicroBatch(spec.micro_batch_size, longest_text, longest_text)
     scoring = MicroBatch(spec.rollout_micro_batch_size, longest, columns)
     return max(
-        allowance(actor.config, learning, spec.precision),
-        allowance(actor.config, texts, spec.precision),
+        *(
+            allowance(actor.config, work, spec.precision, checkpointing=spec.gradient_checkpointing)
+            for work in (learning, texts)
+        ),
         evaluation_allowance(actor.config, scoring, spec.precision),
     )
 

@@ -29,6 +29,7 @@ from rlhf_trainer.models.heads import ScalarModel, switch_off_dropout
 from rlhf_trainer.models.layouts import check_model
 from rlhf_trainer.models.load import ModelSettings, load_reward_base, save_model
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.score_statistics import ScoreStatistics
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
@@ -71,12 +72,14 @@ def _train(
     # A score is read behind the whole text, so that its tokens may all see each other.
     settings = ModelSettings.of(spec, reporter.note)
     check_model(base, settings, causal=False)
+    if spec.gradient_checkpointing:
+        check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
     work = MicroBatch(2 * spec.micro_batch_size, longest)
     check_memory(
         config,
         ranks,
         [base.size("model", trained=True, scores=True)],
-        allowance(base.config, work, spec.precision),
+        allowance(base.config, work, spec.precision, checkpointing=spec.gradient_checkpointing),
     )
     model = _load(base, settings, spec, ranks)
     loop = TrainingLoop(

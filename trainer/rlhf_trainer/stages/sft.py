@@ -26,6 +26,7 @@ from rlhf_trainer.models.heads import Actor, switch_off_dropout
 from rlhf_trainer.models.layouts import row_layout
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory, scoring_allowance
+from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
@@ -53,6 +54,8 @@ def _train(
     base = open_base(spec.model, config, ranks, f"{FIELD}.model")
     settings = ModelSettings.of(spec, reporter.note)
     layout = row_layout(base, settings, ranks.device, f"{FIELD}.packing", packing=spec.packing)
+    if spec.gradient_checkpointing:
+        check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
     inputs = Inputs(config, ranks, reporter)
     for note in base.notes:
         reporter.note(note)
@@ -156,7 +159,12 @@ def _activations(
     def work(read: Sequences) -> MicroBatch:
         return MicroBatch(spec.micro_batch_size, read.longest, logits=read.longest)
 
-    learning = allowance(base.config, work(sequences), spec.precision)
+    learning = allowance(
+        base.config,
+        work(sequences),
+        spec.precision,
+        checkpointing=spec.gradient_checkpointing,
+    )
     if held_out is None:
         return learning
     return max(learning, scoring_allowance(base.config, work(held_out), spec.precision))
