@@ -21,7 +21,7 @@ class GrowingLayer(DynamicLayer):
     """Keys and values with columns to spare: `DynamicLayer` copies all of them for each token."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
+        DynamicLayer.__init__(self)
         self.lazy_initialization(keys, values)
         self._length = keys.shape[-2]
         self._keys, self._values = keys, values

@@ -30,11 +30,11 @@ def waves(
         at_least: rows of a wave, whatever they hold.
     """
     order = sorted(range(len(prompt_lengths)), key=lambda row: prompt_lengths[row])
-    found: list[list[int]] = []
+    result: list[list[int]] = []
     for row in order:
         # Rows come by length: this one is the longest so far.
         width = prompt_lengths[row] + response
-        if not found or len(found[-1]) >= max(at_least, tokens // width):
-            found.append([])
-        found[-1].append(row)
-    return found
+        if not result or len(result[-1]) >= max(at_least, tokens // width):
+            result.append([])
+        result[-1].append(row)
+    return result
