@@ -1,7 +1,8 @@
 """One pass over one job: read the store, plan, write the status, let Events be told, act.
 
 Called by the workers of `serve`, by one at a time for each job. A pass sends nothing but its
-writes, save where something is missing from the store that a verdict needs (`absences`).
+writes, save where something is missing from the store that a verdict needs (`absences`), and when
+the pods of a gang have come to run, for the Service by which they find each other.
 """
 
 import logging
