@@ -43,7 +43,7 @@ NAMED: dict[str, dict[str, str]] = {
     },
     "Dataset": {
         "uri": "fields/test_training.py::test_weights_are_those_of_plain_torch",
-        "subset": "data/read/test_rows.py::test_a_downloaded_repository_is_read_offline",
+        "subset": "data/read/test_hub.py::test_a_downloaded_repository_is_read_offline",
         "split": "data/read/test_rows.py::test_a_folder_is_read_by_its_split",
         "columns": _SHAPES,
         "max_rows": "data/read/test_rows.py"

@@ -1,10 +1,6 @@
 """Files as people have them: every form that must work, and every one that must say why not."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -261,109 +257,6 @@ def test_the_split_of_saved_datasets_is_the_spec_s(tmp_path: Path) -> None:
         _read(tmp_path / "two", split="dev")
     for word in [f"{FIELD}.split: dev", "test, train", "name one of them"]:
         assert word in str(caught.value)
-
-
-# HF_HOME and HF_HUB_OFFLINE are read when the libraries are imported, hence a process of its own.
-READ_HUB = textwrap.dedent("""
-    import json, sys
-    from rlhf_api.errors import RLHFError
-    from rlhf_api.v1alpha1 import Dataset
-    from rlhf_trainer.data.read.rows import read_rows
-    for spec in json.loads(sys.argv[1]):
-        try:
-            rows = read_rows(Dataset(**spec), claims={}, field="spec.stages.sft.dataset")
-            print("ROWS", json.dumps([[str(row.source), dict(row.values)] for row in rows]))
-        except RLHFError as error:
-            print(type(error).__name__, error)
-""")
-
-
-def _read_offline(home: Path, *specs: dict[str, str]) -> list[str]:
-    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", READ_HUB, json.dumps(specs)],
-        env=environment,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return done.stdout.splitlines()
-
-
-COMMIT = "a" * 40
-
-
-def _downloaded(folder: Path, name: str) -> Path:
-    """Where the files of a dataset lie that the hub's library has fetched."""
-    repository = folder / "hub" / f"datasets--acme--{name}"
-    files = repository / "snapshots" / COMMIT
-    files.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    return files
-
-
-def test_a_downloaded_repository_is_read_offline(tmp_path: Path) -> None:
-    files = _downloaded(tmp_path, "reviews")
-    (files / "train.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
-    (files / "test.jsonl").write_text('{"a": 3}\n')
-    uri = "hf://acme/reviews"
-
-    lines = _read_offline(
-        tmp_path,
-        {"uri": uri},
-        {"uri": f"{uri}@{COMMIT}", "split": "test"},
-        {"uri": f"{uri}@v9"},
-        {"uri": uri, "split": "dev"},
-        {"uri": uri, "subset": "zh"},
-        {"uri": "hf://acme/other"},
-    )
-
-    assert lines[0] == f'ROWS [["{uri}: row 1", {{"a": 1}}], ["{uri}: row 2", {{"a": 2}}]]'
-    assert lines[1] == f'ROWS [["{uri}@{COMMIT}: row 1", {{"a": 3}}]]'
-    for line, words in zip(
-        lines[2:],
-        [["reviews@v9"], ["split dev", "'train'"], ["subset zh"], ["acme/other"]],
-        strict=True,
-    ):
-        assert line.startswith(f"InputError {FIELD}.uri: hf://acme/")
-        for word in [*words, "fill the cache"]:
-            assert word in line
-
-
-def test_tables_in_the_cache_are_read_offline_of_their_revision_only(tmp_path: Path) -> None:
-    source = tmp_path / "source" / "reviews" / "train.jsonl"
-    source.parent.mkdir(parents=True)
-    source.write_text('{"a": 1}\n')
-    tables = tmp_path / "datasets"
-    datasets.load_dataset(str(source.parent), cache_dir=str(tables))
-    (made,) = tables.glob("reviews/default/0.0.0/*/")
-    kept = tables / "acme___reviews" / "default" / "0.0.0"
-    kept.mkdir(parents=True)
-    made.rename(kept / COMMIT)
-    uri = "hf://acme/reviews"
-
-    plain, same, other = _read_offline(
-        tmp_path, {"uri": uri}, {"uri": f"{uri}@{COMMIT}"}, {"uri": f"{uri}@{'b' * 40}"}
-    )
-
-    assert plain == f'ROWS [["{uri}: row 1", {{"a": 1}}]]'
-    assert same.startswith("ROWS ")
-    assert other.startswith(f"InputError {FIELD}.uri: {uri}@bbbb")
-    assert f"newest tables are of revision {COMMIT}" in other
-
-
-def test_a_broken_file_of_a_repository_is_a_data_error(tmp_path: Path) -> None:
-    files = _downloaded(tmp_path, "broken")
-    (files / "train.jsonl").write_text("not json\n")
-
-    (line,) = _read_offline(tmp_path, {"uri": "hf://acme/broken"})
-
-    assert line.startswith("DataError hf://acme/broken: a file of it cannot be read")
 
 
 def test_a_value_in_a_message_is_short_and_printable() -> None:

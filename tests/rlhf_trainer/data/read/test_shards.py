@@ -8,6 +8,7 @@ from rlhf_api.errors import InputError
 from rlhf_api.names import FileName, StageName, WorkdirFile
 from rlhf_api.v1alpha1 import Dataset, JobReference
 from rlhf_trainer.data.read.rows import data_files
+from rlhf_trainer.data.read.shards import require_whole_repository
 
 FIELD = "spec.stages.sft.dataset"
 HASH = "-0123456789abcdef"
@@ -166,3 +167,13 @@ def test_links_are_followed_and_their_loops_are_not(tmp_path: Path) -> None:
     (folder / "train").unlink()
     with pytest.raises(InputError, match=r"raw/b\.jsonl lies in a subfolder"):
         _files(folder, ["a.jsonl"])
+
+
+@pytest.mark.parametrize("split", ["train", "train[:10%]", "dev + train[5:]"])
+def test_files_of_other_splits_may_be_left_unread(split: str) -> None:
+    names = ["train.jsonl", "dev.jsonl", "test.csv", "README.md", ".cache/a.csv", "config.json"]
+
+    require_whole_repository("hf://a/b", names, names[:2], split, FIELD)
+    for asked in ("test", f"{split}+test"):
+        with pytest.raises(InputError, match=rf"^{FIELD}\.uri: hf://a/b: test\.csv is not read"):
+            require_whole_repository("hf://a/b", names, names[:2], asked, FIELD)

@@ -4,7 +4,7 @@ Called by `rows` only. With HF_HUB_OFFLINE=1 a dataset is taken from the cache: 
 files, as `hf download --repo-type dataset` leaves them, or the tables that `datasets` made of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,29 @@ from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-u
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from rlhf_api.errors import DataError, InputError
+from rlhf_trainer.data.read.shards import require_whole_repository
 from rlhf_trainer.data.read.splits import require_only_split
 from rlhf_trainer.data.read.tables import BATCH, TableBatch
 from rlhf_trainer.data.read.uris import Hub
 from rlhf_trainer.errors import ServiceUnavailable
+
+_CARD = "README.md"
 
 
 def hub_rows(hub: Hub, subset: str | None, split: str, field: str) -> Iterator[Mapping[str, Any]]:
     """Rows of one split of a hub dataset.
 
     Raises:
-        InputError: not cached and offline, or no such dataset, revision, subset or split.
+        InputError: not cached and offline, no such dataset, revision, subset or split, or files of
+            it would not be read.
         ServiceUnavailable: the hub does not answer.
         DataError: one of its files is not what its name says.
     """
     try:
-        rows = _cached_files(hub, subset, split) if huggingface_hub.is_offline_mode() else None
+        is_offline = huggingface_hub.is_offline_mode()
+        rows = _cached_files(hub, subset, split, field) if is_offline else None
         if rows is None:
-            rows = _loaded(hub, subset, split)
+            rows = _loaded(hub, subset, split, field)
     except (ConnectionError, TimeoutError) as error:
         if huggingface_hub.is_offline_mode():
             raise InputError(
@@ -89,28 +94,54 @@ def _rows_of(dataset: Any, file: str) -> Iterator[Mapping[str, Any]]:
         yield from TableBatch(list(columns), count, read, file=file, before=before).rows()
 
 
-def _cached_files(hub: Hub, subset: str | None, split: str) -> Any:
+def _cached_files(hub: Hub, subset: str | None, split: str, field: str) -> Any:
     """The split from the repository's cached files; None where they are not there."""
     try:
-        folder = huggingface_hub.snapshot_download(
-            hub.name, repo_type="dataset", revision=hub.revision, local_files_only=True
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                hub.name, repo_type="dataset", revision=hub.revision, local_files_only=True
+            )
         )
-        return datasets.load_dataset(folder, name=subset, split=split)
+        builder = datasets.load_dataset_builder(str(folder), name=subset)
+        card = folder / _CARD
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        if not (card.exists() and _names_files(huggingface_hub.metadata_load(card))):
+            read = _read_files(builder, f"{folder}/")
+            require_whole_repository(str(hub), names, read, split, field)
+        return datasets.load_dataset(str(folder), name=subset, split=split)
     except (LocalEntryNotFoundError, datasets.exceptions.DataFilesNotFoundError):
         return None
 
 
-def _loaded(hub: Hub, subset: str | None, split: str) -> Any:
+def _loaded(hub: Hub, subset: str | None, split: str, field: str) -> Any:
     """The split from the hub, or from the tables in the cache.
 
     Without a word the library takes whatever revision lies there when it does not reach the one
     that it was asked for.
     """
     builder = datasets.load_dataset_builder(hub.name, name=subset, revision=hub.revision)
-    if isinstance(builder, Cache) and hub.revision not in (None, builder.hash):
-        raise FileNotFoundError(f"the cache's newest tables are of revision {builder.hash}")
+    if isinstance(builder, Cache):
+        if hub.revision not in (None, builder.hash):
+            raise FileNotFoundError(f"the cache's newest tables are of revision {builder.hash}")
+    else:
+        info = huggingface_hub.dataset_info(hub.name, revision=hub.revision)
+        if not _names_files(info.card_data):
+            read = _read_files(builder, f"hf://datasets/{hub.name}@{info.sha}/")
+            names = [each.rfilename for each in info.siblings or ()]
+            require_whole_repository(str(hub), names, read, split, field)
     builder.download_and_prepare()
     return builder.as_dataset(split=split)
+
+
+def _names_files(card: Any) -> bool:
+    """Whether the repository itself says which of its files are its data."""
+    return bool((card or {}).get("configs"))
+
+
+def _read_files(builder: Any, root: str) -> Collection[str]:
+    """The files that are read for any split, relative to `root`."""
+    files = builder.config.data_files or {}
+    return {str(path).removeprefix(root) for paths in files.values() for path in paths}
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,16 +1,16 @@
-"""Whether the files of a folder are all that it means to hold.
+"""Whether the files of a folder or repository are all that it means to hold.
 
-Called by `rows`. A shard that is missing, a link that leads nowhere, a subfolder that is not looked
-into and data in a format that is not read would each be rows that nobody misses. So every file has
-to be read, of another split, or known to hold no rows. What jobs leave in a storage below it is
-none of the data.
+Called by `rows` and `hub`. A shard that is missing, a link that leads nowhere, a subfolder that is
+not looked into and data in a format that is not read would each be rows that nobody misses. So
+every file has to be read, of another split, or known to hold no rows. What jobs leave in a storage
+below it is none of the data.
 """
 
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path, PurePath
 
 from rlhf_api.errors import InputError
 from rlhf_api.names import FileName, StageName, WorkdirFile
@@ -74,6 +74,38 @@ def require_whole(
         if not is_of_another_split(path.relative_to(folder), split):
             raise InputError(f"{field}.uri: {path} {_why_unread(path, is_data, suffixes)}")
     _require_all_shards(files, field)
+
+
+def require_whole_repository(
+    hub: str, names: Collection[str], read: Collection[str], split: str, field: str
+) -> None:
+    """Refuse a repository of which `datasets` would pass over files that may hold rows.
+
+    It reads the files of the first pattern that matches any name, and of these the most frequent
+    format, and says nothing of the others.
+
+    Args:
+        hub: the repository, for the message.
+        names: its files, relative to it.
+        read: those that are read for any split.
+        split: of the spec, which may name a part of one or several: `train[:10%]`, `train+test`.
+        field: the dataset's path in the spec, for messages.
+
+    Raises:
+        InputError: a file is not read, of no other split, and not known to hold no rows.
+    """
+    asked = [part.partition("[")[0].strip() for part in split.split("+")]
+    for path in map(PurePath, sorted(set(names) - set(read))):
+        is_beside = any(map(is_hidden, path.parts)) or path.name in DESCRIPTIONS
+        if is_beside or _WITHOUT_ROWS.fullmatch(path.name):
+            continue
+        if not all(is_of_another_split(Path(path), name) for name in asked):
+            raise InputError(
+                f"{field}.uri: {hub}: {path} is not read, as its name or its format is another "
+                "than that of the files that are, so that its rows would be missing; download the "
+                "repository and name a file or folder of it by file://, or let its README.md name "
+                "the files by configs"
+            )
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
