@@ -13,7 +13,7 @@ from hypothesis import settings
 from rlhf_api.names import EnvVar
 from rlhf_trainer.process.device import WITHOUT_GPUS
 
-pytest_plugins = ["cluster.kube_fixtures"]
+pytest_plugins = ["cluster.kube_fixtures", "ignored_fields"]
 
 # No test depends on how fast the machine is.
 settings.register_profile("any-machine", settings(), deadline=None)

@@ -115,6 +115,13 @@ def test_the_pod_is_restricted_unless_the_job_says_otherwise(job: Callable[..., 
     assert pod_of(made(job())[1])["securityContext"]["fsGroup"] == 10001
 
 
+@pytest.mark.field(
+    "StageSpec.resources",
+    "StageSpec.node_selector",
+    "StageSpec.tolerations",
+    "StageSpec.env",
+    "StageSpec.priority_class_name",
+)
 def test_a_stage_overrides_the_template(job: Callable[..., RLHFJob]) -> None:
     given = job(
         stage={

@@ -49,6 +49,8 @@ def test_artifacts_of_what_is_read_alone(trial: Callable[..., Any]) -> None:
     assert stage_config(job, StageName.PPO, 1, ARTIFACTS, PLACEMENT).artifacts == ARTIFACTS
 
 
+@pytest.mark.field("StageSpec.nodes")
+@pytest.mark.field("StageSpec.processes_per_node")
 def test_pods_are_not_the_trainers_business(trial: Callable[..., Any]) -> None:
     sft = {"model": {"uri": "hf://a/b"}, "dataset": DATASET, "nodes": 2, "processesPerNode": 4}
     plain = trial(stages={"sft": sft}).job

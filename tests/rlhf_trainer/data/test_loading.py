@@ -98,10 +98,11 @@ SAME_BEHIND_THE_LIMIT = ("abcdefgh", "abcdefxy")
         ([("a", "a"), ("a", "b")], "Drop", Counts(1, dropped_identical=1)),
         ([("a", "a</s>"), ("a", "b")], "Drop", Counts(1, dropped_identical=1)),
         ([("a" * 9, "a" * 9), ("a", "b")], "Drop", Counts(1, dropped_identical=1)),
-        (
+        pytest.param(
             [SAME_BEHIND_THE_LIMIT, ("bcdefghi", "abcdefgh")],
             "Truncate",
             Counts(1, truncated=1, dropped_identical=1),
+            marks=pytest.mark.field("Dataset.over_long"),
         ),
         ([SAME_BEHIND_THE_LIMIT, ("a", "b")], "Drop", Counts(1, dropped_over_long=1)),
     ],
@@ -150,6 +151,7 @@ def test_half_of_the_rows_may_be_lost(
 
 
 @pytest.mark.parametrize(("lost", "kept"), [(2, 1), (99, 1)])
+@pytest.mark.field("Dataset.allow_loss")
 def test_more_than_half_is_lost_only_with_consent(
     tmp_path: Path, make_tokenizer: MakeTokenizer, lost: int, kept: int
 ) -> None:

@@ -1,5 +1,6 @@
 """Fields that decide about no weight: what a stage tells and how it computes, as asked for."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,13 @@ import safetensors.torch
 import stage_runs
 import tiny
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_api.v1alpha1 import CheckpointPolicy
 from rlhf_trainer.models.engine import TrainedModel
+from rlhf_trainer.ppo import collection
+from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.run.loop import TrainingLoop
 
 STAGES = ("sft", "reward", "ppo")
@@ -22,7 +26,10 @@ def settings_of(stage: str, **fields: Any) -> dict[str, Any]:
     return ({"packing": False} if stage == "sft" else {}) | fields
 
 
-@pytest.mark.parametrize("longest", [3, 6])
+LONGEST = pytest.mark.field("PPOStage.max_response_length", instead=6)
+
+
+@pytest.mark.parametrize("longest", [pytest.param(3, marks=LONGEST), 6])
 def test_answers_are_as_long_as_they_may_be(tmp_path: Path, longest: int) -> None:
     config = tiny.stage_config(
         "ppo", tmp_path, max_response_length=longest, max_steps=1, batch_size=8
@@ -32,14 +39,30 @@ def test_answers_are_as_long_as_they_may_be(tmp_path: Path, longest: int) -> Non
     assert max(lengths) == longest
 
 
-@pytest.mark.parametrize(("every", "at"), [(1, {1, 2, 3}), (2, {2, 3}), (5, {3})])
+SAMPLES = pytest.mark.field("PPOStage.samples_every_steps")
+
+
+@pytest.mark.parametrize(
+    ("every", "at"), [pytest.param(1, {1, 2, 3}, marks=SAMPLES), (2, {2, 3}), (5, {3})]
+)
 def test_samples_are_written_as_often_as_asked(tmp_path: Path, every: int, at: set[int]) -> None:
     config = tiny.stage_config("ppo", tmp_path, samples_every_steps=every, max_steps=3)
     stage_runs.run_with_fixed_answers(config)
     assert {row["step"] for row in stage_runs.samples(config)} == at
 
 
-@pytest.mark.parametrize(("every", "at"), [(None, [3]), (1, [1, 2, 3]), (2, [2, 3])])
+HELD_OUT = pytest.mark.field("StageSpec.eval_dataset")
+EVERY = pytest.mark.field("StageSpec.eval_every_steps")
+
+
+@pytest.mark.parametrize(
+    ("every", "at"),
+    [
+        pytest.param(None, [3], marks=HELD_OUT),
+        pytest.param(1, [1, 2, 3], marks=EVERY),
+        (2, [2, 3]),
+    ],
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_evaluations_come_as_often_as_asked(
     tmp_path: Path, stage: str, every: int | None, at: list[int]
@@ -50,7 +73,13 @@ def test_evaluations_come_as_often_as_asked(
     assert [event["step"] for event in stage_runs.events(config, "evaluation")] == at
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("FP32", "float32"), ("BF16", "bfloat16")])
+PRECISION = pytest.mark.field("StageSpec.precision")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [pytest.param("FP32", "float32", marks=PRECISION), ("BF16", "bfloat16")],
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_weights_have_the_precision_that_was_asked_for(
     tmp_path: Path, stage: str, precision: str, dtype: str
@@ -62,7 +91,12 @@ def test_weights_have_the_precision_that_was_asked_for(
     assert {each.dtype for each in weights} == {getattr(torch, dtype)}
 
 
-@pytest.mark.parametrize(("asked", "name"), [("SDPA", "sdpa"), ("Eager", "eager")])
+ATTENTION = pytest.mark.field("StageSpec.attention_implementation")
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"), [("SDPA", "sdpa"), pytest.param("Eager", "eager", marks=ATTENTION)]
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_attention_is_computed_as_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, asked: str, name: str
@@ -85,7 +119,78 @@ def test_attention_is_computed_as_asked_for(
     assert set(found) == {name}
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (3, [2, 3, 4])])
+@pytest.mark.field("StageSpec.gradient_checkpointing")
+@pytest.mark.parametrize("stage", STAGES)
+def test_layers_are_computed_anew_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """In every model that learns, when training begins."""
+    found: list[bool] = []
+    resume = TrainingLoop.resume
+
+    def look(loop: TrainingLoop) -> Any:
+        found.extend(
+            each.is_activation_checkpointing
+            for model in loop.models.values()
+            for each in model.module.modules()
+            if isinstance(each, PreTrainedModel)
+        )
+        return resume(loop)
+
+    monkeypatch.setattr(TrainingLoop, "resume", look)
+    fields = settings_of(stage, gradient_checkpointing=True, max_steps=1)
+    stage_runs.run(tiny.stage_config(stage, tmp_path, **fields))
+    assert set(found) == {True}
+
+
+@pytest.mark.field("StageSpec.micro_batch_size")
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_are_added_up_over_as_many_rows_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Eight rows, two at a time."""
+    parts: Counter[int] = Counter()
+    accumulate = TrainedModel.accumulate
+
+    def count(model: TrainedModel, *arguments: Any, **settings: Any) -> None:
+        parts[id(model)] += 1
+        accumulate(model, *arguments, **settings)
+
+    monkeypatch.setattr(TrainedModel, "accumulate", count)
+    fields = settings_of(stage, micro_batch_size=2, batch_size=8, max_steps=1)
+    if stage == "ppo":
+        fields |= {"update_epochs": 1}
+    stage_runs.run(tiny.stage_config(stage, tmp_path, **fields))
+    assert set(parts.values()) == {4}
+
+
+@pytest.mark.field("PPOStage.rollout_micro_batch_size")
+def test_answers_are_scored_as_many_at_a_time_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    collect = collection.collect
+
+    def watch(rollout: Rollout, *, reference: Any, **settings: Any) -> Any:
+        def watched(ids: Tensor, *arguments: Any) -> Any:
+            rows.append(len(ids))
+            return reference(ids, *arguments)
+
+        return collect(rollout, reference=watched, **settings)
+
+    monkeypatch.setattr(collection, "collect", watch)
+    fields = {"rollout_micro_batch_size": 3, "batch_size": 8, "max_steps": 1}
+    stage_runs.run(tiny.stage_config("ppo", tmp_path, **fields))
+    assert sorted(rows) == [2, 3, 3]
+
+
+KEPT = (
+    pytest.mark.field("CheckpointPolicy.keep"),
+    pytest.mark.field("StageSpec.checkpoint"),
+)
+
+
+@pytest.mark.parametrize(("keep", "left"), [pytest.param(1, [4], marks=KEPT), (3, [2, 3, 4])])
 def test_as_many_checkpoints_stay_as_asked(tmp_path: Path, keep: int, left: list[int]) -> None:
     policy = CheckpointPolicy(every_steps=1, keep=keep, keep_finished=True)
     config = tiny.stage_config("sft", tmp_path, packing=False, checkpoint=policy)

@@ -100,6 +100,13 @@ def test_bf16_keeps_what_a_step_is_too_small_to_change(tmp_path: Path, zero_stag
     assert moved(model).float().tolist() == pytest.approx([-0.008] * 18, abs=1 / 256)
 
 
+@pytest.mark.field("StageSpec.zero_stage")
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_the_optimizer_is_of_the_stage_asked_for(tmp_path: Path, zero_stage: int) -> None:
+    model = line(tmp_path, zero_stage, 0.0)
+    assert model.engine.zero_optimization_stage() == zero_stage
+
+
 @pytest.mark.parametrize(("world_size", "precision"), [(1, "FP32"), (2, "FP32"), (2, "BF16")])
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, world_size: int, precision: str

@@ -63,6 +63,12 @@ def plain_logprobs(model: Any, tokens: list[int], temperature: float = 1.0) -> T
 
 
 @every_architecture
+@pytest.mark.field("ScratchModel.layers", instead=1)
+@pytest.mark.field("ScratchModel.hidden_size", instead=16)
+@pytest.mark.field("ScratchModel.heads", instead=2)
+@pytest.mark.field("ScratchModel.intermediate_size")
+@pytest.mark.field("ScratchModel.max_positions")
+@pytest.mark.field("ScratchModel.tie_embeddings")
 def test_scratch_models_have_the_sizes_asked_for(words: Path, architecture: str) -> None:
     sizes = {"layers": 2, "hidden_size": 24, "heads": 4, "intermediate_size": 40}
     model: Any = tiny.causal_model(
@@ -85,6 +91,7 @@ def test_scratch_models_have_the_sizes_asked_for(words: Path, architecture: str)
     assert tied.get_input_embeddings().weight is tied.get_output_embeddings().weight
 
 
+@pytest.mark.field("ScratchModel.key_value_heads")
 def test_scratch_models_group_queries_where_the_architecture_can(words: Path) -> None:
     for architecture in ("llama", "qwen2", "qwen3"):
         model: Any = tiny.causal_model(words, architecture, heads=4, key_value_heads=2)

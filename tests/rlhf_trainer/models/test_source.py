@@ -24,6 +24,7 @@ from rlhf_api.v1alpha1 import ModelSource
 from rlhf_trainer.errors import ServiceUnavailable
 from rlhf_trainer.models import source as source_module
 from rlhf_trainer.models.source import Base, open_base
+from rlhf_trainer.models.templates import end_of_turn
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loop_cases.py"
@@ -205,6 +206,8 @@ def test_a_base_has_what_the_stage_needs_before_weights(folder: Path) -> None:
     assert (size.name, size.trained) == ("actor", True)
 
 
+@pytest.mark.field("ModelSource.scratch")
+@pytest.mark.field("ScratchModel.tokenizer", instead="file:///nowhere")
 def test_a_scratch_base_is_sized_by_its_tokenizer(folder: Path) -> None:
     found = base(folder, tiny.scratch_source(folder / "tokenizer", "opt", hidden_size=24))
     assert (found.config.model_type, found.config.hidden_size) == ("opt", 24)
@@ -216,6 +219,7 @@ def test_a_folder_that_is_not_there_names_the_field(folder: Path) -> None:
         base(folder, tiny.file_source(folder / "nowhere"))
 
 
+@pytest.mark.field("ModelSource.chat_template")
 def test_a_chat_template_of_the_job_replaces_that_of_the_tokenizer(folder: Path) -> None:
     source = tiny.file_source(folder / "model-16", chat_template="{{ messages[0]['content'] }}!")
     found = base(folder, source)
@@ -223,6 +227,24 @@ def test_a_chat_template_of_the_job_replaces_that_of_the_tokenizer(folder: Path)
         [{"role": "user", "content": "ab"}], tokenize=False
     )
     assert rendered == "ab!"
+
+
+@pytest.mark.field("ModelSource.pad_token")
+@pytest.mark.field("ModelSource.end_of_turn")
+def test_tokens_of_the_job_replace_those_of_the_tokenizer(folder: Path) -> None:
+    source = tiny.file_source(folder / "model-16", pad_token="g", end_of_turn="h")
+    tokenizer = base(folder, source).tokenizer
+    assert (tokenizer.pad_token, end_of_turn(tokenizer).token) == ("g", "h")
+
+
+@pytest.mark.field("ModelSource.use_chat_template")
+def test_a_template_of_the_tokenizer_is_not_used_where_the_job_says_so(
+    folder: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(folder / "model-16", tmp_path / "model")
+    (place / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    found = base(folder, tiny.file_source(place, use_chat_template=False))
+    assert found.tokenizer.chat_template is None
 
 
 # Positions

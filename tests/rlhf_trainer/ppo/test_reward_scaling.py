@@ -89,6 +89,7 @@ def test_what_ends_by_itself_is_not_penalised(folder: Path) -> None:
     assert shaped.scores.tolist() == [1.0, 0.25]
 
 
+@pytest.mark.field("PPOStage.truncated_answers")
 def test_what_was_cut_off_may_count_the_penalty_alone(folder: Path) -> None:
     spec = ppo_spec(
         folder, missing_eos_penalty=0.75, truncated_answers="Penalty", reward_scaling="None"

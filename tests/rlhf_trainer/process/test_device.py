@@ -90,6 +90,7 @@ def with_device(folder: Path, device: str, requested: int = 0) -> StageConfig:
     return config.model_copy(update={"sft": sft, "gpus_requested": requested})
 
 
+@pytest.mark.field("StageSpec.device")
 def test_the_cpu_is_taken_without_a_look_at_gpus(tmp_path: Path) -> None:
     def look() -> GPUs:
         raise AssertionError("GPUs were looked at")

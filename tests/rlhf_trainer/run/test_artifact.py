@@ -276,6 +276,7 @@ def test_work_that_has_only_begun_is_not_finished(tmp_path: Path) -> None:
     assert finished_artifact(sft_config(tmp_path)) is None
 
 
+@pytest.mark.field("ModelSource.from_stage")
 def test_a_model_from_a_stage_is_its_verified_artifact(tmp_path: Path, artifact: Artifact) -> None:
     source = ModelSource(from_stage=StageName.SFT)
 
@@ -288,6 +289,7 @@ def test_a_model_from_a_stage_is_its_verified_artifact(tmp_path: Path, artifact:
         model_folder(source, other, FIELD)
 
 
+@pytest.mark.field("ModelSource.uri", instead="hf://org/name")
 def test_models_in_folders_and_claims(tmp_path: Path) -> None:
     folder = tmp_path / "模型" / "sft"
     folder.mkdir(parents=True)

@@ -77,6 +77,7 @@ def test_a_stop_between_steps_saves_and_says_so(tmp_path: Path) -> None:
     assert events(found, "checkpoint") == [3]
 
 
+@pytest.mark.field("CheckpointPolicy.every_seconds")
 def test_a_step_that_ends_late_ends_with_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,7 @@ def test_one_rank_that_is_asked_stops_all_at_the_same_step(tmp_path: Path) -> No
 # Saving and resuming
 
 
+@pytest.mark.field("CheckpointPolicy.every_steps")
 def test_a_checkpoint_is_kept_every_so_many_steps(tmp_path: Path) -> None:
     found = config(tmp_path, checkpoint=CheckpointPolicy(every_steps=3, keep=5))
     stage = started(found)

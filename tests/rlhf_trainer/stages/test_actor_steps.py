@@ -32,6 +32,7 @@ def initial(config: StageConfig) -> Weights:
     return weights(Path(str(config.ppo.model.uri).removeprefix("file://")))
 
 
+@pytest.mark.field("PPOStage.ema_decay")
 def test_what_is_left_is_the_average_and_the_checkpoint_has_the_last_weights(
     tmp_path: Path,
 ) -> None:

@@ -89,7 +89,15 @@ def expected(config: StageConfig) -> dict[str, float]:
     return {"model": float(np.mean(scores)), "length": float(np.mean(lengths))}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+FIELDS = (
+    pytest.mark.field("PPOStage.rewards"),
+    pytest.mark.field("Reward.name", instead="other"),
+    pytest.mark.field("Reward.weight"),
+    pytest.mark.field("Reward.function"),
+)
+
+
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=FIELDS), 2])
 def test_rewards_are_told_one_by_one_and_summed(folder: Path, world_size: int) -> None:
     rewards = (
         Reward(name="model", type="RewardModel", weight=2.0),
@@ -267,6 +275,7 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.field("Reward.endpoint")
 def test_a_request_to_stop_is_heard_while_an_endpoint_is_asked(folder: Path) -> None:
     """What is saved is the state before the step, so that the next attempt does all of it."""
     flag = StopFlag()

@@ -206,6 +206,7 @@ def test_advantages_are_normalised_as_asked(tmp_path: Path) -> None:
             assert step["policy_loss"] == pytest.approx(loss, abs=1e-6)
 
 
+@pytest.mark.field("PPOStage.stop_tokens")
 def test_a_stop_token_ends_a_response(tmp_path: Path) -> None:
     config = tiny.stage_config(
         "ppo", tmp_path, stop_tokens=("a", "e"), samples_every_steps=1, batch_size=16

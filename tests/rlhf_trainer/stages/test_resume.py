@@ -295,7 +295,10 @@ def test_an_update_whose_optimizer_has_stepped_is_finished(
     assert (error.step, error.last_checkpoint_step) == (1, 1)
 
 
-@pytest.mark.parametrize("keep", [False, True])
+FINISHED = pytest.mark.field("CheckpointPolicy.keep_finished")
+
+
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=FINISHED)])
 def test_checkpoints_of_all_attempts_go_with_the_stage_that_finished(
     tmp_path: Path, keep: bool
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_model_without_statistics_is_refused_before_any_weights(tmp_path: Path
     assert failure_of(caught.value).exit_code == 66
 
 
+@pytest.mark.field("PPOStage.value_normalization")
 def test_value_units_follow_the_returns_and_the_loss_is_in_them(tmp_path: Path) -> None:
     config = config_of(tmp_path, value_normalization="PopArt", value_head_init="Zero")
     stage_runs.run(config)

@@ -143,6 +143,7 @@ def test_only_responses_and_eos_carry_a_loss(tmp_path: Path) -> None:
     assert step["loss"] == pytest.approx(mean_loss(fresh_model(tmp_path), ROWS), rel=1e-6)
 
 
+@pytest.mark.field("SFTStage.packing")
 def test_packing_changes_neither_loss_nor_gradient(tmp_path: Path) -> None:
     lengths = [len(row["prompt"]) + len(row["response"]) + 1 for row in ROWS]
     sequences = len(pack(lengths, 32))

@@ -24,6 +24,8 @@ from rlhf_trainer.data.parse.columns import Message
 from rlhf_trainer.data.parse.formats import preference_rows, prompt_rows, sft_rows
 from rlhf_trainer.data.read.rows import Source
 
+PAIRS = pytest.param(5, 5, marks=pytest.mark.field("Dataset.pairs_per_query"))
+
 
 @pytest.mark.parametrize(
     ("values", "columns", "expected"),
@@ -31,7 +33,12 @@ from rlhf_trainer.data.read.rows import Source
         ({"prompt": "p", "response": "r"}, {}, ("p", "r")),
         ({"query": "q", "response": "r"}, {}, ("q", "r")),
         ({"prompt": "p ", "query": "p", "response": "r"}, {}, ("p ", "r")),
-        ({"q": "p", "a": "r"}, {"prompt": "q", "response": "a"}, ("p", "r")),
+        pytest.param(
+            {"q": "p", "a": "r"},
+            {"prompt": "q", "response": "a"},
+            ("p", "r"),
+            marks=pytest.mark.field("Dataset.columns", "Columns.prompt", "Columns.response"),
+        ),
         ({"prompt": [USER], "response": "r"}, {}, (TURNS, "r")),
         ({"messages": [USER, ASSISTANT]}, {}, (TURNS, "a")),
         ({"messages": [USER, ASSISTANT], "prompt": "u"}, {}, (TURNS, "a")),
@@ -41,7 +48,12 @@ from rlhf_trainer.data.read.rows import Source
             {"messages": "messages"},
             (TURNS, "a"),
         ),
-        ({"talk": [USER, ASSISTANT]}, {"messages": "talk"}, (TURNS, "a")),
+        pytest.param(
+            {"talk": [USER, ASSISTANT]},
+            {"messages": "talk"},
+            (TURNS, "a"),
+            marks=pytest.mark.field("Dataset.columns", "Columns.messages"),
+        ),
         ({"prompt": "好\u2028", "response": " \n好"}, {}, ("好\u2028", " \n好")),
     ],
 )
@@ -204,11 +216,19 @@ def test_a_turn_may_be_left_out_of_what_is_learned(key: str, value: object) -> N
         (PAIR, {}, ("p", "c", "r", None)),
         ({"query": "q", "chosen": "c", "rejected": "r"}, {}, ("q", "c", "r", None)),
         ({**PAIR, "positive_passages": [{**P, "text": "c "}]}, {}, ("p", "c", "r", None)),
-        ({**PAIR, "m": 2}, {"margin": "m"}, ("p", "c", "r", 2.0)),
-        (
+        pytest.param(
+            {**PAIR, "m": 2},
+            {"margin": "m"},
+            ("p", "c", "r", 2.0),
+            marks=pytest.mark.field("Dataset.columns", "Columns.margin"),
+        ),
+        pytest.param(
             {"q": "p", "yes": "c", "no": "r"},
             {"prompt": "q", "chosen": "yes", "rejected": "no"},
             ("p", "c", "r", None),
+            marks=pytest.mark.field(
+                "Dataset.columns", "Columns.prompt", "Columns.chosen", "Columns.rejected"
+            ),
         ),
         ({**PAIR, "chosen": [ASSISTANT], "rejected": "r"}, {}, ("p", "a", "r", None)),
         (
@@ -221,10 +241,13 @@ def test_a_turn_may_be_left_out_of_what_is_learned(key: str, value: object) -> N
             {},
             ("q", "good", "bad", None),
         ),
-        (
+        pytest.param(
             {"query": "q", "+": [P], "-": [N]},
             {"positive_passages": "+", "negative_passages": "-"},
             ("q", "good", "bad", None),
+            marks=pytest.mark.field(
+                "Dataset.columns", "Columns.positive_passages", "Columns.negative_passages"
+            ),
         ),
     ],
 )
@@ -263,7 +286,7 @@ class TestPassages:
             "negative_passages": [{**N, "text": f"bad {i}"} for i in range(bad)],
         }
 
-    @pytest.mark.parametrize(("wanted", "found"), [(1, 1), (5, 5), (6, 6), (7, 6), (1000, 6)])
+    @pytest.mark.parametrize(("wanted", "found"), [(1, 1), PAIRS, (6, 6), (7, 6), (1000, 6)])
     def test_pairs_are_distinct_and_at_most_all(self, wanted: int, found: int) -> None:
         dataset = dataset_of(pairs_per_query=wanted)
 
@@ -313,6 +336,7 @@ class TestPassages:
             assert word in str(caught.value)
 
     @pytest.mark.parametrize(("title", "expected"), [("T", "T\ngood"), ("", "good"), (" ", "good")])
+    @pytest.mark.field("Dataset.title_prefix")
     def test_the_title_stands_before_the_text_on_wish(self, title: str, expected: str) -> None:
         row = {"query": "q", "positive_passages": [{**P, "title": title}], "negative_passages": [N]}
 

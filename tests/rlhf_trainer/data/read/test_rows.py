@@ -148,6 +148,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path: Path) -> No
     assert [row.values["a"] for row in _read(tmp_path)] == [1, 2]
 
 
+@pytest.mark.field("Dataset.max_rows")
 def test_max_rows_are_the_first_ones_and_the_rest_is_not_read(tmp_path: Path) -> None:
     path = _write(tmp_path, b'{"a": 1}\n{"a": 2}\nbroken\n')
 
@@ -225,6 +226,8 @@ def test_a_saved_dataset_has_its_own_split_only(tmp_path: Path) -> None:
         _read(tmp_path / "one", split="test")
 
 
+@pytest.mark.field("Dataset.split")
+@pytest.mark.field("Dataset.uri", instead="file:///nowhere")
 def test_a_folder_is_read_by_its_split(tmp_path: Path) -> None:
     _write(tmp_path, b'{"a": 1}\n', "train.jsonl")
     _write(tmp_path, b'{"a": 2}\n', "test.jsonl")
@@ -235,6 +238,7 @@ def test_a_folder_is_read_by_its_split(tmp_path: Path) -> None:
         _read(tmp_path, split="dev")
 
 
+@pytest.mark.field("Dataset.subset")
 def test_a_file_has_one_split_and_no_subset(tmp_path: Path) -> None:
     path = _write(tmp_path, b'{"a": 1}\n')
 

@@ -134,6 +134,7 @@ def asked(
         opened.session.close()
 
 
+@pytest.mark.field("EndpointReward.batch_size")
 def test_rows_are_sent_in_batches(serve: Callable[..., Service]) -> None:
     service = serve()
     assert asked(service, batch_size=2) == SCORES
@@ -144,6 +145,7 @@ def test_rows_are_sent_in_batches(serve: Callable[..., Service]) -> None:
     assert "Authorization" not in service.headers[0]
 
 
+@pytest.mark.field("EndpointReward.token_env")
 def test_a_token_is_sent(serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCORES_TOKEN", "abc")
     service = serve()
@@ -194,6 +196,7 @@ def test_a_service_may_say_when_to_come_back(serve: Callable[..., Service]) -> N
 
 
 @pytest.mark.parametrize(("code", "retries"), [(500, 0), (500, 2), (429, 1)])
+@pytest.mark.field("EndpointReward.retries")
 def test_a_service_that_stays_down_is_unavailable(
     serve: Callable[..., Service], code: int, retries: int
 ) -> None:
@@ -206,6 +209,8 @@ def test_a_service_that_stays_down_is_unavailable(
     assert [word for word in words if word not in told] == []
 
 
+@pytest.mark.field("EndpointReward.timeout_seconds")
+@pytest.mark.field("EndpointReward.url", instead="http://127.0.0.1:1")
 def test_silence_is_unavailable(serve: Callable[..., Service]) -> None:
     service = serve(late, late)
     with pytest.raises(ServiceUnavailable, match=r"timed out.*tried 2 times"):

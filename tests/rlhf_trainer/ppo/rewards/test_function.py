@@ -75,6 +75,7 @@ def opened(folder: Path, name: str, uri: str | None = None) -> Function:
 @pytest.mark.parametrize(
     ("name", "scores"), [("lengths", [4.5, 4.5]), ("truths", [1.0, 0.0]), ("lists", [0.0, 1.0])]
 )
+@pytest.mark.field("FunctionReward.name", instead="scores_of_mine:not_there")
 def test_it_gives_a_number_a_row(folder: Path, name: str, scores: list[float]) -> None:
     found = opened(folder, f"scores_of_mine:{name}")(TEXTS)
     assert found == scores
@@ -83,6 +84,7 @@ def test_it_gives_a_number_a_row(folder: Path, name: str, scores: list[float]) -
     assert TEXTS.prompts == ["1+1=", "2+2="]
 
 
+@pytest.mark.field("FunctionReward.uri")
 def test_it_is_found_on_a_claim_and_among_installed_modules(folder: Path) -> None:
     assert opened(folder, "scores_of_mine:lengths", "pvc://code")(TEXTS) == [4.5, 4.5]
     assert (
