@@ -36,6 +36,7 @@ from rlhf_trainer.run.distributed import start_ranks, stop_ranks
 
 TOLERANCE = 0.15
 CASE_SECONDS = 600
+RUNS = 3
 READ_SECONDS = 0.001
 MIB = 2**20
 
@@ -49,8 +50,20 @@ CASES: dict[str, dict[str, Any]] = {
     "sft, BF16, ZeRO 1": {"stage": "sft", "precision": "BF16", "zeroStage": 1},
     "sft, BF16, ZeRO 2": {"stage": "sft", "precision": "BF16", "zeroStage": 2},
     "sft, BF16, ZeRO 3": {"stage": "sft", "precision": "BF16", "zeroStage": 3},
+    "sft, BF16, GPT-2": {
+        "stage": "sft", "precision": "BF16", "zeroStage": 0, "architecture": "gpt2",
+    },
+    "sft, FP32, GPT-2": {
+        "stage": "sft", "precision": "FP32", "zeroStage": 0, "architecture": "gpt2",
+    },
     "reward, BF16": {"stage": "reward", "precision": "BF16", "zeroStage": 0},
+    "reward, BF16, ZeRO 1": {"stage": "reward", "precision": "BF16", "zeroStage": 1},
+    "reward, BF16, ZeRO 2": {"stage": "reward", "precision": "BF16", "zeroStage": 2},
+    "reward, BF16, ZeRO 3": {"stage": "reward", "precision": "BF16", "zeroStage": 3},
     "ppo, BF16": {"stage": "ppo", "precision": "BF16", "zeroStage": 0},
+    "ppo, BF16, ZeRO 1": {"stage": "ppo", "precision": "BF16", "zeroStage": 1},
+    "ppo, BF16, ZeRO 2": {"stage": "ppo", "precision": "BF16", "zeroStage": 2},
+    "ppo, BF16, ZeRO 3": {"stage": "ppo", "precision": "BF16", "zeroStage": 3},
     "ppo, BF16, average": {
         "stage": "ppo", "precision": "BF16", "zeroStage": 0, "emaDecay": 0.99,
     },
@@ -160,9 +173,10 @@ def stage_config(case: Mapping[str, Any], data: Path, storage: Path) -> StageCon
     """Three steps of one case."""
     settings = dict(case)
     stage = settings.pop("stage")
+    architecture = settings.pop("architecture", "llama")
     spec = {
         "model": {
-            "uri": "scratch://llama",
+            "uri": f"scratch://{architecture}",
             "scratch": SIZES | {"tokenizer": f"file://{data}/tokenizer"},
         },
         "dataset": {"uri": f"file://{data}/rows.jsonl"},
@@ -226,6 +240,19 @@ def run_apart(name: str, data: Path) -> Measured:
     return measured
 
 
+def highest(name: str, data: Path) -> Measured:
+    """A case, run again while its peak seems too low.
+
+    A reader that is not scheduled for a while misses some of a peak, and never sees more than one.
+    """
+    measured = run_apart(name, data)
+    for _ in range(RUNS - 1):
+        if measured.error <= TOLERANCE:
+            break
+        measured = max(measured, run_apart(name, data), key=lambda each: each.peak)
+    return measured
+
+
 def table(found: Mapping[str, Measured]) -> str:
     """A line a case."""
     lines = ["| case | estimate | peak | estimate against peak |", "| --- | --- | --- | --- |"]
@@ -251,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         write_inputs(Path(folder))
-        found = {name: run_apart(name, Path(folder)) for name in given.cases}
+        found = {name: highest(name, Path(folder)) for name in given.cases}
     if given.json is not None:
         figures = {name: each._asdict() | {"error": each.error} for name, each in found.items()}
         given.json.write_text(json.dumps(figures, indent=2) + "\n")

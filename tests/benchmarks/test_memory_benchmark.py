@@ -1,4 +1,4 @@
-"""The memory benchmark's arithmetic, and one of its cases."""
+"""The memory benchmark's arithmetic, and some of its cases."""
 
 import json
 from pathlib import Path
@@ -34,8 +34,21 @@ def test_a_case_runs_and_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert memory.main(["--cases", *told, "--json", str(path)]) == 1
 
 
-def test_an_estimate_is_near_what_a_stage_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("peaks", "runs", "peak"),
+    [([100], 1, 100), ([80, 95], 2, 95), ([60, 80, 70, 100], 3, 80), ([200], 1, 200)],
+)
+def test_a_peak_that_seems_too_low_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peaks: list[int], runs: int, peak: int
+) -> None:
+    left = iter(peaks)
+    monkeypatch.setattr(memory, "run_apart", lambda *_: Measured(100, next(left)))
+    assert memory.highest("sft, BF16", tmp_path) == Measured(100, peak)
+    assert len(list(left)) == len(peaks) - runs
+
+
+@pytest.mark.parametrize("case", ["sft, BF16", "sft, BF16, GPT-2", "reward, BF16, ZeRO 2"])
+def test_an_estimate_is_near_what_a_stage_takes(tmp_path: Path, case: str) -> None:
+    """One of each formula for activations, and one that ZeRO shards."""
     memory.write_inputs(tmp_path)
-    measured = memory.run_apart("sft, BF16", tmp_path)
-    # A reader that is not scheduled for a while misses some of a peak.
-    assert abs(measured.error) < 2 * memory.TOLERANCE
+    assert abs(memory.highest(case, tmp_path).error) <= memory.TOLERANCE
