@@ -1,0 +1,1 @@
+"""Parts of `ppo_step.py` and `supervised.py`."""
