@@ -52,6 +52,8 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def measure(given: argparse.Namespace, models: Prepared, folder: Path) -> dict[str, float | None]:
     """Our run, and the peer's if it is asked for."""
+    # First, since pip may take minutes: the two runs follow each other at once.
+    python = interpreter(requirements()) if given.peer else None
     variables = environment(threads_of(given.threads))
     updates = given.updates or UPDATES
     batch_size = int(jobs.example(StageName.PPO, models.data)["batchSize"])
@@ -61,8 +63,7 @@ def measure(given: argparse.Namespace, models: Prepared, folder: Path) -> dict[s
     made, told = run(document, folder, variables)
     ours = events_of(made, StageName.PPO).updates()
     peer: Sequence[Update] | None = None
-    if given.peer:
-        python = interpreter(requirements())
+    if python is not None:
         command = [str(python), str(PEER_SCRIPT)]
         measured = run_peer(command, ppo_task(document), folder / "trl-ppo", variables)
         peer = [Update(**each) for each in json.loads(measured.read_text("utf-8"))["updates"]]

@@ -48,6 +48,8 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def measure(given: argparse.Namespace, models_folder: Path, folder: Path) -> dict[str, float]:
     """All runs, each beside the peer's of its kind."""
     made = prepare(models_folder)
+    # First, since pip may take minutes: runs that are compared follow each other at once.
+    python = interpreter(requirements()) if given.peer else None
     variables = environment(threads_of(given.threads))
 
     def ours(document: Raw, stage: StageName) -> float:
@@ -55,7 +57,6 @@ def measure(given: argparse.Namespace, models_folder: Path, folder: Path) -> dic
         return rows_per_second(events_of(finished, stage).paces(), WARM_UP_STEPS)
 
     def peers(document: Raw, task: Callable[[Raw], Task], stage: StageName) -> float:
-        python = interpreter(requirements())
         asked = task(document)
         command = [str(python), str(PEER_SCRIPT)]
         measured = run_peer(command, asked, folder / f"trl-{stage}", variables)
@@ -66,11 +67,11 @@ def measure(given: argparse.Namespace, models_folder: Path, folder: Path) -> dic
     packed = jobs.sft(made.data, made.sft, given.steps, packing=True)
     reward = jobs.reward(made.data, made.sft, given.steps)
     found = {"sft_samples_per_s": ours(sft, StageName.SFT)}
-    if given.peer:
+    if python is not None:
         found["sft_samples_per_s_trl"] = peers(sft, sft_task, StageName.SFT)
     found["sft_packed_samples_per_s"] = ours(packed, StageName.SFT)
     found["reward_pairs_per_s"] = ours(reward, StageName.REWARD)
-    if given.peer:
+    if python is not None:
         found["reward_pairs_per_s_trl"] = peers(reward, reward_task, StageName.REWARD)
     return with_speedups(found)
 

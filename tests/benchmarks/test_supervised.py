@@ -10,7 +10,7 @@ import supervised
 import tiny
 import transformers
 from peers import environment
-from speed import jobs, tasks
+from speed import jobs, runs, tasks
 from speed.figures import Pace
 
 SETTINGS = {
@@ -33,6 +33,53 @@ def test_speedups_are_told_where_the_peer_was_measured() -> None:
         alone | {"sft_samples_per_s_trl": 200.0, "reward_pairs_per_s_trl": 100.0}
     )
     assert (found["sft_speedup_vs_trl"], found["reward_speedup_vs_trl"]) == (1.5, 2.0)
+
+
+@pytest.mark.parametrize("peer", [False, True])
+def test_every_stage_is_measured_and_the_peer_if_it_is_asked_for(
+    peer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = runs.Prepared(tmp_path / "data", tmp_path / "sft", tmp_path / "reward")
+    monkeypatch.setattr(supervised, "prepare", lambda folder: models)
+    monkeypatch.setattr(supervised, "interpreter", lambda wanted: Path("python"))
+    names: list[str] = []
+
+    def run(document: jobs.Raw, *_: object) -> tuple[Path, list[object]]:
+        names.append(document["metadata"]["name"])
+        return tmp_path, []
+
+    def run_peer(command: list[str], task: jobs.Raw, folder: Path, _: object) -> Path:
+        names.append(folder.name)
+        assert task["batchSize"] == 32
+        path = tmp_path / "measured.json"
+        path.write_text(json.dumps({"seconds": [2.0 * at for at in range(1, 61)]}))
+        return path
+
+    monkeypatch.setattr(supervised, "run", run)
+    monkeypatch.setattr(supervised, "run_peer", run_peer)
+    monkeypatch.setattr(supervised, "events_of", lambda made, stage: Told())
+    for task in ("sft_task", "reward_task"):
+        monkeypatch.setattr(supervised, task, lambda document: {"batchSize": 32})
+    arguments = ["--json", "x", *(["--peer", "trl"] if peer else [])]
+    found = supervised.measure(supervised.read_arguments(arguments), tmp_path, tmp_path)
+    ours = {"sft_samples_per_s", "sft_packed_samples_per_s", "reward_pairs_per_s"}
+    beside = {f"{kind}_speedup_vs_trl" for kind in ("sft", "reward")}
+    beside |= {"sft_samples_per_s_trl", "reward_pairs_per_s_trl"}
+    assert found.keys() == (ours | beside if peer else ours)
+    # 64 rows a second against 16.
+    assert {found[name] for name in ours} == {64.0}
+    assert not peer or {found[name] for name in beside} == {4.0, 16.0}
+    # What is compared follows each other.
+    alone = ["sft", "sft-packed", "reward"]
+    assert names == (["sft", "trl-sft", "sft-packed", "reward", "trl-reward"] if peer else alone)
+
+
+class Told:
+    """64 rows a second, and one before the warm-up is over."""
+
+    def paces(self) -> list[Pace]:
+        slow = [Pace(64.0 * at, 64.0 * at) for at in range(1, 6)]
+        return slow + [Pace(315.0 + at, 64.0 * at) for at in range(6, 61)]
 
 
 def test_steps_that_only_warm_up_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
