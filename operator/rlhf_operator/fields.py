@@ -28,6 +28,7 @@ _OUR_LABELS = (Label.JOB, Label.JOB_UID, Label.MANAGED_BY)
 _JOB_ANNOTATIONS = (Annotation.CHECKPOINT_STEP, Annotation.GUARDRAILS)
 _JOB_SPEC = ("completions", "parallelism", "suspend")
 _JOB_STATUS = ("active", "conditions")
+_ENDS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget")
 _POD_STATUS = ("phase", "podIP", "message", "reason", "conditions")
 _CONTAINER = ("name", "image", "state")
 
@@ -118,6 +119,19 @@ def has_ended(pod: Raw) -> bool:
     containers = status.get("containerStatuses") or ()
     own = (each.get("state") or {} for each in containers if each.get("name") == TRAINER)
     return status.get("phase") == "Failed" or any("terminated" in state for state in own)
+
+
+def is_over(kind: str, raw: Raw) -> bool:
+    """Whether a child says that it has ended, or is about to.
+
+    Args:
+        kind: plural of what it is.
+        raw: the object, trimmed or not.
+    """
+    if kind == "pods":
+        return has_ended(raw)
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    return any(each["type"] in _ENDS and each["status"] == "True" for each in conditions)
 
 
 def is_hidden(pod: Raw) -> bool:

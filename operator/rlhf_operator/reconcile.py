@@ -103,10 +103,14 @@ class Reconciler:
         # Not from what was read: a status may have been written, and the answer lost.
         told = memory.untold_since or job.status
         events = tuple(derive_events(told, decided.status))
-        if not (decided.actions or events) and self._can_wait(kind):
+        acts = any(memory.may_try(_ident(each), time.monotonic()) for each in decided.actions)
+        urgent = acts or kind is Change.DECISION
+        if not (urgent or kind is Change.NOTHING or self._kube.has_spare()):
+            # A worker that waited for the budget would do nothing for the jobs that begin or end.
+            # Nothing is lost: whoever looks next finds the same to tell, its Events included.
             return random.uniform(*SPARE_SECONDS)
         memory.untold_since = told
-        raw = await self._write(raw, decided.status, kind, observed)
+        raw = await self._write(raw, decided.status, kind, observed, spare=not urgent)
         memory.untold_since = None
         for event in events:
             self._recorder.tell(raw, event.type, event.reason, event.message)
@@ -233,15 +237,8 @@ class Reconciler:
             return attempt
         return replace(attempt, progress=progress.told, scrape_error=progress.error)
 
-    def _can_wait(self, kind: Change) -> bool:
-        """Whether the status is one that nobody waits for, and there is no budget for it.
-
-        A worker that waited for the budget would do nothing for the jobs that begin or end.
-        """
-        return kind in (Change.PROGRESS, Change.EXPLANATION) and not self._kube.has_spare()
-
     async def _write(
-        self, raw: Raw, status: RLHFJobStatus, kind: Change, observed: Observed
+        self, raw: Raw, status: RLHFJobStatus, kind: Change, observed: Observed, *, spare: bool
     ) -> Raw:
         """Write the status if there is something to tell; the job as it is then."""
         uid = raw["metadata"]["uid"]
@@ -252,7 +249,6 @@ class Reconciler:
         read = [(each, told) for each, told in known if told is not None and told.fresh]
         if kind is Change.NOTHING or (kind is Change.PROGRESS and not read):
             return raw
-        spare = kind is not Change.DECISION
         document = status.to_resolved_document()
         written = await self._write_status(raw, document, spare=spare)
         self._memory[uid].written(status, document, written.get("status") or {})

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from rlhf_api.names import GROUP, PLURAL, VERSION
-from rlhf_operator.fields import is_same_but_for_status, trimmed
+from rlhf_operator.fields import is_over, is_same_but_for_status, trimmed
 from rlhf_operator.health import Health
 from rlhf_operator.kopf_thread import KopfThread, WatchError
 from rlhf_operator.kube import MANAGED, ApiError, Kube, batch_path, core_path, job_path
@@ -54,6 +54,7 @@ class Watch:
         self._listed = asyncio.Event()
         self._filled: set[Kind] = set()
         self._complaint = ""
+        self._ending: set[Key] = set()
 
     async def run(self, resync_seconds: float) -> None:
         """Watch until cancelled, whatever ends a watch."""
@@ -138,7 +139,11 @@ class Watch:
         key = self._store.remove(kind, raw) if deleted else self._store.put(kind, raw)
         if key is None:
             return
-        if kind is not Kind.RLHFJOB:
+        if kind is not Kind.RLHFJOB and event_type == "MODIFIED" and is_over(kind, raw):
+            if key not in self._ending:
+                self._ending.add(key)
+                asyncio.get_running_loop().call_later(CHILD_SECONDS, self._wake_ending, key)
+        elif kind is not Kind.RLHFJOB:
             self._queue.add(key, CHILD_SECONDS)
         elif not deleted and known is not None and is_same_but_for_status(known, raw):
             loop = asyncio.get_running_loop()
@@ -151,6 +156,11 @@ class Watch:
         """The echo of a write of ours may be here before its answer is."""
         if not self._store.is_own(raw):
             self._queue.add(key)
+
+    def _wake_ending(self, key: Key) -> None:
+        """A verdict may follow: before that of jobs that merely wait."""
+        self._ending.discard(key)
+        self._queue.add(key, urgent=True)
 
     def _note_listing(self, kind: Kind) -> None:
         self._to_list.add(kind)

@@ -8,12 +8,13 @@ from typing import cast
 
 import aiohttp
 import pytest
+from aiolimiter import AsyncLimiter
 from answering import Asked, Session, answering
 from raw_gangs import UID, Raw, job_document
 
 from rlhf_api.names import StageName
 from rlhf_operator.memory import Lookup
-from rlhf_operator.reconcile import Reconciler
+from rlhf_operator.reconcile import SPARE_SECONDS, Reconciler
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.scraper import Scraper
 from rlhf_operator.settings import Settings
@@ -29,12 +30,15 @@ class OldCluster:
         self.unknown, self.version, self.writes = unknown, 1, 0
         self.job = job_document()
         self.told: list[str] = []
+        self.refused = False
 
     def answer(self, asked: Asked) -> tuple[int, Raw]:
         if asked.method == "PATCH":
             return self._write(asked.body)
         if asked.method == "POST" and asked.path.endswith("/events"):
             self.told.append(asked.body["reason"])
+        if asked.method == "POST" and self.refused:
+            return 403, {"kind": "Status", "reason": "Forbidden", "message": "no", "code": 403}
         if asked.method == "POST":
             return 201, asked.body | {"metadata": self._stamped(asked.body)}
         if asked.path.endswith(("/events", "/pods")):
@@ -72,9 +76,19 @@ class Passes:
         settings = Settings(trainer_image="registry.test/trainer:1")
         self.reconciler = Reconciler(session.kube, self.store, scraper, self.recorder, settings)
 
-    def do(self, times: int) -> None:
+    def do(self, times: int) -> float | None:
+        """Seconds until the last of so many passes asks for the next one."""
+        again: float | None = None
         for _ in range(times):
-            self.session.wait(self.reconciler.reconcile(KEY))
+            again = self.session.wait(self.reconciler.reconcile(KEY))
+        return again
+
+    def spend(self) -> AsyncLimiter:
+        """Leave nothing of the spare budget, and let nothing wait for it; gives what it was."""
+        known: AsyncLimiter = self.session.kube._spare_limit
+        # One that is asked for more than it can ever hold raises ValueError.
+        self.session.kube._spare_limit = AsyncLimiter(0.5, 3600.0)
+        return known
 
     def told(self) -> list[str]:
         """Reasons of all Events up to now."""
@@ -140,3 +154,40 @@ def test_nothing_is_kept_of_what_events_told_of_an_attempt_that_is_gone(begin: B
     passes.do(1)
     assert memory.waits == {}
     assert set(memory.lookups) == {(StageName.SFT, 1)}
+
+
+def test_an_explanation_with_an_event_waits_for_the_budget_and_keeps_no_worker(
+    begin: Begin,
+) -> None:
+    passes = begin(set())
+    passes.do(1)
+    writes, budget = passes.cluster.writes, passes.spend()
+    # "Created" is to be told, and in status that the attempt is made.
+    for _ in range(3):
+        again = passes.do(1)
+        assert again is not None
+        assert SPARE_SECONDS[0] <= again <= SPARE_SECONDS[1]
+    assert passes.cluster.writes == writes
+    passes.session.kube._spare_limit = budget
+    passes.do(2)
+    assert passes.cluster.writes == writes + 1
+    assert passes.told() == ["Created", "End"]
+
+
+def test_what_is_decided_or_tried_waits_for_no_budget(begin: Begin) -> None:
+    passes = begin(set())
+    passes.spend()
+    passes.cluster.refused = True
+    passes.do(1)
+    assert passes.cluster.job["status"]["stages"]["sft"]["state"] == "Starting"
+    passes.do(1)
+    assert not passes.store.gangs(UID)
+    # Its next try may be made now, and is told of before.
+    memory = passes.reconciler._memory[UID]
+    for refused in memory.refused.values():
+        refused.not_before = 0.0
+    passes.cluster.refused = False
+    writes = passes.cluster.writes
+    passes.do(1)
+    assert passes.cluster.writes == writes + 1
+    assert passes.store.gangs(UID)

@@ -1,24 +1,29 @@
-"""How a namespace's watch ends when it is stopped; what it sees is tested on an API server."""
+"""What a namespace's watch lets be looked at first, how often it asks for the namespace, and how it
+ends when it is stopped; what it sees is tested on an API server."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
+from raw_gangs import ended, job_document, make_job, make_pod
 
 from rlhf_api.names import PLURAL
 from rlhf_operator import watches
 from rlhf_operator.health import Health
 from rlhf_operator.kube import Kube
-from rlhf_operator.store import Store
+from rlhf_operator.store import Kind, Store
 from rlhf_operator.watches import Watch
 from rlhf_operator.work_queue import WorkQueue
 
 NAMESPACE = "team"
+COMPLETE = make_job(("Complete",))
+FAILED = make_pod(phase="Failed", state=ended(65))
 
 
 @asynccontextmanager
@@ -86,3 +91,42 @@ def test_it_stops_though_it_is_ending_by_itself(
             assert running.cancelled()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("kind", "event_type", "raw", "first"),
+    [
+        (Kind.POD, "MODIFIED", FAILED, "demo"),
+        (Kind.JOB, "MODIFIED", COMPLETE, "demo"),
+        # All that there is when a watch begins, ended long ago or not.
+        (Kind.POD, None, FAILED, "other"),
+        (Kind.POD, "MODIFIED", make_pod(), "other"),
+        (Kind.JOB, "MODIFIED", make_job(), "other"),
+    ],
+)
+def test_a_job_whose_child_has_ended_is_looked_at_before_others(
+    kind: Kind, event_type: str | None, raw: dict[str, Any], first: str
+) -> None:
+    async def run() -> list[str]:
+        store, queue = Store(), WorkQueue()
+        watch = Watch(NAMESPACE, cast(Kube, None), store, queue, Health(queue, 300))
+        store.put(Kind.RLHFJOB, job_document())
+        if kind is Kind.POD:
+            store.put(Kind.JOB, stamped(make_job(), 2))
+        # It is due already, and all workers are busy.
+        queue.add((NAMESPACE, "other"))
+        for number in range(3, 6):
+            watch._take_in(kind, event_type, stamped(raw, number))
+        await asyncio.sleep(2 * watches.CHILD_SECONDS)
+        async with asyncio.timeout(30):
+            taken = [await queue.take() for _ in range(2)]
+        assert queue.age() == 0
+        return [name for _, name in taken]
+
+    found = asyncio.run(run())
+    assert found == [first, *({"demo", "other"} - {first})]
+
+
+def stamped(raw: dict[str, Any], version: int) -> dict[str, Any]:
+    metadata = {"namespace": NAMESPACE, "uid": "pod"} | raw["metadata"]
+    return raw | {"metadata": metadata | {"resourceVersion": str(version)}}
