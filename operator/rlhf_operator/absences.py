@@ -18,6 +18,7 @@ from rlhf_operator.fields import attempt_of, is_hidden, is_watched, owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path
 from rlhf_operator.manifests import child_name, is_disowned, is_made_for_its_name
 from rlhf_operator.memory import (
+    CONFIRM,
     LACKING_SECONDS,
     LAST_RETRY_SECONDS,
     READ,
@@ -58,13 +59,51 @@ class Absences:
     def __init__(self, kube: Kube, store: Store) -> None:
         self._kube, self._store = kube, store
 
-    async def list_pods(self, jobs: Sequence[Raw]) -> None:
-        """Bring the pods of these Jobs in the store up to date."""
-        for job in jobs:
-            metadata = job["metadata"]
-            path, uid = core_path(metadata["namespace"], "pods"), metadata["uid"]
-            listing = await self._kube.list(path, f"{_CONTROLLER}={uid}")
-            self._store.replace_pods(uid, listing.items, listing.version)
+    async def list_pods(self, job: RLHFJob, seen: SeenAttempt, memory: Memory) -> bool:
+        """Bring the pods of an attempt up to date before a verdict; False if that is refused.
+
+        Then this verdict alone waits, and `Memory.refused` tells of it.
+        """
+        if not memory.may_try((CONFIRM, *seen.ident), time.monotonic()):
+            return False
+        try:
+            await self._list_pods(seen.gang.job)
+        except ApiError as error:
+            _refuse(job, seen, "listing the pods", error, memory)
+            return False
+        return True
+
+    async def find_remains(self, job: RLHFJob, seen: SeenAttempt, memory: Memory) -> bool:
+        """Ask once what Events tell of an attempt that left no pods; False if that is refused now.
+
+        Args:
+            job: whose attempt it is.
+            seen: the attempt, of which the pods were listed.
+            memory: where the answer is kept, and a refusal.
+        """
+        if not _needs_remains(seen) or seen.ident in memory.remains:
+            memory.refused.pop((CONFIRM, *seen.ident), None)
+            return True
+        metadata = seen.gang.job["metadata"]
+        path = core_path(metadata["namespace"], "events")
+        try:
+            events = (await self._kube.list(path, fields="involvedObject.kind=Pod")).items
+        except ApiError as error:
+            if error.status != 403:
+                _refuse(job, seen, "listing Events of the pods", error, memory)
+                return False
+            logger.warning("Events in %s: %s; grant it", metadata["namespace"], error)
+            events = []
+        memory.remains[seen.ident] = vanished_pod(metadata["name"], events)
+        memory.refused.pop((CONFIRM, *seen.ident), None)
+        return True
+
+    async def _list_pods(self, job: Raw) -> None:
+        """Bring the pods of a Job in the store up to date."""
+        metadata = job["metadata"]
+        path, uid = core_path(metadata["namespace"], "pods"), metadata["uid"]
+        listing = await self._kube.list(path, f"{_CONTROLLER}={uid}")
+        self._store.replace_pods(uid, listing.items, listing.version)
 
     async def find_unwatched(self, job: RLHFJob, memory: Memory) -> datetime | None:
         """Bring the Jobs up to date that no watch shows, since somebody took our label away.
@@ -125,7 +164,7 @@ class Absences:
             if now >= looks[uid]:
                 looks[uid] = now + LACKING_SECONDS
                 try:
-                    await self.list_pods([found.job])
+                    await self._list_pods(found.job)
                 except ApiError as error:
                     # What is known of them stays.
                     logger.warning("Pods of Job %s: %s", found.job["metadata"]["name"], error)
@@ -157,12 +196,12 @@ class Absences:
         if waiting:
             return await self._hindered(seen, waiting, memory)
         memory.waits.pop(seen.ident, None)
-        gone = attempt.failed and not seen.gang.pods and attempt.confirmed
-        deleted = seen.gang.job["metadata"].get("deletionTimestamp")
-        if gone and not deleted:
-            found = await self._remains(seen, memory)
-            return (found,) if found is not None else attempt.processes, None
-        return attempt.processes, None
+        found = (
+            memory.remains.get(seen.ident) if attempt.confirmed and _needs_remains(seen) else None
+        )
+        if found is None:
+            return attempt.processes, None
+        return (replace(found, finished_at=found.finished_at or attempt.killed_at),), None
 
     async def _lacking(
         self, seen: SeenAttempt, memory: Memory
@@ -246,23 +285,18 @@ class Absences:
             return ObservedProcess(f"{name}-?", -1, reason=Reason.PODS_PENDING, message=message)
         return refused_pod(seen.gang.job, found)
 
-    async def _remains(self, seen: SeenAttempt, memory: Memory) -> ObservedProcess | None:
-        """What the Events of pods that are gone tell; asked for once."""
-        ident: AttemptId = seen.ident
-        if ident not in memory.remains:
-            metadata = seen.gang.job["metadata"]
-            path = core_path(metadata["namespace"], "events")
-            try:
-                events = (await self._kube.list(path, fields="involvedObject.kind=Pod")).items
-            except ApiError as error:
-                if error.status != 403:
-                    raise
-                logger.warning("Events in %s: %s; grant it", metadata["namespace"], error)
-                events = []
-            memory.remains[ident] = vanished_pod(metadata["name"], events)
-        found = memory.remains[ident]
-        killed_at = seen.attempt.killed_at
-        return None if found is None else replace(found, finished_at=found.finished_at or killed_at)
+
+def _refuse(job: RLHFJob, seen: SeenAttempt, what: str, error: ApiError, memory: Memory) -> None:
+    metadata, child = job.metadata, f"Job {seen.gang.job['metadata']['name']}"
+    refused = refusal(f"{what} of {child}", error, making=False)
+    logger.warning("%s/%s: %s", metadata.namespace, metadata.name, refused.message)
+    memory.refuse((CONFIRM, *seen.ident), refused, time.monotonic())
+
+
+def _needs_remains(seen: SeenAttempt) -> bool:
+    """Whether nothing but Events can tell how an attempt has ended."""
+    gone = seen.attempt.failed and not seen.gang.pods
+    return gone and not seen.gang.job["metadata"].get("deletionTimestamp")
 
 
 def _is_child(job: RLHFJob, raw: Raw) -> bool:

@@ -22,12 +22,15 @@ LACKING_SECONDS = 5.0
 """How long the Job controller may take to make pods before anyone asks why it has not."""
 
 AttemptId = tuple[StageName, int]
-ActionId = tuple[type[Action] | Literal["read", "service"], StageName, int] | Literal["expiry"]
+Reading = Literal["read", "service", "confirm"]
+ActionId = tuple[type[Action] | Reading, StageName, int] | Literal["expiry"]
 """What is done, and to which attempt: a start that is refused delays no stop."""
 READ: Final = "read"
 """What is done to an attempt's Job that no watch shows: it is asked for."""
 SERVICE: Final = "service"
 """What is done to the Service of a gang whose pods look for each other: it is asked for."""
+CONFIRM: Final = "confirm"
+"""What is done to an attempt before a verdict: its pods are listed, or what Events tell of them."""
 EXPIRY: Final = "expiry"
 """What is done to the job itself: to delete it when `runPolicy.ttlSecondsAfterFinished` is over."""
 
@@ -100,8 +103,8 @@ class Memory:
         pruned: the status that was written last, if it was not kept as it was.
         untold_since: the status up to which Events were told, where a write after it had no answer;
             None where that is the one in the store.
-        refused: the actions, and the reads of Jobs and Services, that were refused and not done
-            since.
+        refused: the actions, the reads of Jobs and Services and the LISTs before a verdict that were
+            refused and not done since.
         lookups: the attempts that lack pods.
         waits: the attempts with a pod on a node that has not begun to start it.
         pod_looks: of Jobs with pods that no watch shows, when those are listed again.
@@ -182,7 +185,7 @@ class Memory:
 
     def forget_all_but(self, wanted: Iterable[ActionId]) -> None:
         """Forget the refusals of actions that are not to be done any more."""
-        reads = {id_ for id_ in self.refused if id_[0] in (READ, SERVICE)}
+        reads = {id_ for id_ in self.refused if id_[0] in (READ, SERVICE, CONFIRM)}
         for ident in self.refused.keys() - {*wanted, *reads, EXPIRY}:
             del self.refused[ident]
 
@@ -190,13 +193,13 @@ class Memory:
         """The attempts of which it is not known whether their Job is there."""
         return frozenset(id_[1:] for id_ in self.refused if id_ != EXPIRY and id_[0] == READ)
 
-    def forget_reads_but(
-        self, wanted: Iterable[AttemptId], what: Literal["read", "service"] = READ
-    ) -> None:
-        """Forget the refused reads of what need not be asked for any more."""
+    def forget_reads_but(self, wanted: Iterable[AttemptId], what: Reading = READ) -> bool:
+        """Forget the refused reads of what need not be asked for any more; True if any were."""
         kept = {(what, *each) for each in wanted}
-        for ident in [id_ for id_ in self.refused if id_[0] == what and id_ not in kept]:
+        forgotten = [id_ for id_ in self.refused if id_[0] == what and id_ not in kept]
+        for ident in forgotten:
             del self.refused[ident]
+        return bool(forgotten)
 
     def forget_attempts_but(self, seen: Iterable[AttemptId]) -> None:
         """Forget what Events told of attempts that are gone."""

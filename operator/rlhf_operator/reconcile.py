@@ -8,6 +8,7 @@ the pods of a gang have come to run, for the Service by which they find each oth
 import logging
 import random
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +22,15 @@ from rlhf_operator.fields import pods_of_gang
 from rlhf_operator.job_series import is_told
 from rlhf_operator.kube import ApiError, Kube, OutdatedError, job_path
 from rlhf_operator.manifests import cluster_placement, is_attempt, is_disowned
-from rlhf_operator.memory import EXPIRY, LACKING_SECONDS, SERVICE, ActionId, AttemptId, Memory
+from rlhf_operator.memory import (
+    CONFIRM,
+    EXPIRY,
+    LACKING_SECONDS,
+    SERVICE,
+    ActionId,
+    AttemptId,
+    Memory,
+)
 from rlhf_operator.observe import (
     SeenAttempt,
     pods_by_index,
@@ -145,20 +154,28 @@ class Reconciler:
         await self._check_services(job, seen, memory)
         observed = await self._observed(job, seen, memory, unwatched)
         decided = plan(job, observed, now, placement)
-        if decided.unconfirmed:
-            await self._absences.list_pods(
-                [each.gang.job for each in seen if each.ident in decided.unconfirmed]
-            )
-            confirmed = set(decided.unconfirmed)
-            seen = [
-                replace(each, attempt=replace(each.attempt, confirmed=True))
-                if each.ident in confirmed
-                else each
-                for each in self._seen(job, now)
-            ]
+        if memory.forget_reads_but(decided.unconfirmed, CONFIRM) or decided.unconfirmed:
+            seen = await self._confirmed(job, seen, decided.unconfirmed, memory, now)
             observed = await self._observed(job, seen, memory, unwatched)
             decided = plan(job, observed, now, placement)
         return observed, decided
+
+    async def _confirmed(
+        self,
+        job: RLHFJob,
+        seen: list[SeenAttempt],
+        unconfirmed: Collection[AttemptId],
+        memory: Memory,
+        now: datetime,
+    ) -> list[SeenAttempt]:
+        """What is seen after asking about the attempts of which something would follow."""
+        asked = [each for each in seen if each.ident in unconfirmed]
+        listed = [each.ident for each in asked if await self._absences.list_pods(job, each, memory)]
+        found = []
+        for each in self._seen(job, now):
+            known = each.ident in listed and await self._absences.find_remains(job, each, memory)
+            found.append(replace(each, attempt=replace(each.attempt, confirmed=known)))
+        return found
 
     async def _observed(
         self, job: RLHFJob, seen: list[SeenAttempt], memory: Memory, unwatched: datetime | None

@@ -2,9 +2,12 @@
 
 import asyncio
 import copy
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import cast
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -31,6 +34,9 @@ class OldCluster:
         self.job = job_document()
         self.told: list[str] = []
         self.refused = False
+        self.unlisted: dict[str, int] = {}
+        """Collections whose LIST is refused, with the HTTP status."""
+        self.lists: Counter[str] = Counter()
 
     def answer(self, asked: Asked) -> tuple[int, Raw]:
         if asked.method == "PATCH":
@@ -42,6 +48,11 @@ class OldCluster:
         if asked.method == "POST":
             return 201, asked.body | {"metadata": self._stamped(asked.body)}
         if asked.path.endswith(("/events", "/pods")):
+            plural = asked.path.rpartition("/")[2]
+            self.lists[plural] += 1
+            if plural in self.unlisted:
+                code = self.unlisted[plural]
+                return code, {"kind": "Status", "message": "etcdserver: timed out", "code": code}
             return 200, {"kind": "List", "items": [], "metadata": {"resourceVersion": "1"}}
         missing = {"kind": "Status", "reason": "NotFound", "code": 404}
         return (200, {}) if "claims" in asked.path else (404, missing)
@@ -89,6 +100,11 @@ class Passes:
         # One that is asked for more than it can ever hold raises ValueError.
         self.session.kube._spare_limit = AsyncLimiter(0.5, 3600.0)
         return known
+
+    def not_before(self, when: float) -> None:
+        """Set when what was refused may be tried again."""
+        for refused in self.reconciler._memory[UID].refused.values():
+            refused.not_before = when
 
     def told(self) -> list[str]:
         """Reasons of all Events up to now."""
@@ -183,11 +199,81 @@ def test_what_is_decided_or_tried_waits_for_no_budget(begin: Begin) -> None:
     passes.do(1)
     assert not passes.store.gangs(UID)
     # Its next try may be made now, and is told of before.
-    memory = passes.reconciler._memory[UID]
-    for refused in memory.refused.values():
-        refused.not_before = 0.0
+    passes.not_before(0.0)
     passes.cluster.refused = False
     writes = passes.cluster.writes
     passes.do(1)
     assert passes.cluster.writes == writes + 1
     assert passes.store.gangs(UID)
+
+
+class TwoStages(Passes):
+    """Passes over a job of two stages, both of which have a Job without pods."""
+
+    def __init__(self, cluster: OldCluster, session: Session) -> None:
+        stages = cluster.job["spec"]["stages"]
+        stages["reward"] = copy.deepcopy(stages["sft"])
+        super().__init__(cluster, session)
+        self.do(3)
+
+    def turn(self, condition: str) -> None:
+        """Let the Job of sft say that it has ended; its pods are not seen."""
+        jobs = (gang.job for gang in self.store.gangs(UID))
+        job = next(each for each in jobs if each["metadata"]["name"] == "demo-sft-1")
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        turned = {"type": condition, "status": "True", "lastTransitionTime": now}
+        stamped = self.cluster._stamped(job)
+        self.store.put(Kind.JOB, job | {"metadata": stamped, "status": {"conditions": [turned]}})
+
+    def suspend(self) -> None:
+        job = self.cluster.job
+        spec = job["spec"] | {"suspend": True}
+        self.cluster.job = job | {"spec": spec, "metadata": self.cluster._stamped(job)}
+        self.store.put(Kind.RLHFJOB, self.cluster.job)
+
+    def states(self) -> tuple[str, str]:
+        stages = self.cluster.job["status"]["stages"]
+        return stages["sft"]["state"], stages["reward"]["state"]
+
+    def children(self) -> Any:
+        """The condition ChildrenReady."""
+        conditions = self.cluster.job["status"]["conditions"]
+        return next(each for each in conditions if each["type"] == "ChildrenReady")
+
+
+@pytest.mark.parametrize(
+    ("unlisted", "condition", "told"),
+    [
+        ({"pods": 500}, "Complete", "listing the pods of Job demo-sft-1: etcdserver: timed out"),
+        ({"pods": 429}, "Failed", "listing the pods of Job demo-sft-1: the API server is busy"),
+        ({"events": 500}, "Failed", "listing Events of the pods of Job demo-sft-1: etcdserver"),
+    ],
+)
+def test_a_refused_list_before_a_verdict_delays_this_verdict_alone(
+    unlisted: dict[str, int], condition: str, told: str
+) -> None:
+    cluster = OldCluster(set())
+    with answering(cluster.answer) as session:
+        passes = TwoStages(cluster, session)
+        passes.turn(condition)
+        passes.suspend()
+        cluster.unlisted = unlisted
+        (plural,) = unlisted
+        again = passes.do(1)
+        assert again is not None
+        passes.not_before(math.inf)
+        passes.do(4)
+        assert passes.states() == ("Starting", "Suspended")
+        ready = passes.children()
+        assert (ready["status"], ready["reason"]) == ("False", "ApiError")
+        assert ready["message"].startswith(told)
+        # At its own time, whatever wakes the job.
+        assert cluster.lists[plural] == 1
+        assert again <= 1
+        cluster.unlisted = {}
+        passes.not_before(0.0)
+        passes.do(1)
+        assert not passes.reconciler._memory[UID].refused
+        passes.do(1)
+        assert passes.states()[0] != "Starting"
+        assert passes.children()["status"] == "True"

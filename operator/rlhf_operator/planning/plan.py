@@ -216,13 +216,13 @@ def _absorbed(
             stages[name] = fail(stages[name], Reason.INVALID_SPEC, message, now)
         return status, stages
     limit, idle = job.spec.run_policy.active_deadline_seconds, idle_seconds(status, now)
-    # What has ended may have ended well, and the job with it.
-    unconfirmed = any(_unconfirmed(stages, observed))
-    if _is_suspended(job) or unconfirmed or not is_past(status.start_time, limit, now, idle):
+    if _is_suspended(job) or not is_past(status.start_time, limit, now, idle):
         return status, stages
     message = f"the job took longer than runPolicy.activeDeadlineSeconds ({limit}); raise it"
     begun = [name for name in unfinished if stages[name].state is not StageState.WAITING]
-    for name in begun or unfinished[:1]:
+    # What has ended may have ended well, and the job with it.
+    unconfirmed = {name for name, _ in _unconfirmed(stages, observed)}
+    for name in [each for each in begun or unfinished[:1] if each not in unconfirmed]:
         found = observed.find(name, stages[name].attempt)
         told = message + of_deletion(found, "it would run on")
         stages[name] = fail(stages[name], Reason.DEADLINE_EXCEEDED, told, now)

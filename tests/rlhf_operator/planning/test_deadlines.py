@@ -74,6 +74,22 @@ def test_the_job_deadline_also_ends_the_wait_for_a_restart(trial: MakeTrial) -> 
     assert "deleted" not in t.condition("Failed").message, "it keeps its logs"
 
 
+def test_the_job_deadline_ends_what_runs_beside_an_end_that_is_not_confirmed(
+    trial: MakeTrial,
+) -> None:
+    stage = {"model": {"uri": "hf://org/base"}, "dataset": {"uri": "file:///data/rows.jsonl"}}
+    t = trial(stages={"sft": stage, "reward": stage}, runPolicy={"activeDeadlineSeconds": 50})
+    t.look()
+    for name in ("sft", "reward"):
+        t.run(name)
+    t.look(1)
+    t.put("sft", processes=(), complete=True, confirmed=False)
+    t.look(60)
+    # It may have ended well, and in time.
+    assert (t.stage("sft").state, t.stage("reward").state) == ("Running", "Failed")
+    assert t.stops() == [("reward", 1)]
+
+
 def test_the_pending_deadline(trial: MakeTrial) -> None:
     t = trial(runPolicy={"pendingDeadlineSeconds": 30})
     t.look()
