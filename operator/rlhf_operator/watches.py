@@ -25,8 +25,9 @@ PAUSE_SECONDS = 2.0
 """Between the end of a watch, or a try in vain, and the next one."""
 FILL_SECONDS = 60.0
 """How long kopf may take to begin, and the first LISTs to come in."""
-NAMESPACE_SECONDS = 10.0
-"""How often it is asked whether a watched namespace is still there."""
+NAMESPACE_SECONDS = 60.0
+"""How often it is asked whether a namespace whose watch goes on is still there; when a watch ends,
+as one that may not be begun anew does, it is asked at once."""
 CHILD_SECONDS = 0.1
 """News of children come in bursts, of which one pass makes one status."""
 STOP_SECONDS = 1.0
@@ -55,13 +56,14 @@ class Watch:
         self._filled: set[Kind] = set()
         self._complaint = ""
         self._ending: set[Key] = set()
+        self._may_get = True
 
     async def run(self, resync_seconds: float) -> None:
         """Watch until cancelled, whatever ends a watch."""
         while True:
             try:
                 await check_served(self._kube)
-                await check_namespace(self._kube, self._namespace)
+                self._may_get = await check_namespace(self._kube, self._namespace)
                 # A TaskGroup that ends by a failure forgets, before Python 3.13, a cancellation
                 # that comes meanwhile; `gather` does not.
                 watch = self._watch(resync_seconds)
@@ -69,7 +71,7 @@ class Watch:
                 if failure is not None:
                     raise failure
             except* (ApiError, WatchError) as group:
-                self._complain(_first(group))
+                self._complain(await self._cause(_first(group)))
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _watch(self, resync_seconds: float) -> None:
@@ -91,6 +93,16 @@ class Watch:
             tasks.create_task(self._fill_in_time())
             if self._namespace:
                 tasks.create_task(self._look_for_namespace())
+
+    async def _cause(self, error: BaseException) -> BaseException:
+        """Why a watch has ended: for want of the namespace, if that is gone, whatever was said."""
+        try:
+            await check_namespace(self._kube, self._namespace)
+        except NamespaceMissingError as missing:
+            return missing
+        except (ApiError, WatchError):
+            pass
+        return error
 
     def _complain(self, error: BaseException) -> None:
         """Tell why the namespace is not watched, each reason once."""
@@ -228,7 +240,7 @@ class Watch:
         while True:
             await asyncio.sleep(NAMESPACE_SECONDS)
             try:
-                await check_namespace(self._kube, self._namespace)
+                await check_namespace(self._kube, self._namespace, may_get=self._may_get)
             except ApiError as error:
                 logger.warning("%s: %s", self._where(), error)
 
@@ -251,8 +263,16 @@ async def check_served(kube: Kube) -> None:
         raise WatchError(f"the CRD {PLURAL}.{GROUP} is not installed; apply crds/rlhfjobs.yaml")
 
 
-async def check_namespace(kube: Kube, namespace: str) -> None:
+async def check_namespace(kube: Kube, namespace: str, *, may_get: bool = True) -> bool:
     """See that RLHFJobs of a namespace, or of all, can be listed.
+
+    Args:
+        kube: the session.
+        namespace: the namespace; empty for all.
+        may_get: False where it is known that the namespace itself may not be read.
+
+    Returns:
+        Whether the namespace itself may be read, which is enough.
 
     Raises:
         NamespaceMissingError: the namespace is not there, or our rights in it are gone with it.
@@ -260,8 +280,10 @@ async def check_namespace(kube: Kube, namespace: str) -> None:
         ApiError: the API server does not answer.
     """
     try:
-        if not namespace or not await _is_there(kube, namespace):
-            await kube.request("GET", job_path(namespace), query={"limit": 1})
+        if may_get and namespace and await _is_there(kube, namespace):
+            return True
+        await kube.request("GET", job_path(namespace), query={"limit": 1})
+        return False
     except ApiError as error:
         if error.status != 403:
             raise

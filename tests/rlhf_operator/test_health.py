@@ -189,6 +189,9 @@ def test_healthz(steps: Sequence[Step], complaint: str) -> None:
         pytest.param((*START, begins("b")), UNFILLED, id="one of two is filled"),
         pytest.param((*START, begins("b"), filled("b")), "", id="both are filled"),
         pytest.param((*START, missing("b")), "", id="the second is missing"),
+        pytest.param(
+            (*START, fails("the watcher has ended"), missing()), "", id="ended, and then missing"
+        ),
         pytest.param((leads, missing(), begins("b"), filled("b")), "", id="the first is missing"),
         pytest.param((leads, missing()), "", id="the only one is missing"),
         pytest.param((leads, missing(), begins()), "", id="back, not filled yet"),

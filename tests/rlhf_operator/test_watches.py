@@ -5,17 +5,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import yaml
 from aiohttp import web
+from answering import Asked, answering
 from kubernetes.aio.client import ApiClient, Configuration
 from raw_gangs import ended, job_document, make_job, make_pod
 
 from rlhf_api.names import PLURAL
 from rlhf_operator import watches
 from rlhf_operator.health import Health
+from rlhf_operator.kopf_thread import WatchError
 from rlhf_operator.kube import Kube
 from rlhf_operator.store import Kind, Store
 from rlhf_operator.watches import Watch
@@ -130,3 +133,92 @@ def test_a_job_whose_child_has_ended_is_looked_at_before_others(
 def stamped(raw: dict[str, Any], version: int) -> dict[str, Any]:
     metadata = {"namespace": NAMESPACE, "uid": "pod"} | raw["metadata"]
     return raw | {"metadata": metadata | {"resourceVersion": str(version)}}
+
+
+FORBIDDEN = {"kind": "Status", "reason": "Forbidden", "code": 403, "message": "no"}
+
+
+@pytest.mark.parametrize("may_get", [False, True])
+def test_twenty_namespaces_cost_less_than_a_read_a_second_at_rest(
+    may_get: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(request: Asked) -> tuple[int, dict[str, Any]]:
+        asked.append(request.path)
+        if "rlhfjobs" in request.path or may_get:
+            return 200, {"kind": "List", "items": []}
+        # The chart's Role grants nothing about the namespace itself.
+        return 403, FORBIDDEN
+
+    async def watch(kube: Kube, namespace: str) -> float:
+        """Seconds in which it was looked for ten times."""
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) > 10:
+                raise WatchError("enough")
+
+        queue = WorkQueue()
+        watch = Watch(namespace, kube, Store(), queue, Health(queue, 300))
+        watch._may_get = await watches.check_namespace(kube, namespace)
+        asked.clear()
+        monkeypatch.setattr(watches, "asyncio", SimpleNamespace(sleep=sleep))
+        with pytest.raises(WatchError, match="enough"):
+            await watch._look_for_namespace()
+        monkeypatch.undo()
+        return sum(slept[:10])
+
+    with answering(answer) as session:
+        seconds = session.wait(watch(session.kube, NAMESPACE))
+    assert len(asked) == 10
+    # Of three LISTs at each resync, and three watches that begin anew as often, comes the rest.
+    assert 20 * (len(asked) / seconds + 6 / 300) < 1
+
+
+def test_a_watch_that_ends_as_its_namespace_goes_is_no_fault_of_the_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = False
+    told: list[tuple[str, bool]] = []
+
+    class Ending:
+        """kopf, whose watch is refused since the operator's rights went with the namespace."""
+
+        def __init__(self, *_: Any) -> None:
+            nonlocal gone
+            gone = True
+            self.ended = asyncio.get_running_loop().create_future()
+            self.ended.set_exception(WatchError("the watcher for pods has ended: 403"))
+
+        async def stop(self, _: float) -> None:
+            pass
+
+    class Heard(Health):
+        def complains(self, namespace: str, complaint: str, *, missing: bool = False) -> None:
+            told.append((complaint, missing))
+            super().complains(namespace, complaint, missing=missing)
+
+    def answer(request: Asked) -> tuple[int, dict[str, Any]]:
+        if request.path == "/apis/rlhf.dev/v1alpha1":
+            return 200, {"resources": [{"name": PLURAL}]}
+        return (403, FORBIDDEN) if gone else (200, {"kind": "List", "items": []})
+
+    async def watch(kube: Kube) -> str:
+        queue = WorkQueue()
+        health = Heard(queue, 300)
+        health.leads = True
+        watching = asyncio.create_task(Watch(NAMESPACE, kube, Store(), queue, health).run(300))
+        while not told:
+            await asyncio.sleep(0.01)
+        watching.cancel()
+        await asyncio.wait({watching}, timeout=10)
+        return health.unready()
+
+    monkeypatch.setattr(watches, "KopfThread", Ending)
+    with answering(answer) as session:
+        assert session.wait(watch(session.kube)) == ""
+    ((complaint, missing),) = told
+    assert complaint.startswith("it does not exist, or the operator has no rights in it")
+    assert missing

@@ -11,9 +11,13 @@ from chart_roles import RELEASE, grant
 from cluster.kube_fixtures import CRD, Access
 from operating import Jobs, OperatorProcess, eventually
 
+from rlhf_operator.watches import NAMESPACE_SECONDS
+
 FIRST = pytest.mark.parametrize("first", [True, False], ids=["first of two", "last of two"])
 RIGHTS = pytest.mark.parametrize("of_the_chart", [False, True], ids=["admin", "chart's Role"])
 PATIENCE = 60.0
+GONE_SECONDS = 5 * NAMESPACE_SECONDS
+"""For a namespace that goes without its rights, which is asked for now and then alone."""
 
 Start = Callable[..., OperatorProcess]
 
@@ -105,6 +109,7 @@ def test_a_namespace_that_is_not_there_yet(
     assert_well(operator)
 
 
+@pytest.mark.timeout(3 * GONE_SECONDS)
 @pytest.mark.parametrize(
     ("of_the_chart", "first"), [(False, True), (True, False)], ids=["admin", "chart's Role"]
 )
@@ -116,7 +121,7 @@ def test_a_namespace_that_goes_and_comes_back(
     operator = start(of_the_chart, *(watched if first else reversed(watched)))
     runs(tenant.jobs, "again")
     tenant.delete()
-    eventually(lambda: is_missing(operator, tenant.name), PATIENCE)
+    eventually(lambda: is_missing(operator, tenant.name), GONE_SECONDS)
     assert f"namespace {tenant.name}: not watched: it " in operator.log.read_text()
     assert_well(operator)
     runs(jobs, "other")
