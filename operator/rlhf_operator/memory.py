@@ -103,8 +103,8 @@ class Memory:
         pruned: the status that was written last, if it was not kept as it was.
         untold_since: the status up to which Events were told, where a write after it had no answer;
             None where that is the one in the store.
-        refused: the actions, the reads of Jobs and Services and the LISTs before a verdict that were
-            refused and not done since.
+        refused: the actions, the reads of Jobs and Services and the LISTs before verdicts, refused
+            and not done since.
         lookups: the attempts that lack pods.
         waits: the attempts with a pod on a node that has not begun to start it.
         pod_looks: of Jobs with pods that no watch shows, when those are listed again.

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -272,21 +272,33 @@ def test_a_lease_that_is_deleted_under_its_leader_is_made_again(
         assert " leads" not in second.log.read_text()
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["given back", "held"])
 def test_the_lease_goes_with_the_deployment(
-    jobs: Jobs, tmp_path: Path, lease_rights: Callable[..., Path]
+    jobs: Jobs, tmp_path: Path, lease_rights: Callable[..., Path], held: bool
 ) -> None:
     uid = make_deployment(jobs)
     leases = client.CoordinationV1Api(jobs.access.api)
-    # As an older release leaves it.
-    old = {"metadata": {"name": LEASE}, "spec": {"leaseDurationSeconds": 12}}
-    leases.create_namespaced_lease(jobs.namespace, old)
+    # As an older release leaves it, without an owner; one that was killed holds it on.
+    spec: dict[str, Any] = {"leaseDurationSeconds": LEASE_SECONDS}
+    if held:
+        moment = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        spec |= {"holderIdentity": "older-0", "acquireTime": moment, "renewTime": moment}
+    made = leases.create_namespaced_lease(
+        jobs.namespace, {"metadata": {"name": LEASE}, "spec": spec}
+    )
     operator = OperatorProcess(
         jobs.access, jobs.namespace, tmp_path, kubeconfig=str(lease_rights()), DEPLOYMENT=LEASE
     )
     try:
         operator.wait_until_leading()
-        (owner,) = leases.read_namespaced_lease(LEASE, jobs.namespace).metadata.owner_references
+        taken = leases.read_namespaced_lease(LEASE, jobs.namespace)
+        assert taken.metadata.uid == made.metadata.uid
+        assert taken.spec.holder_identity == holder(operator)
+        (owner,) = taken.metadata.owner_references
         assert (owner.kind, owner.name, owner.uid) == ("Deployment", LEASE, uid)
+        # Nobody knows whether who holds it still runs.
+        waited = (taken.spec.acquire_time - made.metadata.creation_timestamp).total_seconds()
+        assert (waited >= LEASE_SECONDS) is held
         # The operator still runs then, and makes a Lease that is lost to it again.
         client.AppsV1Api(jobs.access.api).delete_namespaced_deployment(LEASE, jobs.namespace)
         # That one goes, too, maybe before anybody could look at it.

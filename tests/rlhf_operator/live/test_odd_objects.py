@@ -2,7 +2,7 @@
 
 import json
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rank_zero import RankZero
 from staged_causes import Diary
 
 from rlhf_api.names import Label
+from rlhf_operator.planning.failures import PATIENT_SECONDS
 
 HUGE = 10**30
 MOUNTS = ("/tmp", "/dev/shm", "/home/rlhf")
@@ -330,12 +331,15 @@ def test_what_a_kubelet_says_is_told_and_its_cause_not_met_again_at_once(
         jobs.create(name)
     for name, (status, reason, words) in REJECTIONS.items():
         jobs.wait_for_pods(name)
+        # Status counts whole seconds.
+        before = datetime.now(UTC).replace(microsecond=0)
         set_status(jobs, jobs.pods(name)[0], phase="Failed", **status)
         found = jobs.reaches(name, "Restarting")
+        pause = timedelta(seconds=PATIENT_SECONDS[0])
         assert found["reason"] == reason
         assert words in jobs.condition(name, "Running")["message"]
         due = datetime.fromisoformat(found["retryTime"])
-        assert 20 < (due - datetime.now(UTC)).total_seconds() <= 30
+        assert before + pause <= due <= datetime.now(UTC) + pause
 
 
 def test_mounts_of_the_users_stand_in_for_ours(operator: OperatorProcess, jobs: Jobs) -> None:

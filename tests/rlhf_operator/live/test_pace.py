@@ -17,10 +17,15 @@ from kubernetes.client.exceptions import ApiException
 from operating import Jobs, OperatorProcess, eventually, stage
 from waiting import is_still
 
+from rlhf_operator.memory import LACKING_SECONDS
+
 Requests = Callable[[], list[str]]
 
 RETRY_SECONDS = 15
 """Before then nothing is tried again that a policy or a quota has refused."""
+
+WHY_PODS_WAIT = ("list events?fieldSelector=", "list pods?")
+"""What is asked of a Job that lacks pods, or has more than are seen, and of pods on their nodes."""
 
 PPO = stage(model={"fromStage": "sft"}, rewardModel={"fromStage": "reward"})
 REWARD = stage(model={"fromStage": "sft"})
@@ -78,7 +83,7 @@ def test_a_pass_sends_its_writes_and_no_more(
     jobs.run("first")
     jobs.reaches("first", "Running")
     eventually(lambda: is_still(lambda: len(requests()), 2), what="its requests are logged")
-    before = len(requests())
+    before, started = len(requests()), time.monotonic()
     jobs.create("lean", stages={"sft": stage(), "reward": REWARD, "ppo": PPO})
     for name in ("sft", "reward", "ppo"):
         jobs.run("lean", name)
@@ -90,9 +95,14 @@ def test_a_pass_sends_its_writes_and_no_more(
     made = requests()[before:]
     reads = Counter(each for each in made if each.split()[0] in ("get", "list"))
     allowed = Counter({"get persistentvolumeclaims/runs": 3, "get services/lean": 2})
+    # None, unless the machine is slow: of pods that do not come, or do not start, it asks why.
+    waits = (time.monotonic() - started) // LACKING_SECONDS
+    asked = Counter({each: reads[each] for each in reads if each.startswith(WHY_PODS_WAIT)})
     listing = "\n".join(made)
-    assert reads <= allowed, listing
-    assert len(made) - reads.total() <= 17, listing
+    assert asked.total() <= 2 * waits, listing
+    assert reads - asked <= allowed, listing
+    # It is told, and that it is over.
+    assert len(made) - reads.total() <= 17 + 2 * waits, listing
 
 
 def asks(jobs: Jobs, hook: Webhook) -> None:
@@ -241,8 +251,9 @@ def test_a_start_takes_a_few_times_what_the_api_server_takes(
             pause=0.002,
         )
         starts.append(time.perf_counter() - started)
-    # The quickest, since other processes of the machine can only add to a start.
-    create, start = statistics.median(own), min(starts)
-    say(f"create {1000 * create:.0f} ms, start {1000 * start:.0f} ms, {start / create:.1f} x")
-    record_property("start_over_create", round(start / create, 1))
-    assert start / create < 15, (own, starts)
+    create, start = statistics.median(own), statistics.median(starts)
+    # Each start by the create before it: what else the machine does adds to both.
+    ratio = statistics.median(each / made for made, each in zip(own, starts, strict=True))
+    say(f"create {1000 * create:.0f} ms, start {1000 * start:.0f} ms, {ratio:.1f} x")
+    record_property("start_over_create", round(ratio, 1))
+    assert ratio < 15, (own, starts)

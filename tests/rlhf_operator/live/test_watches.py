@@ -14,6 +14,7 @@ from operating import Jobs, OperatorProcess, eventually, stage
 
 from rlhf_api.names import OPERATOR_NAME
 from rlhf_operator.memory import LACKING_SECONDS
+from rlhf_operator.watches import NAMESPACE_SECONDS
 
 PLURALS = ("rlhfjobs", "jobs", "pods")
 SOON = 60.0
@@ -267,6 +268,7 @@ def test_an_empty_answer_is_no_empty_list(jobs: Jobs, proxy: ApiProxy, start: St
     assert jobs.stage("runs")["attempt"] == 1
 
 
+@pytest.mark.timeout(10 * NAMESPACE_SECONDS)
 def test_an_empty_answer_about_the_namespace_does_not_end_its_watch(
     jobs: Jobs, proxy: ApiProxy, start: Start
 ) -> None:
@@ -274,7 +276,8 @@ def test_an_empty_answer_about_the_namespace_does_not_end_its_watch(
     path = f"/api/v1/namespaces/{jobs.namespace}"
     before = len(proxy.calls)
     proxy.answer_nothing(lambda call: call.path == path)
-    eventually(lambda: any(call.path == path for call in proxy.calls[before:]))
+    looked = 5 * NAMESPACE_SECONDS
+    eventually(lambda: any(call.path == path for call in proxy.calls[before:]), looked)
     run_to_the_end(jobs, "after")
     assert operator.metric(STARTS, watch=jobs.namespace) == 1
     assert operator.probe("/healthz") == (200, "ok")
