@@ -3,6 +3,7 @@
 Sleeping until something has probably happened makes a test depend on the machine.
 """
 
+import linecache
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def eventually(
         check: asked until its result is true.
         seconds: when it is given up.
         pause: seconds between two checks.
-        what: what is waited for, for the message; without it the message names the check's line.
+        what: what is waited for, for the message; without it the message quotes the check's line.
         not_yet: what `check` may raise in the meantime.
         error: what is raised when it is given up; it names `what`, the time and the last result.
     """
@@ -49,7 +50,10 @@ def eventually(
 
 def _place(check: Callable[[], Any]) -> str:
     code = getattr(check, "__code__", None)
-    return repr(check) if code is None else f"{Path(code.co_filename).name}:{code.co_firstlineno}"
+    if code is None:
+        return repr(check)
+    line = linecache.getline(code.co_filename, code.co_firstlineno).strip()
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}: {line}"
 
 
 def is_still(read: Callable[[], Any], seconds: float) -> bool:

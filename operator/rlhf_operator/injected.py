@@ -47,7 +47,7 @@ def as_trainers_ended(
     Args:
         spec: of the Job.
         pods: of the gang, one an index.
-        processes: what they show, in the same order.
+        processes: what they show.
         given_up: whether the Job has failed; it ends the pods that are left.
     """
     whole = len(processes) == pods_of_gang(spec)
@@ -55,13 +55,16 @@ def as_trainers_ended(
         return processes, False
     if given_up or any(each.failed for each in processes):
         # Then no trainer has failed, but something beside one.
+        named = {pod["metadata"]["name"]: pod for pod in pods}
         processes = [
             each
             if each.phase is ProcessPhase.SUCCEEDED
             else replace(
-                each, phase=ProcessPhase.SUCCEEDED, beside=() if each.lost else _beside(pod)
+                each,
+                phase=ProcessPhase.SUCCEEDED,
+                beside=() if each.lost else _beside(named[each.name]),
             )
-            for pod, each in zip(pods, processes, strict=True)
+            for each in processes
         ]
         return processes, True
     done = all(each.phase is ProcessPhase.SUCCEEDED for each in processes)

@@ -129,8 +129,7 @@ def node_cluster() -> Iterator[NodeCluster]:
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two nodes, and the operator installed by Helm from images that were built from here."""
     if given := os.environ.get(EXISTING):
-        images = [os.environ[f"RLHF_TEST_{name}_IMAGE"] for name in ("OPERATOR", "TRAINER")]
-        yield _installed(Path(given), images, None)
+        yield _installed(Path(given), given_images(), None)
         return
     running: NodeCluster = request.getfixturevalue("node_cluster")
     images = []
@@ -141,6 +140,17 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     found = _installed(running.kubeconfig, images, running)
     yield found
     found.api.close()
+
+
+def given_images() -> list[str]:
+    """The operator's and the trainer's image, which an existing cluster has to be told."""
+    names = [f"RLHF_TEST_{target}_IMAGE" for target in ("OPERATOR", "TRAINER")]
+    if missing := [name for name in names if not os.environ.get(name)]:
+        pytest.fail(
+            f"{EXISTING} names a cluster that exists, and {' and '.join(missing)} nothing to run "
+            f"there; set {' and '.join(names)} to images that its nodes can pull"
+        )
+    return [os.environ[name] for name in names]
 
 
 def _installed(kubeconfig: Path, images: list[str], nodes: NodeCluster | None) -> Cluster:
@@ -187,11 +197,16 @@ def install_operator(cluster: Cluster, *more: str) -> None:
 @pytest.fixture
 def own_control_plane(control_plane: Access) -> ControlPlane:
     """The control plane itself, whose requests are counted."""
-    if control_plane.own is None:
+    return require_own(control_plane)
+
+
+def require_own(access: Access) -> ControlPlane:
+    """Our own control plane; tests that play the kubelet are left out elsewhere."""
+    if access.own is None:
         pytest.skip(
             f"{EXISTING} names a cluster with kubelets of its own, whose requests are not counted"
         )
-    return control_plane.own
+    return access.own
 
 
 @pytest.fixture

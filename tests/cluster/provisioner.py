@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kubernetes import client, config
+from cluster.bounded import client_by
+from kubernetes import client
 
 PROVISIONER = "rlhf.dev/hostpath"
 CLASS = {
@@ -29,7 +30,7 @@ PAUSE_SECONDS = 0.3
 def main() -> None:
     """Look after claims until killed."""
     kubeconfig, folder = sys.argv[1:]
-    api = client.CoreV1Api(config.new_client_from_config(kubeconfig))
+    api = client.CoreV1Api(client_by(Path(kubeconfig)))
     while True:
         provision(api, Path(folder))
         time.sleep(PAUSE_SECONDS)

@@ -30,6 +30,8 @@ from waiting import eventually
 
 START_SECONDS = 30
 STOP_SECONDS = 30
+ENTER_SECONDS = 4 * 3600
+"""For a whole run of tests, each of which has a bound of its own."""
 INSTANCES = 64
 """How many may run at once."""
 
@@ -341,8 +343,10 @@ def enter(argv: list[str], root: Path | None = None) -> int:
     with instance(root or cache_folder() / "sandboxes") as sandbox:
         environment = os.environ | {INSIDE: str(sandbox.folder)}
         process = sandbox.exec(argv, env=environment)
-        status = sandbox_exec.follow(process.pid)
+        status, killed = sandbox_exec.follow(process.pid, ENTER_SECONDS)
         process.returncode = os.waitstatus_to_exitcode(status)
+    if killed:
+        raise SandboxError(f"{argv[0]}: killed, since it had not ended after {ENTER_SECONDS} s")
     died_of = -process.returncode
     return 128 + died_of if died_of > 0 else process.returncode
 

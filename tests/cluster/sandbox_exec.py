@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
@@ -25,22 +26,32 @@ FORWARDED = frozenset(
     }
 )
 
+FOREVER_SECONDS = 10.0 * 365 * 24 * 3600
+"""Whoever runs a program inside bounds it, and takes it along when it ends."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def follow(child: int) -> int:
-    """Pass signals on to a child until it ends; gives the status that waitpid gives.
+def follow(child: int, seconds: float) -> tuple[int, bool]:
+    """Pass signals on to a child until it ends, or kill it after so many seconds.
 
     What the terminal sends goes to the whole process group, so the child has it already.
+
+    Returns:
+        The status that waitpid gives, and whether it was killed here.
     """
+    deadline = time.monotonic() + seconds
     signals = FORWARDED | {signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
-                return status
-            received = signal.sigwaitinfo(signals)
+                return status, False
+            received = signal.sigtimedwait(signals, max(0.0, deadline - time.monotonic()))
+            if received is None:
+                os.kill(child, signal.SIGKILL)
+                return os.waitpid(child, 0)[1], True
             sent_by_process = received.si_code <= 0
             if received.si_signo != signal.SIGCHLD and sent_by_process:
                 os.kill(child, received.si_signo)
@@ -88,7 +99,7 @@ def main() -> None:
     child = os.fork()
     if child == 0:
         execute(argv)
-    status = follow(child)
+    status, _ = follow(child, FOREVER_SECONDS)
     if os.WIFSIGNALED(status):
         died_of = os.WTERMSIG(status)
         if died_of != signal.SIGKILL:
