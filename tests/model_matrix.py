@@ -29,6 +29,9 @@ from rlhf_api.errors import UserError
 from rlhf_trainer.data.collate import Padded, pad_left, pad_right
 from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.generation.cache import selects_rows
+from rlhf_trainer.generation.counter import RowSeeds
+from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import train
 from rlhf_trainer.models.heads import Actor, Critic, ScalarModel, switch_off_dropout
 from rlhf_trainer.models.layouts import check_model, row_layout
@@ -42,7 +45,8 @@ from rlhf_trainer.models.load import (
 from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.ppo.experience import last_scores, response_values
-from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampling
+from rlhf_trainer.ppo.rollout import Rollout
+from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler, Policy
 from rlhf_trainer.run.artifact import ModelLocation
 
 WITHIN = 2e-5
@@ -247,9 +251,10 @@ def logprobs(subject: Subject) -> str:
             real = batch.attention_mask[at, 1:].bool() & batch.attention_mask[at, :-1].bool()
             close(found[at][real], _plain_logprobs(subject, ids(row)))
     sampling = Sampling(6, TEMPERATURE, stop_ids=(1,), pad_id=0, wave=3)
-    sampler = GenerateSampler(model, sampling, torch.device("cpu"), asked_to_stop=lambda: False)
-    torch.manual_seed(2)
-    rollout = sampler.sample([ids(row)[:-1] for row in rows()])
+    sampler = DecodingSampler if selects_rows(model) else GenerateSampler
+    rollout = sampler(Policy(model, tiny.ALONE), sampling).sample(
+        [ids(row)[:-1] for row in rows()], RowSeeds(2, range(len(rows())))
+    )
     width = rollout.responses.shape[1]
     found = actor(*rollout.sequences, width, TEMPERATURE).logprobs
     for at in range(len(rows())):

@@ -29,9 +29,11 @@ from rlhf_api.names import EnvVar, FileName
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.__main__ import stage_named
 from rlhf_trainer.data.collate import pad_left, pad_right
+from rlhf_trainer.generation.counter import RowSeeds
+from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.ppo import collection
 from rlhf_trainer.ppo.experience import Experience
-from rlhf_trainer.ppo.rollout import Rollout, Sampling
+from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.run.checkpoint import STATE
@@ -92,10 +94,10 @@ def fixed_answer(prompt: Sequence[int]) -> list[int]:
 class FixedSampler:
     """Gives each prompt its fixed answer, whatever the actor and the number of ranks."""
 
-    def __init__(self, model: Any, sampling: Sampling, *rest: Any, **others: Any) -> None:
+    def __init__(self, policy: Any, sampling: Sampling) -> None:
         self._sampling = sampling
 
-    def sample(self, prompts: Sequence[Sequence[int]]) -> Rollout:
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: RowSeeds | None = None) -> Rollout:
         pad, stop = self._sampling.pad_id, self._sampling.stop_ids[0]
         answers = [fixed_answer(prompt) for prompt in prompts]
         left, right = pad_left(prompts, pad), pad_right(answers, pad)
@@ -111,7 +113,10 @@ class FixedSampler:
 
 def run_with_fixed_answers(config: StageConfig, ranks: Ranks | None = None) -> StageOutcome:
     """PPO in this process, on rollouts that depend on the prompts alone."""
-    with patch.object(collection, "GenerateSampler", FixedSampler):
+    with (
+        patch.object(collection, "GenerateSampler", FixedSampler),
+        patch.object(collection, "DecodingSampler", FixedSampler),
+    ):
         return ppo.run(config, ranks or tiny.ranks(), StopFlag())
 
 

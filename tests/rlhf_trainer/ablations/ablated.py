@@ -6,6 +6,7 @@ use it in their own process; ranks of their own run the functions at the end.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from rlhf_api.errors import RLHFError
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import failure_of
-from rlhf_trainer.ppo import experience, rollout
+from rlhf_trainer.generation.decoding import Decoder, Responses
+from rlhf_trainer.ppo import experience
 from rlhf_trainer.ppo import models as ppo_models
 from rlhf_trainer.ppo.experience import normalized
 from rlhf_trainer.ppo.rollout import Rollout
@@ -26,7 +28,7 @@ from rlhf_trainer.rl import kl, masked_moments
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.stages import ppo
 
-right_lengths = rollout.response_lengths
+right_responses = Decoder.respond
 right_rewards = experience.token_rewards
 Rewards = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -39,9 +41,10 @@ def leave_dropout_on(model: nn.Module) -> None:
             module.p = 0.1
 
 
-def lengths_without_eos(responses: Tensor, stop_ids: Any) -> tuple[Tensor, Tensor]:
-    lengths, ended = right_lengths(responses, stop_ids)
-    return torch.where(ended, lengths - 1, lengths).clamp(min=1), ended
+def responses_without_eos(decoder: Decoder, *given: Any) -> Responses:
+    found = right_responses(decoder, *given)
+    lengths = torch.where(found.ended, found.lengths - 1, found.lengths)
+    return replace(found, lengths=lengths.clamp(min=1))
 
 
 def rewards_at(place: Callable[[Tensor, int], Tensor]) -> Rewards:
@@ -75,7 +78,7 @@ def moments_of_one_rank(x: Tensor, mask: Tensor, ranks: Ranks) -> Any:
 
 ABLATIONS: Mapping[str, tuple[Any, str, Any]] = {
     "dropout on": (ppo_models, "switch_off_dropout", leave_dropout_on),
-    "EOS not counted": (rollout, "response_lengths", lengths_without_eos),
+    "EOS not counted": (Decoder, "respond", responses_without_eos),
     "EOS taken for padding": (
         Rollout,
         "response_mask",

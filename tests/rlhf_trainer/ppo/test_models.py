@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import tiny
@@ -13,7 +14,8 @@ from transformers import RecurrentGemmaConfig
 from rlhf_api.errors import InputError
 from rlhf_trainer.models import memory
 from rlhf_trainer.models.source import Base
-from rlhf_trainer.ppo.models import Bases, load_models
+from rlhf_trainer.ppo import models
+from rlhf_trainer.ppo.models import Bases, load_models, wave_tokens
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loading_cases.py"
 cases: Any = worlds.load(PROGRAM)
@@ -54,6 +56,26 @@ def test_rows_of_ptx_have_logits_of_all_their_tokens(
     larger = max(learning(16, 9), learning(longest_text, longest_text)) - learning(16, 9)
     assert needed(16, longest_text) - needed(16) == larger
     assert (larger > 0) == (longest_text > 16)
+
+
+def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny.stage_config("ppo", tmp_path, micro_batch_size=4, rollout_micro_batch_size=1)
+    assert config.ppo is not None
+    bases = Bases.open(config.ppo, config, tiny.ranks())
+
+    def needed() -> int:
+        with caplog.at_level(logging.INFO, logger=memory.__name__):
+            load_models(bases, config.ppo, config, tiny.ranks(), 16)
+        return int(caplog.records[-1].__dict__["bytes_needed"])
+
+    with_work = needed()
+    with patch.object(models, "_activations", lambda *given: 0):
+        room = with_work - needed()
+    tokens = wave_tokens(bases.actor, config.ppo, 16)
+    assert tokens == memory.rollout_tokens(bases.actor.config, room, 16, "FP32")
+    assert tokens > 16 * 4
 
 
 @pytest.mark.parametrize("name", ["actor", "critic", "reward_model"])

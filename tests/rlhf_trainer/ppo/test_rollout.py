@@ -12,7 +12,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.models.load import load_causal_model
-from rlhf_trainer.ppo.rollout import Rollout, response_lengths
+from rlhf_trainer.ppo.rollout import Rollout
+from rlhf_trainer.ppo.samplers import response_lengths
 from rlhf_trainer.run.artifact import ModelLocation
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "rollout_cases.py"
@@ -25,11 +26,6 @@ PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.tokenizer_folder(tmp_path_factory.mktemp("words") / "tokenizer")
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(11)
 
 
 class Biased(torch.nn.Module):
@@ -203,14 +199,16 @@ def test_tokens_are_drawn_from_the_softmax(tmp_path: Path, temperature: float) -
     assert chi_square < 24.3, (observed, expected)
 
 
-def test_sampling_defaults_of_a_checkpoint_do_not_leak_in(tmp_path: Path, words: Path) -> None:
+@pytest.mark.parametrize("engine", cases.ENGINES)
+def test_sampling_defaults_of_a_checkpoint_do_not_leak_in(
+    tmp_path: Path, words: Path, engine: str
+) -> None:
     folder = tiny.saved(tiny.causal_model(words), tmp_path / "model", words)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(words)
 
     def drawn() -> Rollout:
         model = load_causal_model(ModelLocation(str(folder)), tokenizer, tiny.FP32, "model")
-        torch.manual_seed(5)
-        found: Rollout = cases.sampler(model.eval()).sample(PROMPTS * 4)
+        found: Rollout = cases.sampler(model.eval(), engine=engine).sample(PROMPTS * 4)
         return found
 
     plain = drawn()
@@ -239,6 +237,26 @@ def test_padding_does_not_change_what_a_prompt_is_answered(words: Path) -> None:
         ]
         together = cases.parts(cases.sampler(model, temperature=1e-3).sample(PROMPTS))
         assert together == alone, architecture
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(
+    "changed", [{}, {"top_k": 5}, {"top_p": 0.6}, {"temperature": 2.0}], ids=str
+)
+def test_both_engines_draw_the_same_answers(
+    words: Path, architecture: str, changed: dict[str, Any]
+) -> None:
+    model = tiny.causal_model(words, architecture).eval()
+    found, expected = (
+        cases.sampler(model, engine=engine, wave=3, stop_ids=(EOS, 9, 10), **changed).sample(
+            PROMPTS * 4
+        )
+        for engine in cases.ENGINES
+    )
+    for name in ("prompts", "prompt_lengths", "responses", "response_lengths", "ended"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    torch.testing.assert_close(found.sampled_logprobs, expected.sampled_logprobs, rtol=0, atol=1e-5)
+    assert len(set(found.response_lengths.tolist())) > 2
 
 
 # Waves
@@ -304,7 +322,8 @@ def test_parts_of_like_length_hold_every_row_once_and_no_column_of_padding(
     assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == list(range(16))
 
 
-def test_a_request_to_stop_ends_a_rollout_early(words: Path) -> None:
+@pytest.mark.parametrize("engine", cases.ENGINES)
+def test_a_request_to_stop_ends_a_rollout_early(words: Path, engine: str) -> None:
     asked: list[int] = []
 
     def at_third() -> bool:
@@ -312,11 +331,12 @@ def test_a_request_to_stop_ends_a_rollout_early(words: Path) -> None:
         return len(asked) >= 3
 
     model = model_with(words, {EOS: -1e9})
-    rollout = cases.sampler(model, at_third, max_response_length=50).sample(PROMPTS)
+    rollout = cases.sampler(model, at_third, engine, max_response_length=50).sample(PROMPTS)
     assert rollout.responses.shape[1] == 3
 
 
-def test_a_request_to_stop_ends_the_waves_that_follow_too(words: Path) -> None:
+@pytest.mark.parametrize("engine", cases.ENGINES)
+def test_a_request_to_stop_ends_the_waves_that_follow_too(words: Path, engine: str) -> None:
     asked: list[int] = []
 
     def always() -> bool:
@@ -324,7 +344,7 @@ def test_a_request_to_stop_ends_the_waves_that_follow_too(words: Path) -> None:
         return True
 
     model = model_with(words, {EOS: -1e9})
-    rollout = cases.sampler(model, always, max_response_length=50, wave=1).sample(PROMPTS)
+    rollout = cases.sampler(model, always, engine, max_response_length=50, wave=1).sample(PROMPTS)
     assert rollout.responses.shape[1] == 1
     assert len(asked) <= len(PROMPTS)
 
@@ -332,10 +352,23 @@ def test_a_request_to_stop_ends_the_waves_that_follow_too(words: Path) -> None:
 # Sharded
 
 
-def test_ranks_of_a_sharded_model_wait_for_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "whole"),
+    [
+        pytest.param("decoding", True, id="decoding, whole weights"),
+        pytest.param("decoding", False, id="decoding, in step"),
+        pytest.param("generate", True, id="generate, whole weights"),
+    ],
+)
+def test_ranks_of_a_sharded_model_wait_for_each_other(
+    tmp_path: Path, engine: str, whole: bool
+) -> None:
     tiny.tokenizer_folder(tmp_path / "tokenizer")
-    found = worlds.pair()(PROGRAM, "partitioned", folder=tmp_path)
+    found = worlds.pair()(PROGRAM, "partitioned", folder=tmp_path, engine=engine, whole=whole)
     for told in found:
         assert told["engine"] < 1e-5
         assert told["plain"] < 1e-5
+        assert told["again"]
+        assert told["sharded"]
+        assert told["norm"] > 0
     assert found[0]["width"] != found[1]["width"], "ranks that need equally long prove nothing"

@@ -11,10 +11,10 @@ from waiting import eventually
 
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import is_peer_loss
+from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.ppo.experience import Experience
 from rlhf_trainer.ppo.rewards import Rewards
 from rlhf_trainer.ppo.rewards.answers import Texts
-from rlhf_trainer.ppo.rollout import Sampling
 from rlhf_trainer.run import distributed
 from rlhf_trainer.run.distributed import Ranks
 

@@ -1,6 +1,8 @@
 """What each rank does in `test_rollout`, `test_experience` and `test_evaluation`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_trainer.data.tokenize.tokenized import Prompt
-from rlhf_trainer.models.engine import train
+from rlhf_trainer.generation.counter import RowSeeds
+from rlhf_trainer.generation.sampling import Sampling
+from rlhf_trainer.models.engine import gathered_once, may_gather, train
 from rlhf_trainer.models.heads import Actor, ScalarModel
 from rlhf_trainer.ppo.evaluation import answer_all
 from rlhf_trainer.ppo.experience import (
@@ -21,7 +25,8 @@ from rlhf_trainer.ppo.experience import (
     shaped_scores,
     targets_of,
 )
-from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampling
+from rlhf_trainer.ppo.rollout import Rollout
+from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler, Policy
 from rlhf_trainer.rl import Moments
 from rlhf_trainer.run.checkpoint import rng_state
 from rlhf_trainer.run.distributed import Ranks
@@ -40,10 +45,24 @@ def sampling(**changed: Any) -> Sampling:
     return Sampling(**settings | changed)
 
 
-def sampler(model: Any, asked: Any = lambda: False, synced: bool = False, **changed: Any) -> Any:
-    return GenerateSampler(
-        model, sampling(**changed), torch.device("cpu"), asked_to_stop=asked, synced=synced
-    )
+class Answering:
+    """A sampler whose rows have numbers of their own."""
+
+    def __init__(self, engine: Any, policy: Policy, changed: dict[str, Any]) -> None:
+        self._sampler = engine(policy, sampling(**changed))
+
+    def sample(self, prompts: Sequence[Sequence[int]], seed: int = 11) -> Rollout:
+        found: Rollout = self._sampler.sample(prompts, RowSeeds(seed, range(len(prompts))))
+        return found
+
+
+ENGINES = {"decoding": DecodingSampler, "generate": GenerateSampler}
+
+
+def sampler(
+    model: Any, asked: Any = lambda: False, engine: str = "decoding", **changed: Any
+) -> Answering:
+    return Answering(ENGINES[engine], Policy(model, tiny.ALONE, asked_to_stop=asked), changed)
 
 
 def parts(rollout: Rollout) -> list[Any]:
@@ -59,8 +78,9 @@ def parts(rollout: Rollout) -> list[Any]:
     ]
 
 
-def partitioned(ranks: Ranks, folder: Path) -> Any:
-    """Answers of a sharded model, with ranks that need different numbers of tokens."""
+def partitioned(ranks: Ranks, folder: Path, engine: str, whole: bool) -> Any:
+    """Answers of a sharded model, with ranks that need different numbers of tokens, and what is
+    learned after them."""
     words = folder / "tokenizer"
     spec = tiny.stage_spec("sft", folder, zero_stage=3)
     plain = Actor(tiny.causal_model(words))
@@ -68,16 +88,29 @@ def partitioned(ranks: Ranks, folder: Path) -> Any:
     prompts = [[3, 4], [5, 6, 7]]
     # Rank 1 stops at almost any token, rank 0 at EOS only.
     stops = (EOS,) if ranks.rank == 0 else (EOS, *range(3, 20))
-    torch.manual_seed(ranks.rank)
-    model: Any = actor.module
-    rollout = sampler(model.model, synced=True, stop_ids=stops).sample(prompts)
+    module: Any = actor.module
+    assert may_gather(actor)
+    policy = Policy(module.model, ranks, in_step=not whole)
+    if whole:
+        policy = replace(policy, prepared=partial(gathered_once, actor))
+    # As many waves as rows: rank 1 has one more.
+    answering = ENGINES[engine](policy, sampling(stop_ids=stops, wave=1))
+    prompts += [[8, 9]] * ranks.rank
+    rollout = answering.sample(prompts, RowSeeds(ranks.rank, range(len(prompts))))
+    again = answering.sample(prompts, RowSeeds(ranks.rank, range(len(prompts))))
+    sharded = all(parameter.numel() == 0 for parameter in actor.module.parameters())
     with torch.no_grad():
         width = rollout.responses.shape[1]
         engine = actor(*rollout.sequences, width).logprobs
         whole = plain(*rollout.sequences, width).logprobs
     mask = rollout.response_mask
+    logprobs = actor(*rollout.sequences, width).logprobs
+    actor.accumulate(torch.where(mask, logprobs, 0.0).sum(), last=True)
     return {
         "width": width,
+        "again": torch.equal(again.responses, rollout.responses),
+        "sharded": sharded,
+        "norm": actor.step(0.1),
         "engine": float((rollout.sampled_logprobs - engine)[mask].abs().max()),
         "plain": float((rollout.sampled_logprobs - whole)[mask].abs().max()),
     }
@@ -154,11 +187,11 @@ def evaluation(ranks: Ranks, folder: Path, prompts: int) -> Any:
     scalar = ScalarModel(tiny.scalar_model(folder / "tokenizer")).eval()
     asked: list[list[int]] = []
 
-    def answer(tokens: list[Sequence[int]]) -> Experience:
+    def answer(tokens: list[Sequence[int]], seeds: RowSeeds) -> Experience:
         asked.extend(list(row) for row in tokens)
         with torch.no_grad():
             return collect(
-                sampler(model).sample(tokens),
+                DecodingSampler(Policy(model, tiny.ALONE), sampling()).sample(tokens, seeds),
                 actor=Actor(model),
                 reference=Actor(model),
                 critic=scalar,

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.errors import failure_of
+from rlhf_trainer.generation.counter import RowSeeds
+from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.heads import Actor, ScalarModel
-from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampling
+from rlhf_trainer.ppo.rollout import Rollout
+from rlhf_trainer.ppo.samplers import DecodingSampler, Policy
 from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling, spread
 from rlhf_trainer.run.checkpoint import rng_state
 from rlhf_trainer.run.distributed import Ranks
@@ -93,16 +96,14 @@ def subjects(folder: Path, architecture: str = "gpt2", precision: str = "FP32") 
     return Subjects(actor, actor, reward_model)
 
 
-def sampler(model: Any) -> GenerateSampler:
-    return GenerateSampler(
-        model, short_sampling(SAMPLING), torch.device("cpu"), asked_to_stop=lambda: False
-    )
+def sampler(model: Any) -> DecodingSampler:
+    return DecodingSampler(Policy(model, tiny.ALONE), short_sampling(SAMPLING))
 
 
 def rollout(found: Subjects) -> Rollout:
-    torch.manual_seed(5)
     actor: Any = found.actor
-    return sampler(actor.model).sample([prompt.tokens.tolist() for prompt in spread(PROMPTS)])
+    prompts = [prompt.tokens.tolist() for prompt in spread(PROMPTS)]
+    return sampler(actor.model).sample(prompts, RowSeeds(5, range(len(prompts))))
 
 
 def broken_on_one_rank(ranks: Ranks, folder: Path) -> Any:

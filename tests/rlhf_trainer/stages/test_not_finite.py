@@ -144,7 +144,7 @@ def test_a_policy_that_gives_no_probabilities_ends_before_it_is_learned_from(
     config = tiny.stage_config(
         "ppo", tmp_path, model=changed(tmp_path, "ppo", "causal", with_huge_logits)
     )
-    with patch.object(ppo, "_check", lambda *given: None):
+    with patch.object(ppo, "_checked", lambda collector, prompts: collector):
         found = failure(guarded(config, "Observe"))
     assert found.step == 1
     assert "actor's log-probabilities, reference's log-probabilities" in found.message

@@ -88,3 +88,29 @@ def test_ranks_draw_different_answers_to_one_prompt(tmp_path: Path) -> None:
     )
     stage_runs.run_on_pair(config)
     assert all(step["reward_std"] > 1e-3 for step in stage_runs.steps(config))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_two_ranks_sample_what_one_samples(tmp_path: Path, zero_stage: int) -> None:
+    settings: dict[str, Any] = {
+        "batch_size": 8,
+        "max_steps": 1,
+        "eval_dataset": True,
+        "rollout_micro_batch_size": 3,
+    }
+    alone = tiny.stage_config("ppo", tmp_path / "one", **settings)
+    pair = tiny.stage_config(
+        "ppo", tmp_path / "two", world_size=2, zero_stage=zero_stage, **settings
+    )
+    folder = stage_runs.artifact(alone, stage_runs.run(alone))
+    first, _ = stage_runs.run_on_pair(pair)
+    mine = stage_runs.read_lines(folder / FileName.EVALUATION_SAMPLES)
+    theirs = stage_runs.read_lines(
+        stage_runs.artifact(pair, first["outcome"]) / FileName.EVALUATION_SAMPLES
+    )
+    # The reference answers: what was learned differs by rounding.
+    assert [row["responseBefore"] for row in theirs] == [row["responseBefore"] for row in mine]
+    assert len({row["responseBefore"] for row in mine}) > 8
+    for name in ("response_tokens", "response_tokens_p05", "eos_rate", "distinct_2"):
+        (ours,), (both,) = ([step[name] for step in stage_runs.steps(c)] for c in (alone, pair))
+        assert both == pytest.approx(ours), name

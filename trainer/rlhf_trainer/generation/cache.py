@@ -17,6 +17,10 @@ _GROWTH = 64
 """Columns that are added at a time."""
 
 
+class CacheError(Exception):
+    """A model leaves no keys and values where transformers says that it keeps them."""
+
+
 class GrowingLayer(DynamicLayer):
     """Keys and values with columns to spare: `DynamicLayer` copies all of them for each token."""
 
@@ -66,10 +70,16 @@ def selects_rows(model: PreTrainedModel) -> bool:
 
 
 def joined(caches: Sequence[DynamicCache], widths: Sequence[int]) -> DynamicCache:
-    """The rows of several caches as one, padded on the left to the widest."""
+    """The rows of several caches as one, padded on the left to the widest.
+
+    Raises:
+        CacheError: a layer of the model has not used its cache.
+    """
     whole = caches[0]
     for at in range(len(whole.layers)):
         parts: list[Any] = [cache.layers[at] for cache in caches]
+        if parts[0].keys is None:
+            raise CacheError(f"layer {at} keeps no keys and values")
         keys, values = _stacked(parts, "keys"), _stacked(parts, "values")
         if isinstance(parts[0], DynamicSlidingWindowLayer):
             parts[0].keys, parts[0].values = keys, values

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.models.finite import spoilt_weights
-from rlhf_trainer.models.memory import BUCKET_NUMBERS
+from rlhf_trainer.models.memory import BUCKET_NUMBERS, LIVE_NUMBERS
 from rlhf_trainer.models.replicated import ReplicatedEngine
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.files import load_tensors
@@ -306,6 +306,27 @@ def whole_parameters(model: PlacedModel) -> Iterator[None]:
         yield
         return
     with deepspeed.zero.GatheredParameters(list(model.module.parameters()), modifier_rank=None):
+        yield
+
+
+def may_gather(model: PlacedModel) -> bool:
+    """Whether a model is sharded and may be whole for as long as it samples.
+
+    ZeRO 3 keeps so many weights whole in a backward pass too, and the estimate of memory counts
+    them: no rank has less room than another.
+    """
+    if model.zero_stage < 3:
+        return False
+    # DeepSpeed's own attribute: a sharded parameter is empty.
+    parameters: list[Any] = list(model.module.parameters())
+    return sum(int(parameter.ds_numel) for parameter in parameters) <= LIVE_NUMBERS
+
+
+@contextmanager
+def gathered_once(model: PlacedModel) -> Iterator[None]:
+    """Inside, a sharded model computes with whole weights, without learning and without waiting
+    for other ranks: else each layer is gathered for each token."""
+    with deepspeed.zero.unwrap_model_for_generation(model.engine):
         yield
 
 

@@ -36,9 +36,10 @@ _MOMENTS = 2 * 4
 _MASTER = 4
 _FLOAT32_CHUNKS = 3
 """How many copies of a chunk of logits there are at once: log-softmax, softmax and gradient."""
+_DRAW = 4 * 4 + 8
 BUCKET_NUMBERS = 50_000_000
 """Gradients that DeepSpeed sends at once."""
-_LIVE_NUMBERS = 1_000_000_000
+LIVE_NUMBERS = 1_000_000_000
 """Weights that ZeRO 3 keeps whole at once, DeepSpeed's stage3_max_live_parameters."""
 
 
@@ -191,6 +192,17 @@ def evaluation_allowance(
     return max(scoring, rollout)
 
 
+def rollout_tokens(config: PretrainedConfig, budget: int, length: int, precision: Precision) -> int:
+    """Tokens of the rows that may be decoded together within `budget` bytes, each row of `length`.
+
+    A row has its keys and values, and one token's logits with what is drawn from them: four numbers
+    in fp32 and a distribution function in fp64 for each word.
+    """
+    sizes = Sizes.of(config, precision)
+    row = cache_bytes(MicroBatch(1, length), sizes) + (sizes.width + _DRAW) * sizes.vocabulary
+    return budget // row * length
+
+
 def sharding_bytes(model: ModelSize, *, precision: Precision, zero_stage: int) -> int:
     """What ZeRO takes in a backward pass: gradients on their way, in fp32 when they are sent, and
     under ZeRO 3 what comes back, and the weights while they are whole."""
@@ -203,7 +215,7 @@ def sharding_bytes(model: ModelSize, *, precision: Precision, zero_stage: int) -
     bucket = min(model.parameters, BUCKET_NUMBERS)
     if zero_stage < 3:
         return bucket * sent
-    return bucket * (sent + _GRADIENT) + min(model.parameters, _LIVE_NUMBERS) * width
+    return bucket * (sent + _GRADIENT) + min(model.parameters, LIVE_NUMBERS) * width
 
 
 def count_parameters(config: PretrainedConfig, factory: Any = AutoModelForCausalLM) -> int:

@@ -4,18 +4,22 @@ Called by the PPO stage, for training and for held-out prompts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from rlhf_api.metrics import Phase
 from rlhf_api.v1alpha1 import PPOStage
-from rlhf_trainer.models.engine import PlacedModel
+from rlhf_trainer.generation.counter import RowSeeds
+from rlhf_trainer.generation.sampling import Sampling
+from rlhf_trainer.models.engine import PlacedModel, gathered_once, may_gather
 from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.ppo.experience import Experience, collect, spoilt_on_any
 from rlhf_trainer.ppo.models import Models
 from rlhf_trainer.ppo.rewards import Rewards
-from rlhf_trainer.ppo.rollout import GenerateSampler, Rollout, Sampler, Sampling
+from rlhf_trainer.ppo.rollout import Rollout
+from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler, Policy, Sampler
 from rlhf_trainer.ppo.state import State
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.loop import TrainingLoop
@@ -23,7 +27,11 @@ from rlhf_trainer.run.loop import TrainingLoop
 
 @dataclass(frozen=True)
 class Collector:
-    """The models, the rewards and how answers are sampled."""
+    """The models, the rewards and how answers are sampled.
+
+    Attributes:
+        decodes: whether our own decode loop samples, and not `generate`.
+    """
 
     spec: PPOStage
     ranks: Ranks
@@ -32,6 +40,7 @@ class Collector:
     state: State
     rewards: Rewards
     sampling: Sampling
+    decodes: bool = True
 
     def collect(self, prompts: Sequence[Sequence[int]]) -> tuple[Experience, list[str]]:
         """One rank's experience of an update, and what of it is not finite on any rank.
@@ -41,7 +50,11 @@ class Collector:
         """
         loop = self.loop
         with loop.reporter.phase(Phase.ROLLOUT):
-            rollout = self.sampler(self.models.actor).sample(prompts)
+            ranks = self.ranks
+            # As `rank_slice` deals them out.
+            rows = range(ranks.rank, len(prompts) * ranks.world_size, ranks.world_size)
+            seeds = RowSeeds(self.spec.seed, rows, update=loop.step)
+            rollout = self.sampler(self.models.actor).sample(prompts, seeds)
             loop.stop_if_asked(inside_step=True)
         with loop.reporter.phase(Phase.SCORING):
             experience = self.evaluated(rollout, self.models.actor)
@@ -68,13 +81,18 @@ class Collector:
 
     def sampler(self, policy: PlacedModel, short: Sampling | None = None) -> Sampler:
         """Hears a request to stop, unless it samples but a few tokens in seconds."""
-        return GenerateSampler(
+        sharded = policy.zero_stage == 3
+        whole = sharded and may_gather(policy)
+        answering = Policy(
             policy_model(policy),
-            short or self.sampling,
-            self.ranks.device,
+            self.ranks,
             asked_to_stop=lambda: short is None and self.loop.stop.is_set,
-            synced=self.spec.zero_stage == 3 and self.ranks.world_size > 1,
+            in_step=sharded and not whole and self.ranks.world_size > 1,
         )
+        if whole:
+            answering = replace(answering, prepared=partial(gathered_once, policy))
+        sampler = DecodingSampler if self.decodes else GenerateSampler
+        return sampler(answering, short or self.sampling)
 
 
 def policy_model(policy: PlacedModel) -> PreTrainedModel:

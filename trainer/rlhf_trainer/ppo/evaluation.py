@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.names import FileName
 from rlhf_trainer.data.tokenize.tokenized import Prompt
+from rlhf_trainer.generation.counter import Purpose, RowSeeds
 from rlhf_trainer.ppo.experience import Experience
 from rlhf_trainer.rl import distinct_n
 from rlhf_trainer.run.distributed import Ranks, gather_objects
@@ -64,14 +65,15 @@ def answers_of(
 
 def answer_all(
     prompts: Sequence[Prompt],
-    answer: Callable[[list[Sequence[int]]], Experience],
+    answer: Callable[[list[Sequence[int]], RowSeeds], Experience],
     tokenizer: PreTrainedTokenizerBase,
     ranks: Ranks,
     seed: int,
 ) -> list[Answer]:
     """One answer for each held-out prompt, in order, the same list on every rank.
 
-    The random state of training is left as it was.
+    Each prompt draws from its own random numbers, always the same; the random state of training,
+    which a reward may draw from, is left as it was.
     """
     mine = list(range(ranks.rank, len(prompts), ranks.world_size))
     # Ranks sample equally many, which ZeRO 3's collectives need; the surplus is thrown away.
@@ -80,7 +82,10 @@ def answer_all(
     devices = [ranks.device] if ranks.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed + ranks.rank)
-        experience = answer([prompts[row].tokens.tolist() for row in padded])
+        experience = answer(
+            [prompts[row].tokens.tolist() for row in padded],
+            RowSeeds(seed, padded, purpose=Purpose.EVALUATION),
+        )
     own = answers_of(experience, padded, tokenizer)[: len(mine)]
     all_answers = [answer for part in gather_objects(ranks, own) for answer in part]
     return sorted(all_answers, key=lambda answer: answer.row)

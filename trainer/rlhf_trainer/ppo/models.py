@@ -29,6 +29,7 @@ from rlhf_trainer.models.memory import (
     allowance,
     check_memory,
     evaluation_allowance,
+    rollout_tokens,
 )
 from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.source import Base, open_base
@@ -144,6 +145,16 @@ def load_models(
         check_model(bases.reward_model, settings, causal=False, left_padding=True)
     check_memory(config, ranks, sizes, _activations(bases.actor, spec, longest, longest_text))
     return _load(bases, spec, settings, ranks)
+
+
+def wave_tokens(actor: Base, spec: PPOStage, longest: int, longest_text: int = 0) -> int:
+    """Tokens of the prompts and responses that are decoded together, within what the estimate of
+    memory sets aside: nothing learns meanwhile.
+
+    What a stage samples does not depend on how much memory happens to be free.
+    """
+    room = _activations(actor, spec, longest, longest_text)
+    return rollout_tokens(actor.config, room, longest, spec.precision)
 
 
 def _activations(actor: Base, spec: PPOStage, longest: int, longest_text: int) -> int:

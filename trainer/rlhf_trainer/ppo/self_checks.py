@@ -19,10 +19,13 @@ from torch import Tensor
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.errors import SelfCheckError
+from rlhf_trainer.generation.counter import Purpose, RowSeeds
+from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import DTYPES
 from rlhf_trainer.ppo.experience import last_scores
 from rlhf_trainer.ppo.models import FIELD
-from rlhf_trainer.ppo.rollout import Rollout, Sampler, Sampling
+from rlhf_trainer.ppo.rollout import Rollout
+from rlhf_trainer.ppo.samplers import Sampler
 from rlhf_trainer.rl import masked_mean
 from rlhf_trainer.run.checkpoint import restore_rng_state, rng_state
 from rlhf_trainer.run.distributed import Ranks, reduce_max
@@ -137,7 +140,7 @@ def run_self_checks(
     """
     begun, before = time.monotonic(), rng_state()
     try:
-        rollout = sampler.sample([prompt.tokens.tolist() for prompt in spread(prompts)])
+        rollout = check_rollout(sampler, prompts, spec, ranks)
         measured = deviations(subjects, rollout, spec)
     finally:
         restore_rng_state(before)
@@ -146,6 +149,15 @@ def run_self_checks(
     require_passed(agreed, spec.precision)
     summary = ", ".join(f"{check.name} {deviation:.1e}" for check, deviation in agreed.items())
     logger.info("self-checks passed in %.1f s: %s", time.monotonic() - begun, summary)
+
+
+def check_rollout(
+    sampler: Sampler, prompts: Sequence[Prompt], spec: PPOStage, ranks: Ranks
+) -> Rollout:
+    """What is checked, another one on each rank."""
+    rows = range(ranks.rank * ROWS, (ranks.rank + 1) * ROWS)
+    seeds = RowSeeds(spec.seed, rows, purpose=Purpose.CHECK)
+    return sampler.sample([prompt.tokens.tolist() for prompt in spread(prompts)], seeds)
 
 
 def spread(prompts: Sequence[Prompt], count: int = ROWS) -> list[Prompt]:

@@ -14,6 +14,7 @@ Run by `python -m rlhf_trainer.launch stage.json`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf_api.metrics import Metric, Phase
@@ -21,6 +22,7 @@ from rlhf_api.v1alpha1 import PPOStage, StageConfig
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_prompts
 from rlhf_trainer.data.tokenize.tokenized import Prompt
+from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import PlacedModel, whole_parameters
 from rlhf_trainer.models.load import ModelSettings, save_model
 from rlhf_trainer.models.score_statistics import ScoreStatistics, model_statistics
@@ -43,11 +45,11 @@ from rlhf_trainer.ppo.guardrails import heed, obey
 from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.learning import Learner
 from rlhf_trainer.ppo.metrics import refused_metrics, rollout_metrics
-from rlhf_trainer.ppo.models import FIELD, Bases, load_models
+from rlhf_trainer.ppo.models import FIELD, Bases, load_models, wave_tokens
 from rlhf_trainer.ppo.popart import ReturnScale, follow
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.ppo.rewards import Rewards, mean_rewards
-from rlhf_trainer.ppo.rollout import Sampling
+from rlhf_trainer.ppo.sampler_check import with_exact_sampler
 from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling
 from rlhf_trainer.ppo.state import State
 from rlhf_trainer.process.outcome import StageOutcome
@@ -84,15 +86,12 @@ def _train(
         )
         ptx = PTX.read(spec, bases.actor, inputs)
     # 2. The models.
-    models = load_models(
-        bases,
-        spec,
-        config,
-        ranks,
-        longest=_longest([*prompts, *(held_out or ())], spec),
-        longest_text=ptx.longest if ptx is not None else 0,
-        settings=ModelSettings.of(spec, reporter.note),
-    )
+    longest = _longest([*prompts, *(held_out or ())], spec)
+    longest_text = ptx.longest if ptx is not None else 0
+    settings = ModelSettings.of(spec, reporter.note)
+    models = load_models(bases, spec, config, ranks, longest, longest_text, settings)
+    room = wave_tokens(bases.actor, spec, longest, longest_text)
+    sampling = replace(sampling, wave_tokens=room)
     steps = ActorSteps.of(models.actor, spec, ptx, ranks)
     state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))
     loop = TrainingLoop(
@@ -109,7 +108,7 @@ def _train(
     )
     _resume(loop, state, steps)
     collector = Collector(spec, ranks, loop, models, state, rewards, sampling)
-    _check(collector, prompts)
+    collector = _checked(collector, prompts)
     learner = Learner(spec, ranks, loop, models.critic, steps, state)
     # 3. Learn.
     _updates(collector, learner, prompts, held_out, statistics)
@@ -147,13 +146,16 @@ def _longest(prompts: Sequence[Prompt], spec: PPOStage) -> int:
     return max(len(prompt.tokens) for prompt in prompts) + spec.max_response_length
 
 
-def _check(collector: Collector, prompts: Sequence[Prompt]) -> None:
-    """Make sure that the arithmetic holds on this machine (see `self_checks`)."""
+def _checked(collector: Collector, prompts: Sequence[Prompt]) -> Collector:
+    """Make sure that the arithmetic holds on this machine (see `self_checks`), and sample by what
+    does."""
+    collector = with_exact_sampler(collector, prompts)
     models = collector.models
     reference = models.reference if collector.loop.step == 0 else None
     subjects = Subjects(models.actor, reference, models.reward_model)
     sampler = collector.sampler(models.actor, short_sampling(collector.sampling))
     run_self_checks(subjects, sampler, prompts, collector.spec, collector.ranks)
+    return collector
 
 
 def _updates(
@@ -265,7 +267,7 @@ def _answers(collector: Collector, prompts: Sequence[Prompt], policy: PlacedMode
     with collector.loop.reporter.evaluating():
         answers = answer_all(
             prompts,
-            lambda tokens: collector.evaluated(sampler.sample(tokens), policy),
+            lambda tokens, seeds: collector.evaluated(sampler.sample(tokens, seeds), policy),
             collector.rewards.tokenizer,
             collector.ranks,
             collector.spec.seed,
