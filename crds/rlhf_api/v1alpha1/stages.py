@@ -249,7 +249,8 @@ class PPOStage(StageSpec):
     update_epochs: int = Field(1, ge=1, le=100)
     """Passes over each rollout's experience."""
     rollout_micro_batch_size: int = Field(64, ge=1, le=65536)
-    """Sequences that one rank samples or scores at a time."""
+    """Sequences that one rank reads or scores at a time; as many more are sampled together as the
+    estimate of memory has room for."""
     learning_rate: float = Field(1e-6, gt=0, le=1)
     """Peak learning rate of the actor."""
     critic_learning_rate: float = Field(5e-6, gt=0, le=1)
