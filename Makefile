@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 test test-all $(PARTS) test-chosen: export HF_HUB_OFFLINE := 1
 
-.PHONY: help venv check fmt lint types imports test generate verify models demo arithmetic
+.PHONY: help venv check fmt lint types imports test generate verify models demo arithmetic critic
 .PHONY: test-all $(PARTS) test-chosen
 .PHONY: end-to-end cluster-build cluster-up cluster-down
 
@@ -122,6 +122,10 @@ verify: venv ## Fail if a generated file is stale
 
 models: venv ## Measure every architecture against transformers, and write docs/models.md
 	PYTHONPATH=tests $(BIN)/python -m model_page models
+
+critic: venv ## Measure the critic with each remedy and without (35 runs), and write docs/critic.*
+	$(BIN)/python benchmarks/critic_stability.py --json docs/critic.json --plot docs/critic.png \
+		--page docs/critic.md docs/adr/0007-rewards-are-scaled-as-a-whole.md
 
 demo: venv ## Train SFT, reward model and PPO on Chinese shop reviews, and judge the result
 	$(BIN)/python examples/zh_reviews.py prepare
