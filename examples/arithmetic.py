@@ -9,8 +9,8 @@ as often. PPO sees the prompts alone, and its reward is `arithmetic_reward.exact
 The sums of the held-out prompts stand in no row of training. Tokens are characters.
 
 `judge` prints, and adds to the run's summary.json, the share of right answers to the held-out
-prompts, before and after PPO. Exit code 1: SFT ended with more than half of them right, or PPO
-ended with less than 90 %.
+prompts, before and after PPO. Exit code 1: SFT ended with more than half of them right, PPO ended
+with less than 90 %, or the run took more than 15 minutes from its start to its end.
 """
 
 import argparse
@@ -31,6 +31,8 @@ RIGHT = 0.4
 ERRORS = (-10, -2, -1, 1, 2, 10)
 MOST_AFTER_SFT = 0.5
 LEAST_AFTER_PPO = 0.9
+MOST_MINUTES = 15.0
+"""On two CPU cores."""
 SEED = 20260101
 
 Sum = tuple[int, int]
@@ -105,8 +107,11 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def judge(run: Path) -> tuple[float, float]:
-    """Add `exactSft` and `exactPpo` to the run's summary.json and print both; returns them."""
+def judge(run: Path) -> tuple[float, float, float | None]:
+    """Add `exactSft` and `exactPpo` to the run's summary.json and print both.
+
+    Returns both, and the minutes that the run took; None where its summary does not say.
+    """
     from rlhf_api.errors import ConfigError
     from rlhf_api.loading import read_yaml
 
@@ -130,11 +135,13 @@ def judge(run: Path) -> tuple[float, float]:
         f"right answers to {len(rows)} held-out sums: SFT {100 * summary['exactSft']:.1f} %, "
         f"PPO {100 * summary['exactPpo']:.1f} %\n"
     )
-    return summary["exactSft"], summary["exactPpo"]
+    seconds = summary.get("secondsTotal")
+    return summary["exactSft"], summary["exactPpo"], None if seconds is None else seconds / 60
 
 
-def missed_goals(sft: float, ppo: float) -> list[str]:
-    """What the run was to show and did not, each in a sentence, from the shares of right answers.
+def missed_goals(sft: float, ppo: float, minutes: float | None) -> list[str]:
+    """What the run was to show and did not, each in a sentence, from the shares of right answers
+    and the minutes that it took.
 
     A policy that is good to begin with would show nothing of what PPO does.
     """
@@ -148,6 +155,15 @@ def missed_goals(sft: float, ppo: float) -> list[str]:
         sentences.append(
             f"PPO ended with {100 * ppo:.1f} % right answers, where {100 * LEAST_AFTER_PPO:g} % is "
             "the least: look at reward and kl in the ppo stage's events.jsonl, and raise maxSteps"
+        )
+    if minutes is None:
+        sentences.append(
+            "summary.json has no secondsTotal: the time is not measured; run the job to its end"
+        )
+    elif minutes > MOST_MINUTES:
+        sentences.append(
+            f"the run took {minutes:.1f} min, where {MOST_MINUTES:g} is the most on two cores, "
+            "pauses between attempts included: leave them to it, or run anew without a pause"
         )
     return sentences
 

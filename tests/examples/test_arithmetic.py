@@ -90,12 +90,15 @@ def test_the_job_is_one(data: Path) -> None:
     assert "rewardModel" not in text
 
 
-def finished_run(folder: Path, right: dict[str, int], rows: int) -> Path:
+def finished_run(
+    folder: Path, right: dict[str, int], rows: int, seconds: float | None = 900.0
+) -> Path:
     """What `judge` reads of a run, with so many right answers in each column."""
     (folder / "artifact").mkdir(parents=True)
     stages = {"ppo": {"artifact": {"uri": "artifact"}}}
     (folder / "status.yaml").write_text(yaml.safe_dump({"status": {"stages": stages}}))
-    (folder / "summary.json").write_text(json.dumps({"job": "arithmetic"}))
+    took = {} if seconds is None else {"secondsTotal": seconds}
+    (folder / "summary.json").write_text(json.dumps({"job": "arithmetic"} | took))
     samples = [
         {"prompt": f"{at}+1="}
         | {column: str(at + 1) if at < count else "" for column, count in right.items()}
@@ -130,9 +133,29 @@ def test_the_judge_fails_a_run_that_does_not_learn(
     assert all(sentence in line for sentence, line in zip(sentences, told, strict=True))
     assert json.loads((run / "summary.json").read_text()) == {
         "job": "arithmetic",
+        "secondsTotal": 900.0,
         "exactSft": before / 20,
         "exactPpo": after / 20,
     }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sentence"),
+    [
+        (906.0, "the run took 15.1 min, where 15 is the most on two cores"),
+        (None, "summary.json has no secondsTotal: the time is not measured"),
+    ],
+)
+def test_the_judge_fails_a_run_that_takes_too_long(
+    seconds: float | None, sentence: str, tmp_path: Path
+) -> None:
+    right = {"responseBefore": 10, "responseAfter": 18}
+    run = finished_run(tmp_path / "run", right, 20, seconds)
+    command = [sys.executable, SCRIPT, "judge", run]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1, done.stderr
+    (told,) = done.stderr.splitlines()
+    assert told.startswith(f"{run}: {sentence}")
 
 
 def test_the_judge_asks_for_a_finished_run(tmp_path: Path) -> None:
