@@ -231,6 +231,31 @@ def test_an_answer_that_trickles_is_unavailable(serve: Callable[..., Service]) -
     assert len(service.questions) == 2
 
 
+def test_headers_that_trickle_are_unavailable_in_time(serve: Callable[..., Service]) -> None:
+    """The thread that still reads them holds back neither the next try nor the end."""
+    released = threading.Event()
+
+    class Trickling(Handler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.server.times.append(time.monotonic())
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+            # Less than the timeout apart, until the test is over.
+            while not released.wait(0.05):
+                self.wfile.write(b"x")
+
+    service = serve()
+    service.RequestHandlerClass = Trickling
+    began = time.monotonic()
+    try:
+        with pytest.raises(ServiceUnavailable, match=r"no whole answer in 0.4 s .*tried 2 times"):
+            asked(service, retries=1, timeout_seconds=0.4)
+        assert time.monotonic() - began < 30
+        assert len(service.times) == 2
+    finally:
+        released.set()
+
+
 def test_an_answer_may_be_compressed(serve: Callable[..., Service]) -> None:
     class Compressed(Handler):
         def do_POST(self) -> None:

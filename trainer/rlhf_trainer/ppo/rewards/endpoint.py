@@ -13,8 +13,10 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from http import HTTPStatus
+from threading import Thread
 from typing import Any
 
 import requests
@@ -120,6 +122,26 @@ class Endpoint:
                 self._wait(_pause_seconds(failures, error.wished))
 
     def _tried(self, question: dict[str, Any]) -> Any:
+        """One try, over at the deadline whatever part of the answer is late.
+
+        A socket's own timeout starts anew with each byte that comes, and headers are read where no
+        clock can be looked at: a thread waits for them, and is left alone when it is too late.
+        """
+        answered: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answered.set_result(self._answered(question))
+            except BaseException as error:  # noqa: BLE001 - raised by the one who asked
+                answered.set_exception(error)
+
+        Thread(target=ask, name="reward-endpoint", daemon=True).start()
+        try:
+            return answered.result(self.spec.timeout_seconds)
+        except TimeoutError as error:
+            raise self._too_late() from error
+
+    def _answered(self, question: dict[str, Any]) -> Any:
         deadline = time.monotonic() + self.spec.timeout_seconds
         try:
             with self.session.post(
@@ -139,13 +161,16 @@ class Endpoint:
             raise InputError(f"{self.who} cannot be asked: {error}; correct the url") from error
 
     def _body(self, answer: requests.Response, deadline: float) -> bytes:
-        """All of the body; a socket's own timeout starts anew with each byte that comes."""
+        """All of the body, unless nobody waits for it any more."""
         body = b""
         while part := answer.raw.read1(_PART_BYTES, decode_content=True):
             body += part
             if time.monotonic() > deadline:
-                raise _MayPass(f"timed out: no whole answer in {self.spec.timeout_seconds:g} s")
+                raise self._too_late()
         return body
+
+    def _too_late(self) -> _MayPass:
+        return _MayPass(f"timed out: no whole answer in {self.spec.timeout_seconds:g} s")
 
     def _read(self, answer: requests.Response, body: bytes) -> Any:
         text = _shown(body.decode(errors="replace"))
