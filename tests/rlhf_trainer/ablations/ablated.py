@@ -19,6 +19,7 @@ from rlhf_api.errors import RLHFError
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import failure_of
 from rlhf_trainer.generation.decoding import Decoder, Responses
+from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.ppo import experience
 from rlhf_trainer.ppo import models as ppo_models
 from rlhf_trainer.ppo.experience import normalized
@@ -29,6 +30,7 @@ from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.stages import ppo
 
 right_responses = Decoder.respond
+right_forward = Actor.forward
 right_rewards = experience.token_rewards
 Rewards = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -76,8 +78,18 @@ def moments_of_one_rank(x: Tensor, mask: Tensor, ranks: Ranks) -> Any:
     return masked_moments(x, mask)
 
 
+def noise_in_the_update(actor: Actor, *given: Any, entropy: bool = False, **settings: Any) -> Any:
+    """Log-probabilities are off where entropies are asked for, which the update alone does."""
+    found = right_forward(actor, *given, entropy=entropy, **settings)
+    if not entropy:
+        return found
+    off = 0.5 * torch.randn_like(found.logprobs)
+    return found._replace(logprobs=found.logprobs + off)
+
+
 ABLATIONS: Mapping[str, tuple[Any, str, Any]] = {
     "dropout on": (ppo_models, "switch_off_dropout", leave_dropout_on),
+    "noise in the update": (Actor, "forward", noise_in_the_update),
     "EOS not counted": (Decoder, "respond", responses_without_eos),
     "EOS taken for padding": (
         Rollout,

@@ -3,6 +3,7 @@
 Every test takes the right code through the same measure first, so that the measure can tell.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import worlds
 
 from rlhf_api.names import Reason
-from rlhf_api.v1alpha1 import StageConfig
+from rlhf_api.v1alpha1 import CheckpointPolicy, StageConfig
 from rlhf_trainer.errors import StopRequested
 from rlhf_trainer.ppo.experience import targets_of
 from rlhf_trainer.ppo.rollout import Rollout
@@ -75,6 +76,44 @@ def test_dropout_makes_the_ratio_noise(
             assert (failure.exit_code, failure.reason) == (70, Reason.SELF_CHECK_FAILED)
             assert "spec.stages.ppo.model: self-check ratio" in failure.message
             assert failure.message == found[0].message
+
+
+@pytest.mark.parametrize(
+    ("world_size", "zero_stage", "precision"), [(1, 0, "FP32"), (1, 0, "BF16"), (2, 3, "FP32")]
+)
+def test_noise_in_the_update_alone_ends_before_anything_is_learned(
+    tmp_path: Path, world_size: int, zero_stage: int, precision: str
+) -> None:
+    """The short answers of the start are evaluated as the rollout is, which is right."""
+    for name in (None, "noise in the update"):
+        config = tiny.stage_config(
+            "ppo",
+            tmp_path / str(name),
+            world_size=world_size,
+            zero_stage=zero_stage,
+            precision=precision,
+            checkpoint=CheckpointPolicy(every_steps=1),
+        )
+        if world_size == 1:
+            found = [ablations.run(tiny.ranks(), config, name)]
+        else:
+            found = worlds.pair()(PROGRAM, "run", config=config, ablation=name)
+        for failure in found:
+            if name is None:
+                assert failure is None
+                continue
+            assert (failure.exit_code, failure.reason) == (70, Reason.SELF_CHECK_FAILED)
+            told = re.match(
+                r"spec\.stages\.ppo\.model: self-check first minibatch: mean \|log pi - "
+                r"log pi_old\| .* is (0\.\d+), not below (1e-05|0\.02) in (FP32|BF16); ",
+                failure.message,
+            )
+            # The mean of a normal variable's absolute value.
+            assert told is not None
+            assert float(told[1]) == pytest.approx(0.5 * (2 / np.pi) ** 0.5, rel=0.5)
+            assert failure.message == found[0].message
+        learned = stage_runs.steps(config), stage_runs.checkpoints(config)
+        assert (learned == ([], [])) == (name is not None)
 
 
 # An identity: what ends an answer is its last action

@@ -159,9 +159,7 @@ def collect(
                 (
                     torch.zeros(len(rows.responses), device=rows.responses.device)
                     if reward_model is None
-                    else last_scores(
-                        reward_model, rows if score_end is None else rows.ended_by(score_end)
-                    )
+                    else last_scores(reward_model, rows, score_end)
                 ),
             )
         )
@@ -191,8 +189,11 @@ def response_values(critic: Callable[..., Any], rollout: Rollout) -> Tensor:
     return numbers[:, -width - 1 : -1]
 
 
-def last_scores(reward_model: Callable[..., Any], rollout: Rollout) -> Tensor:
-    """Float[batch]: the score at each sequence's last real token."""
+def last_scores(
+    reward_model: Callable[..., Any], rollout: Rollout, score_end: int | None = None
+) -> Tensor:
+    """Float[batch]: the score at each sequence's last real token; `score_end` as in `collect`."""
+    rollout = rollout if score_end is None else rollout.ended_by(score_end)
     numbers: Tensor = reward_model(*rollout.sequences)
     return numbers.gather(1, rollout.last_index.unsqueeze(1)).squeeze(1)
 

@@ -5,7 +5,7 @@ losses are sums over its tokens on all ranks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,7 @@ from rlhf_trainer.ppo.experience import (
     normalized,
     response_values,
 )
+from rlhf_trainer.ppo.first_ratio import FirstRatio
 from rlhf_trainer.ppo.metrics import UpdateSums
 from rlhf_trainer.ppo.ptx import StopCheck
 from rlhf_trainer.ppo.state import State
@@ -40,6 +41,7 @@ class Learner:
     critic: TrainedModel
     steps: ActorSteps
     state: State
+    first_ratio: FirstRatio = field(default_factory=FirstRatio)
 
     def learn(
         self, experience: Experience, targets: Targets, undo: Callable[[], None] | None = None
@@ -91,6 +93,7 @@ class Learner:
                 self._accumulate_actor(micro, micro_targets, tokens, last_of_step, sums)
             self._accumulate_critic(micro, micro_targets, tokens, last, sums)
         if self._actor_learns():
+            self.first_ratio.require_one(tokens, spec.precision, ranks)
             sums.actor_norms.append(self.steps.step(self._learning_rate(), check_stop))
         critic_rate = self.loop.learning_rate(spec.critic_learning_rate)
         sums.critic_norms.append(self.critic.step(critic_rate))
@@ -107,6 +110,7 @@ class Learner:
             entropy=True,
             entropy_gradient=spec.entropy_coef > 0,
         )
+        self.first_ratio.see(statistics.logprobs, micro)
         policy = policy_loss(
             statistics.logprobs,
             micro.old_logprobs,

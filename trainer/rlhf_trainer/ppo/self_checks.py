@@ -37,11 +37,11 @@ TOKENS = 32
 PADDING = 8
 
 LOG_RATIO_BOUND = {"FP32": 1e-5, "BF16": 0.02}
-"""Largest mean |log ratio| in nats a token, by precision."""
+"""Mean |log ratio| in nats a token that is too much, by precision."""
 SCORE_BOUND = {"FP32": 1e-4, "BF16": 0.05}
-"""Largest mean |change| of the scores in units of `_score_scale`, by precision."""
+"""Mean |change| of the scores, in their standard deviations, that is too much, by precision."""
 ROUNDINGS = 2
-"""Rounding steps of the largest score that are allowed to scores which hardly differ."""
+"""Rounding steps of the largest score that are no change: see `_score_change`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Check:
         name: for messages.
         field: what it is about.
         quantity: what is measured, with its unit.
-        bounds: what it must not exceed, by precision.
+        bounds: what it must stay below, by precision.
         remedy: what to do when it does.
     """
 
@@ -67,7 +67,7 @@ _PADDING_REMEDY = (
     "the model reads padding or ignores position ids: try another attentionImplementation, or name "
     "a model that transformers implements"
 )
-_SCORE_UNIT = "in standard deviations of the scores or, where that is more, in their rounding"
+_SCORE_UNIT = "in standard deviations of the scores and beyond their rounding"
 RATIO = Check(
     "ratio",
     f"{FIELD}.model",
@@ -115,11 +115,13 @@ class Subjects:
         actor: gives TokenStatistics; so does `reference`.
         reference: None where it is not to be compared, since the actor has learned.
         reward_model: gives numbers, Float[batch, time]; None where the stage has none.
+        score_end: the token that it knows answers to end with, as in `collect`.
     """
 
     actor: Callable[..., Any]
     reference: Callable[..., Any] | None
     reward_model: Callable[..., Any] | None
+    score_end: int | None = None
 
 
 def short_sampling(sampling: Sampling) -> Sampling:
@@ -194,32 +196,35 @@ def deviations(subjects: Subjects, rollout: Rollout, spec: PPOStage) -> dict[Che
         _mean_change(padded, old, mask), _mean_change(alone, old, mask)
     )
     if subjects.reward_model is not None:
-        changes |= _score_deviations(subjects.reward_model, rollout, more, spec)
+        changes |= _score_deviations(subjects.reward_model, rollout, more, spec, subjects.score_end)
     return changes
 
 
 def _score_deviations(
-    model: Callable[..., Any], rollout: Rollout, more: Rollout, spec: PPOStage
+    model: Callable[..., Any],
+    rollout: Rollout,
+    more: Rollout,
+    spec: PPOStage,
+    score_end: int | None,
 ) -> dict[Check, float]:
     def scores(rows: Rollout, at_a_time: int = spec.rollout_micro_batch_size) -> Tensor:
-        return _evaluated(lambda part: last_scores(model, part), rows, at_a_time)
+        return _evaluated(lambda part: last_scores(model, part, score_end), rows, at_a_time)
 
     expected = scores(rollout)
     alone = torch.cat([scores(row, 1) for row in alone_rows(rollout)])
     turned = scores(turned_rows(rollout)).roll(-1, 0)
-    scale = _score_scale(expected, spec.precision)
     return {
         PADDING_OF_SCORES: max(
-            _score_change(scores(more), expected, scale),
-            _score_change(alone, expected, scale),
+            _score_change(scores(more), expected, spec.precision),
+            _score_change(alone, expected, spec.precision),
         ),
-        ORDER_OF_SCORES: _score_change(turned, expected, scale),
+        ORDER_OF_SCORES: _score_change(turned, expected, spec.precision),
     }
 
 
 def require_passed(measured: Mapping[Check, float], precision: str) -> None:
-    """Raise SelfCheckError, naming every check whose deviation is not within its bound."""
-    failed = [check for check in measured if not measured[check] <= check.bounds[precision]]
+    """Raise SelfCheckError, naming every check whose deviation is not below its bound."""
+    failed = [check for check in measured if not measured[check] < check.bounds[precision]]
     if failed:
         raise SelfCheckError(
             "; ".join(_message(each, measured[each], precision) for each in failed)
@@ -264,15 +269,18 @@ def _mean_change(actual: Tensor, expected: Tensor, mask: Tensor) -> float:
     return _finite(float(masked_mean((actual - expected).abs(), mask)))
 
 
-def _score_change(actual: Tensor, expected: Tensor, scale: float) -> float:
-    return _finite(float((actual - expected).abs().mean()) / scale)
+def _score_change(actual: Tensor, expected: Tensor, precision: str) -> float:
+    """Mean |change| of Float[batch] in standard deviations; 0 where it may be rounding alone.
 
-
-def _score_scale(scores: Tensor, precision: str) -> float:
-    """Standard deviation of Float[batch], or what keeps rounding within the bound if it is more."""
-    eps = torch.finfo(DTYPES[precision]).eps
-    rounding = ROUNDINGS * eps * float(scores.abs().max()) / SCORE_BOUND[precision]
-    return max(float(scores.std()), rounding, torch.finfo(torch.float32).tiny)
+    What a score s is made of is rounded to that precision, so that two evaluations of it may lie
+    eps |s| apart. Scores that are close together beside their size would be failed by that: a
+    change counts where it is more than `ROUNDINGS` such steps of the largest score.
+    """
+    change = float((actual - expected).abs().mean())
+    rounding = ROUNDINGS * torch.finfo(DTYPES[precision]).eps * float(expected.abs().max())
+    if change <= rounding:
+        return 0.0
+    return _finite(change / max(float(expected.std()), torch.finfo(torch.float32).tiny))
 
 
 def _finite(number: float) -> float:
@@ -282,6 +290,6 @@ def _finite(number: float) -> float:
 
 def _message(check: Check, deviation: float, precision: str) -> str:
     return (
-        f"{check.field}: self-check {check.name}: {check.quantity} is {deviation:.3g}, more than "
+        f"{check.field}: self-check {check.name}: {check.quantity} is {deviation:.3g}, not below "
         f"{check.bounds[precision]:g} in {precision}; {check.remedy}"
     )

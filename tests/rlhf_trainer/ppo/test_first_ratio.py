@@ -1,0 +1,76 @@
+"""The ratio of the first minibatch is looked at once an attempt, before the actor steps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stage_runs
+import tiny
+import torch
+import worlds
+
+from rlhf_api.v1alpha1 import CheckpointPolicy
+from rlhf_trainer.errors import SelfCheckError
+from rlhf_trainer.ppo import first_ratio
+from rlhf_trainer.ppo.first_ratio import FirstRatio
+
+cases: Any = worlds.load(Path(__file__).parents[1] / "programs_engine" / "rollout_cases.py")
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The sums that it waited for a device and for other ranks with."""
+    found: list[float] = []
+
+    def watched(values: list[float], *rest: Any) -> list[float]:
+        found.extend(values)
+        return values
+
+    monkeypatch.setattr(first_ratio, "reduce_sum", watched)
+    return found
+
+
+def test_one_wait_an_attempt(tmp_path: Path, waits: list[float]) -> None:
+    """Of several updates, epochs, minibatches and micro-batches."""
+    config = tiny.stage_config(
+        "ppo",
+        tmp_path,
+        update_epochs=2,
+        minibatch_size=2,
+        micro_batch_size=1,
+        checkpoint=CheckpointPolicy(every_steps=1),
+    )
+    with pytest.raises(Exception, match="stopped on request"):
+        stage_runs.run(config, stage_runs.StopAfter(config, 2))
+    assert len(waits) == 1
+    stage_runs.run(stage_runs.attempt(config, 2))
+    assert len(waits) == 2
+
+
+def test_where_the_critic_alone_learns_there_is_no_ratio(
+    tmp_path: Path, waits: list[float]
+) -> None:
+    config = tiny.stage_config("ppo", tmp_path, critic_warmup_steps=2, max_steps=2)
+    stage_runs.run(config)
+    assert waits == []
+    later = tiny.stage_config("ppo", tmp_path / "later", critic_warmup_steps=2, max_steps=3)
+    stage_runs.run(later)
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize(("off", "passes"), [(0.9e-5, True), (1.1e-5, False), (math.nan, False)])
+def test_the_mean_is_over_the_tokens_of_all_micro_batches(off: float, passes: bool) -> None:
+    """What the columns after an answer's end hold means nothing."""
+    experience, ratio = cases.experience(rows=4), FirstRatio()
+    tokens = float(experience.mask.sum())
+    for row in range(4):
+        part = experience[torch.tensor([row])]
+        logprobs = part.old_logprobs + (-1) ** row * off
+        ratio.see(torch.where(part.mask, logprobs, 1e6), part)
+    if passes:
+        ratio.require_one(tokens, "FP32", tiny.ranks())
+        assert ratio.passed
+    else:
+        with pytest.raises(SelfCheckError, match="first minibatch"):
+            ratio.require_one(tokens, "FP32", tiny.ranks())
