@@ -126,6 +126,9 @@ class Metric(StrEnum):
     EVAL_KL = "eval_kl"
     EVAL_EOS_RATE = "eval_eos_rate"
     EVAL_DISTINCT_2 = "eval_distinct_2"
+    RESPONSE_TOKENS_P05_START = "response_tokens_p05_start"
+    RESPONSE_TOKENS_P50_START = "response_tokens_p50_start"
+    RESPONSE_TOKENS_P95_START = "response_tokens_p95_start"
 
 
 class LabelledMetric(StrEnum):
@@ -251,6 +254,15 @@ METRIC_HELP: dict[Metric | LabelledMetric, str] = {
     Metric.EVAL_DISTINCT_2: (
         "Share of distinct pairs of neighbouring tokens in answers to held-out prompts, 0 to 1."
     ),
+    Metric.RESPONSE_TOKENS_P05_START: (
+        "Median at the start of response_tokens_p05, which LengthOutOfRange compares with."
+    ),
+    Metric.RESPONSE_TOKENS_P50_START: (
+        "Median at the start of response_tokens_p50, which LengthOutOfRange compares with."
+    ),
+    Metric.RESPONSE_TOKENS_P95_START: (
+        "Median at the start of response_tokens_p95, which LengthOutOfRange compares with."
+    ),
     LabelledMetric.PHASE_SECONDS: (
         "Seconds of this attempt that rank 0 was in a phase, the one it is in included."
     ),
@@ -313,6 +325,10 @@ _OF_ALL = frozenset(
         Metric.LAST_CHECKPOINT_TIMESTAMP,
         Metric.NONFINITE,
         LabelledMetric.PHASE_SECONDS,
+        # NonFinite ends every stage; the other rules judge PPO alone.
+        LabelledMetric.HEALTH_VALUE,
+        LabelledMetric.HEALTH_THRESHOLD,
+        LabelledMetric.HEALTH_VERDICT,
         *ROW_METRICS,
     }
 )

@@ -134,6 +134,23 @@ def test_the_baseline_is_told_as_a_metric_from_the_first_update() -> None:
     assert baselines == [2.0, 3.0, 4.0]
 
 
+def test_the_starts_of_all_quantiles_of_lengths_are_told() -> None:
+    """The factor that LengthOutOfRange compares may come from any of them."""
+    told = {
+        Metric.RESPONSE_TOKENS_P05_START: Metric.RESPONSE_TOKENS_P05,
+        Metric.RESPONSE_TOKENS_P50_START: Metric.RESPONSE_TOKENS_P50,
+        Metric.RESPONSE_TOKENS_P95_START: Metric.RESPONSE_TOKENS_P95,
+    }
+    longer = {metric: 5 * HEALTHY[metric] for metric in told.values()}
+    for judgement in judged(Health(), [HEALTHY] * 11 + [HEALTHY | longer] * 5):
+        assert {start: judgement.metrics[start] for start in told} == {
+            start: HEALTHY[metric] for start, metric in told.items()
+        }
+    without = {m: v for m, v in HEALTHY.items() if m not in told.values()}
+    (first,) = judged(Health(), [without])
+    assert first.metrics.keys() == {Metric.CRITIC_LOSS_BASELINE}
+
+
 def test_evidence_holds_the_numbers() -> None:
     history = [HEALTHY] * 20 + [
         HEALTHY

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import metrics_pages
 import pytest
 import stage_runs
 import tiny
@@ -23,6 +24,7 @@ from rlhf_trainer.errors import Failure, NonFiniteError, failure_of
 from rlhf_trainer.models import response_loss
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.run.loop import TrainingLoop
+from rlhf_trainer.run.report import Reporter
 from rlhf_trainer.stages import ppo, reward
 
 EVERY = CheckpointPolicy(every_steps=1, keep=4, keep_finished=True)
@@ -30,15 +32,44 @@ LAST = {"sft": "model", "reward": "model", "ppo": "critic"}
 """The model of each stage whose optimizer steps last."""
 
 
+@contextmanager
+def served_last() -> Iterator[list[str]]:
+    """What Prometheus could read when a stage was about to leave."""
+    pages: list[str] = []
+    plain = Reporter.close
+
+    def closed(reporter: Reporter) -> None:
+        if not pages:
+            pages.append(metrics_pages.fetched(reporter.metrics_port))
+        plain(reporter)
+
+    with patch.object(Reporter, "close", closed):
+        yield pages
+
+
 def failure(config: StageConfig) -> Failure:
-    """How the stage ends; of what it wrote every line is JSON, and nothing is published."""
-    with pytest.raises(NonFiniteError) as caught:
+    """How the stage ends; of what it wrote every line is JSON, and nothing is published.
+
+    That a number is not finite is a verdict like any other: an event, metrics, in the result.
+    """
+    with served_last() as pages, pytest.raises(NonFiniteError) as caught:
         stage_runs.run(config)
     found = failure_of(caught.value)
     assert (found.exit_code, found.reason) == (ExitCode.NUMERICS, Reason.NON_FINITE)
     assert found.message.startswith(f"spec.stages.{config.stage}: NaN or infinite at step ")
     assert "lower learningRate" in found.message
-    assert found.verdicts[0].rule == GuardrailRule.NON_FINITE
+    verdict = found.verdicts[0]
+    assert (verdict.rule, verdict.action) == (GuardrailRule.NON_FINITE, GuardrailAction.FAIL)
+    told = stage_runs.events(config)[-1]
+    assert (told["type"], told["rule"], told["broken"]) == ("verdict", "NonFinite", True)
+    assert (told["action"], told["step"], told["value"]) == ("Fail", found.step, verdict.value)
+    named = found.message.partition(f"at step {found.step}: ")[2].partition(";")[0]
+    assert told["evidence"].startswith(f"NaN or infinite: {named}; ")
+    series = (
+        f'{{attempt="{config.attempt}",rlhfjob="tiny",rule="NonFinite",stage="{config.stage}"}}'
+    )
+    for family, value in (("verdict", 1.0), ("value", verdict.value), ("threshold", 0.0)):
+        assert f"rlhf_train_health_{family}{series} {value}\n" in pages[0]
     folder = Path(config.attempt_folder)
     assert not (folder / "artifact").exists()
     for path in folder.rglob("*.json"):
@@ -101,7 +132,11 @@ def test_a_step_that_spoils_ends_the_stage(
         found = failure(config)
     assert (found.step, found.last_checkpoint_step) == (2, 1)
     assert stage_runs.checkpoints(config) == ["latest", "step-1"]
-    assert [verdict.step for verdict in found.verdicts] == [2]
+    # Nor does another rule that the same step breaks go untold.
+    rules = ["NonFinite", "KLAboveLimit"] if stage == "ppo" else ["NonFinite"]
+    assert [(each.rule, each.step) for each in found.verdicts] == [(rule, 2) for rule in rules]
+    told = stage_runs.events(config, "verdict")
+    assert [each["rule"] for each in told] == rules[::-1]
     norm = "critic_gradient_norm" if stage == "ppo" else "gradient_norm"
     named = f"{norm};" if of == "gradient" else f"{LAST[stage]}'s model.model.embed_tokens.weight;"
     assert f"at step 2: {named} the last checkpoint is of step 1" in found.message

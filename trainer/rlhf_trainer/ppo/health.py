@@ -13,7 +13,14 @@ from typing import Any
 from rlhf_api.metrics import Metric
 from rlhf_api.names import GuardrailAction, GuardrailRule
 from rlhf_api.v1alpha1 import Guardrail, HealthVerdict
-from rlhf_trainer.ppo.health_rules import HEALTH_RULES, START_UPDATES, HealthRule, Numbers, Past
+from rlhf_trainer.ppo.health_rules import (
+    HEALTH_RULES,
+    START_UPDATES,
+    STARTS_TOLD,
+    HealthRule,
+    Numbers,
+    Past,
+)
 from rlhf_trainer.run.readings import Reading
 
 
@@ -25,19 +32,13 @@ class Judgement:
         readings: of all rules, in the order of `GuardrailRule`.
         verdicts: of the broken rules; those whose action ends the attempt first, Fail before
             Suspend.
-        critic_loss_baseline: start of the critic loss; None before there is one.
+        metrics: what the update is to tell beside its own metrics: the starts of `STARTS_TOLD`
+            that are known.
     """
 
     readings: tuple[Reading, ...]
     verdicts: tuple[HealthVerdict, ...]
-    critic_loss_baseline: float | None
-
-    @property
-    def metrics(self) -> dict[Metric, float]:
-        """What the update is to tell beside its own metrics."""
-        if self.critic_loss_baseline is None:
-            return {}
-        return {Metric.CRITIC_LOSS_BASELINE: self.critic_loss_baseline}
+    metrics: Mapping[Metric, float]
 
     @property
     def fired(self) -> Reading | None:
@@ -165,7 +166,7 @@ class Health:
         """
         self.heed()
         readings = tuple(self._reading(rule, step, metrics) for rule in self._rules)
-        judgement = Judgement(readings, self.verdicts, self._critic_loss_baseline)
+        judgement = Judgement(readings, self.verdicts, self._starts)
         for rule, reading in zip(self._rules, readings, strict=True):
             verdict = self._windows[rule.rule].verdict
             if verdict is not None and reading.action != GuardrailAction.OBSERVE:
@@ -222,8 +223,13 @@ class Health:
         }
 
     @property
-    def _critic_loss_baseline(self) -> float | None:
-        return _finite(self._windows[GuardrailRule.CRITIC_LOSS_DIVERGING].past.start)
+    def _starts(self) -> dict[Metric, float]:
+        pasts = {rule: self._windows[rule].past.starts for rule, _ in STARTS_TOLD.values()}
+        return {
+            told: pasts[rule][metric]
+            for told, (rule, metric) in STARTS_TOLD.items()
+            if metric in pasts[rule]
+        }
 
     def _reading(self, rule: HealthRule, step: int, metrics: Numbers) -> Reading:
         window = self._windows[rule.rule]

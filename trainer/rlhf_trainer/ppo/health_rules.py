@@ -294,4 +294,21 @@ _ROWS = (
     ),
 )
 
+STARTS_TOLD: dict[Metric, tuple[GuardrailRule, Metric]] = {
+    Metric.CRITIC_LOSS_BASELINE: (GuardrailRule.CRITIC_LOSS_DIVERGING, Metric.CRITIC_LOSS),
+    Metric.RESPONSE_TOKENS_P05_START: (
+        GuardrailRule.LENGTH_OUT_OF_RANGE,
+        Metric.RESPONSE_TOKENS_P05,
+    ),
+    Metric.RESPONSE_TOKENS_P50_START: (
+        GuardrailRule.LENGTH_OUT_OF_RANGE,
+        Metric.RESPONSE_TOKENS_P50,
+    ),
+    Metric.RESPONSE_TOKENS_P95_START: (
+        GuardrailRule.LENGTH_OUT_OF_RANGE,
+        Metric.RESPONSE_TOKENS_P95,
+    ),
+}
+"""Metrics that are the start of another one as a rule knows it."""
+
 HEALTH_RULES: dict[GuardrailRule, HealthRule] = {row.rule: row for row in _ROWS}

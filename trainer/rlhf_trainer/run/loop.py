@@ -30,7 +30,8 @@ from rlhf_trainer.run.checkpoint import (
     rng_state,
 )
 from rlhf_trainer.run.distributed import Ranks, any_rank, gather_objects, seed_everything
-from rlhf_trainer.run.non_finite import non_finite_error, spoilt_metrics
+from rlhf_trainer.run.non_finite import non_finite_error, non_finite_reading, spoilt_metrics
+from rlhf_trainer.run.readings import Reading, fired_verdicts
 from rlhf_trainer.run.report import Reporter, evaluation_reported
 
 
@@ -105,13 +106,13 @@ class TrainingLoop:
             checkpoint = self._store.newest()
             own: Mapping[str, Any] = {} if checkpoint is None else self._restore(checkpoint)
         self._saved = time.monotonic()
-        self.require_finite(_spoilt_weights(self.models))
         self.reporter.start(
             self.total_steps,
             self.step,
             None if checkpoint is None else checkpoint.time,
             self.cursor.epoch,
         )
+        self.require_finite(_spoilt_weights(self.models))
         return own
 
     def _restore(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -207,8 +208,9 @@ class TrainingLoop:
         *,
         keep: bool = True,
         spoilt: Sequence[str] | None = None,
+        readings: Sequence[Reading] = (),
     ) -> None:
-        """Count the step, tell its metrics and speed, and save if it is time.
+        """Count the step, tell its metrics, speed and health, and save if it is time.
 
         Args:
             metrics: of the step.
@@ -218,10 +220,11 @@ class TrainingLoop:
                 saves it either.
             spoilt: what is NaN or infinite and ends the stage, where nothing was learned; else that
                 is found in the metrics.
+            readings: what the rules of health say of the step.
 
         Raises:
-            NonFiniteError: on all ranks, after the step was told and before it is saved, if a
-                metric or a weight is NaN or infinite.
+            NonFiniteError: on all ranks, after the step and its health were told and before it is
+                saved, if a metric or a weight is NaN or infinite.
         """
         self.step += 1
         self._may_save = keep
@@ -234,7 +237,8 @@ class TrainingLoop:
         self.reporter.trained_on(tokens, self.config.spec.batch_size)
         self.reporter.step(self.step, self.cursor.epoch, {**metrics, **speed}, rewards)
         names = spoilt_metrics(metrics) if spoilt is None else spoilt
-        self.require_finite([*names, *_spoilt_weights(self.models)])
+        self.require_finite([*names, *_spoilt_weights(self.models)], readings)
+        self.reporter.health(self.step, readings)
         if keep and self._save_due():
             self.save()
 
@@ -261,16 +265,22 @@ class TrainingLoop:
         self._evaluated_step = self.step
         self.require_finite(spoilt_metrics(metrics))
 
-    def require_finite(self, spoilt: Sequence[str]) -> None:
+    def require_finite(self, spoilt: Sequence[str], readings: Sequence[Reading] = ()) -> None:
         """End the stage for good if any rank found something to be NaN or infinite.
+
+        That is told as a verdict before, with `readings` of the other rules of health.
 
         Raises:
             NonFiniteError: on all ranks.
         """
         on_any = list(dict.fromkeys(chain(*gather_objects(self.ranks, list(spoilt)))))
         if on_any:
+            told = non_finite_reading(on_any)
+            others = [reading for reading in readings if reading.rule != told.rule]
+            self.reporter.health(self.step, [*others, told])
+            verdicts = [*fired_verdicts(others, self.step), *self.verdicts()]
             raise non_finite_error(
-                self.config.stage, on_any, self.step, self.last_checkpoint_step, self.verdicts()
+                self.config.stage, on_any, self.step, self.last_checkpoint_step, verdicts
             )
 
     def save_unless_saved(self, own: Mapping[str, Any] | None = None) -> None:

@@ -1,6 +1,6 @@
 """What ends a stage for good: a NaN or an infinity among its metrics and weights.
 
-Called by `loop`, which asks all ranks and raises.
+Called by `loop`, which asks all ranks, tells and raises.
 """
 
 import math
@@ -10,6 +10,7 @@ from rlhf_api.metrics import Metric
 from rlhf_api.names import GuardrailAction, GuardrailRule, StageName
 from rlhf_api.v1alpha1 import HealthVerdict
 from rlhf_trainer.errors import FINITE_REMEDY, NonFiniteError
+from rlhf_trainer.run.readings import Reading, fired_verdicts
 
 _NAMED = 8
 
@@ -17,6 +18,20 @@ _NAMED = 8
 def spoilt_metrics(metrics: Mapping[Metric, float]) -> list[str]:
     """Names of the metrics that are NaN or infinite."""
     return [metric.value for metric, value in metrics.items() if not math.isfinite(value)]
+
+
+def non_finite_reading(spoilt: Sequence[str]) -> Reading:
+    """What the end of the stage is told as; no guardrail's action or count changes it."""
+    return Reading(
+        rule=GuardrailRule.NON_FINITE,
+        action=GuardrailAction.FAIL,
+        value=float(len(spoilt)),
+        threshold=0.0,
+        broken=True,
+        changed=True,
+        judged=True,
+        evidence=f"NaN or infinite: {_listed(spoilt)}; it ends the stage before every guardrail",
+    )
 
 
 def non_finite_error(
@@ -40,13 +55,7 @@ def non_finite_error(
         if last_checkpoint_step is None
         else f"the last checkpoint is of step {last_checkpoint_step}"
     )
-    verdict = HealthVerdict(
-        rule=GuardrailRule.NON_FINITE,
-        action=GuardrailAction.FAIL,
-        step=step,
-        value=float(len(spoilt)),
-        threshold=0.0,
-    )
+    (verdict,) = fired_verdicts([non_finite_reading(spoilt)], step)
     others = (each for each in verdicts if each.rule != verdict.rule)
     return NonFiniteError(
         f"spec.stages.{stage}: NaN or infinite at step {step}: "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_api.metrics import LabelledMetric
 from rlhf_api.names import GuardrailAction, GuardrailRule
+from rlhf_api.v1alpha1 import HealthVerdict
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,21 @@ class Reading:
     evidence: str
     start: float | None = None
     best: float | None = None
+
+
+def fired_verdicts(readings: Sequence[Reading], step: int) -> list[HealthVerdict]:
+    """Of the rules that the update `step` broke and whose window has started anew since."""
+    return [
+        HealthVerdict(
+            rule=each.rule,
+            action=each.action,
+            step=step,
+            value=each.value,
+            threshold=each.threshold,
+        )
+        for each in readings
+        if each.broken and each.action != GuardrailAction.OBSERVE and each.value is not None
+    ]
 
 
 def series_of(readings: Sequence[Reading]) -> dict[LabelledMetric, dict[str, float]]:

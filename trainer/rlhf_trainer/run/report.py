@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from rlhf_api.metrics import ROW_METRICS, LabelledMetric, Metric, Phase, phases_of
-from rlhf_api.names import FileName
+from rlhf_api.names import FileName, GuardrailRule
 from rlhf_api.v1alpha1 import HealthVerdict, RowCounts, StageConfig
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.eta import EvaluationClock, StepClock
@@ -82,6 +82,7 @@ class Reporter:
         self._rows: dict[str, RowCounts] = {}
         self._notes: list[str] = []
         self._last_metrics: dict[Metric, float] = {}
+        self._readings: dict[GuardrailRule, Reading] = {}
         self._events: JsonLines | None = None
         self._samples: JsonLines | None = None
         self._endpoint: MetricsEndpoint | None = None
@@ -248,8 +249,10 @@ class Reporter:
         self._tell("verdicts", step, {}, verdicts=[each.to_document() for each in verdicts])
 
     def _serve_health(self, readings: Sequence[Reading]) -> None:
-        if self._endpoint is not None:
-            for metric, series in series_of(readings).items():
+        self._readings.update((reading.rule, reading) for reading in readings)
+        # A stage without rules tells of none until one is broken.
+        if self._endpoint is not None and self._readings:
+            for metric, series in series_of(list(self._readings.values())).items():
                 self._endpoint.set_labelled(metric, series)
 
     def samples(self, step: int, rows: Sequence[Sample]) -> None:

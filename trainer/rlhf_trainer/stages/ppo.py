@@ -152,7 +152,7 @@ def _checked(collector: Collector, prompts: Sequence[Prompt]) -> Collector:
     collector = with_exact_sampler(collector, prompts)
     models = collector.models
     reference = models.reference if collector.loop.step == 0 else None
-    subjects = Subjects(models.actor, reference, models.reward_model)
+    subjects = Subjects(models.actor, reference, models.reward_model, models.score_end)
     sampler = collector.sampler(models.actor, short_sampling(collector.sampling))
     run_self_checks(subjects, sampler, prompts, collector.spec, collector.ranks)
     return collector
@@ -202,8 +202,8 @@ def _update(
         keep=not judgement.spoilt,
         # Scores alone are the rewards' fault, and a guardrail's matter.
         spoilt=[name for name in spoilt if name != SCORES] if spoilt else None,
+        readings=judgement.readings,
     )
-    loop.reporter.health(loop.step, judgement.readings)
     if loop.step % spec.samples_every_steps == 0 or loop.step == loop.total_steps:
         answers = answers_of(experience, rows, collector.rewards.tokenizer)
         loop.reporter.samples(loop.step, samples_of(prompts, answers))
