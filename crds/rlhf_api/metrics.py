@@ -325,10 +325,6 @@ _OF_ALL = frozenset(
         Metric.LAST_CHECKPOINT_TIMESTAMP,
         Metric.NONFINITE,
         LabelledMetric.PHASE_SECONDS,
-        # NonFinite ends every stage; the other rules judge PPO alone.
-        LabelledMetric.HEALTH_VALUE,
-        LabelledMetric.HEALTH_THRESHOLD,
-        LabelledMetric.HEALTH_VERDICT,
         *ROW_METRICS,
     }
 )

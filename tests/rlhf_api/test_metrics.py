@@ -53,8 +53,7 @@ def test_counters_are_those_that_end_in_total() -> None:
         (Metric.PERPLEXITY, ["sft"]),
         (Metric.ACCURACY, ["reward"]),
         (Metric.KL, ["ppo"]),
-        (LabelledMetric.HEALTH_VERDICT, ["sft", "reward", "ppo"]),
-        (LabelledMetric.HEALTH_BEST, ["ppo"]),
+        (LabelledMetric.HEALTH_VERDICT, ["ppo"]),
     ],
 )
 def test_metrics_have_their_stages(metric: Metric | LabelledMetric, stages: list[str]) -> None:

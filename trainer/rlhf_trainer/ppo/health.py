@@ -15,8 +15,8 @@ from rlhf_api.names import GuardrailAction, GuardrailRule
 from rlhf_api.v1alpha1 import Guardrail, HealthVerdict
 from rlhf_trainer.ppo.health_rules import (
     HEALTH_RULES,
+    START_METRICS,
     START_UPDATES,
-    STARTS_TOLD,
     HealthRule,
     Numbers,
     Past,
@@ -32,13 +32,13 @@ class Judgement:
         readings: of all rules, in the order of `GuardrailRule`.
         verdicts: of the broken rules; those whose action ends the attempt first, Fail before
             Suspend.
-        metrics: what the update is to tell beside its own metrics: the starts of `STARTS_TOLD`
+        metrics: what the update is to tell beside its own metrics: the starts of `START_METRICS`
             that are known.
     """
 
     readings: tuple[Reading, ...]
     verdicts: tuple[HealthVerdict, ...]
-    metrics: Mapping[Metric, float]
+    metrics: dict[Metric, float]
 
     @property
     def fired(self) -> Reading | None:
@@ -224,10 +224,10 @@ class Health:
 
     @property
     def _starts(self) -> dict[Metric, float]:
-        pasts = {rule: self._windows[rule].past.starts for rule, _ in STARTS_TOLD.values()}
+        pasts = {rule: self._windows[rule].past.starts for rule, _ in START_METRICS.values()}
         return {
-            told: pasts[rule][metric]
-            for told, (rule, metric) in STARTS_TOLD.items()
+            start: pasts[rule][metric]
+            for start, (rule, metric) in START_METRICS.items()
             if metric in pasts[rule]
         }
 

@@ -294,7 +294,7 @@ _ROWS = (
     ),
 )
 
-STARTS_TOLD: dict[Metric, tuple[GuardrailRule, Metric]] = {
+START_METRICS: dict[Metric, tuple[GuardrailRule, Metric]] = {
     Metric.CRITIC_LOSS_BASELINE: (GuardrailRule.CRITIC_LOSS_DIVERGING, Metric.CRITIC_LOSS),
     Metric.RESPONSE_TOKENS_P05_START: (
         GuardrailRule.LENGTH_OUT_OF_RANGE,

@@ -275,9 +275,9 @@ class TrainingLoop:
         """
         on_any = list(dict.fromkeys(chain(*gather_objects(self.ranks, list(spoilt)))))
         if on_any:
-            told = non_finite_reading(on_any)
-            others = [reading for reading in readings if reading.rule != told.rule]
-            self.reporter.health(self.step, [*others, told])
+            verdict = non_finite_reading(on_any)
+            others = [reading for reading in readings if reading.rule != verdict.rule]
+            self.reporter.health(self.step, [*others, verdict])
             verdicts = [*fired_verdicts(others, self.step), *self.verdicts()]
             raise non_finite_error(
                 self.config.stage, on_any, self.step, self.last_checkpoint_step, verdicts
