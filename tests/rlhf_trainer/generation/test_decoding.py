@@ -7,6 +7,8 @@ import pytest
 import torch
 import zoo
 from torch import Tensor
+from transformers import DynamicCache, RwkvConfig, RwkvForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from rlhf_trainer.data.collate import pad_left
 from rlhf_trainer.generation.cache import selects_rows
@@ -40,6 +42,15 @@ def test_greedy_answers_are_those_of_generate_with_eager_attention(name: str) ->
 def test_a_model_whose_past_is_no_keys_and_values_is_known() -> None:
     known = {name: selects_rows(decoded.model_of(name)) for name in zoo.ARCHITECTURES}
     assert known == dict.fromkeys(SELECTABLE, True) | {"Mamba": False}
+
+
+def test_a_model_with_a_state_beside_its_layers_is_known() -> None:
+    """transformers says of its layers that they keep keys and values."""
+    config = RwkvConfig(
+        vocab_size=22, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2
+    )
+    assert [type(layer) for layer in DynamicCache(config=config).layers] == [DynamicLayer] * 2
+    assert not selects_rows(RwkvForCausalLM(config))
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "Gemma 3"])
