@@ -56,6 +56,12 @@ CASES: dict[str, dict[str, Any]] = {
     "sft, FP32, GPT-2": {
         "stage": "sft", "precision": "FP32", "zeroStage": 0, "architecture": "gpt2",
     },
+    "sft, BF16, checkpointing": {
+        "stage": "sft", "precision": "BF16", "zeroStage": 0, "gradientCheckpointing": True,
+    },
+    "sft, BF16, adapters": {
+        "stage": "sft", "precision": "BF16", "zeroStage": 0, "lora": {"rank": 8, "alpha": 16},
+    },
     "reward, BF16": {"stage": "reward", "precision": "BF16", "zeroStage": 0},
     "reward, BF16, ZeRO 1": {"stage": "reward", "precision": "BF16", "zeroStage": 1},
     "reward, BF16, ZeRO 2": {"stage": "reward", "precision": "BF16", "zeroStage": 2},

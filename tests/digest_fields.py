@@ -13,6 +13,7 @@ from rlhf_api.v1alpha1 import (
     Dataset,
     EndpointReward,
     FunctionReward,
+    LoRA,
     ModelSource,
     Reward,
     ScratchModel,
@@ -29,6 +30,7 @@ COMMON: Table = {
     "evalEverySteps": (None, 5),
     "precision": ("BF16", "FP32"),
     "attentionImplementation": ("SDPA", "Eager"),
+    "lora": (None, {"rank": 4, "alpha": 8}),
     "zeroStage": (2, 0),
     "microBatchSize": (4, 2),
     "batchSize": (32, 64),
@@ -137,6 +139,11 @@ NESTED: dict[type[Contract], Table] = {
         "maxPositions": (1024, 512),
         "tieEmbeddings": (True, False),
         "tokenizer": (REQUIRED, "file://other-words"),
+    },
+    LoRA: {
+        "rank": (REQUIRED, 8),
+        "alpha": (REQUIRED, 16),
+        "targetModules": ([], ["q_proj"]),
     },
     ModelSource: {
         "uri": (None, "hf://org/other"),

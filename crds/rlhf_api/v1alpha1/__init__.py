@@ -16,6 +16,7 @@ from rlhf_api.v1alpha1.affinity import (
 from rlhf_api.v1alpha1.graph import stage_inputs, stage_order
 from rlhf_api.v1alpha1.guardrails import Guardrail, HealthVerdict
 from rlhf_api.v1alpha1.job import ObjectMeta, RLHFJob
+from rlhf_api.v1alpha1.lora import LoRA
 from rlhf_api.v1alpha1.pod import (
     EnvFromSource,
     EnvVar,
@@ -99,6 +100,7 @@ __all__ = [
     "KeyReference",
     "LabelSelector",
     "LabelSelectorRequirement",
+    "LoRA",
     "ModelSource",
     "NodeAffinity",
     "NodeSelector",

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from rlhf_api.contract import Contract, ListMap, Rule
 from rlhf_api.names import StageName
+from rlhf_api.v1alpha1.lora import LoRA
 from rlhf_api.v1alpha1.pod import EnvVar, LabelValue, Name, QualifiedKeys, Resources, Toleration
 from rlhf_api.v1alpha1.presets import Preset, preset_values
 from rlhf_api.v1alpha1.rewards import Reward
@@ -97,6 +98,9 @@ class StageSpec(Contract):
     attention_implementation: AttentionImplementation = "SDPA"
     """How attention is computed; FlashAttention2 needs a GPU and the flash-attn package, and Eager
     stands in for SDPA where transformers has none for the model."""
+    lora: LoRA | None = None
+    """Trains low-rank adapters beside frozen weights, and a score head whole, so that the reference
+    of PPO is its actor without adapters; all weights are trained when left out."""
     zero_stage: int = Field(2, ge=0, le=3)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also
     parameters."""

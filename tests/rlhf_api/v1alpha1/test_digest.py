@@ -34,6 +34,7 @@ from rlhf_api.v1alpha1 import (
     Dataset,
     EndpointReward,
     FunctionReward,
+    LoRA,
     ModelSource,
     PPOStage,
     RewardStage,
@@ -142,6 +143,13 @@ def test_the_columns_change_the_digest(name: str) -> None:
 def test_the_sizes_of_a_model_change_the_digest(name: str) -> None:
     changed = scratch_model({name: NESTED[ScratchModel][name][1]})
     assert digest(StageName.SFT, changed) != digest(StageName.SFT, scratch_model({}))
+
+
+@pytest.mark.parametrize("name", NESTED[LoRA])
+def test_adapters_change_the_digest(name: str) -> None:
+    plain: dict[str, Any] = {"rank": 4, "alpha": 8}
+    changed = plain | {name: NESTED[LoRA][name][1]}
+    assert digest(StageName.SFT, {"lora": changed}) != digest(StageName.SFT, {"lora": plain})
 
 
 REWARD_FIELDS = [

@@ -6,7 +6,6 @@ import psutil
 import pytest
 import torch
 from transformers import (
-    AutoModelForSequenceClassification,
     CodeGenConfig,
     GPT2Config,
     LlamaConfig,
@@ -14,7 +13,7 @@ from transformers import (
 from zoo import ARCHITECTURES
 
 from rlhf_api.names import ExitCode, StageName
-from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
+from rlhf_api.v1alpha1 import Dataset, JobReference, LoRA, ModelSource, SFTStage, StageConfig
 from rlhf_api.v1alpha1.stages import Precision
 from rlhf_trainer.errors import MemoryEstimateError
 from rlhf_trainer.models.memory import (
@@ -28,7 +27,6 @@ from rlhf_trainer.models.memory import (
     cache_bytes,
     check_memory,
     count_parameters,
-    count_scorer_parameters,
     evaluation_allowance,
     footprint,
     logit_bytes,
@@ -83,6 +81,19 @@ def test_an_average_is_fp32_and_sharded_like_the_optimizer(
     )
     assert (plain.average, averaged.average) == (0, average)
     assert averaged.total == plain.total + average
+
+
+@pytest.mark.parametrize("zero_stage", range(4))
+def test_adapters_alone_have_gradients_and_an_optimizer(zero_stage: int) -> None:
+    model = ModelSize("actor", 1000, trained=True, averaged=True, adapters=8)
+    plain = ModelSize("actor", 8, trained=True, averaged=True)
+    found, small = (
+        footprint(each, precision="BF16", zero_stage=zero_stage, world_size=4)
+        for each in (model, plain)
+    )
+    assert found == replace(small, weights=500 if zero_stage == 3 else 2000)
+    sent = sharding_bytes(model, precision="BF16", zero_stage=zero_stage)
+    assert sent == {0: 0, 1: 8 * 4, 2: 8 * 6, 3: 8 * 10 + 1000 * 2}[zero_stage]
 
 
 @pytest.mark.parametrize(("zero_stage", "weights"), [(0, 2000), (2, 2000), (3, 500)])
@@ -189,7 +200,7 @@ def test_untied_embeddings_and_a_score_head_count() -> None:
     scored = LlamaConfig(**{**LLAMA.to_dict(), "num_labels": 1, "pad_token_id": 0})
 
     assert count_parameters(untied) == LLAMA_PARAMETERS + 1600
-    found = count_parameters(scored, AutoModelForSequenceClassification)
+    found = count_parameters(scored, scores=True)
     assert found == LLAMA_PARAMETERS + 16
 
 
@@ -218,12 +229,12 @@ def test_what_sharding_takes_by_hand(precision: Precision, zero_stage: int, expe
 def test_a_scorer_has_no_vocabulary_head() -> None:
     untied = LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": False})
 
-    assert count_scorer_parameters(untied) == LLAMA_PARAMETERS + 16
+    assert count_parameters(untied, scores=True) == LLAMA_PARAMETERS + 16
     assert count_parameters(untied) == LLAMA_PARAMETERS + 1600
     assert untied.num_labels == 2, "the configuration is the caller's"
     # Refused when it is loaded.
     codegen = CodeGenConfig(vocab_size=100, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
-    assert count_scorer_parameters(codegen) == count_parameters(codegen)
+    assert count_parameters(codegen, scores=True) == count_parameters(codegen)
 
 
 def test_learning_and_evaluation_are_what_they_are_made_of() -> None:
@@ -314,6 +325,7 @@ def test_a_refusal_names_numbers_fields_and_remedies() -> None:
         "spec.stages.sft.zeroStage (1)",
         "spec.stages.sft.microBatchSize (8)",
         "set spec.stages.sft.gradientCheckpointing to true",
+        "train adapters alone (spec.stages.sft.lora)",
         "smaller model",
         "lower spec.stages.sft.processesPerNode (2)",
     ):
@@ -326,6 +338,17 @@ def test_a_refusal_counts_the_average() -> None:
         check_memory(stage(), ALONE, [averaged], available=lambda _: (18 * GIB, "t"))
     for part in ("moving average 4.00 GiB", "eave out spec.stages.sft.emaDecay"):
         assert part in str(caught.value), part
+
+
+def test_a_refusal_tells_how_much_is_trained() -> None:
+    adapted = ModelSize("actor", GIB, trained=True, adapters=1000)
+    config = stage(lora=LoRA(rank=1, alpha=1))
+    with pytest.raises(MemoryEstimateError) as caught:
+        check_memory(config, ALONE, [adapted], available=lambda _: (GIB, "t"))
+    assert "with 1,073,741,824 parameters of which 1,000 are trained 2.00 GiB (" in str(
+        caught.value
+    )
+    assert "train adapters" not in str(caught.value)
 
 
 def test_what_is_set_is_no_remedy() -> None:

@@ -90,6 +90,8 @@ class MovingAverage:
 def _assemble(model: TrainedModel) -> None:
     """Write the fp32 weights of all ranks into the module."""
     for parameter in model.module.parameters():
+        if not parameter.requires_grad:
+            continue
         whole = deepspeed.utils.safe_get_full_fp32_param(parameter)
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(whole.view_as(parameter))

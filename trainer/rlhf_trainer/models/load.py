@@ -28,6 +28,7 @@ from transformers import (
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.errors import NonFiniteError
+from rlhf_trainer.models.adapters import merge_adapters
 from rlhf_trainer.models.configs import model_config
 from rlhf_trainer.models.engine import DTYPES
 from rlhf_trainer.models.finite import spoilt_weights
@@ -174,7 +175,11 @@ def save_model(
     sampling: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write weights as safetensors, configuration and tokenizer; for a causal model also the
-    generation configuration, with what ends an answer and the values of `sampling`."""
+    generation configuration, with what ends an answer and the values of `sampling`.
+
+    Adapters are merged into the weights before, for good: training has ended.
+    """
+    merge_adapters(model)
     if model.can_generate():
         model.generation_config = generation_config(stop_ids, sampling, tokenizer)
     model.save_pretrained(folder)

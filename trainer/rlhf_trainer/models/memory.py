@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 from rlhf_api.v1alpha1 import StageConfig
@@ -52,12 +53,21 @@ class ModelSize:
         parameters: how many numbers it has.
         trained: whether it has gradients and an optimizer; a frozen model has weights alone.
         averaged: whether a moving average of its weights is kept.
+        adapters: how many of its numbers are trained where not all of them are.
     """
 
     name: str
     parameters: int
     trained: bool
     averaged: bool = False
+    adapters: int | None = None
+
+    @property
+    def learning(self) -> int:
+        """How many numbers have gradients and an optimizer."""
+        if not self.trained:
+            return 0
+        return self.parameters if self.adapters is None else self.adapters
 
 
 @dataclass(frozen=True)
@@ -108,9 +118,9 @@ def footprint(
     master = _MASTER if precision == "BF16" or zero_stage >= 1 else 0
     return Footprint(
         weights,
-        _share(model.parameters * _GRADIENT, shards[1]),
-        _share(model.parameters * (master + _MOMENTS), shards[2]),
-        _share(model.parameters * _MASTER, shards[2]) if model.averaged else 0,
+        _share(model.learning * _GRADIENT, shards[1]),
+        _share(model.learning * (master + _MOMENTS), shards[2]),
+        _share(model.learning * _MASTER, shards[2]) if model.averaged else 0,
     )
 
 
@@ -209,30 +219,32 @@ def sharding_bytes(model: ModelSize, *, precision: Precision, zero_stage: int) -
     if zero_stage < 1 or not model.trained:
         return 0
     if zero_stage == 1 and precision == "BF16":
-        return model.parameters * _GRADIENT
+        return model.learning * _GRADIENT
     width = WEIGHT_BYTES[precision]
     sent = width + (_GRADIENT if precision == "BF16" else 0)
-    bucket = min(model.parameters, BUCKET_NUMBERS)
+    bucket = min(model.learning, BUCKET_NUMBERS)
     if zero_stage < 3:
         return bucket * sent
     return bucket * (sent + _GRADIENT) + min(model.parameters, LIVE_NUMBERS) * width
 
 
-def count_parameters(config: PretrainedConfig, factory: Any = AutoModelForCausalLM) -> int:
-    """Parameters of the model that `config` describes; shared ones once, no memory taken."""
+def weightless_model(config: PretrainedConfig, *, scores: bool = False) -> PreTrainedModel:
+    """The model that `config` describes, without memory for weights; with `scores` it has a score
+    in place of the vocabulary head, where transformers has such one."""
+    factory: Any = AutoModelForCausalLM
+    # Loading what is no scorer will say so.
+    if scores and type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        config = copy.deepcopy(config)
+        config.num_labels = 1
+        factory = AutoModelForSequenceClassification
     with torch.device("meta"):
-        model = factory.from_config(config, trust_remote_code=False)
-    return sum(parameter.numel() for parameter in model.parameters())
+        model: PreTrainedModel = factory.from_config(config, trust_remote_code=False)
+    return model
 
 
-def count_scorer_parameters(config: PretrainedConfig) -> int:
-    """Parameters with a score in place of the vocabulary head, where transformers has such one."""
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        # Loading it will say so.
-        return count_parameters(config)
-    scorer = copy.deepcopy(config)
-    scorer.num_labels = 1
-    return count_parameters(scorer, AutoModelForSequenceClassification)
+def count_parameters(config: PretrainedConfig, *, scores: bool = False) -> int:
+    """Parameters of `weightless_model`; shared ones once."""
+    return sum(each.numel() for each in weightless_model(config, scores=scores).parameters())
 
 
 def available_bytes(ranks: Ranks) -> tuple[int, str]:
@@ -317,7 +329,8 @@ def _refusal(
     spec = config.spec
     needed = sum(need.total for _, need in needs) + activations
     parts = [
-        f"{model.name} with {model.parameters:,} parameters {_gib(need.total)} (weights "
+        f"{model.name} with {model.parameters:,} parameters {_trained_share(model)}"
+        f"{_gib(need.total)} (weights "
         f"{_gib(need.weights)}, gradients {_gib(need.gradients)}, optimizer {_gib(need.optimizer)}"
         f"{f', moving average {_gib(need.average)}' if need.average else ''})"
         for model, need in needs
@@ -325,6 +338,8 @@ def _refusal(
     parts.append(f"activations and other work {_gib(activations)}")
     field = f"spec.stages.{config.stage}"
     remedies = [f"lower {field}.microBatchSize ({spec.micro_batch_size})", "take a smaller model"]
+    if spec.lora is None:
+        remedies.insert(1, f"train adapters alone ({field}.lora)")
     if config.world_size > 1 and spec.zero_stage < 3:
         remedies.insert(0, f"raise {field}.zeroStage ({spec.zero_stage})")
     if not spec.gradient_checkpointing:
@@ -338,6 +353,10 @@ def _refusal(
         f"{field}: not enough memory: one rank needs at least {_gib(needed)}, and {_gib(free)} are "
         f"there ({origin}). Needed: {'; '.join(parts)}. {_sentence(remedies)}"
     )
+
+
+def _trained_share(model: ModelSize) -> str:
+    return "" if model.adapters is None else f"of which {model.adapters:,} are trained "
 
 
 def _ranks_remedy(config: StageConfig, origin: str) -> str:

@@ -22,7 +22,7 @@ from rlhf_trainer.data.tokenize.encoding import plain_pad
 from rlhf_trainer.errors import CLOSED, FULL_OR_BROKEN, ServiceUnavailable
 from rlhf_trainer.models.configs import checked_config, model_config
 from rlhf_trainer.models.generation import Generation, read_generation
-from rlhf_trainer.models.memory import ModelSize, count_parameters, count_scorer_parameters
+from rlhf_trainer.models.memory import ModelSize, count_parameters
 from rlhf_trainer.models.opening import opening
 from rlhf_trainer.models.pickled import check_pickled_weights
 from rlhf_trainer.models.positions import check_rotations, max_positions
@@ -102,9 +102,8 @@ class Base:
 
         With `scores` it has a score head in place of one for the vocabulary.
         """
-        count = count_scorer_parameters if scores else count_parameters
         with _building(self.field, self.location, self.config):
-            return ModelSize(name, count(self.config), trained)
+            return ModelSize(name, count_parameters(self.config, scores=scores), trained)
 
 
 def open_base(source: ModelSource, config: StageConfig, ranks: Ranks, field: str) -> Base:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
+from rlhf_trainer.models.adapters import WithoutAdapters, add_adapters, trained_size
 from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
 from rlhf_trainer.models.engine import PlacedModel, TrainedModel, freeze, train
 from rlhf_trainer.models.heads import (
@@ -36,6 +37,7 @@ from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.run.distributed import Ranks
 
 FIELD = "spec.stages.ppo"
+LORA = f"{FIELD}.lora"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Bases:
 class Models:
     """The models of PPO; no reward model where the stage's rewards are others.
 
+    With adapters the reference is the actor without them: one copy of its weights serves both.
+
     Attributes:
         score_end: the token by which the reward model knows that an answer has ended.
     """
@@ -124,11 +128,13 @@ def load_models(
             model reads padding.
         MemoryEstimateError: they will not fit; nothing is loaded then.
     """
+    actor = trained_size(bases.actor, "actor", spec.lora, LORA)
     sizes = [
-        replace(bases.actor.size("actor", trained=True), averaged=spec.ema_decay is not None),
-        bases.critic.size("critic", trained=True, scores=True),
-        bases.actor.size("reference", trained=False),
+        replace(actor, averaged=spec.ema_decay is not None),
+        trained_size(bases.critic, "critic", spec.lora, LORA, scores=True),
     ]
+    if spec.lora is None:
+        sizes.append(bases.actor.size("reference", trained=False))
     if bases.reward_model is not None:
         sizes.append(bases.reward_model.size("reward model", trained=False, scores=True))
     for base in filter(None, (bases.actor, bases.reward_model, bases.critic)):
@@ -175,9 +181,14 @@ def _activations(actor: Base, spec: PPOStage, longest: int, longest_text: int) -
 
 def _load(bases: Bases, spec: PPOStage, settings: ModelSettings, ranks: Ranks) -> Models:
     """One model after the other: under ZeRO 3 no more than one is ever whole on a device."""
-    actor = _prepared(_policy(bases.actor, settings), ranks)
-    trained_actor = train(actor, spec, ranks, learning_rate=spec.learning_rate)
-    reference = freeze(_prepared(_policy(bases.actor, settings), ranks), spec, ranks)
+    actor = _policy(bases.actor, settings)
+    add_adapters(actor.model, spec.lora, spec.seed, LORA)
+    trained_actor = train(_prepared(actor, ranks), spec, ranks, learning_rate=spec.learning_rate)
+    reference: PlacedModel
+    if spec.lora is None:
+        reference = freeze(_prepared(_policy(bases.actor, settings), ranks), spec, ranks)
+    else:
+        reference = WithoutAdapters.of(trained_actor)
     critic = _prepared(_critic(bases.critic, spec, settings), ranks)
     trained_critic = train(critic, spec, ranks, learning_rate=spec.critic_learning_rate)
     reward_model: PlacedModel | None = None
@@ -200,6 +211,7 @@ def _policy(base: Base, settings: ModelSettings) -> Actor:
 def _critic(base: Base, spec: PPOStage, settings: ModelSettings) -> ScalarModel:
     model = load_reward_base(base.location, base.tokenizer, settings, base.field, zero_head=True)
     initialize_value_head(model, spec.value_head_init, spec.seed)
+    add_adapters(model, spec.lora, spec.seed, LORA)
     return Critic(model) if spec.value_normalization == "PopArt" else ScalarModel(model)
 
 

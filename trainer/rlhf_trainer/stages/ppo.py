@@ -22,6 +22,7 @@ from rlhf_api.v1alpha1 import PPOStage, StageConfig
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_prompts
 from rlhf_trainer.data.tokenize.tokenized import Prompt
+from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import PlacedModel, whole_parameters
 from rlhf_trainer.models.load import ModelSettings, save_model
@@ -264,10 +265,16 @@ def _learn(
 def _answers(collector: Collector, prompts: Sequence[Prompt], policy: PlacedModel) -> list[Answer]:
     """Answers of `policy`, the actor or the reference, to held-out prompts."""
     sampler = collector.sampler(policy)
+
+    def answered(tokens: Sequence[Sequence[int]], seeds: RowSeeds) -> Experience:
+        with policy.chosen():
+            rollout = sampler.sample(tokens, seeds)
+        return collector.evaluated(rollout, policy)
+
     with collector.loop.reporter.evaluating():
         answers = answer_all(
             prompts,
-            lambda tokens, seeds: collector.evaluated(sampler.sample(tokens, seeds), policy),
+            answered,
             collector.rewards.tokenizer,
             collector.ranks,
             collector.spec.seed,

@@ -24,6 +24,7 @@ from rlhf_trainer.data.collate import Padded, pad_right
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_preferences
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair
+from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
 from rlhf_trainer.models.heads import ScalarModel, switch_off_dropout
 from rlhf_trainer.models.layouts import check_model
@@ -78,7 +79,7 @@ def _train(
     check_memory(
         config,
         ranks,
-        [base.size("model", trained=True, scores=True)],
+        [trained_size(base, "model", spec.lora, f"{FIELD}.lora", scores=True)],
         allowance(base.config, work, spec.precision, checkpointing=spec.gradient_checkpointing),
     )
     model = _load(base, settings, spec, ranks)
@@ -102,6 +103,7 @@ def _longest(pairs: Sequence[PreferencePair]) -> int:
 
 def _load(base: Base, settings: ModelSettings, spec: RewardStage, ranks: Ranks) -> TrainedModel:
     model = load_reward_base(base.location, base.tokenizer, settings, base.field)
+    add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora")
     # Two passes over the same text must agree on its score.
     switch_off_dropout(model)
     return train(ScalarModel(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)

@@ -21,6 +21,7 @@ from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_sft
 from rlhf_trainer.data.packing import PackedBatch, RowLayout, collate_packed, pack
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
 from rlhf_trainer.models.heads import Actor, switch_off_dropout
 from rlhf_trainer.models.layouts import row_layout
@@ -70,7 +71,7 @@ def _train(
     check_memory(
         config,
         ranks,
-        [base.size("model", trained=True)],
+        [trained_size(base, "model", spec.lora, f"{FIELD}.lora")],
         _activations(base, spec, sequences, held_out),
     )
     model = _load(base, settings, spec, ranks)
@@ -172,6 +173,7 @@ def _activations(
 
 def _load(base: Base, settings: ModelSettings, spec: SFTStage, ranks: Ranks) -> TrainedModel:
     model = load_causal_model(base.location, base.tokenizer, settings, base.field)
+    add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora")
     # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
     switch_off_dropout(model)
     return train(Actor(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
