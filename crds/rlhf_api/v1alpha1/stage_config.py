@@ -58,7 +58,8 @@ COSMETIC_FIELDS = (
 """Fields of a stage's specification that do not determine its result; never in a digest.
 
 A device rounds in another way, as another model of GPU does, which nobody states either: what is
-computed is the same, and a stage that lost its GPUs may go on without them.
+computed is the same, and a stage that lost its GPUs may go on without them. Gradient checkpointing
+leaves less room to rollouts, whose answers may then stand beside others and round in another way.
 """
 
 PATIENCE_FIELDS = ("timeout_seconds", "retries", "batch_size", "token_env")
