@@ -33,6 +33,7 @@ COMMON: Table = {
     "lora": (None, {"rank": 4, "alpha": 8}),
     "zeroStage": (2, 0),
     "microBatchSize": (4, 2),
+    "microBatchTokens": (None, 4096),
     "batchSize": (32, 64),
     "seed": (42, 1),
     "learningRate": (1e-5, 3e-4),

@@ -283,6 +283,24 @@ SCRATCH = {"layers": 2, "hiddenSize": 64, "heads": 4, "tokenizer": "file://token
             id="minibatch does not divide the batch",
         ),
         pytest.param(
+            {f"{SFT}.microBatchTokens": 1023},
+            "spec.stages.sft: microBatchTokens 1023 must hold a sequence of maxLength (1024 when "
+            "left out), here 1024; raise it",
+            id="no room for a sequence",
+        ),
+        pytest.param(
+            {"spec.stages.reward.maxLength": 100, "spec.stages.reward.microBatchTokens": 199},
+            "spec.stages.reward: microBatchTokens 199 must hold a pair, which is two sequences of "
+            "maxLength (1024 when left out), here 200; raise it",
+            id="no room for a pair",
+        ),
+        pytest.param(
+            {"spec.stages.ppo.maxPromptLength": 8, "spec.stages.ppo.microBatchTokens": 519},
+            "spec.stages.ppo: microBatchTokens 519 must hold a sequence of maxPromptLength and "
+            "maxResponseLength (512 and 512 when left out), here 520; raise it",
+            id="no room for a prompt and its response",
+        ),
+        pytest.param(
             {"spec.template.resources": {"limits": {"cpu": 0.5}}},
             "spec.template.resources.limits.cpu: is 0.5; input should be a valid string; "
             "put it in quotes",

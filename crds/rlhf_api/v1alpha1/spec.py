@@ -12,7 +12,8 @@ from rlhf_api.v1alpha1.graph import graph_rules, stage_order
 from rlhf_api.v1alpha1.guardrails import Guardrail
 from rlhf_api.v1alpha1.pod import QueueName
 from rlhf_api.v1alpha1.sources import S3_REFUSAL, URI
-from rlhf_api.v1alpha1.stages import DEFAULT_BATCH_SIZE, PPOStage, Stages
+from rlhf_api.v1alpha1.stage_rules import DEFAULT_BATCH_SIZE
+from rlhf_api.v1alpha1.stages import PPOStage, Stages
 from rlhf_api.v1alpha1.template import PodTemplate
 
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512)]

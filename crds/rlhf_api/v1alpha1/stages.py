@@ -1,8 +1,8 @@
 """What a user may say about the three stages: data, hyperparameters, size.
 
-Defaults stand here and nowhere else: the schema generator writes them into descriptions, never into
-the CRD; `stage.json` and its digest leave them out, so that a changed one needs a new
-CONTRACT_VERSION.
+Defaults stand here, those that rules need in `stage_rules`, and nowhere else: the schema generator
+writes them into descriptions, never into the CRD; `stage.json` and its digest leave them out, so
+that a changed one needs a new CONTRACT_VERSION.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,16 @@ from rlhf_api.v1alpha1.pod import EnvVar, LabelValue, Name, QualifiedKeys, Resou
 from rlhf_api.v1alpha1.presets import Preset, preset_values
 from rlhf_api.v1alpha1.rewards import Reward
 from rlhf_api.v1alpha1.sources import Dataset, ModelSource, Token
+from rlhf_api.v1alpha1.stage_rules import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_KL_HORIZON,
+    DEFAULT_MAX_LENGTH,
+    DEFAULT_PROMPT_LENGTH,
+    DEFAULT_RESPONSE_LENGTH,
+    MAX_LENGTH,
+    PPO_RULES,
+    budget_rule,
+)
 
 Precision = Literal["BF16", "FP32"]
 AttentionImplementation = Literal["SDPA", "Eager", "FlashAttention2"]
@@ -30,8 +40,6 @@ ValueNormalization = Literal["None", "PopArt"]
 ValueHeadInit = Literal["Keep", "Zero", "Normal"]
 TruncatedAnswers = Literal["Score", "Penalty"]
 
-DEFAULT_BATCH_SIZE = 32
-DEFAULT_KL_HORIZON = 10_000
 DEFAULT_PTX_COEF = 27.8
 """Of InstructGPT (Ouyang et al. 2022, appendix C.4) and DeepSpeed-Chat."""
 
@@ -105,7 +113,12 @@ class StageSpec(Contract):
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also
     parameters."""
     micro_batch_size: int = Field(4, ge=1, le=4096)
-    """Sequences (pairs for the reward model) of one forward and backward pass on one rank."""
+    """Sequences (pairs for the reward model) of the greatest length that one forward and backward
+    pass on one rank has room for; of shorter ones there are more. Without effect beside
+    microBatchTokens."""
+    micro_batch_tokens: int | None = Field(None, ge=2, le=1_073_741_824)
+    """Tokens of one forward and backward pass on one rank, with padding (both sequences of a pair);
+    microBatchSize times the longest sequence, or pair, that the stage takes when left out."""
     gradient_checkpointing: bool = False
     """Whether a layer keeps its input alone for the backward pass, which computes the rest anew:
     less memory, about a third more time, and the same results."""
@@ -141,22 +154,44 @@ class StageSpec(Contract):
         """Every model that the stage reads, by the path of its field."""
         return {"model": self.model}
 
+    @property
+    def most_row_tokens(self) -> int:
+        """Tokens of the longest sequence, or pair of them, that the stage takes."""
+        raise NotImplementedError
+
 
 class SFTStage(StageSpec):
     """Supervised fine-tuning on prompt and response, with loss on responses only."""
 
-    max_length: int = Field(1024, ge=2, le=1_048_576)
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        *StageSpec.RULES,
+        budget_rule(MAX_LENGTH, f"a sequence of maxLength ({DEFAULT_MAX_LENGTH} when left out)"),
+    )
+
+    max_length: int = Field(DEFAULT_MAX_LENGTH, ge=2, le=1_048_576)
     """Longest sequence in tokens, prompt and response with EOS together."""
     packing: bool = True
     """Whether several rows share a sequence of maxLength tokens; they never see each other."""
     learning_rate: float = Field(1e-5, gt=0, le=1)
     """Peak learning rate of Adam."""
 
+    @property
+    def most_row_tokens(self) -> int:
+        return self.max_length
+
 
 class RewardStage(StageSpec):
     """A reward model: one score at the last real token, trained on preferences."""
 
-    max_length: int = Field(1024, ge=2, le=1_048_576)
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        *StageSpec.RULES,
+        budget_rule(
+            f"2 * ({MAX_LENGTH})",
+            f"a pair, which is two sequences of maxLength ({DEFAULT_MAX_LENGTH} when left out)",
+        ),
+    )
+
+    max_length: int = Field(DEFAULT_MAX_LENGTH, ge=2, le=1_048_576)
     """Longest sequence in tokens, prompt and response with EOS together."""
     learning_rate: float = Field(9e-6, gt=0, le=1)
     """Peak learning rate of Adam."""
@@ -165,66 +200,15 @@ class RewardStage(StageSpec):
     centering_coef: float = Field(0.0, ge=0, le=1000)
     """Weight of the squared sum of a pair's scores, which keeps their mean near zero."""
 
+    @property
+    def most_row_tokens(self) -> int:
+        return 2 * self.max_length
+
 
 class PPOStage(StageSpec):
     """PPO with actor, frozen reference, frozen reward model and critic."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        *StageSpec.RULES,
-        Rule(
-            # A preset may bring what is left out: the model, which knows it, judges then.
-            cel="!has(self.klController) || self.klController != 'Adaptive' || has(self.klTarget) "
-            "|| has(self.preset)",
-            message="klController Adaptive needs klTarget, the KL in nats an answer to steer to",
-            holds=lambda m: m.kl_controller != "Adaptive" or m.kl_target is not None,
-        ),
-        Rule(
-            cel="!has(self.klController) || self.klController != 'Adaptive' || "
-            f"(has(self.batchSize) ? self.batchSize : {DEFAULT_BATCH_SIZE}) < "
-            f"5 * (has(self.klHorizon) ? self.klHorizon : {DEFAULT_KL_HORIZON})",
-            # One update moves klCoef by at most 0.2 * batchSize / klHorizon of itself: at 1 and
-            # above it could reach 0 or change its sign.
-            message="klController Adaptive needs a klHorizon above a fifth of batchSize; raise it",
-            holds=lambda m: m.kl_controller != "Adaptive" or m.batch_size < 5 * m.kl_horizon,
-        ),
-        Rule(
-            cel=f"!has(self.minibatchSize) || (has(self.batchSize) ? self.batchSize : "
-            f"{DEFAULT_BATCH_SIZE}) % self.minibatchSize == 0",
-            message=f"minibatchSize must divide batchSize ({DEFAULT_BATCH_SIZE} when left out); "
-            "change one of them",
-            holds=lambda m: m.minibatch_size is None or m.batch_size % m.minibatch_size == 0,
-            explain=lambda m: (
-                f"minibatchSize {m.minibatch_size} does not divide batchSize {m.batch_size}; "
-                "change one of them"
-            ),
-        ),
-        Rule(
-            cel="has(self.rewardModel) == (!has(self.rewards) || self.rewards.size() == 0 "
-            "|| self.rewards.exists(reward, reward.type == 'RewardModel'))",
-            message="rewardModel must be set if rewards is left out or has an item of type "
-            "RewardModel, and only then",
-            holds=lambda m: (m.reward_model is not None) == _reads_reward_model(m.rewards),
-        ),
-        Rule(
-            cel="!has(self.rewardScaling) || self.rewardScaling != 'ModelStats' "
-            "|| !has(self.rewards) || self.rewards.size() == 0",
-            message="rewardScaling ModelStats is for the reward model alone; remove rewards, or "
-            "choose RunningStd or RunningStdTotal",
-            holds=lambda m: m.reward_scaling != "ModelStats" or not m.rewards,
-        ),
-        Rule(
-            cel="!has(self.ptxCoef) || has(self.ptxDataset)",
-            message="ptxCoef needs ptxDataset, the rows whose loss it weighs",
-            holds=lambda m: m.ptx_coef is None or m.ptx_dataset is not None,
-        ),
-        Rule(
-            cel="!has(self.truncatedAnswers) || self.truncatedAnswers != 'Penalty' "
-            "|| (has(self.missingEosPenalty) && self.missingEosPenalty > 0.0)",
-            message="truncatedAnswers Penalty needs a missingEosPenalty above 0, whose negative is "
-            "the score",
-            holds=lambda m: m.truncated_answers != "Penalty" or m.missing_eos_penalty > 0,
-        ),
-    )
+    RULES: ClassVar[tuple[Rule, ...]] = (*StageSpec.RULES, *PPO_RULES)
 
     preset: Preset | None = None
     """Whose published hyperparameters stand in for fields that are left out."""
@@ -238,9 +222,9 @@ class PPOStage(StageSpec):
     value_head_init: ValueHeadInit = "Keep"
     """Score head of the critic: Keep takes its model's, or zeros where it has none; Zero; Normal
     draws from N(0, 1 / (hiddenSize + 1))."""
-    max_prompt_length: int = Field(512, ge=1, le=1_048_576)
+    max_prompt_length: int = Field(DEFAULT_PROMPT_LENGTH, ge=1, le=1_048_576)
     """Longest prompt in tokens."""
-    max_response_length: int = Field(512, ge=1, le=1_048_576)
+    max_response_length: int = Field(DEFAULT_RESPONSE_LENGTH, ge=1, le=1_048_576)
     """Longest response in tokens with its end; sampling stops at the end of a turn, EOS or a stop
     token before that."""
     stop_tokens: Annotated[tuple[Token, ...], Field(max_length=16)] = ()
@@ -311,6 +295,10 @@ class PPOStage(StageSpec):
     samples_every_steps: int = Field(10, ge=1, le=1_000_000)
     """Updates between two writes of sampled responses to samples.jsonl."""
 
+    @property
+    def most_row_tokens(self) -> int:
+        return self.max_prompt_length + self.max_response_length
+
     def stand_ins(self) -> Mapping[str, Any]:
         return preset_values(self.preset, self.model_fields_set)
 
@@ -321,10 +309,6 @@ class PPOStage(StageSpec):
         if self.critic_model is not None:
             found["criticModel"] = self.critic_model
         return found
-
-
-def _reads_reward_model(rewards: tuple[Reward, ...]) -> bool:
-    return not rewards or any(reward.type == "RewardModel" for reward in rewards)
 
 
 def _lacks_statistics(stages: "Stages") -> bool:

@@ -180,3 +180,14 @@ def test_a_packed_row_has_the_logits_that_it_has_alone(name: str, attention: str
             segment = packed[index][batch.segment_ids[index] == number]
             torch.testing.assert_close(segment, logits, atol=1e-5, rtol=0)
     assert alone[0][1].std() > 0.05
+
+
+@pytest.mark.parametrize("groups", [GROUPS, [[_example(1)]], [[_example(1)], [_example(4)]]])
+def test_response_columns_are_those_whose_loss_counts(groups: list[list[SFTExample]]) -> None:
+    batch = collate_packed(groups, 0, width=20)
+    columns, real = batch.response_columns()
+    counted = [torch.nonzero(mask).flatten().tolist() for mask in batch.response_mask]
+    assert [row[kept].tolist() for row, kept in zip(columns, real, strict=True)] == counted
+    assert columns.shape[1] == max([1, *map(len, counted)])
+    assert int(columns.min()) >= 1
+    assert int(columns.max()) < 20

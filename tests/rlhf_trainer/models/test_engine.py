@@ -15,7 +15,7 @@ import worlds
 from torch import nn
 
 from rlhf_api.errors import InputError
-from rlhf_trainer.models.engine import DTYPES, TrainedModel, freeze, micro_batches, train
+from rlhf_trainer.models.engine import DTYPES, TrainedModel, freeze, train
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "engine_cases.py"
 cases: Any = worlds.load(PROGRAM)
@@ -251,13 +251,6 @@ def test_a_full_disk_on_one_rank_is_a_storage_error_and_keeps_nobody_waiting(
             # Through the store all ranks hear of it, and the good checkpoint stays.
             expected = ("StorageError", 1) if zero_stage > 0 else ("nothing", 2)
             assert stored == expected, (rank, zero_stage)
-
-
-def test_micro_batches_hold_rows_of_like_length_and_every_row_once() -> None:
-    rows = ["a", "bbbb", "cc", "dddd", "e"]
-    assert micro_batches(rows, 2, len) == [["a", "e"], ["cc", "bbbb"], ["dddd"]]
-    assert micro_batches(["bb", "a"], 8, len) == [["a", "bb"]]
-    assert micro_batches([], 8, len) == []
 
 
 class Call:

@@ -29,7 +29,7 @@ from rlhf_trainer.data.packing import PackedBatch, RowLayout
 from rlhf_trainer.data.tokenize.turns import end_of_turn
 from rlhf_trainer.models.generation import Generation
 from rlhf_trainer.models.heads import switch_off_dropout
-from rlhf_trainer.models.layouts import Probe, check_model, row_layout
+from rlhf_trainer.models.layouts import Probe, check_model, keeps_columns, row_layout
 from rlhf_trainer.models.load import ModelSettings
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.run.artifact import ModelLocation
@@ -355,3 +355,35 @@ def test_flash_attention_is_asked_in_the_precision_of_the_stage(
 def test_without_its_package_flash_attention_is_refused_as_when_loading() -> None:
     with pytest.raises(ConfigError, match=r"spec\.stages\.sft\.attentionImplementation: .*SDPA"):
         layout("Llama", "flash_attention_2")
+
+
+# Logits of chosen columns
+
+
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+def test_every_architecture_computes_logits_of_chosen_columns(name: str) -> None:
+    assert keeps_columns(base(name), settings())
+
+
+@pytest.mark.parametrize("kept", ["all", "others", "those of the first row", "none"])
+def test_a_model_that_keeps_other_columns_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    probe = Probe.of(base("Llama"), settings(), CPU)
+    forward = probe.model.forward
+
+    def otherwise(logits_to_keep: torch.Tensor | None = None, **inputs: Any) -> Any:
+        if logits_to_keep is None:
+            return forward(**inputs)
+        if kept == "none":
+            raise IndexError("no tensors")
+        columns = {
+            "all": 0,
+            "others": logits_to_keep - 1,
+            "those of the first row": logits_to_keep[0],
+        }[kept]
+        return forward(**inputs, logits_to_keep=columns)
+
+    assert probe.keeps_columns()
+    monkeypatch.setattr(probe.model, "forward", otherwise)
+    assert not probe.keeps_columns()

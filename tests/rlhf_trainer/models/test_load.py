@@ -192,6 +192,29 @@ def test_logprobs_are_those_of_the_plain_model_whatever_the_padding(
                     close(after.logprobs[at, : len(row) - 1], expected[at])
 
 
+@every_architecture
+@pytest.mark.parametrize("keeps", [True, False])
+def test_chosen_columns_have_the_logprobs_they_have_among_all(
+    words: Path, architecture: str, keeps: bool
+) -> None:
+    model = tiny.causal_model(words, architecture).eval()
+    batch = pad_right(sequences(), 0)[:3]
+    columns = torch.tensor([[1, 3, 2], [2, 2, 1], [3, 1, 3], [1, 2, 1]])
+    widths: list[int] = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
+    width = batch[0].shape[1]
+    every = Actor(model)(*batch, width - 1).logprobs
+    found = Actor(model, keeps_columns=keeps)(*batch, columns).logprobs
+    close(found, every.gather(1, columns - 1))
+    assert widths == [width, 3 if keeps else width]
+    gradients = [
+        torch.autograd.grad(each.sum(), model.get_input_embeddings().weight)[0]
+        for each in (found, every.gather(1, columns - 1))
+    ]
+    close(*gradients, atol=1e-4)
+
+
 def close(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 

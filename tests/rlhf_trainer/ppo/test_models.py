@@ -37,11 +37,19 @@ def test_no_other_model_is_whole_when_one_is_loaded_under_zero_3(tmp_path: Path)
         assert told == [(name, placed, 0) for placed, name in enumerate(ORDER)]
 
 
-@pytest.mark.parametrize("longest_text", [0, 8, 60])
-def test_rows_of_ptx_have_logits_of_all_their_tokens(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, longest_text: int
+@pytest.mark.parametrize(("longest_text", "counted"), [(0, 0), (8, 7), (60, 20)])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_rows_of_ptx_have_logits_of_tokens_that_count_or_of_all(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    longest_text: int,
+    counted: int,
+    keeps: bool,
 ) -> None:
-    config = tiny.stage_config("ppo", tmp_path, precision="BF16", micro_batch_size=4)
+    if not keeps:
+        monkeypatch.setattr(models, "keeps_columns", lambda *_: False)
+    config = tiny.stage_config("ppo", tmp_path, precision="BF16", micro_batch_size=15)
     assert config.ppo is not None
     bases = Bases.open(config.ppo, config, tiny.ranks())
 
@@ -53,8 +61,9 @@ def test_rows_of_ptx_have_logits_of_all_their_tokens(
     def learning(length: int, columns: int) -> int:
         return memory.allowance(bases.actor.config, memory.MicroBatch(4, length, columns), "BF16")
 
-    larger = max(learning(16, 9), learning(longest_text, longest_text)) - learning(16, 9)
-    assert needed(16, longest_text) - needed(16) == larger
+    texts = learning(longest_text, counted if keeps else longest_text)
+    larger = max(learning(16, 9), texts) - learning(16, 9)
+    assert needed(16, longest_text, counted) - needed(16) == larger
     assert (larger > 0) == (longest_text > 16)
 
 

@@ -53,13 +53,13 @@ def by_hand(folder: Path, rows: list[SFTExample]) -> tuple[dict[str, torch.Tenso
     return gradients, float(total.detach())
 
 
-@pytest.mark.parametrize("micro", [1, 2, 4])
+@pytest.mark.parametrize("tokens", [18, 27, 72])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_gradient_is_that_of_fine_tuning_times_the_weight(
-    tmp_path: Path, world_size: int, micro: int
+    tmp_path: Path, world_size: int, tokens: int
 ) -> None:
     gradients, loss = by_hand(tmp_path, examples())
-    arguments = {"folder": tmp_path, "examples": examples(), "coef": COEF, "micro": micro}
+    arguments = {"folder": tmp_path, "examples": examples(), "coef": COEF, "tokens": tokens}
     found = (
         [cases.ptx_gradients(tiny.ranks(), **arguments)]
         if world_size == 1
@@ -74,7 +74,7 @@ def test_the_gradient_is_that_of_fine_tuning_times_the_weight(
 
 
 def test_batches_go_on_where_they_were_kept() -> None:
-    texts, again = (cases.ptx(tiny.ALONE, examples(), COEF, rows=3, micro=2) for _ in range(2))
+    texts, again = (cases.ptx(tiny.ALONE, examples(), COEF, rows=3, tokens=36) for _ in range(2))
     first = [texts.cursor.next_batch() for _ in range(2)]
     again.load({})
     assert [again.cursor.next_batch() for _ in range(2)] == first
@@ -84,7 +84,7 @@ def test_batches_go_on_where_they_were_kept() -> None:
 
 
 def test_nothing_is_told_of_no_steps() -> None:
-    assert cases.ptx(tiny.ALONE, examples(), COEF, rows=3, micro=2).metrics() == {}
+    assert cases.ptx(tiny.ALONE, examples(), COEF, rows=3, tokens=36).metrics() == {}
 
 
 def spec_with(tmp_path: Path, rows: list[dict[str, str]], **changed: Any) -> Any:

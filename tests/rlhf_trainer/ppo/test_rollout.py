@@ -301,14 +301,32 @@ def test_joined_rollouts_by_hand() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 64])
-def test_parts_of_like_length_hold_every_row_once_and_no_column_of_padding(
-    words: Path, size: int
-) -> None:
-    sampler = cases.sampler(model_with(words, {EOS: 2.0}), max_response_length=9)
-    rollout = sampler.sample(PROMPTS * 4)
-    whole = cases.parts(rollout)
+def test_parts_of_like_length_hold_so_many_rows(words: Path, size: int) -> None:
+    rollout = _long_and_short(words)
     parts = rollout.by_length(size)
     assert [len(rows) for rows, _ in parts] == [size] * (16 // size) + [16 % size] * (16 % size > 0)
+    _hold_every_row_once_and_no_column_of_padding(rollout, parts)
+
+
+@pytest.mark.parametrize("tokens", [20, 33, 64, 1000])
+def test_parts_within_a_budget_hold_so_many_tokens(words: Path, tokens: int) -> None:
+    rollout = _long_and_short(words)
+    parts = rollout.within(tokens)
+    assert all(part.sequences[0].numel() <= tokens for _, part in parts)
+    assert len(parts) >= rollout.sequences[1].sum() / tokens
+    _hold_every_row_once_and_no_column_of_padding(rollout, parts)
+
+
+def _long_and_short(words: Path) -> Rollout:
+    sampler = cases.sampler(model_with(words, {EOS: 2.0}), max_response_length=9)
+    rollout: Rollout = sampler.sample(PROMPTS * 4)
+    return rollout
+
+
+def _hold_every_row_once_and_no_column_of_padding(
+    rollout: Rollout, parts: list[tuple[torch.Tensor, Rollout]]
+) -> None:
+    whole = cases.parts(rollout)
     lengths: list[int] = []
     for rows, part in parts:
         assert cases.parts(part) == [whole[row] for row in rows.tolist()]

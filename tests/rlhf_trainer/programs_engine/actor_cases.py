@@ -15,7 +15,6 @@ from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.ema import MovingAverage
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, train, whole_parameters
-from rlhf_trainer.models.engine import micro_batches as parts_of
 from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.run.distributed import Ranks, barrier
@@ -119,7 +118,8 @@ def gradients(
             module = cases.actor(folder, torch.bfloat16)
             model = train(module, spec, ranks, learning_rate=1.0)
             before = exact(model)
-            parts = parts_of(mine, len(everything) // count // ranks.world_size or 1, len)
+            size = len(everything) // count // ranks.world_size or 1
+            parts = cases.micro_batches(mine, size)
             for index, part in enumerate(parts):
                 loss = cases.loss_of(model, part, tokens_of(everything)).loss
                 model.accumulate(loss, last=index == len(parts) - 1)
@@ -137,20 +137,20 @@ def exact_gradient(folder: Path) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def ptx(ranks: Ranks, examples: list[SFTExample], coef: float, rows: int, micro: int) -> PTX:
-    """Batches of `rows` examples."""
-    return PTX(examples, 0, coef, micro, Cursor(len(examples), rows, 3), ranks)
+def ptx(ranks: Ranks, examples: list[SFTExample], coef: float, rows: int, tokens: int) -> PTX:
+    """Batches of `rows` examples, in micro-batches of `tokens`."""
+    return PTX(examples, 0, coef, tokens, Cursor(len(examples), rows, 3), ranks)
 
 
 def ptx_gradients(
-    ranks: Ranks, folder: Path, examples: list[SFTExample], coef: float, micro: int
+    ranks: Ranks, folder: Path, examples: list[SFTExample], coef: float, tokens: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradient of two batches that make one step, and what is told of them.
 
     A first batch goes in as the stage's own part of the step would: it is not the last.
     """
     model = actor(folder, ranks, zero_stage=0)
-    texts = ptx(ranks, examples, coef, rows=4, micro=micro)
+    texts = ptx(ranks, examples, coef, rows=4, tokens=tokens)
     before = cases.loss_of(model, cases.rows()[:2], 1.0)
     model.accumulate(0.0 * before.loss, last=False)
     texts.accumulate(model)

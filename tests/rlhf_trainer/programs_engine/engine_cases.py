@@ -19,7 +19,6 @@ from rlhf_trainer.models.engine import (
     DTYPES,
     TrainedModel,
     freeze,
-    micro_batches,
     train,
     whole_parameters,
 )
@@ -65,10 +64,16 @@ def loss_of(model: Any, part: list[np.ndarray], normalizer: float) -> Any:
     return sft_loss(statistics.logprobs, mask, normalizer)
 
 
+def micro_batches(items: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
+    """By length, `size` at a time."""
+    ordered = sorted(items, key=len)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
 def one_step(model: TrainedModel, ranks: Ranks, micro_batch_size: int, rate: float) -> list[float]:
     """Loss and gradient norm of one step over all rows."""
     mine = rank_slice(list(range(ROWS)), ranks.rank, ranks.world_size)
-    parts = micro_batches([rows()[at] for at in mine], micro_batch_size, len)
+    parts = micro_batches([rows()[at] for at in mine], micro_batch_size)
     nll = 0.0
     for index, part in enumerate(parts):
         loss = loss_of(model, part, tokens())

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from rlhf_api.errors import DataError, UsageError
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
+from rlhf_trainer.run import distributed
 from rlhf_trainer.run.distributed import (
     Ranks,
     agree_on_failure,
@@ -131,6 +132,15 @@ def test_a_lost_peer_is_found_out(seen: list[dict[str, Any]]) -> None:
     _, code, message, name, _, _ = seen[0]["lost"]
     assert (code, name) == (80, "DistNetworkError")
     assert message.startswith("lost a peer: ")
+
+
+@pytest.mark.parametrize(("most", "added"), [(2, 0), (5, 3)])
+def test_a_rank_with_fewer_parts_is_filled_up(
+    monkeypatch: pytest.MonkeyPatch, most: int, added: int
+) -> None:
+    monkeypatch.setattr(distributed, "reduce_max", lambda own, _: [max(most, *own)])
+    parts = distributed.filled(["a", "b"], "c", ALONE)
+    assert parts == [("a", True), ("b", True)] + [("c", False)] * added
 
 
 def test_a_world_of_one_needs_no_process_group() -> None:

@@ -1,6 +1,5 @@
 """A stage that is stopped anywhere, and tried again, ends as one that never stopped."""
 
-import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -239,32 +238,33 @@ def test_a_stop_while_ppo_learns_leads_back_to_before_the_update(
     settings = {
         "value_normalization": "PopArt",
         "minibatch_size": 4,
+        # Four texts are more than a pass holds.
+        "micro_batch_tokens": 24,
         "reward_scaling": "RunningStd",
     }
     straight = config_of("ppo", tmp_path / "straight", **settings)
     expected = stage_runs.run(straight)
     config = config_of("ppo", tmp_path / "stopped", **settings)
     flag = StopFlag()
-    accumulate, calls = Learner._accumulate_critic, itertools.count(1)
-    follow, updates = ppo.follow, itertools.count(1)
+    accumulate, follow, loss = Learner._accumulate_critic, ppo.follow, ptx.response_loss
+    updates = 0
+
+    def ask(now: str) -> None:
+        if updates == 3 and after == now:
+            flag.ask()
 
     def ask_when_followed(*arguments: Any) -> Any:
-        if next(updates) == 3 and after == "nothing":
-            flag.ask()
+        nonlocal updates
+        updates += 1
+        ask("nothing")
         return follow(*arguments)
 
     def ask_when_accumulated(*arguments: Any) -> None:
         accumulate(*arguments)
-        # Each update: two passes over one minibatch of two micro-batches.
-        if next(calls) == 2 * 4 + 1 and after == "a micro-batch":
-            flag.ask()
-
-    loss, texts = ptx.response_loss, itertools.count(1)
+        ask("a micro-batch")
 
     def ask_when_read(*arguments: Any) -> Any:
-        # As many as of the rollout, but none in the first update, in which the critic warms up.
-        if next(texts) == 4 + 1 and after == "a micro-batch of other texts":
-            flag.ask()
+        ask("a micro-batch of other texts")
         return loss(*arguments)
 
     monkeypatch.setattr(ptx, "response_loss", ask_when_read)

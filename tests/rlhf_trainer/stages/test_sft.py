@@ -276,7 +276,7 @@ def test_rows_as_long_as_a_sequence_pack_one_by_one(tmp_path: Path) -> None:
 def test_the_estimate_of_memory_counts_held_out_rows(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int
 ) -> None:
-    long = tiny.write_rows(tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * length}])
+    long = tiny.write_rows(tmp_path / "long.jsonl", [{"prompt": "a", "response": "b" * length}] * 2)
     short = tiny.write_rows(tmp_path / "short.jsonl", [{"prompt": "a", "response": "bcd"}] * 4)
     words = tiny.tokenizer_folder(tmp_path / "tokenizer")
 
@@ -287,6 +287,7 @@ def test_the_estimate_of_memory_counts_held_out_rows(
             model=tiny.scratch_source(words, max_positions=512),
             dataset=Dataset(uri=f"file://{short}"),
             max_length=512,
+            batch_size=2,
             max_steps=1,
             **held_out,
         )

@@ -53,6 +53,19 @@ class PackedBatch(NamedTuple):
             return block_causal_mask(self.segment_ids, dtype)
         return None
 
+    def response_columns(self) -> tuple[Tensor, Tensor]:
+        """The columns whose loss counts, in order, and which of them are no filling.
+
+        Rows with fewer of them than the one with most are filled with columns that exist. Looks at
+        the values, so that it is to be asked before the batch is on a device.
+
+        Shapes: -> Long[batch, n] from 1, Bool[batch, n].
+        """
+        counts = self.response_mask.sum(dim=1)
+        n = max(1, int(counts.max()))
+        columns = self.response_mask.int().argsort(dim=1, descending=True, stable=True)[:, :n]
+        return columns.clamp(min=1), torch.arange(n, device=counts.device) < counts.unsqueeze(1)
+
     def to(self, device: torch.device) -> "PackedBatch":
         """The same on another device."""
         return PackedBatch(*(each.to(device) for each in self))

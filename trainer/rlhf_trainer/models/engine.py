@@ -8,12 +8,12 @@ outside at every step: a resumed run needs its step number and no scheduler stat
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import deepspeed
 import torch
@@ -41,8 +41,6 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 _KEPT_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 """Of DeepSpeed, in its checkpoints."""
-
-T = TypeVar("T")
 
 DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "FP32": torch.float32}
 
@@ -332,9 +330,3 @@ def gathered_once(model: PlacedModel) -> Iterator[None]:
     for other ranks: else each layer is gathered for each token."""
     with deepspeed.zero.unwrap_model_for_generation(model.engine):
         yield
-
-
-def micro_batches(items: Iterable[T], size: int, length: Callable[[T], int]) -> list[list[T]]:
-    """At most `size` items each, of like `length`, so that little of a micro-batch is padding."""
-    ordered = sorted(items, key=length)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -31,48 +31,72 @@ class Actor(nn.Module):
 
     absent: Tensor
 
-    def __init__(self, model: PreTrainedModel, absent_ids: Sequence[int] = ()) -> None:
-        """`absent_ids` are rows of the embeddings that no policy samples, as they have no token."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        absent_ids: Sequence[int] = (),
+        *,
+        keeps_columns: bool = False,
+    ) -> None:
+        """Of `model`, which gives logits by `forward`.
+
+        Args:
+            model: a causal language model.
+            absent_ids: rows of the embeddings that no policy samples, as they have no token.
+            keeps_columns: whether it computes the logits of columns that are chosen for each row,
+                as `layouts.keeps_columns` finds; otherwise all are computed for such columns.
+        """
         super().__init__()
         self.model = model
         # Not among the weights: a checkpoint needs it no more than the artifact does.
         absent = torch.tensor(tuple(absent_ids), dtype=torch.long)
         self.register_buffer("absent", absent, persistent=False)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._keeps_columns = keeps_columns
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor,
-        response_width: int,
+        columns: int | Tensor,
         temperature: float = 1.0,
         *,
         entropy: bool = False,
         entropy_gradient: bool = False,
     ) -> TokenStatistics:
-        """Statistics of the last `response_width` columns, with entropies where they are asked for.
+        """Statistics of the tokens in `columns`, with entropies where they are asked for.
 
         The gradient of entropies, which costs as much as that of log-probabilities, is asked for
         apart. It is cut off in here: DeepSpeed's hooks wait for that of every output that has one.
 
-        Shapes: input_ids, attention_mask, position_ids Long[batch, time] -> Float[batch,
-        response_width] each. Packed rows have another mask, or none: see `data.packing.RowLayout`.
+        Shapes: input_ids, attention_mask, position_ids Long[batch, time]; columns Long[batch, n],
+        from 1, or the number n of last ones -> Float[batch, n] each. Packed rows have another mask,
+        or none: see `data.packing.RowLayout`.
         """
-        kept = {"logits_to_keep": response_width + 1} if self._keeps_logits else {}
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
-            **kept,
+            **self._kept(columns),
         )
-        logits = output.logits[:, -response_width - 1 : -1]
-        tokens = input_ids[:, -response_width:]
+        if isinstance(columns, int):
+            logits, tokens = output.logits[:, -columns - 1 : -1], input_ids[:, -columns:]
+        else:
+            logits, tokens = output.logits, input_ids.gather(1, columns)
+            if not self._keeps_columns:
+                logits = logits.take_along_dim((columns - 1).unsqueeze(-1), dim=1)
         statistics = token_statistics(logits, tokens, temperature, self.absent, entropy=entropy)
         if statistics.entropy is None or entropy_gradient:
             return statistics
         return statistics._replace(entropy=statistics.entropy.detach())
+
+    def _kept(self, columns: int | Tensor) -> dict[str, int | Tensor]:
+        """What tells the model which logits to compute: a token's stand one column before it."""
+        if isinstance(columns, int):
+            return {"logits_to_keep": columns + 1} if self._keeps_logits else {}
+        return {"logits_to_keep": columns - 1} if self._keeps_columns else {}
 
 
 class Float32Linear(nn.Linear):

@@ -29,6 +29,8 @@ PACKED = (RowLayout.POSITIONS, RowLayout.BLOCK_MASK)
 _LENGTHS = (19, 13, 3, 11)
 _BEHIND = 2
 """The row whose every token is near those before it."""
+_CHOSEN = ((2, 0, 18), (12, 5, 5), (1, 2, 0), (10, 3, 7))
+"""Columns of each row, in no order and one of them twice."""
 _FIRST_ID = 3
 _NO_MASK = "it takes no mask of four dimensions"
 MOST_PARAMETERS = 100_000_000
@@ -111,6 +113,20 @@ def check_model(
         probe.require_causal(base.field)
     if left_padding:
         probe.require_left_padding(base.field)
+
+
+def keeps_columns(base: Base, settings: ModelSettings) -> bool:
+    """Whether the model computes the logits of columns that are chosen for each row, and no others.
+
+    Raises:
+        InputError: nothing of it can be known.
+    """
+    # How logits are made of hidden states does not depend on who computes attention.
+    eager = replace(settings, attention="eager")
+    try:
+        return Probe.of(base, eager, torch.device("cpu")).keeps_columns()
+    except ProbeError as error:
+        raise _unknown(base, error) from error
 
 
 def _unknown(base: Base, error: "ProbeError") -> InputError:
@@ -214,6 +230,19 @@ class Probe:
             f"before prompts: {reason}; name another model"
         )
 
+    def keeps_columns(self) -> bool:
+        """Whether logits of chosen columns, others in each row, are those among all."""
+        batch = collate_packed([[row] for row in self.rows], 0)
+        inputs = batch.input_ids, batch.attention_mask(RowLayout.PADDED, self.model.dtype)
+        chosen = torch.tensor(_CHOSEN)
+        try:
+            kept = self._logits(*inputs, batch.position_ids, logits_to_keep=chosen)
+        except REFUSED:
+            return False
+        every = self._logits(*inputs, batch.position_ids)
+        expected = every.take_along_dim(chosen.to(every.device).unsqueeze(-1), dim=1)
+        return kept.shape == expected.shape and self._agree(list(kept), list(expected))
+
     def disagreement(self, layout: RowLayout) -> str | None:
         """Why rows in this layout do not have the logits that they have alone; None if they do."""
         try:
@@ -247,7 +276,9 @@ class Probe:
         return list(real.split([len(row.tokens) for row in rows]))
 
     @torch.no_grad()
-    def _logits(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+    def _logits(
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor, **kept: Tensor
+    ) -> Tensor:
         """Float[batch, time, vocab]."""
         device = next(self.model.parameters()).device
         logits: Tensor = self.model(
@@ -255,6 +286,7 @@ class Probe:
             attention_mask=None if mask is None else mask.to(device),
             position_ids=positions.to(device),
             use_cache=False,
+            **{name: columns.to(device) for name, columns in kept.items()},
         ).logits
         return logits.float()
 

@@ -99,6 +99,14 @@ class MicroBatch:
     length: int
     logits: int = 0
 
+    @classmethod
+    def fullest(cls, tokens: int, rows: int, length: int, logits: int = 0) -> "MicroBatch":
+        """With as many of at most `rows` sequences of `length` as `tokens` hold, and at least one.
+
+        Of shorter ones there are more, in no more tokens.
+        """
+        return cls(min(rows, max(1, tokens // max(1, length))), length, logits)
+
 
 def footprint(
     model: ModelSize, *, precision: Precision, zero_stage: int, world_size: int
@@ -337,7 +345,12 @@ def _refusal(
     ]
     parts.append(f"activations and other work {_gib(activations)}")
     field = f"spec.stages.{config.stage}"
-    remedies = [f"lower {field}.microBatchSize ({spec.micro_batch_size})", "take a smaller model"]
+    budget = (
+        f"microBatchSize ({spec.micro_batch_size})"
+        if spec.micro_batch_tokens is None
+        else f"microBatchTokens ({spec.micro_batch_tokens})"
+    )
+    remedies = [f"lower {field}.{budget}", "take a smaller model"]
     if spec.lora is None:
         remedies.insert(1, f"train adapters alone ({field}.lora)")
     if config.world_size > 1 and spec.zero_stage < 3:

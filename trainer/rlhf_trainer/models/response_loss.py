@@ -1,6 +1,7 @@
 """The loss on responses in a batch of whole texts.
 
-Called by SFT, and by PPO for the texts that it mixes in.
+Called by SFT, and by PPO for the texts that it mixes in. Only columns whose loss counts have
+logits, where the model lets them be chosen.
 """
 
 from rlhf_trainer.data.packing import PackedBatch, RowLayout
@@ -16,17 +17,18 @@ def response_loss(
 
     Args:
         model: an actor under training.
-        batch: rows in `layout`.
+        batch: rows in `layout`, on the CPU.
         layout: what keeps rows apart.
         normalizer: number of response tokens that the loss is a mean of, over all ranks.
         ranks: for this rank's device.
     """
+    columns, real = (each.to(ranks.device) for each in batch.response_columns())
     batch = batch.to(ranks.device)
     dtype = next(model.module.parameters()).dtype
     statistics = model(
         batch.input_ids,
         batch.attention_mask(layout, dtype),
         batch.position_ids,
-        batch.input_ids.shape[1] - 1,
+        columns,
     )
-    return sft_loss(statistics.logprobs, batch.response_mask[:, 1:], normalizer)
+    return sft_loss(statistics.logprobs, real, normalizer)

@@ -65,10 +65,10 @@ class Experience:
             {name: scores[rows] for name, scores in self.rewards.items()},
         )
 
-    def by_length(self, size: int) -> list[tuple[Tensor, "Experience"]]:
-        """Parts of like length with the indices of their rows, as `Rollout.by_length`."""
+    def within(self, tokens: int) -> list[tuple[Tensor, "Experience"]]:
+        """Parts of like length with the indices of their rows, as `Rollout.within`."""
         return [
-            (rows, self[rows]._narrowed(rollout)) for rows, rollout in self.rollout.by_length(size)
+            (rows, self[rows]._narrowed(rollout)) for rows, rollout in self.rollout.within(tokens)
         ]
 
     def _narrowed(self, rollout: Rollout) -> "Experience":

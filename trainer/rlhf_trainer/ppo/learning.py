@@ -13,6 +13,7 @@ import torch
 
 from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.data.budget import token_budget
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.ppo.actor_steps import ActorSteps
 from rlhf_trainer.ppo.experience import (
@@ -27,8 +28,23 @@ from rlhf_trainer.ppo.metrics import UpdateSums
 from rlhf_trainer.ppo.ptx import StopCheck
 from rlhf_trainer.ppo.state import State
 from rlhf_trainer.rl import entropy_bonus, policy_loss, value_loss
-from rlhf_trainer.run.distributed import Ranks, reduce_sum
+from rlhf_trainer.run.distributed import Ranks, filled, reduce_sum
 from rlhf_trainer.run.loop import TrainingLoop
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A micro-batch in its optimizer step.
+
+    Attributes:
+        tokens: of the whole step on all ranks.
+        counts: whether it is learned from; else other ranks have one more.
+        last: whether it is the last one of the step.
+    """
+
+    tokens: float
+    counts: bool
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -82,16 +98,17 @@ class Learner:
             advantages = normalized(targets.advantages, part.mask, ranks)
             targets = replace(targets, advantages=advantages)
         (tokens,) = reduce_sum([float(part.mask.sum())], ranks)
-        parts = part.by_length(spec.micro_batch_size)
-        for index, (rows, micro) in enumerate(parts):
+        own = part.within(token_budget(spec))
+        first, of_first = own[0]
+        parts = filled(own, (first[:1], of_first[first.new_zeros(1)]), ranks)
+        for index, ((rows, micro), counts) in enumerate(parts):
             if check_stop is not None:
                 check_stop()
             micro_targets = targets[rows].narrowed(micro.mask.shape[1])
-            last = index == len(parts) - 1
+            at = _Pass(tokens, counts=counts, last=index == len(parts) - 1)
             if self._actor_learns():
-                last_of_step = last and self.steps.ptx is None
-                self._accumulate_actor(micro, micro_targets, tokens, last_of_step, sums)
-            self._accumulate_critic(micro, micro_targets, tokens, last, sums)
+                self._accumulate_actor(micro, micro_targets, at, sums)
+            self._accumulate_critic(micro, micro_targets, at, sums)
         if self._actor_learns():
             self.first_ratio.require_one(tokens, spec.precision, ranks)
             sums.actor_norms.append(self.steps.step(self._learning_rate(), check_stop))
@@ -99,7 +116,7 @@ class Learner:
         sums.critic_norms.append(self.critic.step(critic_rate))
 
     def _accumulate_actor(
-        self, micro: Experience, targets: Targets, tokens: float, last: bool, sums: UpdateSums
+        self, micro: Experience, targets: Targets, at: "_Pass", sums: UpdateSums
     ) -> None:
         spec = self.spec
         width = micro.rollout.responses.shape[1]
@@ -117,14 +134,17 @@ class Learner:
             targets.advantages,
             micro.mask,
             spec.clip_range,
-            tokens,
+            at.tokens,
         )
-        entropy = entropy_bonus(statistics.entropy, micro.mask, spec.entropy_coef, tokens)
-        self.steps.actor.accumulate(policy.loss + entropy.loss, last=last)
-        sums.add_actor(policy, entropy, tokens)
+        entropy = entropy_bonus(statistics.entropy, micro.mask, spec.entropy_coef, at.tokens)
+        self.steps.actor.accumulate(
+            at.counts * (policy.loss + entropy.loss), last=at.last and self.steps.ptx is None
+        )
+        if at.counts:
+            sums.add_actor(policy, entropy, at.tokens)
 
     def _accumulate_critic(
-        self, micro: Experience, targets: Targets, tokens: float, last: bool, sums: UpdateSums
+        self, micro: Experience, targets: Targets, at: "_Pass", sums: UpdateSums
     ) -> None:
         value = value_loss(
             response_values(self.critic, micro.rollout),
@@ -132,10 +152,11 @@ class Learner:
             self.state.returns.normalized(targets.returns),
             micro.mask,
             self.spec.value_clip_range,
-            tokens,
+            at.tokens,
         )
-        self.critic.accumulate(self.spec.value_coef * value.loss, last=last)
-        sums.add_critic(value, tokens)
+        self.critic.accumulate(at.counts * self.spec.value_coef * value.loss, last=at.last)
+        if at.counts:
+            sums.add_critic(value, at.tokens)
 
     def _actor_learns(self) -> bool:
         return self.loop.step >= self.spec.critic_warmup_steps

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
+from rlhf_trainer.data.budget import token_budget
 from rlhf_trainer.models.adapters import WithoutAdapters, add_adapters, trained_size
 from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
 from rlhf_trainer.models.engine import PlacedModel, TrainedModel, freeze, train
@@ -18,7 +19,7 @@ from rlhf_trainer.models.heads import (
     initialize_value_head,
     switch_off_dropout,
 )
-from rlhf_trainer.models.layouts import check_model
+from rlhf_trainer.models.layouts import check_model, keeps_columns
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -109,6 +110,7 @@ def load_models(
     ranks: Ranks,
     longest: int,
     longest_text: int = 0,
+    most_text_loss_tokens: int = 0,
     settings: ModelSettings | None = None,
 ) -> Models:
     """Load all models onto this rank's device and wrap those that learn.
@@ -120,6 +122,7 @@ def load_models(
         ranks: every rank must call.
         longest: tokens of the longest sequence, prompt and response.
         longest_text: tokens of the longest row of `ptxDataset`.
+        most_text_loss_tokens: of the row of `ptxDataset` that has most tokens with a loss.
         settings: how they are loaded; as the stage says by default.
 
     Raises:
@@ -149,27 +152,46 @@ def load_models(
             check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
     if bases.reward_model is not None:
         check_model(bases.reward_model, settings, causal=False, left_padding=True)
-    check_memory(config, ranks, sizes, _activations(bases.actor, spec, longest, longest_text))
-    return _load(bases, spec, settings, ranks)
+    keeps = longest_text > 0 and keeps_columns(bases.actor, settings)
+    columns = most_text_loss_tokens if keeps else longest_text
+    learning, texts = _passes(spec, config.world_size, longest, longest_text, columns)
+    check_memory(config, ranks, sizes, _activations(bases.actor, spec, learning, texts))
+    return _load(bases, spec, settings, ranks, keeps=keeps)
 
 
-def wave_tokens(actor: Base, spec: PPOStage, longest: int, longest_text: int = 0) -> int:
+def wave_tokens(
+    actor: Base,
+    spec: PPOStage,
+    longest: int,
+    longest_text: int = 0,
+    most_text_loss_tokens: int = 0,
+    world_size: int = 1,
+) -> int:
     """Tokens of the prompts and responses that are decoded together, within what the estimate of
     memory sets aside: nothing learns meanwhile.
 
     What a stage samples does not depend on how much memory happens to be free.
     """
-    room = _activations(actor, spec, longest, longest_text)
+    learning, texts = _passes(spec, world_size, longest, longest_text, most_text_loss_tokens)
+    room = _activations(actor, spec, learning, texts)
     return rollout_tokens(actor.config, room, longest, spec.precision)
 
 
-def _activations(actor: Base, spec: PPOStage, longest: int, longest_text: int) -> int:
+def _passes(
+    spec: PPOStage, world_size: int, longest: int, longest_text: int, text_columns: int
+) -> tuple[MicroBatch, MicroBatch]:
+    """The largest passes that learn: from responses, and from texts with so many logits a row."""
+    rows = (spec.minibatch_size or spec.batch_size) // world_size
+    tokens, columns = token_budget(spec), spec.max_response_length + 1
+    return (
+        MicroBatch.fullest(tokens, rows, longest, columns),
+        MicroBatch.fullest(tokens, rows, longest_text, text_columns),
+    )
+
+
+def _activations(actor: Base, spec: PPOStage, learning: MicroBatch, texts: MicroBatch) -> int:
     """Bytes of the largest of its passes, of which there is one at a time."""
-    columns = spec.max_response_length + 1
-    learning = MicroBatch(spec.micro_batch_size, longest, columns)
-    # What is learned beside stands anywhere in its row.
-    texts = MicroBatch(spec.micro_batch_size, longest_text, longest_text)
-    scoring = MicroBatch(spec.rollout_micro_batch_size, longest, columns)
+    scoring = replace(learning, sequences=spec.rollout_micro_batch_size)
     return max(
         *(
             allowance(actor.config, work, spec.precision, checkpointing=spec.gradient_checkpointing)
@@ -179,9 +201,11 @@ def _activations(actor: Base, spec: PPOStage, longest: int, longest_text: int) -
     )
 
 
-def _load(bases: Bases, spec: PPOStage, settings: ModelSettings, ranks: Ranks) -> Models:
+def _load(
+    bases: Bases, spec: PPOStage, settings: ModelSettings, ranks: Ranks, *, keeps: bool
+) -> Models:
     """One model after the other: under ZeRO 3 no more than one is ever whole on a device."""
-    actor = _policy(bases.actor, settings)
+    actor = _policy(bases.actor, settings, keeps=keeps)
     add_adapters(actor.model, spec.lora, spec.seed, LORA)
     trained_actor = train(_prepared(actor, ranks), spec, ranks, learning_rate=spec.learning_rate)
     reference: PlacedModel
@@ -203,9 +227,9 @@ def _prepared(module: nn.Module, ranks: Ranks) -> nn.Module:
     return module.to(ranks.device)
 
 
-def _policy(base: Base, settings: ModelSettings) -> Actor:
+def _policy(base: Base, settings: ModelSettings, *, keeps: bool = False) -> Actor:
     model = load_causal_model(base.location, base.tokenizer, settings, base.field)
-    return Actor(model, base.absent_ids)
+    return Actor(model, base.absent_ids, keeps_columns=keeps)
 
 
 def _critic(base: Base, spec: PPOStage, settings: ModelSettings) -> ScalarModel:

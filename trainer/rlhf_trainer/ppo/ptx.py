@@ -8,17 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_api.v1alpha1.stages import DEFAULT_PTX_COEF
+from rlhf_trainer.data.budget import micro_batches, token_budget
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_sft
 from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
-from rlhf_trainer.models.engine import TrainedModel, micro_batches
+from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base
-from rlhf_trainer.run.distributed import Ranks, reduce_sum
+from rlhf_trainer.run.distributed import Ranks, filled, reduce_sum
 from rlhf_trainer.run.inputs import Inputs
 
 StopCheck = Callable[[], None]
@@ -37,10 +40,10 @@ class PTX:
     examples: Sequence[SFTExample]
     pad_id: int
     coef: float
-    micro_batch_size: int
+    token_budget: int
     cursor: Cursor
     ranks: Ranks
-    _nll: float = field(init=False, default=0.0)
+    _nll: Tensor | float = field(init=False, default=0.0)
     _tokens: int = field(init=False, default=0)
 
     @classmethod
@@ -59,12 +62,17 @@ class PTX:
         coef = DEFAULT_PTX_COEF if spec.ptx_coef is None else spec.ptx_coef
         rows = spec.minibatch_size or spec.batch_size
         cursor = Cursor(len(examples), rows, spec.seed)
-        return cls(examples, base.pad_id, coef, spec.micro_batch_size, cursor, inputs.ranks)
+        return cls(examples, base.pad_id, coef, token_budget(spec), cursor, inputs.ranks)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max(map(self._length, range(len(self.examples))))
+
+    @property
+    def most_loss_tokens(self) -> int:
+        """Tokens that carry a loss in the row with most of them."""
+        return max(int(row.response_mask.sum()) for row in self.examples)
 
     def _length(self, row: int) -> int:
         return len(self.examples[row].tokens)
@@ -75,21 +83,22 @@ class PTX:
         # Every rank knows the whole batch, so the global count needs no communication.
         tokens = sum(int(self.examples[row].response_mask.sum()) for row in batch)
         mine = rank_slice(batch, self.ranks.rank, self.ranks.world_size)
-        parts = micro_batches(mine, self.micro_batch_size, self._length)
-        for index, part in enumerate(parts):
+        own = micro_batches(mine, self.token_budget, self._length, self.ranks.device)
+        parts = filled(own, own[0][:1], self.ranks)
+        for index, (part, counts) in enumerate(parts):
             if check_stop is not None:
                 check_stop()
             rows = collate_packed([[self.examples[row]] for row in part], self.pad_id)
             loss = response_loss(actor, rows, RowLayout.PADDED, tokens, self.ranks)
-            actor.accumulate(self.coef * loss.loss, last=index == len(parts) - 1)
-            self._nll += float(loss.nll_sum)
+            actor.accumulate(counts * self.coef * loss.loss, last=index == len(parts) - 1)
+            self._nll += counts * loss.nll_sum
         self._tokens += tokens
 
     def metrics(self) -> dict[Metric, float]:
         """The mean loss since the last call, over all ranks; nothing where nothing was learned."""
         if not self._tokens:
             return {}
-        (nll,) = reduce_sum([self._nll], self.ranks)
+        (nll,) = reduce_sum([float(self._nll)], self.ranks)
         mean = nll / self._tokens
         self._nll, self._tokens = 0.0, 0
         return {Metric.PTX_LOSS: mean}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from rlhf_trainer.data.budget import PASS_TOKENS, within
 from rlhf_trainer.rl import position_ids, response_mask
 
 
@@ -76,6 +77,17 @@ class Rollout:
                 ),
             )
             for start in range(0, len(order), size)
+        ]
+
+    def within(self, tokens: int) -> list[tuple[Tensor, "Rollout"]]:
+        """As `by_length`, with rows in each part that `tokens` hold, padding included."""
+        lengths = torch.stack([self.prompt_lengths, self.response_lengths], dim=1)
+        order = lengths.sum(dim=1).argsort(stable=True)
+        # One look at the device for all parts.
+        widths = [tuple(row) for row in lengths[order].tolist()]
+        return [
+            (order[part], self[order[part]]._narrowed(*map(max, zip(*widths[part], strict=True))))
+            for part in within(widths, tokens, PASS_TOKENS[lengths.device.type])
         ]
 
     def _narrowed(self, prompt: int, response: int) -> "Rollout":

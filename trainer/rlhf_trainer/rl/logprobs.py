@@ -36,7 +36,9 @@ def policy_logits(logits: Tensor, temperature: float, absent: Tensor | None = No
     Shapes: logits Float[..., vocab], absent Long[n] -> Float[..., vocab], in fp32 (fp64 where
     logits are).
     """
-    scaled = at_least_float32(logits) / temperature
+    scaled = at_least_float32(logits)
+    if temperature != 1:
+        scaled = scaled / temperature
     if absent is None or not absent.numel():
         return scaled
     return scaled.index_fill(-1, absent, -torch.inf)
@@ -114,20 +116,25 @@ class _TokenStatistics(torch.autograd.Function):
         logits, tokens, entropies = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for columns in _columns(tokens.shape[1], ctx.chunk):
-            log_softmax = _log_softmax(logits[:, columns], ctx.temperature, ctx.absent)
-            softmax = log_softmax.exp()
-            of_z = torch.zeros_like(softmax)
-            if of_logprobs is not None:
-                upstream = of_logprobs[:, columns].unsqueeze(-1)
-                of_z.scatter_(-1, tokens[:, columns].unsqueeze(-1), upstream)
-                of_z.addcmul_(softmax, upstream, value=-1)
-            if of_entropies is not None:
-                upstream = of_entropies[:, columns].unsqueeze(-1)
-                surprise = _bounded(log_softmax) + entropies[:, columns].unsqueeze(-1)
-                of_z.addcmul_(softmax.mul_(surprise), upstream, value=-1)
+            upstream = None if of_logprobs is None else of_logprobs[:, columns].unsqueeze(-1)
+            if of_entropies is None and upstream is not None:
+                z = policy_logits(logits[:, columns], ctx.temperature, ctx.absent)
+                of_z = torch.softmax(z, dim=-1).mul_(-upstream)
+            else:
+                log_softmax = _log_softmax(logits[:, columns], ctx.temperature, ctx.absent)
+                softmax = log_softmax.exp()
+                of_z = torch.zeros_like(softmax)
+                if upstream is not None:
+                    of_z.addcmul_(softmax, upstream, value=-1)
+                if of_entropies is not None:
+                    surprise = _bounded(log_softmax) + entropies[:, columns].unsqueeze(-1)
+                    of_entropy = of_entropies[:, columns].unsqueeze(-1)
+                    of_z.addcmul_(softmax.mul_(surprise), of_entropy, value=-1)
+            if upstream is not None:
+                of_z.scatter_add_(-1, tokens[:, columns].unsqueeze(-1), upstream)
             if ctx.absent is not None:
                 of_z.index_fill_(-1, ctx.absent, 0.0)
-            gradient[:, columns] = of_z.div_(ctx.temperature).to(logits.dtype)
+            gradient[:, columns] = of_z if ctx.temperature == 1 else of_z.div_(ctx.temperature)
         return gradient, None, None, None, None, None
 
 

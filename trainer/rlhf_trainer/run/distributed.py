@@ -113,6 +113,17 @@ def reduce_max(values: Sequence[float], ranks: Ranks) -> list[float]:
     return _reduce(values, ranks, dist.ReduceOp.MAX)
 
 
+def filled(parts: Sequence[T], filling: T, ranks: Ranks) -> list[tuple[T, bool]]:
+    """As many parts as the rank with most has, and which of them count.
+
+    Ranks pass together through a model whose weights or gradients they share. One that has fewer
+    parts takes `filling`, which must add nothing: its loss is taken times 0. All ranks call this
+    together.
+    """
+    (most,) = reduce_max([float(len(parts))], ranks)
+    return [(part, True) for part in parts] + [(filling, False)] * (int(most) - len(parts))
+
+
 def any_rank(ranks: Ranks, holds: bool) -> bool:
     """Whether `holds` on any rank; all ranks call this together and get the same answer."""
     return reduce_max([float(holds)], ranks)[0] > 0

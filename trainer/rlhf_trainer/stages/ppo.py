@@ -88,10 +88,10 @@ def _train(
         ptx = PTX.read(spec, bases.actor, inputs)
     # 2. The models.
     longest = _longest([*prompts, *(held_out or ())], spec)
-    longest_text = ptx.longest if ptx is not None else 0
+    texts = (0, 0) if ptx is None else (ptx.longest, ptx.most_loss_tokens)
     settings = ModelSettings.of(spec, reporter.note)
-    models = load_models(bases, spec, config, ranks, longest, longest_text, settings)
-    room = wave_tokens(bases.actor, spec, longest, longest_text)
+    models = load_models(bases, spec, config, ranks, longest, *texts, settings)
+    room = wave_tokens(bases.actor, spec, longest, *texts, config.world_size)
     sampling = replace(sampling, wave_tokens=room)
     steps = ActorSteps.of(models.actor, spec, ptx, ranks)
     state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import RewardStage, StageConfig
+from rlhf_trainer.data.budget import micro_batches, token_budget
 from rlhf_trainer.data.collate import Padded, pad_right
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_preferences
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair
 from rlhf_trainer.models.adapters import add_adapters, trained_size
-from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
+from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
 from rlhf_trainer.models.heads import ScalarModel, switch_off_dropout
 from rlhf_trainer.models.layouts import check_model
 from rlhf_trainer.models.load import ModelSettings, load_reward_base, save_model
@@ -37,7 +38,7 @@ from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.rl import Moments, RewardLoss, reward_loss
 from rlhf_trainer.run.artifact import write_artifact, write_figures
-from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_sum
+from rlhf_trainer.run.distributed import Ranks, filled, gather_objects, reduce_sum
 from rlhf_trainer.run.inputs import Inputs
 from rlhf_trainer.run.loop import TrainingLoop
 from rlhf_trainer.run.report import Reporter
@@ -75,7 +76,8 @@ def _train(
     check_model(base, settings, causal=False)
     if spec.gradient_checkpointing:
         check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
-    work = MicroBatch(2 * spec.micro_batch_size, longest)
+    rows = 2 * spec.batch_size // config.world_size
+    work = MicroBatch.fullest(token_budget(spec), rows, longest)
     check_memory(
         config,
         ranks,
@@ -135,18 +137,19 @@ def _step(
     learning_rate = loop.learning_rate(spec.learning_rate)
     batch = loop.next_batch()
     mine = rank_slice(batch, loop.ranks.rank, loop.ranks.world_size)
-    parts = micro_batches([pairs[row] for row in mine], spec.micro_batch_size, _longer)
-    sums = np.zeros(4)
+    rows = [pairs[row] for row in mine]
+    own = micro_batches(rows, token_budget(spec), _pair_tokens, loop.ranks.device)
+    parts = filled(own, own[0][:1], loop.ranks)
+    sums = torch.zeros(4, dtype=torch.float64, device=loop.ranks.device)
     with loop.reporter.phase(Phase.LEARNING):
-        for index, part in enumerate(parts):
+        for index, (part, counts) in enumerate(parts):
             if index > 0:
                 loop.stop_if_asked(inside_step=True)
             with loop.reporter.phase(Phase.DATA):
                 padded = pad_pairs(part, pad_id)
             loss = _loss(model, padded, part, spec, len(batch), loop.ranks)
-            model.accumulate(loss.loss, last=index == len(parts) - 1)
-            batch_sums = (loss.loss.detach(), loss.chosen_sum, loss.rejected_sum, loss.correct)
-            sums += [float(x) for x in batch_sums]
+            model.accumulate(counts * loss.loss, last=index == len(parts) - 1)
+            sums += counts * torch.stack([loss.loss.detach().double(), *loss[1:4]])
         norm = model.step(learning_rate)
         total, chosen_sum, rejected_sum, correct = reduce_sum(sums.tolist(), loop.ranks)
     metrics = {
@@ -184,6 +187,11 @@ def _loss(
 def _longer(pair: PreferencePair) -> int:
     """Tokens of the longer one of a pair, which stand in one micro-batch."""
     return max(len(pair.chosen), len(pair.rejected))
+
+
+def _pair_tokens(pair: PreferencePair) -> int:
+    """What a pair costs as the longest of its micro-batch: both are padded to the longer one."""
+    return 2 * _longer(pair)
 
 
 def pad_pairs(pairs: Sequence[PreferencePair], pad_id: int) -> Padded:
@@ -237,7 +245,7 @@ def evaluate(
     loop: TrainingLoop, model: TrainedModel, pairs: Sequence[PreferencePair], pad_id: int
 ) -> EvaluationScores:
     """Score held-out pairs, telling the running means as DeepSpeed-Chat does."""
-    ranks, size = loop.ranks, loop.config.spec.micro_batch_size
+    ranks, tokens = loop.ranks, token_budget(loop.config.spec)
     epoch, epochs = loop.epochs
     _say(ranks, f"***** Evaluating reward, Epoch {epoch}/{epochs} *****")
     rows = len(pairs)
@@ -245,16 +253,18 @@ def evaluate(
     for start in range(0, rows, EVALUATION_BLOCK):
         block = list(range(start, min(start + EVALUATION_BLOCK, rows)))
         mine = rank_slice(block, ranks.rank, ranks.world_size)
-        # Ranks make equally many passes (ZeRO 3 needs it); a repeated row writes the same score.
-        mine += block[: -(-len(block) // ranks.world_size) - len(mine)]
-        scored = []
-        for part in micro_batches(mine, size, lambda row: _longer(pairs[row])):
+        scored: list[tuple[list[int], Tensor, Tensor]] = []
+        own = micro_batches(mine, tokens, lambda row: _pair_tokens(pairs[row]), ranks.device)
+        # A row that is scored again for another rank's sake has the same score.
+        for part, _ in filled(own, block[:1], ranks):
             loop.stop_if_asked()
             padded = pad_pairs([pairs[row] for row in part], pad_id)
             chosen, rejected = score_pairs(model, padded, ranks)
-            scored += list(zip(part, chosen.tolist(), rejected.tolist(), strict=True))
-        for row, chosen_score, rejected_score in chain(*gather_objects(ranks, scored)):
-            scores.chosen[row], scores.rejected[row] = chosen_score, rejected_score
+            scored.append((part, chosen, rejected))
+        # Asked for here, since a device is still at work on them.
+        told = [(part, chosen.tolist(), rejected.tolist()) for part, chosen, rejected in scored]
+        for part, chosen_scores, rejected_scores in chain(*gather_objects(ranks, told)):
+            scores.chosen[part], scores.rejected[part] = chosen_scores, rejected_scores
         if len(block) == EVALUATION_BLOCK:
             _say(ranks, f"step: {block[-1]}/{rows}, {scores.line(block[-1] + 1)}")
     _say(ranks, scores.line(rows))

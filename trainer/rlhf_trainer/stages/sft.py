@@ -13,18 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import SFTStage, StageConfig
+from rlhf_trainer.data.budget import micro_batches, token_budget
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_sft
 from rlhf_trainer.data.packing import PackedBatch, RowLayout, collate_packed, pack
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.adapters import add_adapters, trained_size
-from rlhf_trainer.models.engine import TrainedModel, micro_batches, train, whole_parameters
+from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
 from rlhf_trainer.models.heads import Actor, switch_off_dropout
-from rlhf_trainer.models.layouts import row_layout
+from rlhf_trainer.models.layouts import keeps_columns, row_layout
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory, scoring_allowance
 from rlhf_trainer.models.recomputation import check_checkpointing
@@ -33,7 +36,7 @@ from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.run.artifact import write_artifact, write_figures
-from rlhf_trainer.run.distributed import Ranks, reduce_sum
+from rlhf_trainer.run.distributed import Ranks, filled, reduce_sum
 from rlhf_trainer.run.inputs import Inputs
 from rlhf_trainer.run.loop import TrainingLoop
 from rlhf_trainer.run.report import Reporter
@@ -68,13 +71,14 @@ def _train(
         held_out = None if eval_examples is None else _sequences(eval_examples, base, layout, spec)
     # 2. The model.
     _require_fit(base, spec, sequences, held_out)
+    keeps = keeps_columns(base, settings)
     check_memory(
         config,
         ranks,
         [trained_size(base, "model", spec.lora, f"{FIELD}.lora")],
-        _activations(base, spec, sequences, held_out),
+        _activations(base, config, sequences, held_out, keeps=keeps),
     )
-    model = _load(base, settings, spec, ranks)
+    model = _load(base, settings, spec, ranks, keeps=keeps)
     loop = TrainingLoop(
         config,
         ranks,
@@ -102,6 +106,10 @@ class Sequences:
     members: Sequence[Sequence[int]]
     pad_id: int
     layout: RowLayout
+    lengths: NDArray[np.int64]
+    """Int64[sequences], numbers of tokens."""
+    losses: NDArray[np.int64]
+    """Int64[sequences], numbers of tokens that carry a loss."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -109,23 +117,24 @@ class Sequences:
     @property
     def longest(self) -> int:
         """Tokens of the fullest sequence."""
-        return max(map(self.length, range(len(self))))
+        return int(self.lengths.max())
+
+    @property
+    def most_loss_tokens(self) -> int:
+        """Tokens that carry a loss in the sequence with most of them."""
+        return int(self.losses.max())
 
     def length(self, sequence: int) -> int:
         """Number of tokens in `sequence`."""
-        return sum(len(self.examples[row].tokens) for row in self.members[sequence])
+        return int(self.lengths[sequence])
 
     def tokens(self, sequences: Sequence[int]) -> int:
         """Number of tokens in `sequences`."""
-        return sum(map(self.length, sequences))
+        return int(self.lengths[sequences].sum())
 
     def loss_tokens(self, sequences: Sequence[int]) -> int:
         """Number of tokens in `sequences` that carry a loss."""
-        return sum(
-            int(self.examples[row].response_mask.sum())
-            for sequence in sequences
-            for row in self.members[sequence]
-        )
+        return int(self.losses[sequences].sum())
 
     def batch(self, sequences: Sequence[int]) -> PackedBatch:
         """The sequences as the model reads them; see `RowLayout`."""
@@ -138,7 +147,12 @@ def _sequences(
 ) -> Sequences:
     lengths = [len(example.tokens) for example in examples]
     members = pack(lengths, spec.max_length) if spec.packing else [[i] for i in range(len(lengths))]
-    return Sequences(examples, members, base.pad_id, layout)
+    losses = [int(example.response_mask.sum()) for example in examples]
+
+    def totals(counts: Sequence[int]) -> NDArray[np.int64]:
+        return np.array([sum(counts[row] for row in rows) for rows in members], dtype=np.int64)
+
+    return Sequences(examples, members, base.pad_id, layout, totals(lengths), totals(losses))
 
 
 def _require_fit(
@@ -153,30 +167,43 @@ def _require_fit(
 
 
 def _activations(
-    base: Base, spec: SFTStage, sequences: Sequences, held_out: Sequences | None
+    base: Base,
+    config: StageConfig,
+    sequences: Sequences,
+    held_out: Sequences | None,
+    *,
+    keeps: bool,
 ) -> int:
     """Bytes of the largest pass, be it over rows to learn or over held-out ones."""
 
-    def work(read: Sequences) -> MicroBatch:
-        return MicroBatch(spec.micro_batch_size, read.longest, logits=read.longest)
+    spec = config.spec
 
+    def work(read: Sequences, rows: int) -> MicroBatch:
+        logits = read.most_loss_tokens if keeps else read.longest
+        return MicroBatch.fullest(token_budget(spec), rows, read.longest, logits)
+
+    rows = spec.batch_size // config.world_size
     learning = allowance(
         base.config,
-        work(sequences),
+        work(sequences, rows),
         spec.precision,
         checkpointing=spec.gradient_checkpointing,
     )
     if held_out is None:
         return learning
-    return max(learning, scoring_allowance(base.config, work(held_out), spec.precision))
+    scored = work(held_out, len(held_out))
+    return max(learning, scoring_allowance(base.config, scored, spec.precision))
 
 
-def _load(base: Base, settings: ModelSettings, spec: SFTStage, ranks: Ranks) -> TrainedModel:
+def _load(
+    base: Base, settings: ModelSettings, spec: SFTStage, ranks: Ranks, *, keeps: bool
+) -> TrainedModel:
     model = load_causal_model(base.location, base.tokenizer, settings, base.field)
     add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora")
     # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
     switch_off_dropout(model)
-    return train(Actor(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
+    actor = Actor(model, keeps_columns=keeps).to(ranks.device)
+    return train(actor, spec, ranks, learning_rate=spec.learning_rate)
 
 
 def _learn(
@@ -200,19 +227,20 @@ def _step(loop: TrainingLoop, model: TrainedModel, sequences: Sequences, spec: S
     # Every rank knows the whole batch, so the global count needs no communication.
     tokens = sequences.loss_tokens(batch)
     mine = rank_slice(batch, loop.ranks.rank, loop.ranks.world_size)
-    parts = micro_batches(mine, spec.micro_batch_size, sequences.length)
-    nll = 0.0
+    own = micro_batches(mine, token_budget(spec), sequences.length, loop.ranks.device)
+    parts = filled(own, own[0][:1], loop.ranks)
+    nll = torch.zeros((), dtype=torch.float64, device=loop.ranks.device)
     with loop.reporter.phase(Phase.LEARNING):
-        for index, part in enumerate(parts):
+        for index, (part, counts) in enumerate(parts):
             if index > 0:
                 loop.stop_if_asked(inside_step=True)
             with loop.reporter.phase(Phase.DATA):
                 packed = sequences.batch(part)
             loss = response_loss(model, packed, sequences.layout, tokens, loop.ranks)
-            model.accumulate(loss.loss, last=index == len(parts) - 1)
-            nll += float(loss.nll_sum)
+            model.accumulate(counts * loss.loss, last=index == len(parts) - 1)
+            nll += counts * loss.nll_sum
         norm = model.step(learning_rate)
-        (total,) = reduce_sum([nll], loop.ranks)
+        (total,) = reduce_sum([float(nll)], loop.ranks)
     metrics = {
         Metric.LOSS: total / tokens,
         Metric.GRADIENT_NORM: norm,
@@ -228,21 +256,15 @@ def evaluate(
     """Mean negative log-likelihood of held-out response tokens, and its exponential."""
     ranks = loop.ranks
     everything = list(range(len(held_out)))
-    parts = micro_batches(
-        rank_slice(everything, ranks.rank, ranks.world_size),
-        spec.micro_batch_size,
-        held_out.length,
-    )
-    nll = 0.0
-    # Ranks make equally many passes (ZeRO 3 needs it); one without sequences counts as nothing.
-    share = -(-len(everything) // ranks.world_size)
-    for at in range(-(-share // spec.micro_batch_size)):
+    mine = rank_slice(everything, ranks.rank, ranks.world_size)
+    own = micro_batches(mine, token_budget(spec), held_out.length, ranks.device)
+    nll = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    for part, counts in filled(own, everything[:1], ranks):
         loop.stop_if_asked()
-        real = at < len(parts)
-        batch = held_out.batch(parts[at] if real else everything[:1])
-        loss = response_loss(model, batch, held_out.layout, 1, ranks)
-        nll += float(loss.nll_sum) if real else 0.0
-    (total,) = reduce_sum([nll], ranks)
+        nll += (
+            counts * response_loss(model, held_out.batch(part), held_out.layout, 1, ranks).nll_sum
+        )
+    (total,) = reduce_sum([float(nll)], ranks)
     mean = total / held_out.loss_tokens(everything)
     return {Metric.EVAL_LOSS: mean, Metric.PERPLEXITY: math.exp(min(mean, 700.0))}
 
