@@ -298,7 +298,7 @@ def test_the_lease_goes_with_the_deployment(
         assert (owner.kind, owner.name, owner.uid) == ("Deployment", LEASE, uid)
         # Nobody knows whether who holds it still runs.
         waited = (taken.spec.acquire_time - made.metadata.creation_timestamp).total_seconds()
-        assert (waited >= LEASE_SECONDS) is held
+        assert waited >= LEASE_SECONDS or not held
         # The operator still runs then, and makes a Lease that is lost to it again.
         client.AppsV1Api(jobs.access.api).delete_namespaced_deployment(LEASE, jobs.namespace)
         # That one goes, too, maybe before anybody could look at it.
