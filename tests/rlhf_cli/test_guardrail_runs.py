@@ -25,6 +25,8 @@ def test_what_a_guardrail_has_suspended_goes_on_with_the_same_command(
         output = capsys.readouterr()
         (line,) = (each for each in output.out.splitlines() if "the actor moved too far" in each)
         assert " stage ppo: guardrail KLAboveLimit (Suspend)" in line
+        # The remedy of a cluster; the last line has the one that is meant here.
+        assert "spec.suspend" not in output.out
         said = output.err.strip().splitlines()[-1]
         assert said.startswith("rlhf: reviews is suspended by a guardrail: stage ppo: guardrail ")
         assert f"KLAboveLimit (Suspend): 12.5 against a threshold of 10 at update {step}; " in said
