@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 from aiolimiter import AsyncLimiter
 from answering import Asked, Session, answering
-from raw_gangs import UID, Raw, job_document
+from raw_gangs import UID, Raw, job_document, make_pod, owner
 
-from rlhf_api.names import StageName
+from rlhf_api.names import OPERATOR_NAME, Label, StageName
 from rlhf_operator.memory import Lookup
 from rlhf_operator.reconcile import SPARE_SECONDS, Reconciler
 from rlhf_operator.recorder import Recorder
@@ -89,9 +89,15 @@ class Passes:
         self.store.put(Kind.RLHFJOB, cluster.job)
         self.recorder = Recorder(session.kube)
         # No rank 0 runs that could be asked.
-        scraper = Scraper(cast(aiohttp.ClientSession, None), lambda key: None)
+        self._scraper = Scraper(cast(aiohttp.ClientSession, None), lambda key: None)
+        self.take_over()
+
+    def take_over(self) -> None:
+        """As another replica does: nothing is known but what is written, and what is seen."""
         settings = Settings(trainer_image="registry.test/trainer:1")
-        self.reconciler = Reconciler(session.kube, self.store, scraper, self.recorder, settings)
+        self.reconciler = Reconciler(
+            self.session.kube, self.store, self._scraper, self.recorder, settings
+        )
 
     def do(self, times: int) -> float | None:
         """Seconds until the last of so many passes asks for the next one."""
@@ -111,6 +117,11 @@ class Passes:
         """Set when what was refused may be tried again."""
         for refused in self.reconciler._memory[UID].refused.values():
             refused.not_before = when
+
+    def children(self) -> Any:
+        """The condition ChildrenReady."""
+        conditions = self.cluster.job["status"]["conditions"]
+        return next(each for each in conditions if each["type"] == "ChildrenReady")
 
     def told(self) -> list[str]:
         """Reasons of all Events up to now."""
@@ -242,11 +253,6 @@ class TwoStages(Passes):
         stages = self.cluster.job["status"]["stages"]
         return stages["sft"]["state"], stages["reward"]["state"]
 
-    def children(self) -> Any:
-        """The condition ChildrenReady."""
-        conditions = self.cluster.job["status"]["conditions"]
-        return next(each for each in conditions if each["type"] == "ChildrenReady")
-
 
 @pytest.mark.parametrize(
     ("unlisted", "condition", "told"),
@@ -285,4 +291,41 @@ def test_a_refused_list_before_a_verdict_delays_this_verdict_alone(
         assert not passes.reconciler._memory[UID].refused
         passes.do(1)
         assert passes.states()[0] != "Starting"
+        assert passes.children()["status"] == "True"
+
+
+def pod_of_gang(cluster: OldCluster, index: int) -> Raw:
+    """One of a gang that runs."""
+    name = f"demo-sft-1-{index}-x"
+    metadata = {
+        "name": name,
+        "uid": name,
+        "namespace": "team",
+        "ownerReferences": owner("demo-sft-1"),
+    }
+    metadata["labels"] = {Label.MANAGED_BY: OPERATOR_NAME}
+    pod = make_pod(index, metadata=metadata)
+    return pod | {"metadata": cluster._stamped(pod)}
+
+
+def test_a_service_that_leads_elsewhere_is_told_by_who_takes_over_until_it_is_mended() -> None:
+    cluster = OldCluster(set())
+    cluster.job["spec"]["stages"]["sft"]["nodes"] = 2
+    with answering(cluster.answer) as session:
+        passes = Passes(cluster, session)
+        passes.do(2)
+        (service,) = cluster.services.values()
+        wanted = service["spec"]["selector"]
+        service["spec"]["selector"] = {"app": "other"}
+        for index in range(2):
+            passes.store.put(Kind.POD, pod_of_gang(cluster, index))
+        passes.do(2)
+        assert cluster.job["status"]["stages"]["sft"]["state"] == "Running"
+        assert passes.children()["reason"] == "ChildChanged"
+        passes.take_over()
+        passes.do(2)
+        assert passes.children()["reason"] == "ChildChanged"
+        service["spec"]["selector"] = wanted
+        passes.not_before(0.0)
+        passes.do(2)
         assert passes.children()["status"] == "True"
