@@ -69,13 +69,9 @@ class Actor:
         Raises:
             ChildError: it was not there, or does not select them, or cannot be asked for.
         """
-        path, manifest = core_path(job.metadata.namespace, "services"), service(job)
-        child = f"Service {job.metadata.name}"
-        found = await self._find(child, f"{path}/{job.metadata.name}")
-        if found is not None:
-            _check_owner(job, manifest, found)
+        if await self._find_or_make_service(job):
             return
-        _check_selector(manifest, await self._ensure(job, path, manifest))
+        child = f"Service {job.metadata.name}"
         message = f"{child}, by which pods find each other, was gone and is made anew"
         remedy = "see to it that nobody deletes it"
         gone = Refusal(Reason.CHILD_CHANGED, f"{message}; {remedy}", at_least=1, child=child)
@@ -142,17 +138,27 @@ class Actor:
 
     async def _ensure_service(self, job: RLHFJob, action: StartAttempt) -> None:
         """Asked for first where an attempt has been: then it is there."""
-        path, manifest = core_path(job.metadata.namespace, "services"), service(job)
         if self._store.gangs(job.metadata.uid):
             await self.check_service(job)
-            return
-        found = None
-        if action.attempt > 1:
-            found = await self._find(f"Service {job.metadata.name}", f"{path}/{job.metadata.name}")
-        if found is None:
-            _check_selector(manifest, await self._ensure(job, path, manifest))
+        elif action.attempt > 1:
+            await self._find_or_make_service(job)
         else:
-            _check_owner(job, manifest, found)
+            await self._make_service(job)
+
+    async def _find_or_make_service(self, job: RLHFJob) -> bool:
+        """Whether the Service was there; if not, it is made."""
+        name = job.metadata.name
+        path = core_path(job.metadata.namespace, "services", name)
+        found = await self._find(f"Service {name}", path)
+        if found is None:
+            await self._make_service(job)
+            return False
+        _check_owner(job, service(job), found)
+        return True
+
+    async def _make_service(self, job: RLHFJob) -> None:
+        path, manifest = core_path(job.metadata.namespace, "services"), service(job)
+        _check_selector(manifest, await self._ensure(job, path, manifest))
 
     async def _ensure(self, job: RLHFJob, path: str, manifest: Raw) -> Raw:
         """The child, made unless it is there."""

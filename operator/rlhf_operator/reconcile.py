@@ -221,7 +221,9 @@ class Reconciler:
                 await self._actor.check_service(job)
             except ChildError as error:
                 logger.warning("%s/%s: %s", job.metadata.namespace, job.metadata.name, error)
-                memory.refuse((SERVICE, *ident), error.refusal, time.monotonic())
+                # Pods run already: nothing that happens to their Service is a stage's end.
+                waits = replace(error.refusal, final=False)
+                memory.refuse((SERVICE, *ident), waits, time.monotonic())
             else:
                 memory.refused.pop((SERVICE, *ident), None)
 

@@ -289,12 +289,6 @@ SCRATCH = {"layers": 2, "hiddenSize": 64, "heads": 4, "tokenizer": "file://token
             id="no room for a sequence",
         ),
         pytest.param(
-            {"spec.stages.reward.maxLength": 100, "spec.stages.reward.microBatchTokens": 199},
-            "spec.stages.reward: microBatchTokens 199 must hold a pair, which is two sequences of "
-            "maxLength (1024 when left out), here 200; raise it",
-            id="no room for a pair",
-        ),
-        pytest.param(
             {"spec.stages.ppo.maxPromptLength": 8, "spec.stages.ppo.microBatchTokens": 519},
             "spec.stages.ppo: microBatchTokens 519 must hold a sequence of maxPromptLength and "
             "maxResponseLength (512 and 512 when left out), here 520; raise it",

@@ -156,15 +156,6 @@ def test_activations_with_checkpointing_by_hand() -> None:
     assert plain - checkpointed == 4 * 34 * 30 * 16 - 5 * 30 * 16 * 2
 
 
-@pytest.mark.parametrize(
-    ("tokens", "sequences"), [(120, 1), (100, 1), (239, 1), (240, 2), (600, 5), (9999, 5)]
-)
-def test_the_fullest_micro_batch_has_what_the_budget_and_the_batch_allow(
-    tokens: int, sequences: int
-) -> None:
-    assert MicroBatch.fullest(tokens, 5, 120, 7) == MicroBatch(sequences, 120, 7)
-
-
 def test_a_refusal_names_the_budget_that_was_set() -> None:
     config = stage(micro_batch_tokens=2048)
     with pytest.raises(MemoryEstimateError, match=r"lower spec\.stages\.sft\.microBatchTokens"):

@@ -157,3 +157,12 @@ def test_the_cache_is_what_the_model_keeps(name: str, length: int) -> None:
     )
     found = cache_bytes(MicroBatch(2, length), Sizes.of(config, "FP32"))
     assert 0 < found < kept if name in KEEPS_MORE else found == kept > 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sequences"), [(120, 1), (100, 1), (239, 1), (240, 2), (600, 5), (9999, 5)]
+)
+def test_the_fullest_micro_batch_has_what_the_budget_and_the_batch_allow(
+    tokens: int, sequences: int
+) -> None:
+    assert MicroBatch.fullest(tokens, 5, 120, 7) == MicroBatch(sequences, 120, 7)
