@@ -12,7 +12,8 @@ import worlds
 
 from rlhf_api.v1alpha1 import CheckpointPolicy
 from rlhf_trainer.errors import SelfCheckError
-from rlhf_trainer.ppo import first_ratio
+from rlhf_trainer.ppo import first_ratio, learning
+from rlhf_trainer.ppo.experience import Experience
 from rlhf_trainer.ppo.first_ratio import FirstRatio
 
 cases: Any = worlds.load(Path(__file__).parents[1] / "programs_engine" / "rollout_cases.py")
@@ -57,6 +58,30 @@ def test_where_the_critic_alone_learns_there_is_no_ratio(
     later = tiny.stage_config("ppo", tmp_path / "later", critic_warmup_steps=2, max_steps=3)
     stage_runs.run(later)
     assert len(waits) == 1
+
+
+def test_a_pass_that_only_other_ranks_need_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean is over the tokens of the minibatch, each of them once."""
+    seen: list[float] = []
+    asked: list[float] = []
+
+    def see(ratio: FirstRatio, logprobs: torch.Tensor, micro: Experience) -> None:
+        seen.append(float(micro.mask.sum()))
+
+    def require_one(ratio: FirstRatio, tokens: float, *rest: Any) -> None:
+        asked.append(tokens)
+
+    def one_more(own: list[Any], spare: Any, ranks: Any) -> list[Any]:
+        return [*((part, True) for part in own), (spare, False)]
+
+    monkeypatch.setattr(FirstRatio, "see", see)
+    monkeypatch.setattr(FirstRatio, "require_one", require_one)
+    monkeypatch.setattr(learning, "filled", one_more)
+    stage_runs.run(tiny.stage_config("ppo", tmp_path, max_steps=2))
+    assert asked
+    assert sum(seen) == sum(asked)
 
 
 @pytest.mark.parametrize(("off", "passes"), [(0.9e-5, True), (1.1e-5, False), (math.nan, False)])

@@ -27,8 +27,7 @@ FIRST_MINIBATCH = Check(
     "a token,",
     LOG_RATIO_BOUND,
     "the update evaluates the actor otherwise than the rollout: name a model without randomness (a "
-    "dropout of its own), try another attentionImplementation or zeroStage, or set microBatchSize "
-    "and rolloutMicroBatchSize to the same number",
+    "dropout of its own), or try another attentionImplementation or zeroStage",
 )
 
 

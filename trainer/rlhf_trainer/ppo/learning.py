@@ -127,7 +127,8 @@ class Learner:
             entropy=True,
             entropy_gradient=spec.entropy_coef > 0,
         )
-        self.first_ratio.see(statistics.logprobs, micro)
+        if at.counts:
+            self.first_ratio.see(statistics.logprobs, micro)
         policy = policy_loss(
             statistics.logprobs,
             micro.old_logprobs,

@@ -182,7 +182,7 @@ def deviations(subjects: Subjects, rollout: Rollout, spec: PPOStage) -> dict[Che
 
     old = logprobs(subjects.actor, rollout, size)
     with torch.enable_grad():
-        # As the update evaluates it: its micro-batches, and a graph to learn from.
+        # As the update evaluates it: with a graph to learn from, in other batches than a rollout's.
         new = logprobs(subjects.actor, rollout, spec.micro_batch_size).detach()
     changes = {RATIO: _mean_change(new, old, mask)}
     if subjects.reference is not None:
