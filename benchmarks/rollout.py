@@ -106,7 +106,7 @@ def decode(model: Any, given: Sequence[list[int]], lengths: Sequence[int]) -> Re
         stop_ids=(STOP,),
         pad_id=PAD,
         wave=WAVE,
-        wave_tokens=10**9,
+        room=lambda tokens: 10**9 // tokens,
     )
     # A row's number is its length here.
     found = Decoder(model, sampling, model.device).respond(given, Forced(0, lengths))

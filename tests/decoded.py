@@ -45,7 +45,7 @@ def sampling(**changed: Any) -> Sampling:
         "stop_ids": STOPS,
         "pad_id": PAD,
         "wave": 5,
-        "wave_tokens": 10**6,
+        "room": lambda tokens: 10**6 // tokens,
     }
     return Sampling(**settings | changed)
 

@@ -27,9 +27,9 @@ def test_greedy_answers_are_those_of_generate(name: str) -> None:
     expected = decoded.generated(model)
     lengths = {len(answer) for answer in expected}
     assert len(lengths) > 2, "answers of one length leave the batch together"
-    for wave, tokens in ((5, 10**6), (6, 0)):
-        responses = decoded.decoded(model, top_k=1, wave=wave, wave_tokens=tokens)
-        assert decoded.lists(responses) == expected, (wave, tokens)
+    for wave, rows in ((5, 10**6), (6, 0)):
+        responses = decoded.decoded(model, top_k=1, wave=wave, room=lambda _, rows=rows: rows)
+        assert decoded.lists(responses) == expected, (wave, rows)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "Mistral"])
@@ -146,7 +146,10 @@ def test_waves_take_turns_where_there_is_no_room_for_all() -> None:
     model = decoded.model_of("Llama")
     forward = Counting(model)
     Decoder(
-        model, decoded.sampling(wave=1, wave_tokens=120, stop_ids=(30,)), CPU, forward=forward
+        model,
+        decoded.sampling(wave=1, room=lambda tokens: 120 // tokens, stop_ids=(30,)),
+        CPU,
+        forward=forward,
     ).respond(decoded.PROMPTS, RowSeeds(5, range(24)))
     # Of 21 to 29 tokens each.
     assert max(forward.rows[5:]) == 5

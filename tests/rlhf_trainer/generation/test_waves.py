@@ -32,4 +32,7 @@ def test_sizes_hold_all_rows_and_few_besides() -> None:
     ],
 )
 def test_waves_by_hand(tokens: int, at_least: int, expected: list[list[int]]) -> None:
-    assert waves([3, 1, 3, 2], 4, tokens=tokens, at_least=at_least) == expected
+    def room(width: int) -> int:
+        return tokens // width
+
+    assert waves([3, 1, 3, 2], 4, room=room, at_least=at_least) == expected

@@ -30,7 +30,7 @@ from rlhf_trainer.models.memory import (
     evaluation_allowance,
     footprint,
     logit_bytes,
-    rollout_tokens,
+    rollout_rows,
     sharding_bytes,
 )
 from rlhf_trainer.models.sizes import Sizes
@@ -255,12 +255,13 @@ def test_learning_and_evaluation_are_what_they_are_made_of() -> None:
     assert evaluation_allowance(gpt2, long, "BF16") == 2 * 1000 * 2 * 16 * 2 + 2 * 100 + 3 * 4 * 100
 
 
+@pytest.mark.parametrize("length", [1000, 10])
 @pytest.mark.parametrize(("spare", "rows"), [(0, 10), (-1, 9), (2600, 10)])
-def test_tokens_of_a_rollout_by_hand(spare: int, rows: int) -> None:
+def test_rows_of_a_rollout_by_hand(length: int, spare: int, rows: int) -> None:
     gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)
-    # Keys and values of 1000 tokens, and what drawing one of 100 words takes.
-    row = 2 * 1000 * 2 * 16 * 2 + 2 * 100 + (4 * 4 + 8) * 100
-    assert rollout_tokens(gpt2, 10 * row + spare, 1000, "BF16") == rows * 1000
+    # Keys and values of all tokens, and what drawing one of 100 words takes.
+    row = 2 * length * 2 * 16 * 2 + 2 * 100 + (4 * 4 + 8) * 100
+    assert rollout_rows(gpt2, 10 * row + spare, "BF16", length) == rows
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

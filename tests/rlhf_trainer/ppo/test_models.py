@@ -15,7 +15,7 @@ from rlhf_api.errors import InputError
 from rlhf_trainer.models import memory
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.ppo import models
-from rlhf_trainer.ppo.models import Bases, load_models, wave_tokens
+from rlhf_trainer.ppo.models import Bases, load_models, wave_room
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loading_cases.py"
 cases: Any = worlds.load(PROGRAM)
@@ -81,10 +81,12 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
 
     with_work = needed()
     with patch.object(models, "_activations", lambda *given: 0):
-        room = with_work - needed()
-    tokens = wave_tokens(bases.actor, config.ppo, 16)
-    assert tokens == memory.rollout_tokens(bases.actor.config, room, 16, "FP32")
-    assert tokens > 16 * 4
+        budget = with_work - needed()
+    room = wave_room(bases.actor, config.ppo, 16)
+    for tokens in (9, 16):
+        expected = memory.rollout_rows(bases.actor.config, budget, "FP32", tokens)
+        assert room(tokens) == expected
+        assert expected > 4
 
 
 @pytest.mark.parametrize("name", ["actor", "critic", "reward_model"])

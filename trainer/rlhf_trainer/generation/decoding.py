@@ -108,7 +108,7 @@ class Decoder:
         planned = waves(
             [len(prompt) for prompt in prompts],
             sampling.max_response_length,
-            tokens=sampling.wave_tokens,
+            room=sampling.room,
             at_least=sampling.wave,
         )
         parts = [self._wave([prompts[row] for row in wave], seeds[wave]) for wave in planned]

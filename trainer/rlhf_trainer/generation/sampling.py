@@ -3,7 +3,7 @@
 Called by the samplers at each token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ class Sampling:
         absent_ids: rows of the embeddings without a token, which are never sampled.
         top_k: only so many of the likeliest tokens are sampled; all of them at 0.
         top_p: only the likeliest tokens are sampled that together reach this probability.
-        wave_tokens: of prompts and responses whose keys and values are kept together.
+        room: how many rows of so many tokens, prompt and response, may be decoded together.
     """
 
     max_response_length: int
@@ -36,7 +36,7 @@ class Sampling:
     absent_ids: tuple[int, ...] = ()
     top_k: int = 0
     top_p: float = 1.0
-    wave_tokens: int = 0
+    room: Callable[[int], int] = lambda tokens: 0
 
 
 class TokenSampler:

@@ -3,7 +3,7 @@
 Called by the decode loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _SIZES_AN_OCTAVE = 8
 
@@ -19,14 +19,14 @@ def bucket(rows: int) -> int:
 
 
 def waves(
-    prompt_lengths: Sequence[int], response: int, *, tokens: int, at_least: int
+    prompt_lengths: Sequence[int], response: int, *, room: Callable[[int], int], at_least: int
 ) -> list[list[int]]:
-    """Rows by length of prompt, as many together as hold `tokens`, or `at_least` rows.
+    """Rows by length of prompt, as many together as there is room for, or `at_least`.
 
     Args:
         prompt_lengths: of all rows.
         response: tokens of the longest response.
-        tokens: that the rows of a wave have at most, each as long as the longest.
+        room: how many rows of so many tokens a wave has room for; the longest counts for all.
         at_least: rows of a wave, whatever they hold.
     """
     order = sorted(range(len(prompt_lengths)), key=lambda row: prompt_lengths[row])
@@ -34,7 +34,7 @@ def waves(
     for row in order:
         # Rows come by length: this one is the longest so far.
         width = prompt_lengths[row] + response
-        if not result or len(result[-1]) >= max(at_least, tokens // width):
+        if not result or len(result[-1]) >= max(at_least, room(width)):
             result.append([])
         result[-1].append(row)
     return result

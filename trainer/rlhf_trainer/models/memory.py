@@ -210,15 +210,15 @@ def evaluation_allowance(
     return max(scoring, rollout)
 
 
-def rollout_tokens(config: PretrainedConfig, budget: int, length: int, precision: Precision) -> int:
-    """Tokens of the rows that may be decoded together within `budget` bytes, each row of `length`.
+def rollout_rows(config: PretrainedConfig, budget: int, precision: Precision, length: int) -> int:
+    """How many rows of `length` tokens may be decoded together within `budget` bytes.
 
     A row has its keys and values, and one token's logits with what is drawn from them: four numbers
     in fp32 and a distribution function in fp64 for each word.
     """
     sizes = Sizes.of(config, precision)
     row = cache_bytes(MicroBatch(1, length), sizes) + (sizes.width + _DRAW) * sizes.vocabulary
-    return budget // row * length
+    return budget // row
 
 
 def sharding_bytes(model: ModelSize, *, precision: Precision, zero_stage: int) -> int:

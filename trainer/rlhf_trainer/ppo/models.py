@@ -3,7 +3,9 @@
 Called by the PPO stage.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -31,7 +33,7 @@ from rlhf_trainer.models.memory import (
     allowance,
     check_memory,
     evaluation_allowance,
-    rollout_tokens,
+    rollout_rows,
 )
 from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.source import Base, open_base
@@ -159,22 +161,22 @@ def load_models(
     return _load(bases, spec, settings, ranks, keeps=keeps)
 
 
-def wave_tokens(
+def wave_room(
     actor: Base,
     spec: PPOStage,
     longest: int,
     longest_text: int = 0,
     most_text_loss_tokens: int = 0,
     world_size: int = 1,
-) -> int:
-    """Tokens of the prompts and responses that are decoded together, within what the estimate of
-    memory sets aside: nothing learns meanwhile.
+) -> Callable[[int], int]:
+    """How many rows of so many tokens are decoded together, within what the estimate of memory sets
+    aside: nothing learns meanwhile.
 
     What a stage samples does not depend on how much memory happens to be free.
     """
     learning, texts = _passes(spec, world_size, longest, longest_text, most_text_loss_tokens)
-    room = _activations(actor, spec, learning, texts)
-    return rollout_tokens(actor.config, room, longest, spec.precision)
+    budget = _activations(actor, spec, learning, texts)
+    return partial(rollout_rows, actor.config, budget, spec.precision)
 
 
 def _passes(

@@ -46,7 +46,7 @@ from rlhf_trainer.ppo.guardrails import heed, obey
 from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.learning import Learner
 from rlhf_trainer.ppo.metrics import refused_metrics, rollout_metrics
-from rlhf_trainer.ppo.models import FIELD, Bases, load_models, wave_tokens
+from rlhf_trainer.ppo.models import FIELD, Bases, load_models, wave_room
 from rlhf_trainer.ppo.popart import ReturnScale, follow
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.ppo.rewards import Rewards, mean_rewards
@@ -91,8 +91,8 @@ def _train(
     texts = (0, 0) if ptx is None else (ptx.longest, ptx.most_loss_tokens)
     settings = ModelSettings.of(spec, reporter.note)
     models = load_models(bases, spec, config, ranks, longest, *texts, settings)
-    room = wave_tokens(bases.actor, spec, longest, *texts, config.world_size)
-    sampling = replace(sampling, wave_tokens=room)
+    room = wave_room(bases.actor, spec, longest, *texts, config.world_size)
+    sampling = replace(sampling, room=room)
     steps = ActorSteps.of(models.actor, spec, ptx, ranks)
     state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))
     loop = TrainingLoop(
