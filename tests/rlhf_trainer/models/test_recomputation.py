@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from rlhf_api.errors import ConfigError
 from rlhf_trainer.data.tokenize.turns import end_of_turn
-from rlhf_trainer.models import recomputation
+from rlhf_trainer.models import layouts, recomputation
 from rlhf_trainer.models.generation import Generation
 from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.source import Base
@@ -70,3 +70,14 @@ def test_a_model_that_fails_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(recomputation, "checkpoint_layers", lambda model: checkpointed(model, fail))
     assert "it raises RuntimeError: no such layer" in refusal()
+
+
+def test_a_model_of_which_no_small_copy_can_be_made_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layouts, "MOST_PARAMETERS", 10)
+    with pytest.raises(ConfigError) as caught:
+        check_checkpointing(base(zoo.ARCHITECTURES["Llama"]), tiny.FP32, FIELD)
+    text = str(caught.value)
+    assert text.startswith(f"{FIELD}: whether llama of spec.stages.reward.model learns with it is ")
+    assert "no small copy of it computes (it would have " in text

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_api.errors import ConfigError
 from rlhf_trainer.models.engine import checkpoint_layers
-from rlhf_trainer.models.layouts import REFUSED, Probe, shortened
+from rlhf_trainer.models.layouts import REFUSED, Probe, ProbeError, shortened
 from rlhf_trainer.models.load import ModelSettings
 from rlhf_trainer.models.source import Base
 
@@ -29,10 +29,17 @@ def check_checkpointing(base: Base, settings: ModelSettings, field: str) -> None
         field: path of the field that asks for it.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they cannot, or nothing of it can be known.
     """
     # Who computes attention does not matter, and Eager is always there.
-    probe = Probe.of(base, replace(settings, attention="eager"), torch.device("cpu"))
+    eager = replace(settings, attention="eager")
+    try:
+        probe = Probe.of(base, eager, torch.device("cpu"))
+    except ProbeError as error:
+        raise ConfigError(
+            f"{field}: whether {base.config.model_type} of {base.field} learns with it is not "
+            f"known: no small copy of it computes ({error}); leave it out, or name another model"
+        ) from error
     reason = _reason_against(probe)
     if reason is not None:
         raise ConfigError(
