@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import safetensors.torch
 import tiny
 import torch
 import worlds
@@ -185,6 +186,18 @@ def artifact(config: StageConfig, outcome: StageOutcome | StageResult) -> Path:
     """Folder of what the stage left."""
     assert outcome.artifact is not None
     return Path(config.storage) / outcome.artifact.uri
+
+
+def weights(config: StageConfig, outcome: StageOutcome) -> dict[str, torch.Tensor]:
+    """Of the model that a stage has left."""
+    return safetensors.torch.load_file(artifact(config, outcome) / "model.safetensors")
+
+
+def require_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Both have the same weights, to the last bit."""
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.equal(other[name], weight), name
 
 
 def document(folder: Path, name: str) -> dict[str, Any]:

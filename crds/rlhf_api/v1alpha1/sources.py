@@ -217,7 +217,8 @@ class Dataset(Contract):
     """Split of a hub dataset, of a saved dataset or of a folder whose files or subfolders name it,
     such as train.jsonl and test.jsonl; a single file has only one."""
     columns: Columns = Columns()
-    """Names of the columns, where they differ from the usual ones."""
+    """Names of the columns, where they differ from the usual ones; a row whose usual columns say
+    two things, as prompt and messages may, is refused unless they name the one to read."""
     max_rows: int | None = Field(None, ge=1, le=1_000_000_000)
     """Use at most this many rows, counted from the first; all when left out."""
     over_long: Literal["Drop", "Truncate"] = "Drop"

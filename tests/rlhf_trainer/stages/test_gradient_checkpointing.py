@@ -4,17 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import stage_runs
 import tiny
-import torch
+from stage_runs import require_same, weights
 from transformers import JetMoeConfig, JetMoeForCausalLM
 
 from rlhf_api.errors import ConfigError
 from rlhf_api.names import ExitCode
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
-from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.stages import sft
 
 STAGES = ("sft", "reward", "ppo")
@@ -28,16 +26,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def config_of(stage: str, folder: Path, **changed: Any) -> StageConfig:
     settings = {"max_steps": 2, "eval_dataset": True}
     return tiny.stage_config(stage, folder, **settings | SETTINGS[stage] | changed)
-
-
-def weights(config: StageConfig, outcome: StageOutcome) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(stage_runs.artifact(config, outcome) / "model.safetensors")
-
-
-def require_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, weight in one.items():
-        assert torch.equal(other[name], weight), name
 
 
 @pytest.mark.parametrize("stage", STAGES)

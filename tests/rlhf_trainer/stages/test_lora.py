@@ -4,19 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import stage_runs
 import tiny
 import torch
 import worlds
 from ppo_runs import causal, ids_of, judge, score
+from stage_runs import require_same, weights
 
 from rlhf_api.errors import ConfigError
 from rlhf_api.names import ExitCode
 from rlhf_api.v1alpha1 import CheckpointPolicy, LoRA, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
 from rlhf_trainer.ppo import models as ppo_models
-from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.stages import sft
 
 STAGES = ("sft", "reward", "ppo")
@@ -38,16 +37,6 @@ def config_of(stage: str, folder: Path, **changed: Any) -> StageConfig:
     return tiny.stage_config(stage, folder, **settings | SETTINGS[stage] | changed)
 
 
-def left(config: StageConfig, outcome: StageOutcome) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(stage_runs.artifact(config, outcome) / "model.safetensors")
-
-
-def require_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, weight in one.items():
-        assert torch.equal(other[name], weight), name
-
-
 READ = pytest.mark.field("StageSpec.lora")
 
 
@@ -65,7 +54,7 @@ def test_only_adapters_learn(tmp_path: Path, stage: str) -> None:
         assert len(adapters) == 14
         heads = {"shift", "score.weight"} if name == "critic" else {"score.weight"}
         assert learned == adapters | (heads & first.keys()), name
-    names = {name for name in left(config, outcome) if "lora" in name or "base_layer" in name}
+    names = {name for name in weights(config, outcome) if "lora" in name or "base_layer" in name}
     assert not names
 
 
@@ -133,7 +122,7 @@ def test_stopped_it_ends_as_if_it_never_was(
     outcome = stage_runs.run(again)
     assert stage_runs.events(again)[0]["step"] == 2
     assert stage_runs.told(config, again) == stage_runs.told(straight)
-    require_same(left(again, outcome), left(straight, expected))
+    require_same(weights(again, outcome), weights(straight, expected))
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
@@ -150,10 +139,10 @@ def test_gradient_checkpointing_changes_nothing(
             zero_stage=zero_stage,
             gradient_checkpointing=checkpointing,
         )
-        found.append((left(config, stage_runs.run(config)), stage_runs.told(config)))
-    (weights, told), (others, again) = found
+        found.append((weights(config, stage_runs.run(config)), stage_runs.told(config)))
+    (straight, told), (others, again) = found
     assert again == told
-    require_same(weights, others)
+    require_same(straight, others)
 
 
 def test_an_average_is_of_what_is_trained(tmp_path: Path) -> None:
@@ -161,7 +150,7 @@ def test_an_average_is_of_what_is_trained(tmp_path: Path) -> None:
     found = []
     for decay in (None, 0.0):
         config = config_of("ppo", tmp_path / str(decay), ema_decay=decay)
-        found.append(left(config, stage_runs.run(config)))
+        found.append(weights(config, stage_runs.run(config)))
     require_same(*found)
 
 
@@ -220,7 +209,10 @@ def test_two_ranks_go_on_where_they_were(tmp_path: Path) -> None:
     again = stage_runs.attempt(config, 2)
     (outcome, _) = stage_runs.run_on_pair(again)
     assert stage_runs.told(config, again) == stage_runs.told(straight)
-    require_same(left(again, outcome["outcome"]), left(straight, expected["outcome"]))
+    require_same(
+        weights(again, outcome["outcome"]),
+        weights(straight, expected["outcome"]),
+    )
 
 
 def test_a_layer_that_is_not_there_is_refused_before_the_weights(
