@@ -177,7 +177,11 @@ def _conclude(outcome: Outcome, workdir: Workdir, *, already: bool) -> int:
         return ExitCode.DONE
     failed = find_condition(job.status.conditions, ConditionType.FAILED)
     if failed is not None and failed.status == "True":
-        _say(f"when the cause is removed, --retry goes on; or {again}")
+        # A file in which such a field is corrected is another job; `Workdir.load` refuses it.
+        _say(
+            "when the cause is removed, --retry goes on; where that takes another value of a field "
+            f"that determines results, {again}"
+        )
         # As one line, since whoever reads a log looks at the last one.
         told = " ".join(failed.message.split())
         logs = ", ".join(log for log in failure_logs(job, workdir) if log not in told)

@@ -35,6 +35,10 @@ def test_a_persons_mistake_fails_once_and_can_be_retried(
     # Once, and last.
     assert "query is missing" not in shown.out
     assert "stage sft has failed" in shown.out
+    assert shown.out.splitlines()[-1] == (
+        "when the cause is removed, --retry goes on; where that takes another value of a field "
+        "that determines results, choose another --workdir, or remove the folder, to run it anew"
+    )
     assert not (bench.workdir / "summary.json").exists()
     assert bench.run() == 65
     assert bench.attempts() == ["attempt-1"]
