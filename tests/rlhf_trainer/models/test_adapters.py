@@ -166,7 +166,7 @@ def base(name: str) -> Base:
 def refusal(name: str, *targets: str) -> str:
     lora = LoRA(rank=1, alpha=1, target_modules=targets)
     with pytest.raises(ConfigError) as caught:
-        trained_size(base(name), "model", lora, FIELD)
+        trained_size(base(name), "model", lora, FIELD, print)
     assert caught.value.exit_code == ExitCode.CONFIG
     return str(caught.value)
 
@@ -188,7 +188,7 @@ def test_what_peft_does_not_take_is_told_with_the_field() -> None:
     assert "'out_proj' is incompatible with Mamba-based models" in told
     assert told.endswith("; name other layers in spec.stages.sft.lora.targetModules")
     named = LoRA(rank=1, alpha=1, target_modules=("in_proj", "x_proj"))
-    assert trained_size(base("Mamba"), "model", named, FIELD).learning > 0
+    assert trained_size(base("Mamba"), "model", named, FIELD, print).learning > 0
 
 
 def test_a_model_without_linear_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,13 +203,19 @@ def test_a_model_without_linear_layers_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_size_counts_what_is_trained_apart() -> None:
-    plain = trained_size(base("Llama"), "model", None, FIELD)
-    found = trained_size(base("Llama"), "model", TWO, FIELD)
+    told: list[str] = []
+    plain = trained_size(base("Llama"), "model", None, FIELD, told.append)
+    assert told == []
+    found = trained_size(base("Llama"), "model", TWO, FIELD, told.append)
     # Per layer of width 32: queries and output 32 + 32, keys and values 32 + 16, and three of the
     # feed-forward layer 32 + 64; two layers, rank 2.
     adapters = 2 * 2 * (2 * 64 + 2 * 48 + 3 * 96)
     assert (found.learning, found.parameters) == (adapters, plain.parameters + adapters)
     assert plain.learning == plain.parameters
+    assert told == [
+        f"{FIELD}: {adapters:,} of {plain.parameters + adapters:,} parameters of the model are "
+        "trained, with adapters beside 14 layers"
+    ]
 
 
 @pytest.mark.parametrize("precision", ["FP32", "BF16"])

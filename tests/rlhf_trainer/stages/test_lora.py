@@ -46,12 +46,14 @@ def test_only_adapters_learn(tmp_path: Path, stage: str) -> None:
     policy = CheckpointPolicy(every_steps=1, keep=9, keep_finished=True)
     config = config_of(stage, tmp_path, checkpoint=policy)
     outcome = stage_runs.run(config)
+    notes = " ".join(stage_runs.events(config, "start")[0]["notes"])
     for name in ("actor", "critic") if stage == "ppo" else ("model",):
         first, last = (stage_runs.kept_weights(config, step, name) for step in (1, 3))
         learned = {key for key, weight in first.items() if not torch.equal(last[key], weight)}
         adapters = {key for key in first if "lora_" in key}
         # Two for each of the layer's seven matrices.
         assert len(adapters) == 14
+        assert f"parameters of the {name} are trained, with adapters beside 7 layers" in notes
         heads = {"shift", "score.weight"} if name == "critic" else {"score.weight"}
         assert learned == adapters | (heads & first.keys()), name
     names = {name for name in weights(config, outcome) if "lora" in name or "base_layer" in name}

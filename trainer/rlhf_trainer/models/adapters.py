@@ -6,7 +6,7 @@ Language Models", 2021.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -106,7 +106,13 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 def trained_size(
-    base: Base, name: str, lora: LoRA | None, field: str, *, scores: bool = False
+    base: Base,
+    name: str,
+    lora: LoRA | None,
+    field: str,
+    note: Callable[[str], None],
+    *,
+    scores: bool = False,
 ) -> ModelSize:
     """How large a model is that learns, with its adapters, for the estimate of memory.
 
@@ -115,6 +121,7 @@ def trained_size(
         name: what messages call it.
         lora: what the stage's specification says.
         field: path of `lora` in the spec, for messages.
+        note: takes how much of the model is trained where not all of it is, for people to read.
         scores: whether it has a score head in place of one for the vocabulary.
 
     Raises:
@@ -127,11 +134,13 @@ def trained_size(
     with torch.device("meta"):
         add_adapters(model, lora, 0, field)
     numbers = [(each.numel(), each.requires_grad) for each in model.parameters()]
-    return replace(
-        size,
-        parameters=sum(count for count, _ in numbers),
-        adapters=sum(count for count, learns in numbers if learns),
+    parameters = sum(count for count, _ in numbers)
+    adapters = sum(count for count, learns in numbers if learns)
+    note(
+        f"{field}: {adapters:,} of {parameters:,} parameters of the {name} are trained, with "
+        f"adapters beside {len(_adapted(model))} layers"
     )
+    return replace(size, parameters=parameters, adapters=adapters)
 
 
 def _adapted(module: nn.Module) -> list[tuple[str, Any]]:

@@ -133,10 +133,11 @@ def load_models(
             model reads padding.
         MemoryEstimateError: they will not fit; nothing is loaded then.
     """
-    actor = trained_size(bases.actor, "actor", spec.lora, LORA)
+    settings = settings or ModelSettings.of(spec)
+    actor = trained_size(bases.actor, "actor", spec.lora, LORA, settings.note)
     sizes = [
         replace(actor, averaged=spec.ema_decay is not None),
-        trained_size(bases.critic, "critic", spec.lora, LORA, scores=True),
+        trained_size(bases.critic, "critic", spec.lora, LORA, settings.note, scores=True),
     ]
     if spec.lora is None:
         sizes.append(bases.actor.size("reference", trained=False))
@@ -146,7 +147,6 @@ def load_models(
         base.require_positions(
             max(longest, longest_text), f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength"
         )
-    settings = settings or ModelSettings.of(spec)
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
         check_model(base, settings, left_padding=True)

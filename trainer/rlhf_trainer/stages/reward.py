@@ -81,7 +81,7 @@ def _train(
     check_memory(
         config,
         ranks,
-        [trained_size(base, "model", spec.lora, f"{FIELD}.lora", scores=True)],
+        [trained_size(base, "model", spec.lora, f"{FIELD}.lora", settings.note, scores=True)],
         allowance(base.config, work, spec.precision, checkpointing=spec.gradient_checkpointing),
     )
     model = _load(base, settings, spec, ranks)

@@ -75,7 +75,7 @@ def _train(
     check_memory(
         config,
         ranks,
-        [trained_size(base, "model", spec.lora, f"{FIELD}.lora")],
+        [trained_size(base, "model", spec.lora, f"{FIELD}.lora", settings.note)],
         _activations(base, config, sequences, held_out, keeps=keeps),
     )
     model = _load(base, settings, spec, ranks, keeps=keeps)
