@@ -54,7 +54,7 @@ def shortened(job: dict) -> dict:
 
 def run_command(*command: object) -> None:
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=300
+        [str(part) for part in command], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 

@@ -114,7 +114,7 @@ class StageSpec(Contract):
     parameters."""
     micro_batch_size: int = Field(4, ge=1, le=4096)
     """Sequences (pairs for the reward model) of the greatest length that one forward and backward
-    pass on one rank has room for; of shorter ones there are more. Without effect beside
+    pass on one rank has room for; of shorter ones there are more; without effect beside
     microBatchTokens."""
     micro_batch_tokens: int | None = Field(None, ge=2, le=1_073_741_824)
     """Tokens of one forward and backward pass on one rank, with padding (both sequences of a pair);

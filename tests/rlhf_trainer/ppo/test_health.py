@@ -179,7 +179,12 @@ def test_a_metric_that_is_not_finite_ends_the_attempt_at_once(value: float) -> N
         "2 metrics are not finite: critic_loss, policy_loss; threshold 0"
     )
     assert judgement.spoilt
-    assert judgement.metrics == {}
+    # What is not finite is no start of anything.
+    assert judgement.metrics == {
+        Metric.RESPONSE_TOKENS_P05_START: 30.0,
+        Metric.RESPONSE_TOKENS_P50_START: 40.0,
+        Metric.RESPONSE_TOKENS_P95_START: 60.0,
+    }
 
 
 def test_nonfinite_metrics_that_are_only_observed_spoil_nothing() -> None:
