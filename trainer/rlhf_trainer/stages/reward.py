@@ -262,8 +262,10 @@ def evaluate(
             chosen, rejected = score_pairs(model, padded, ranks)
             scored.append((part, chosen, rejected))
         # Asked for here, since a device is still at work on them.
-        own = [(part, chosen.tolist(), rejected.tolist()) for part, chosen, rejected in scored]
-        for part, chosen_scores, rejected_scores in chain(*gather_objects(ranks, own)):
+        rows_scored = [
+            (part, chosen.tolist(), rejected.tolist()) for part, chosen, rejected in scored
+        ]
+        for part, chosen_scores, rejected_scores in chain(*gather_objects(ranks, rows_scored)):
             scores.chosen[part], scores.rejected[part] = chosen_scores, rejected_scores
         if len(block) == EVALUATION_BLOCK:
             _say(ranks, f"step: {block[-1]}/{rows}, {scores.line(block[-1] + 1)}")
