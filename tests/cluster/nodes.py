@@ -26,6 +26,7 @@ from cluster.node_files import (
     proxy_config,
 )
 from cluster.sandbox import INSIDE, Sandbox
+from interpreters import import_path
 from kubernetes import client
 from waiting import eventually
 
@@ -148,7 +149,8 @@ class NodeCluster(ControlPlane):
         self.run("coredns", [str(binaries("coredns") / "coredns"), "-conf", str(corefile)])
         self.api_client = client_by(self.kubeconfig)
         client.StorageV1Api(self.api_client).create_storage_class(provisioner.CLASS)
-        command = [sys.executable, provisioner.__file__]
+        found_by = [f"{name}={value}" for name, value in import_path().items()]
+        command = ["env", *found_by, sys.executable, "-m", provisioner.__name__]
         self.run("provisioner", [*command, str(self.kubeconfig), str(self.folder / "volumes")])
 
     def _start_proxy(self) -> None:
