@@ -23,7 +23,16 @@ from peers.environment import interpreter, requirements
 from speed import jobs
 from speed.figures import Update, ppo_figures, rounded, table, unequal_lengths
 from speed.profiling import profile_ppo
-from speed.runs import Prepared, environment, events_of, prepare, run, run_peer, threads_of
+from speed.runs import (
+    Prepared,
+    command_line,
+    environment,
+    events_of,
+    prepare,
+    run,
+    run_peer,
+    threads_of,
+)
 from speed.tasks import ppo_task
 
 from rlhf_api.names import StageName
@@ -36,17 +45,13 @@ PEER_SCRIPT = Path(__file__).parent / "peers" / "trl_ppo.py"
 
 def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, required=True, help="file for the figures")
-    parser.add_argument("--peer", choices=["trl"], help="measure that as well (takes minutes more)")
+    parser = command_line(__doc__ or "")
     parser.add_argument(
         "--updates",
         type=int,
         help=f"of each run ({UPDATES}, or those of {SAMPLES_BESIDE_PEER} samples with --peer)",
     )
-    parser.add_argument("--threads", type=int, help="of each run (all processors)")
     parser.add_argument("--profile", type=Path, help="file for where the time of an update goes")
-    parser.add_argument("--folder", type=Path, help="keeps models for the next time (none is kept)")
     return parser.parse_args(arguments)
 
 

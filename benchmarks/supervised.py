@@ -21,7 +21,7 @@ from peers.environment import interpreter, requirements
 from speed import jobs
 from speed.figures import Pace, rounded, rows_per_second, table
 from speed.jobs import Raw
-from speed.runs import environment, events_of, prepare, run, run_peer, threads_of
+from speed.runs import command_line, environment, events_of, prepare, run, run_peer, threads_of
 from speed.tasks import Task, reward_task, sft_task
 
 from rlhf_api.names import StageName
@@ -33,12 +33,8 @@ PEER_SCRIPT = Path(__file__).parent / "peers" / "trl_supervised.py"
 
 def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, required=True, help="file for the figures")
-    parser.add_argument("--peer", choices=["trl"], help="measure that as well")
+    parser = command_line(__doc__ or "")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run (%(default)s)")
-    parser.add_argument("--threads", type=int, help="of each run (all processors)")
-    parser.add_argument("--folder", type=Path, help="keeps models for the next time (none is kept)")
     given = parser.parse_args(arguments)
     if given.steps <= WARM_UP_STEPS:
         parser.error(f"--steps {given.steps}: {WARM_UP_STEPS} steps warm up; give more")

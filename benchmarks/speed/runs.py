@@ -1,5 +1,6 @@
 """Runs jobs as `rlhf run` does, and reads what they tell while they run."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -24,6 +25,16 @@ ANSWER_SECONDS = 5.0
 
 class RunError(RuntimeError):
     """A run did not end well."""
+
+
+def command_line(about: str) -> argparse.ArgumentParser:
+    """What both benchmarks can be asked; `about` is a docstring, whose first line is shown."""
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("--json", type=Path, required=True, help="file for the figures")
+    parser.add_argument("--peer", choices=["trl"], help="measure that as well (takes minutes more)")
+    parser.add_argument("--threads", type=int, help="of each run (all processors)")
+    parser.add_argument("--folder", type=Path, help="keeps models for the next time (none is kept)")
+    return parser
 
 
 @dataclass(frozen=True)

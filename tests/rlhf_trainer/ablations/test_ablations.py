@@ -34,6 +34,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def failures(config: StageConfig, ablation: str | None) -> list[Any]:
+    """How the stage failed on each rank; None where it ended well."""
+    if config.world_size == 1:
+        return [ablations.run(tiny.ranks(), config, ablation)]
+    found: list[Any] = worlds.pair()(PROGRAM, "run", config=config, ablation=ablation)
+    return found
+
+
 # A self-check: the probability ratio of unchanged weights is 1
 
 
@@ -65,10 +73,7 @@ def test_dropout_makes_the_ratio_noise(
         config = gpt2_config(
             tmp_path / str(name), world_size, zero_stage=zero_stage, precision=precision
         )
-        if world_size == 1:
-            found = [ablations.run(tiny.ranks(), config, name)]
-        else:
-            found = worlds.pair()(PROGRAM, "run", config=config, ablation=name)
+        found = failures(config, name)
         for failure in found:
             if name is None:
                 assert failure is None
@@ -94,10 +99,7 @@ def test_noise_in_the_update_alone_ends_before_anything_is_learned(
             precision=precision,
             checkpoint=CheckpointPolicy(every_steps=1),
         )
-        if world_size == 1:
-            found = [ablations.run(tiny.ranks(), config, name)]
-        else:
-            found = worlds.pair()(PROGRAM, "run", config=config, ablation=name)
+        found = failures(config, name)
         for failure in found:
             if name is None:
                 assert failure is None

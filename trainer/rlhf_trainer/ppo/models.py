@@ -30,6 +30,7 @@ from rlhf_trainer.models.load import (
 )
 from rlhf_trainer.models.memory import (
     MicroBatch,
+    ModelSize,
     allowance,
     check_memory,
     evaluation_allowance,
@@ -134,6 +135,17 @@ def load_models(
         MemoryEstimateError: they will not fit; nothing is loaded then.
     """
     settings = settings or ModelSettings.of(spec)
+    sizes = _sizes(bases, spec, settings)
+    _check(bases, spec, settings, max(longest, longest_text))
+    keeps = longest_text > 0 and keeps_columns(bases.actor, settings)
+    columns = most_text_loss_tokens if keeps else longest_text
+    learning, texts = _passes(spec, config.world_size, longest, longest_text, columns)
+    check_memory(config, ranks, sizes, _activations(bases.actor, spec, learning, texts))
+    return _load(bases, spec, settings, ranks, keeps=keeps)
+
+
+def _sizes(bases: Bases, spec: PPOStage, settings: ModelSettings) -> list[ModelSize]:
+    """All models that are held at the same time."""
     actor = trained_size(bases.actor, "actor", spec.lora, LORA, settings.note)
     sizes = [
         replace(actor, averaged=spec.ema_decay is not None),
@@ -143,10 +155,13 @@ def load_models(
         sizes.append(bases.actor.size("reference", trained=False))
     if bases.reward_model is not None:
         sizes.append(bases.reward_model.size("reward model", trained=False, scores=True))
+    return sizes
+
+
+def _check(bases: Bases, spec: PPOStage, settings: ModelSettings, longest: int) -> None:
+    """See that the models can do what is asked of them, before any weights are read."""
     for base in filter(None, (bases.actor, bases.reward_model, bases.critic)):
-        base.require_positions(
-            max(longest, longest_text), f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength"
-        )
+        base.require_positions(longest, f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength")
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
         check_model(base, settings, left_padding=True)
@@ -154,11 +169,6 @@ def load_models(
             check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
     if bases.reward_model is not None:
         check_model(bases.reward_model, settings, causal=False, left_padding=True)
-    keeps = longest_text > 0 and keeps_columns(bases.actor, settings)
-    columns = most_text_loss_tokens if keeps else longest_text
-    learning, texts = _passes(spec, config.world_size, longest, longest_text, columns)
-    check_memory(config, ranks, sizes, _activations(bases.actor, spec, learning, texts))
-    return _load(bases, spec, settings, ranks, keeps=keeps)
 
 
 def wave_room(
