@@ -34,6 +34,7 @@ class OldCluster:
         self.job = job_document()
         self.told: list[str] = []
         self.refused = False
+        self.too_large = False
         self.unlisted: dict[str, int] = {}
         """Collections whose LIST is refused, with the HTTP status."""
         self.lists: Counter[str] = Counter()
@@ -47,6 +48,8 @@ class OldCluster:
             self.told.append(asked.body["reason"])
         if asked.method == "POST" and self.refused:
             return 403, {"kind": "Status", "reason": "Forbidden", "message": "no", "code": 403}
+        if asked.method == "POST" and self.too_large:
+            return 413, {"kind": "Status", "message": "etcdserver: request is too large"}
         if asked.method == "POST" and asked.path.endswith("/services"):
             self.services[f"{asked.path}/{asked.body['metadata']['name']}"] = asked.body
         if asked.method == "POST":
@@ -329,3 +332,20 @@ def test_a_service_that_leads_elsewhere_is_told_by_who_takes_over_until_it_is_me
         passes.not_before(0.0)
         passes.do(2)
         assert passes.children()["status"] == "True"
+
+
+def test_a_service_that_cannot_be_made_anew_ends_no_stage_whose_pods_run() -> None:
+    cluster = OldCluster(set())
+    cluster.job["spec"]["stages"]["sft"]["nodes"] = 2
+    with answering(cluster.answer) as session:
+        passes = Passes(cluster, session)
+        passes.do(2)
+        cluster.services.clear()
+        cluster.too_large = True
+        for index in range(2):
+            passes.store.put(Kind.POD, pod_of_gang(cluster, index))
+        passes.do(3)
+        assert cluster.job["status"]["stages"]["sft"]["state"] == "Running"
+        children = passes.children()
+        assert (children["status"], children["reason"]) == ("False", "InvalidSpec")
+        assert children["message"].startswith("Service demo: ")
