@@ -213,6 +213,11 @@ class Memory:
         return min((refused.not_before for refused in self.refused.values()), default=None)
 
 
+def ident_of(action: Action) -> ActionId:
+    """What an action is known by from pass to pass."""
+    return type(action), action.stage, action.attempt
+
+
 def _kind(refusal: Refusal) -> tuple[Reason, bool, str]:
     return refusal.reason, refusal.final, refusal.child
 

@@ -6,7 +6,6 @@ the pods of a gang have come to run, for the Service by which they find each oth
 """
 
 import logging
-import random
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -25,11 +24,10 @@ from rlhf_operator.manifests import cluster_placement, is_attempt, is_disowned
 from rlhf_operator.memory import (
     CONFIRM,
     EXPIRY,
-    LACKING_SECONDS,
     SERVICE,
-    ActionId,
     AttemptId,
     Memory,
+    ident_of,
 )
 from rlhf_operator.observe import (
     SeenAttempt,
@@ -38,7 +36,7 @@ from rlhf_operator.observe import (
     without_taken_away,
 )
 from rlhf_operator.oddities import oddities
-from rlhf_operator.planning.actions import Action, StartAttempt
+from rlhf_operator.planning.actions import Action
 from rlhf_operator.planning.conditions import find_condition
 from rlhf_operator.planning.events import derive_events
 from rlhf_operator.planning.invalid import invalid_status, says_invalid
@@ -52,12 +50,10 @@ from rlhf_operator.scraper import Scraper
 from rlhf_operator.settings import Settings
 from rlhf_operator.stage_counts import count_stages
 from rlhf_operator.store import Gang, Kind, Store
+from rlhf_operator.wakeups import next_look, spare_look
 from rlhf_operator.work_queue import Key
 
 Raw = dict[str, Any]
-
-SPARE_SECONDS = (1.0, 5.0)
-"""Until a write that nobody waits for is tried again; spread, since many jobs may wait at once."""
 
 logger = logging.getLogger(__name__)
 
@@ -108,30 +104,11 @@ class Reconciler:
         if not is_told(job.status, now, self._keep_metrics):
             self._scraper.forget(job.metadata.uid)
         observed, decided = await self._decide(job, memory, now)
-        kind = change(job.status, decided.status)
-        # Not from what was read: a status may have been written, and the answer lost.
-        told = memory.untold_since or job.status
-        events = tuple(derive_events(told, decided.status))
-        acts = any(memory.may_try(_ident(each), time.monotonic()) for each in decided.actions)
-        urgent = acts or kind is Change.DECISION
-        if not (urgent or kind is Change.NOTHING or self._kube.has_spare()):
-            # A worker that waited for the budget would do nothing for the jobs that begin or end.
-            # Nothing is lost: whoever looks next finds the same to tell, its Events included.
-            return random.uniform(*SPARE_SECONDS)
-        memory.untold_since = told
-        raw = await self._write(raw, decided.status, kind, observed, spare=not urgent)
-        memory.untold_since = None
-        for event in events:
-            self._recorder.tell(raw, event.type, event.reason, event.message)
-        count_stages(told, decided.status)
+        if not await self._tell(job, raw, memory, observed, decided):
+            return spare_look(decided, memory)
         if await self._act(job, decided, memory):
             return 0.0
-        wait = _seconds_until(decided.look_at, memory.next_try())
-        starts = {_ident(each) for each in decided.actions if isinstance(each, StartAttempt)}
-        if starts - memory.refused.keys():
-            # Where no pod is made nothing else wakes the job.
-            return min(wait, LACKING_SECONDS) if wait is not None else LACKING_SECONDS
-        return wait
+        return next_look(decided, memory)
 
     def _keep_in_mind(self, key: Key, raw: Raw | None) -> None:
         """Forget what was kept of another job of this name."""
@@ -256,6 +233,30 @@ class Reconciler:
             return attempt
         return replace(attempt, progress=progress.told, scrape_error=progress.error)
 
+    async def _tell(
+        self, job: RLHFJob, raw: Raw, memory: Memory, observed: Observed, decided: Plan
+    ) -> bool:
+        """Write the status and let its Events be told; False if that is put off.
+
+        Nothing is lost then: whoever looks next finds the same to tell, its Events included.
+        """
+        kind = change(job.status, decided.status)
+        # Not from what was read: a status may have been written, and the answer lost.
+        told = memory.untold_since or job.status
+        events = tuple(derive_events(told, decided.status))
+        acts = any(memory.may_try(ident_of(each), time.monotonic()) for each in decided.actions)
+        urgent = acts or kind is Change.DECISION
+        if not (urgent or kind is Change.NOTHING or self._kube.has_spare()):
+            # A worker that waited for the budget would do nothing for the jobs that begin or end.
+            return False
+        memory.untold_since = told
+        raw = await self._write(raw, decided.status, kind, observed, spare=not urgent)
+        memory.untold_since = None
+        for event in events:
+            self._recorder.tell(raw, event.type, event.reason, event.message)
+        count_stages(told, decided.status)
+        return True
+
     async def _write(
         self, raw: Raw, status: RLHFJobStatus, kind: Change, observed: Observed, *, spare: bool
     ) -> Raw:
@@ -303,7 +304,7 @@ class Reconciler:
     async def _act(self, job: RLHFJob, decided: Plan, memory: Memory) -> bool:
         """Try each action that may be tried; True if one is refused, or no more."""
         news = False
-        memory.forget_all_but(_ident(action) for action in decided.actions)
+        memory.forget_all_but(ident_of(action) for action in decided.actions)
         # Before anything is tried: whatever comes in between, it is asked for until it is done.
         memory.unremoved |= {
             (each.stage, each.attempt)
@@ -315,7 +316,7 @@ class Reconciler:
         return news
 
     async def _try(self, job: RLHFJob, action: Action, memory: Memory) -> bool:
-        ident = _ident(action)
+        ident = ident_of(action)
         if not memory.may_try(ident, time.monotonic()):
             return False
         try:
@@ -369,17 +370,3 @@ def _seeks_peers(job: RLHFJob, seen: SeenAttempt, memory: Memory) -> bool:
     told = ready is not None and (ready.status, ready.reason) == ("False", Reason.CHILD_CHANGED)
     again = told or (SERVICE, *seen.ident) in memory.refused
     return runs and (again or stage.state is StageState.STARTING)
-
-
-def _ident(action: Action) -> ActionId:
-    return type(action), action.stage, action.attempt
-
-
-def _seconds_until(look_at: datetime | None, next_try: float | None) -> float | None:
-    """Seconds to the earlier of a time of day and a time on the monotonic clock."""
-    waits = []
-    if look_at is not None:
-        waits.append((look_at - datetime.now(UTC)).total_seconds())
-    if next_try is not None:
-        waits.append(next_try - time.monotonic())
-    return max(0.0, min(waits)) if waits else None

@@ -17,11 +17,12 @@ from raw_gangs import UID, Raw, job_document, make_pod, owner
 
 from rlhf_api.names import OPERATOR_NAME, Label, StageName
 from rlhf_operator.memory import Lookup
-from rlhf_operator.reconcile import SPARE_SECONDS, Reconciler
+from rlhf_operator.reconcile import Reconciler
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.scraper import Scraper
 from rlhf_operator.settings import Settings
 from rlhf_operator.store import Kind, Store
+from rlhf_operator.wakeups import SPARE_SECONDS
 
 KEY = ("team", "demo")
 
