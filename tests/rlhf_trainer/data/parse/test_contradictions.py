@@ -18,6 +18,7 @@ from row_shapes import (
 )
 
 from rlhf_api.errors import DataError
+from rlhf_api.names import ExitCode
 from rlhf_trainer.data.parse.beside import Skipped
 from rlhf_trainer.data.parse.formats import preference_rows, prompt_rows, sft_rows
 
@@ -25,6 +26,8 @@ TALK = [USER, ASSISTANT]
 GPT = {"from": "gpt", "value": "a"}
 ASKED = {"prompt": "u", "response": "a"}
 CHOSEN = {"chosen": TALK, "rejected": [USER, {**ASSISTANT, "content": "b"}]}
+SHAREGPT = [{"from": "human", "value": "u"}, GPT]
+OTHER_GPT = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "b"}]
 OTHER_TALK = [{**USER, "content": "v"}, {**ASSISTANT, "content": "b"}]
 MIRACL = {"query": "q", "positive_passages": [P], "negative_passages": [N]}
 
@@ -321,3 +324,64 @@ def test_a_row_of_no_weight_is_counted() -> None:
 
     assert len(sft_rows(rows, dataset_of(), FIELD, skipped)) == 2
     assert skipped.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "columns"),
+    [
+        pytest.param("sft", {**ASKED, "conversations": SHAREGPT}, {}, id="pair"),
+        pytest.param("sft", {"messages": TALK, "conversations": SHAREGPT}, {}, id="messages"),
+        pytest.param("sft", {"messages": TALK, "conversations": None}, {}, id="none"),
+        pytest.param("sft", {**ASKED, "messages": TALK, "conversations": TALK}, {}, id="all"),
+        pytest.param(
+            "sft", {"messages": TALK, "conversations": OTHER_GPT}, {"messages": "messages"}, id="m"
+        ),
+        pytest.param(
+            "sft", {"messages": OTHER_TALK, "conversations": TALK}, {"messages": "conversations"},
+            id="conversations are meant",
+        ),
+        pytest.param("pref", {**CHOSEN, "conversations": SHAREGPT}, {}, id="chosen"),
+        pytest.param("pref", {**CHOSEN, "conversations": OTHER_GPT}, {}, id="rejected"),
+        pytest.param("pref", {**MIRACL, "conversations": None}, {}, id="passages"),
+        pytest.param("prompt", {"prompt": "u", "conversations": OTHER_GPT}, {}, id="answered"),
+        pytest.param("prompt", {"messages": [USER], "conversations": OTHER_GPT}, {}, id="turns"),
+        pytest.param("prompt", {"prompt": [USER], "conversations": SHAREGPT[:1]}, {}, id="asked"),
+    ],
+)  # fmt: skip
+def test_conversations_that_say_the_same_are_left_alone(
+    kind: str, row: dict[str, Any], columns: dict[str, str]
+) -> None:
+    _parse(kind, row, columns)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "read"),
+    [
+        pytest.param("sft", ASKED, "prompt and response", id="pair"),
+        pytest.param("sft", {"messages": TALK}, "messages", id="messages"),
+        pytest.param("sft", {**ASKED, "messages": TALK}, "prompt and response", id="all"),
+        pytest.param("pref", PAIR, "prompt and chosen and rejected", id="texts"),
+        pytest.param("pref", CHOSEN, "prompt and chosen and rejected", id="turns"),
+        pytest.param(
+            "pref", MIRACL, "query and positive_passages and negative_passages", id="MIRACL"
+        ),
+        pytest.param("prompt", {"prompt": "u"}, "prompt", id="prompt"),
+        pytest.param("prompt", {"messages": [USER]}, "messages", id="turns of a prompt"),
+        pytest.param("prompt", {"prompt": "u", "messages": TALK}, "prompt", id="both"),
+    ],
+)
+@pytest.mark.parametrize(
+    "form", [("from", "human", "gpt", "value"), ("role", "user", "assistant", "content")]
+)
+def test_conversations_that_say_something_else_are_refused_by_name(
+    kind: str, row: dict[str, Any], read: str, form: tuple[str, str, str, str]
+) -> None:
+    role, user, assistant, content = form
+    turns = [{role: user, content: "v"}, {role: assistant, content: "w"}]
+    with pytest.raises(DataError) as caught:
+        _parse(kind, {**row, "conversations": turns}, {})
+
+    told = str(caught.value)
+    assert caught.value.exit_code == ExitCode.DATA
+    assert told.startswith("data.jsonl: line 1: conversations: [{")
+    assert f": differs from {read}, which would be read; correct it, name what is meant in" in told

@@ -1,8 +1,9 @@
 """Columns of a row that say the same thing in two ways, of which a stage reads one.
 
 Called by `formats`. Data sets keep a prompt beside the turns that begin with it, an answer beside
-those that end with it, and responses beside the passages that they are made of. Where the one that
-is not read says something else, it is refused and never dropped.
+those that end with it, turns in ShareGPT's form beside the same as messages, and responses beside
+the passages that they are made of. Where the one that is not read says something else, it is
+refused and never dropped.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from rlhf_trainer.data.read.rows import Row
 _ASSISTANT = ("assistant", "gpt")
 """How a turn is called that answers; ShareGPT has a word of its own."""
 _PROMPTS = ("prompt", "query")
+_TURNS = ("messages", "conversations")
+"""Columns of turns: the one that is read, and ShareGPT's."""
 _PASSAGES = {"chosen": "positive_passages", "rejected": "negative_passages"}
 
 
@@ -41,7 +44,8 @@ def require_same_prompt(read: Reader, row: Row, turns: Conversation, of: str) ->
 
 
 def require_same_turns(read: Reader, row: Row, *, is_dialogue: bool) -> None:
-    """Refuse messages beside prompt and response that say more than these, or the reverse.
+    """Refuse turns beside prompt and response that say more than these, or the reverse, and other
+    turns beside messages.
 
     What the spec names is what is meant, and nothing is compared with it.
 
@@ -56,18 +60,19 @@ def require_same_turns(read: Reader, row: Row, *, is_dialogue: bool) -> None:
     names = "messages, or prompt and response"
     if _is_meant(read, "messages", "prompt", "response"):
         return
-    turns: Any = row.values.get("messages")
     if not is_dialogue:
         pair = _columns(row, read.column("prompt"), "response")
-        _require_said(read, row, pair, {"messages": turns}, names)
+        _require_said(read, row, pair, _columns(row, *_TURNS), names)
         require_same_question(read, row)
         return
+    turns: Any = row.values.get("messages")
     before = {column: (turns[:-1], value) for column, value in _prompts(read, row).items()}
     for column, (part, value) in (
         before | {"response": (turns[-1:], row.values.get("response"))}
     ).items():
         if not agree(texts(part), value):
             raise mistake(row, column, value, _differs(read, "messages", names))
+    _require_said(read, row, {"messages": turns}, _columns(row, "conversations"), names)
 
 
 def require_same_question(read: Reader, row: Row) -> None:
@@ -86,9 +91,9 @@ def require_same_question(read: Reader, row: Row) -> None:
 
 
 def require_same_request(read: Reader, row: Row, name: str) -> None:
-    """Refuse messages beside a prompt that is answered, or the reverse, if they ask for more.
+    """Refuse turns beside a prompt that is answered, or the reverse, if they ask for more.
 
-    What messages hold from the answer on is not compared: it is not read by PPO.
+    What turns hold from the answer on is not compared: it is not read by PPO.
 
     Args:
         read: the spec's columns; what they name is what is meant.
@@ -100,16 +105,18 @@ def require_same_request(read: Reader, row: Row, name: str) -> None:
     """
     if _is_meant(read, "messages", "prompt"):
         return
-    messages = row.values.get("messages")
+    names = "messages or prompt"
     if name == "messages":
+        said = _columns(row, "messages")
         for column, prompt in _prompts(read, row).items():
-            if not agree(texts(messages), prompt):
-                raise mistake(row, column, prompt, _differs(read, "messages", "messages or prompt"))
-        return
-    require_same_question(read, row)
-    prompt = _columns(row, read.column("prompt"))
-    asked = {"messages": _asked(messages, *prompt.values())}
-    _require_said(read, row, prompt, asked, "messages or prompt")
+            if not agree(list(_texts(said)), prompt):
+                raise mistake(row, column, prompt, _differs(read, "messages", names))
+    else:
+        require_same_question(read, row)
+        said = _columns(row, read.column("prompt"))
+    others = _columns(row, *(column for column in _TURNS if column not in said))
+    asked = {column: _asked(turns, *said.values()) for column, turns in others.items()}
+    _require_said(read, row, said, asked, names)
 
 
 def require_same_responses(read: Reader, row: Row, *, of_passages: bool) -> None:
@@ -121,13 +128,13 @@ def require_same_responses(read: Reader, row: Row, *, of_passages: bool) -> None
         of_passages: whether pairs are made of the passages, and chosen and rejected not read.
 
     Raises:
-        DataError: `messages` say more, or a response is made of none of the row's passages.
+        DataError: turns say more, or a response is made of none of the row's passages.
     """
     if _is_meant(read, "prompt", "chosen", "rejected", *_PASSAGES.values()):
         return
     responses = _PASSAGES.values() if of_passages else _PASSAGES.keys()
     said = _columns(row, read.column("prompt"), *responses)
-    _require_said(read, row, said, _columns(row, "messages"), "prompt, chosen and rejected")
+    _require_said(read, row, said, _columns(row, *_TURNS), "prompt, chosen and rejected")
     for name, passages in _PASSAGES.items():
         response, sources = row.values.get(name), row.values.get(passages)
         unread, of = (name, passages) if of_passages else (passages, name)
@@ -151,15 +158,15 @@ def _prompts(read: Reader, row: Row) -> dict[str, Any]:
     return _columns(row, *((read.column("prompt"),) if read.is_mapped("prompt") else _PROMPTS))
 
 
-def _asked(messages: Any, prompt: Any) -> Any:
-    """The turns of messages that an answer of theirs follows, as many as the prompt has; all of
-    them where they end with a question."""
-    if not isinstance(messages, list) or not messages or not _answers(messages[-1]):
-        return messages
+def _asked(turns: Any, prompt: Any) -> Any:
+    """Those of the turns that an answer of theirs follows, as many as the prompt has; all of them
+    where they end with a question."""
+    if not isinstance(turns, list) or not turns or not _answers(turns[-1]):
+        return turns
     if isinstance(prompt, list):
-        return messages[: len(prompt)]
-    first = next(index for index, turn in enumerate(messages) if _answers(turn))
-    return messages[:first]
+        return turns[: len(prompt)]
+    first = next(index for index, turn in enumerate(turns) if _answers(turn))
+    return turns[:first]
 
 
 def _answers(turn: Any) -> bool:
