@@ -30,7 +30,7 @@ _JOB_SPEC = ("completions", "parallelism", "suspend")
 _JOB_STATUS = ("active", "conditions")
 _ENDS = ("Complete", "Failed", "SuccessCriteriaMet", "FailureTarget")
 _POD_STATUS = ("phase", "podIP", "message", "reason", "conditions")
-_CONTAINER = ("name", "image", "state")
+_CONTAINER = ("name", "image", "state", "ready")
 
 
 def trimmed(kind: str, raw: Raw) -> Raw:

@@ -25,6 +25,8 @@ NODE_SILENCE = timedelta(seconds=30)
 
 _POD_FAILED = "BackoffLimitExceeded"
 """Why a Job fails that tries each pod once."""
+_BY_GATE = "ReadinessGatesNotReady"
+"""Why a kubelet says that a pod is not ready whose containers are: somebody else is to say so."""
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -310,10 +312,10 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
     """A pod as a process, and when it will have been silent for too long."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    state = trainer_of(pod).get("state") or {}
+    trainer = trainer_of(pod)
+    state = trainer.get("state") or {}
     ended = state.get("terminated") or {}
     deleted_at = _time(metadata.get("deletionTimestamp"))
-    ready = conditions.get("Ready") or {}
     phase = ProcessPhase(status["phase"]) if status.get("phase") in set(ProcessPhase) else None
     over = phase in (ProcessPhase.SUCCEEDED, ProcessPhase.FAILED)
     quiet_since = None if over else _quiet_since(pod, state, conditions)
@@ -332,7 +334,8 @@ def _process(pod: Raw, now: datetime, *, deleting: bool) -> tuple[ObservedProces
         name=metadata["name"],
         index=pod_index(pod),
         phase=phase or ProcessPhase.PENDING,
-        ready=ready.get("status") == "True",
+        # Not the pod's condition: containers and readiness gates of others are no part of it.
+        ready="running" in state and trainer.get("ready") is not False and not (unready or silent),
         exit_code=ended.get("exitCode"),
         finished_at=_past(ended.get("finishedAt"), now) or silent_since,
         result=told.result,
@@ -351,7 +354,8 @@ def _quiet_since(pod: Raw, state: Raw, conditions: Raw) -> datetime | None:
     """Since when the pod's node has not said what it should; None if it has.
 
     A pod is not ready though its containers are, or is there beyond its grace period. Who finds a
-    node silent turns Ready alone; a kubelet whose container is not ready turns both.
+    node silent turns Ready alone, and leaves its reason; a kubelet whose container is not ready
+    turns both, and gives a readiness gate that keeps a pod from being ready as the reason.
     """
     since = _time((conditions.get("Ready") or {}).get("lastTransitionTime"))
     unready = _is_unready(state, conditions)
@@ -361,8 +365,8 @@ def _quiet_since(pod: Raw, state: Raw, conditions: Raw) -> datetime | None:
 
 def _is_unready(state: Raw, conditions: Raw) -> bool:
     ready, containers = conditions.get("Ready") or {}, conditions.get("ContainersReady") or {}
-    unready = ready.get("status") == "False" and "running" in state
-    return unready and containers.get("status") != "False"
+    unready = ready.get("status") == "False" and ready.get("reason") != _BY_GATE
+    return unready and "running" in state and containers.get("status") != "False"
 
 
 def pod_index(pod: Raw) -> int:

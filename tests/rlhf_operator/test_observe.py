@@ -149,14 +149,6 @@ def test_a_pod_of_a_silent_node_is_lost_at_a_time_that_stands_still() -> None:
     assert not one(make_pod(metadata={"deletionTimestamp": at(10)})).lost
 
 
-def test_a_container_that_is_not_ready_is_no_silent_node() -> None:
-    """An injected one may take its time; the kubelet tells of it in both conditions."""
-    containers = ready(False, since=100) | {"type": "ContainersReady"}
-    assert not one(make_pod(conditions=[ready(False, since=100), containers])).lost
-    answered = containers | {"status": "True"}
-    assert one(make_pod(conditions=[ready(False, since=100), answered])).lost
-
-
 @pytest.mark.parametrize(
     "pod",
     [

@@ -22,7 +22,7 @@ def hindrance(stage: StageStatus, attempt: ObservedAttempt) -> tuple[Reason | st
         attempt: the current one.
     """
     # What is disrupted is about to end, and tells why then.
-    waiting = (p for p in attempt.processes if not (p.ended or p.disrupted))
+    waiting = (p for p in attempt.processes if not (p.ready or p.ended or p.disrupted))
     held = next((p for p in waiting if p.reason is not None), None)
     if held is None or held.reason is None:
         if stage.reason is Reason.CRASH_LOOP:

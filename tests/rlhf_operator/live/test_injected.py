@@ -1,12 +1,48 @@
 """Containers that the cluster injects into pods, and that do otherwise than the trainer."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from admission import Policy
 from operating import Jobs, OperatorProcess, eventually, stage
+from rank_zero import RankZero
 
 PROXY = "proxy"
+GATE = "target-health.example.com/pods"
+
+
+def runs_unready(jobs: Jobs, pod: Any, reason: str, **sidecars: bool) -> None:
+    """As the kubelet: the trainer of a pod has run for a minute, and the pod is not ready.
+
+    Args:
+        jobs: of its namespace.
+        pod: which one.
+        reason: why it is not ready.
+        sidecars: names of the containers beside it, and whether they are ready.
+    """
+    since = (datetime.now(UTC) - timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    containers = [
+        {
+            "name": name,
+            "image": f"registry.test/{name}:1",
+            "imageID": "",
+            "ready": ready,
+            "restartCount": 0,
+            "state": {"running": {"startedAt": since}},
+        }
+        for name, ready in (sidecars | {"trainer": True}).items()
+    ]
+    turned = {"Ready": False, "ContainersReady": all(sidecars.values())}
+    conditions = [
+        {"type": kind, "status": str(status), "lastTransitionTime": since}
+        | ({} if status else {"reason": reason})
+        for kind, status in turned.items()
+    ]
+    status = {"phase": "Running", "containerStatuses": containers, "conditions": conditions}
+    body = {"status": status}
+    jobs.core.patch_namespaced_pod_status(pod.metadata.name, jobs.namespace, body)
 
 
 @pytest.fixture
@@ -100,3 +136,47 @@ def test_a_trainer_that_fails_is_started_again_when_its_pod_is_gone(
     jobs.run("failing", attempt=2)
     jobs.reaches("failing", "Running", attempt=2)
     assert not jobs.pods("failing")
+
+
+def test_a_readiness_gate_that_never_opens_costs_nothing(
+    operator: OperatorProcess, jobs: Jobs, policy: Callable[..., Policy]
+) -> None:
+    """The containers are ready and the pod is not, as where a load balancer is asked first."""
+    gates = f'[Object.spec.readinessGates{{conditionType: "{GATE}"}}]'
+    policy("pods").write("/spec/readinessGates", gates)
+    probe = {
+        "metadata": {"name": "probe"},
+        "spec": {"containers": [{"name": "a", "image": "b"}]},
+    }
+
+    def is_gated() -> bool:
+        made = jobs.core.create_namespaced_pod(jobs.namespace, probe, dry_run="All")
+        return bool(made.spec.readiness_gates)
+
+    eventually(is_gated)
+    jobs.create("gated")
+    jobs.wait_for_pods("gated")
+    (pod,) = jobs.pods("gated")
+    assert [each.condition_type for each in pod.spec.readiness_gates] == [GATE]
+    runs_unready(jobs, pod, "ReadinessGatesNotReady")
+    found = jobs.reaches("gated", "Running")
+    assert (found["restarts"], found["disruptions"]) == (0, 0)
+    jobs.finish("gated")
+    found = jobs.reaches("gated", "Succeeded")
+    assert (found["attempt"], found["disruptions"]) == (1, 0)
+
+
+@pytest.mark.usefixtures("injected")
+def test_a_sidecar_that_is_never_ready_does_not_keep_a_gang_from_running(
+    operator: OperatorProcess, jobs: Jobs
+) -> None:
+    with RankZero(7) as page:
+        jobs.create("unready", stages={"sft": stage(nodes=2, batchSize=32)})
+        jobs.wait_for_pods("unready", n=2)
+        pods = jobs.pods("unready")
+        jobs.reach(pods[0], page.address)
+        runs_unready(jobs, pods[1], "ContainersNotReady", proxy=True)
+        runs_unready(jobs, pods[0], "ContainersNotReady", proxy=False)
+        jobs.reaches("unready", "Running")
+        eventually(lambda: jobs.stage("unready").get("progress", {}).get("step") == 7)
+    assert jobs.stage("unready")["disruptions"] == 0

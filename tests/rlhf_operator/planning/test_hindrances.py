@@ -74,3 +74,15 @@ def test_what_crashes_again_and_again_is_told_once(trial: MakeTrial) -> None:
     assert told(t) == [("Warning", Reason.CONTAINER_CONFIG)]
     wait(t, 0, None)
     assert t.stage("sft").reason is Reason.PODS_PENDING
+
+
+def test_a_process_that_runs_keeps_nobody_waiting(trial: MakeTrial) -> None:
+    """A container beside its trainer may crash; another process is what the gang waits for."""
+    t = trial()
+    t.look()
+    runs = ObservedProcess("a", 0, ready=True, reason=Reason.CRASH_LOOP, message="pod a crashes")
+    waits = ObservedProcess("b", 1, reason=Reason.UNSCHEDULABLE, message="pod b has no node")
+    t.put("sft", processes=(runs, waits))
+    t.look(1)
+    assert told(t)[-1] == ("Warning", Reason.UNSCHEDULABLE)
+    assert t.stage("sft").message == "pod b has no node"
