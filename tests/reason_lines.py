@@ -175,6 +175,14 @@ LINES: Mapping[Reason, str] = {
         "`template.runtimeClassName` names a class that is not there: create it, or name "
         "another one in a new job. Waited for."
     ),
+    Reason.SCHEDULER_ERROR: (
+        "The scheduler has failed at a pod, and says how: it tries again; where it lasts, correct "
+        "what it names, or read its log."
+    ),
+    Reason.SCHEDULING_GATED: (
+        "Somebody, as a webhook or a queue of the cluster, has given a pod `schedulingGates` and "
+        "not taken them away: have that done, or keep the job's pods out of it. Waited for."
+    ),
     Reason.SELF_CHECK_FAILED: (
         "PPO's [self-check](ppo.md#self-checks) failed (exit code 70): follow the remedy in "
         "the message, or report it."

@@ -227,6 +227,8 @@ class Reason(StrEnum):
     PODS_READY = "PodsReady"
     PODS_PENDING = "PodsPending"
     UNSCHEDULABLE = "Unschedulable"
+    SCHEDULING_GATED = "SchedulingGated"
+    SCHEDULER_ERROR = "SchedulerError"
     IMAGE_PULL = "ImagePull"
     VOLUME_NOT_MOUNTED = "VolumeNotMounted"
     CONTAINER_CONFIG = "ContainerConfig"

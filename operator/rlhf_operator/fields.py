@@ -173,7 +173,7 @@ def _trimmed_pod(raw: Raw) -> Raw:
         "metadata": _metadata(raw)
         | {"annotations": annotations}
         | ({"labels": labels} if labels else {}),
-        "spec": _only(raw.get("spec") or {}, ("nodeName",)),
+        "spec": _only(raw.get("spec") or {}, ("nodeName", "schedulingGates")),
         "status": _only(status, _POD_STATUS)
         | {"containerStatuses": containers}
         | ({"initContainerStatuses": first} if first else {}),

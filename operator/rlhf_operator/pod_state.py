@@ -42,10 +42,21 @@ _AS_ROOT = re.compile(r"runAsNonRoot and image |breaks non-root policy")
 _NOT_AS_ROOT = "set template.securityContext.runAsUser, or take an image with a numeric user, in a "
 _NOT_AS_ROOT += "new job"
 _NOT_STARTED = (Reason.CONTAINER_NOT_STARTED, "correct spec.image, spec.template or the node")
+_WHAT_ADDS = "correct what adds the container"
+"""To a pod whose other containers the job's spec says nothing of."""
+_REMEDIES_BESIDE = {
+    Reason.CONTAINER_CONFIG: f"create what is named, or {_WHAT_ADDS}",
+    Reason.CONTAINER_NOT_STARTED: f"{_WHAT_ADDS}, or the node",
+}
+"""What to do where the container is not the trainer's."""
 _BACK_OFF = re.compile(r"(?<=back-off )\d[\dhms.]*")
 """How long the kubelet waits before its next try: longer each time."""
-_NODES = re.compile(r"0/\d+ nodes are available: (.+?)\.?(?: preemption: .*)?$")
-"""The scheduler's sentence about all nodes."""
+_NO_CLAIMS = "no new claims to deallocate"
+_NODES = re.compile(
+    rf"0/\d+ nodes are available: (.+?)(?:\. (?:[^.]*, )?preemption: .*|\. {_NO_CLAIMS}|\.)?$"
+)
+"""The scheduler's sentence about all nodes, and after it what making room would not do."""
+_GATED, _SCHEDULER_ERROR = "SchedulingGated", "SchedulerError"
 
 
 @dataclass(frozen=True)
@@ -190,12 +201,29 @@ def _waiting(pod: Raw) -> Told:
             said = f"pod {name}: {who}image {container.get('image', '')} {unavailable}"
             return Told(reason=Reason.IMAGE_PULL, message=said)
         if waiting.get("reason") and waiting["reason"] not in _ON_THE_WAY:
-            return _hindered(f"pod {name}: {who}", waiting)
+            return _hindered(f"pod {name}: {who}", waiting, own=not who)
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
-    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+    return _unscheduled(pod, scheduled) if scheduled.get("status") == "False" else Told()
+
+
+def _unscheduled(pod: Raw, scheduled: Raw) -> Told:
+    """Why a pod has no node, as its condition PodScheduled tells."""
+    name, why = pod["metadata"]["name"], scheduled.get("reason")
+    if why == "Unschedulable":
         said = f"pod {name} cannot be scheduled: {_unsuited(scheduled.get('message'))}"
         return Told(reason=Reason.UNSCHEDULABLE, message=said)
+    text = _line(scheduled.get("message")).removesuffix(".")
+    if why == _GATED:
+        gates = (pod.get("spec") or {}).get("schedulingGates") or ()
+        named = ", ".join(sorted(str(each.get("name")) for each in gates))
+        who = f"pod {name} is kept from being scheduled by its schedulingGates ({named})"
+        remedy = "have who sets them take them away, or keep them off the job's pods"
+        return Told(reason=Reason.SCHEDULING_GATED, message=f"{who}: {text}; {remedy}")
+    if why == _SCHEDULER_ERROR:
+        remedy = "the scheduler tries again; where it lasts, correct what is named"
+        said = f"pod {name} cannot be scheduled: {why}: {text}; {remedy}"
+        return Told(reason=Reason.SCHEDULER_ERROR, message=said)
     return Told()
 
 
@@ -207,23 +235,33 @@ def _image_unavailable(why: str | None, *, own: bool) -> str | None:
         own: whether the container is the trainer's.
     """
     if why == _INVALID_IMAGE:
-        remedy = "correct spec.image in a new job" if own else "correct what adds the container"
+        remedy = "correct spec.image in a new job" if own else _WHAT_ADDS
         return f"is no valid name of an image; {remedy}"
     if why == _IMAGE_UNREAD:
         return "cannot be read on its node; remove it there, so that it is pulled anew"
     if why is not None and _PULL_REASONS.fullmatch(why):
         # The kubelet's own reason and text change with every try, and so would status.
-        return "cannot be pulled; correct spec.image, push the image or give imagePullSecrets"
+        given = "correct spec.image, push the image or give imagePullSecrets"
+        return f"cannot be pulled; {given if own else f'push it, or {_WHAT_ADDS}'}"
     return None
 
 
-def _hindered(who: str, waiting: Raw) -> Told:
-    """What keeps a container waiting, in words that stay the same from try to try."""
+def _hindered(who: str, waiting: Raw, *, own: bool) -> Told:
+    """What keeps a container waiting, in words that stay the same from try to try.
+
+    Args:
+        who: pod and container.
+        waiting: the state of the latter.
+        own: whether it is the trainer's.
+    """
     why = waiting["reason"]
     reason, remedy = _HINDRANCES.get(why, _NOT_STARTED)
     # Of one that crashes the kubelet tells names and times alone.
     text = "" if why == _CRASH_LOOP else _BACK_OFF.sub("...", _line(waiting.get("message")))
-    if reason is Reason.CONTAINER_CONFIG and _AS_ROOT.search(text):
+    as_root = reason is Reason.CONTAINER_CONFIG and _AS_ROOT.search(text) is not None
+    if not own:
+        remedy = _WHAT_ADDS if as_root else _REMEDIES_BESIDE.get(reason, remedy)
+    elif as_root:
         remedy = _NOT_AS_ROOT
     said = ": ".join(each for each in (why, text) if each)
     return Told(reason=reason, message=f"{who}{said}; {remedy}")

@@ -101,23 +101,33 @@ def test_a_container_that_would_run_as_root_is_told_to_name_a_user(text: str) ->
     )
 
 
-PULLED = "cannot be pulled; correct spec.image, push the image or give imagePullSecrets"
+UNREAD = "cannot be read on its node; remove it there, so that it is pulled anew"
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
+    "reason",
     [
-        ("ErrImagePull", PULLED),
-        ("ImagePullBackOff", PULLED),
-        ("ErrImageNeverPull", PULLED),
-        ("RegistryUnavailable", PULLED),
-        ("SignatureValidationFailed", PULLED),
-        ("ErrImageInventedLater", PULLED),
-        ("ImageInspectError", "cannot be read on its node; remove it there, so that it is"),
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+        "ErrImageInventedLater",
+        "ImageInspectError",
     ],
 )
-@pytest.mark.parametrize("name", ["trainer", "mesh"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "trainer",
+            "cannot be pulled; correct spec.image, push the image or give imagePullSecrets",
+        ),
+        ("mesh", "cannot be pulled; push it, or correct what adds the container"),
+    ],
+)
 def test_an_image_that_a_node_has_not_is_told_as_that(reason: str, said: str, name: str) -> None:
+    said = UNREAD if reason == "ImageInspectError" else said
     found = []
     for text in ("dial tcp 10.0.0.1:443: i/o timeout", "Back-off pulling image"):
         state = {"waiting": {"reason": reason, "message": text}}
@@ -126,7 +136,7 @@ def test_an_image_that_a_node_has_not_is_told_as_that(reason: str, said: str, na
     assert {each.reason for each in found} == {Reason.IMAGE_PULL}
     assert len({each.message for each in found}) == 1
     who = "" if name == "trainer" else f"container {name}: "
-    assert found[0].message.startswith(f"pod demo-sft-3-0-x: {who}image i:1 {said}")
+    assert found[0].message == f"pod demo-sft-3-0-x: {who}image i:1 {said}"
 
 
 def test_an_image_whose_name_is_none_is_to_be_corrected_and_not_pushed() -> None:
@@ -143,6 +153,26 @@ def test_an_image_whose_name_is_none_is_to_be_corrected_and_not_pushed() -> None
     assert "correct what adds the container" in found.message
 
 
+@pytest.mark.parametrize(
+    ("reason", "text", "remedy"),
+    [
+        ("CreateContainerConfigError", 'secret "s" not found', "create what is named, or {}"),
+        ("CreateContainerConfigError", "container has runAsNonRoot and image will run", "{}"),
+        ("CreateContainerError", "no such device", "{}, or the node"),
+        ("CrashLoopBackOff", "", "see its log"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["containerStatuses", "initContainerStatuses"])
+def test_what_an_injected_container_waits_for_is_not_the_jobs_to_correct(
+    kind: str, reason: str, text: str, remedy: str
+) -> None:
+    mesh = {"name": "mesh", "state": {"waiting": {"reason": reason, "message": text}}}
+    found = one(pod("Pending", **{kind: [mesh]}))
+    said = ": ".join(each for each in (reason, text) if each)
+    remedy = remedy.format("correct what adds the container")
+    assert found.message == f"pod demo-sft-3-0-x: container mesh: {said}; {remedy}"
+
+
 @pytest.mark.parametrize("reason", ["CrashLoopBackOff", "RunContainerError"])
 def test_the_pause_before_the_next_try_makes_no_other_words(reason: str) -> None:
     said = set()
@@ -152,42 +182,6 @@ def test_the_pause_before_the_next_try_makes_no_other_words(reason: str) -> None
         said.add(one(pod("Pending", initContainerStatuses=[mesh])).message)
     (words,) = said
     assert f"container mesh: {reason}" in words
-
-
-@pytest.mark.parametrize(
-    ("one_try", "another", "causes"),
-    [
-        (
-            "0/5 nodes are available: 3 Insufficient nvidia.com/gpu, 2 node(s) had untolerated "
-            "taint {team: a, b}. preemption: 0/5 nodes are available: 5 No preemption victims.",
-            "0/12 nodes are available: 1 node(s) had untolerated taint {team: a, b}, "
-            "11 Insufficient nvidia.com/gpu.",
-            "no node is available: Insufficient nvidia.com/gpu, "
-            "node(s) had untolerated taint {team: a, b}",
-        ),
-        (
-            'persistentvolumeclaim "runs" not found\n',
-            'persistentvolumeclaim "runs"  not found',
-            'persistentvolumeclaim "runs" not found',
-        ),
-    ],
-)
-def test_what_the_scheduler_counts_makes_no_other_words(
-    one_try: str, another: str, causes: str
-) -> None:
-    for message in (one_try, another):
-        found = pod("Pending")
-        found["status"]["conditions"] = [
-            {
-                "type": "PodScheduled",
-                "status": "False",
-                "reason": "Unschedulable",
-                "message": message,
-            }
-        ]
-        told = one(found)
-        assert told.reason is Reason.UNSCHEDULABLE
-        assert told.message == f"pod demo-sft-3-0-x cannot be scheduled: {causes}"
 
 
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing", None])

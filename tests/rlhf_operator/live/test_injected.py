@@ -1,4 +1,4 @@
-"""Containers that the cluster injects into pods, and that do otherwise than the trainer."""
+"""What the cluster injects into pods: containers that do otherwise than the trainer, and gates."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -45,20 +45,17 @@ def runs_unready(jobs: Jobs, pod: Any, reason: str, **sidecars: bool) -> None:
     jobs.core.patch_namespaced_pod_status(pod.metadata.name, jobs.namespace, body)
 
 
+def probe(jobs: Jobs) -> Any:
+    """The spec of a pod as it would be if it were made now."""
+    pod = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "a", "image": "b"}]}}
+    return jobs.core.create_namespaced_pod(jobs.namespace, pod, dry_run="All").spec
+
+
 @pytest.fixture
 def injected(jobs: Jobs, policy: Callable[..., Policy]) -> None:
     """Every pod of the namespace gets a proxy, which stands before the trainer."""
     policy("pods").inject(PROXY)
-    pod = {
-        "metadata": {"name": "probe"},
-        "spec": {"containers": [{"name": "a", "image": "b"}]},
-    }
-
-    def is_injected() -> bool:
-        made = jobs.core.create_namespaced_pod(jobs.namespace, pod, dry_run="All")
-        return [each.name for each in made.spec.containers] == [PROXY, "a"]
-
-    eventually(is_injected)
+    eventually(lambda: [each.name for each in probe(jobs).containers] == [PROXY, "a"])
 
 
 @pytest.mark.usefixtures("injected")
@@ -138,22 +135,29 @@ def test_a_trainer_that_fails_is_started_again_when_its_pod_is_gone(
     assert not jobs.pods("failing")
 
 
+def test_a_scheduling_gate_is_named(
+    operator: OperatorProcess, jobs: Jobs, policy: Callable[..., Policy]
+) -> None:
+    policy("pods").write(
+        "/spec/schedulingGates", f'[Object.spec.schedulingGates{{name: "{GATE}"}}]'
+    )
+    eventually(lambda: probe(jobs).scheduling_gates)
+    jobs.create("held")
+    eventually(lambda: jobs.stage("held").get("reason") == "SchedulingGated")
+    said = jobs.condition("held", "Running")["message"]
+    assert f"({GATE}): Scheduling is blocked due to non-empty scheduling gates; have who" in said
+    jobs.wait_for_events("held", ("Warning", "SchedulingGated"))
+    jobs.run("held")
+    jobs.reaches("held", "Running")
+
+
 def test_a_readiness_gate_that_never_opens_costs_nothing(
     operator: OperatorProcess, jobs: Jobs, policy: Callable[..., Policy]
 ) -> None:
     """The containers are ready and the pod is not, as where a load balancer is asked first."""
     gates = f'[Object.spec.readinessGates{{conditionType: "{GATE}"}}]'
     policy("pods").write("/spec/readinessGates", gates)
-    probe = {
-        "metadata": {"name": "probe"},
-        "spec": {"containers": [{"name": "a", "image": "b"}]},
-    }
-
-    def is_gated() -> bool:
-        made = jobs.core.create_namespaced_pod(jobs.namespace, probe, dry_run="All")
-        return bool(made.spec.readiness_gates)
-
-    eventually(is_gated)
+    eventually(lambda: probe(jobs).readiness_gates)
     jobs.create("gated")
     jobs.wait_for_pods("gated")
     (pod,) = jobs.pods("gated")

@@ -180,12 +180,14 @@ def test_a_pod_that_cannot_be_scheduled_says_why(operator: OperatorProcess, jobs
         "type": "PodScheduled",
         "status": "False",
         "reason": "Unschedulable",
-        "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+        "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. no new claims to "
+        "deallocate, preemption: 0/2 nodes are available: 2 No preemption victims found.",
     }
     patch = {"status": {"conditions": [condition]}}
     jobs.core.patch_namespaced_pod_status(pod.metadata.name, jobs.namespace, patch)
     eventually(lambda: jobs.stage("huge").get("reason") == "Unschedulable")
-    assert "Insufficient nvidia.com/gpu" in jobs.condition("huge", "Running")["message"]
+    said = jobs.condition("huge", "Running")["message"]
+    assert said.endswith("scheduled: no node is available: Insufficient nvidia.com/gpu")
 
 
 def test_a_volume_that_cannot_be_mounted_is_named_and_waited_for(
