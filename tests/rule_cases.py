@@ -150,6 +150,8 @@ CASES: dict[type[Contract], list[tuple[dict[str, Any], set[int]]]] = {
         ({"annotations": {"rlhf.dev/guardrails": "a"}}, {2}),
         ({"annotations": {"batch.kubernetes.io/job-completion-index": "1"}}, {2}),
         ({"annotations": {"kueue.x-k8s.io/job-min-parallelism": "1"}}, {2}),
+        ({"annotations": {"kueue.x-k8s.io/queue-name": "q"}}, {2}),
+        ({"annotations": {"kueue.x-k8s.io/queue-names": "q"}}, set()),
         ({"labels": {"job-name": "a"}, "annotations": {"rlhf.dev/a": "b"}}, {1, 2}),
         ({"annotations": {f"a{n}": "x" * 16_382 for n in range(8)}}, set()),
         ({"annotations": {f"a{n}": "x" * 16_383 for n in range(8)}}, {3}),

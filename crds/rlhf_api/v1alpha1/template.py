@@ -28,10 +28,12 @@ _OWN_PREFIXES = (f"{GROUP}/", "batch.kubernetes.io/")
 _KUEUE = "kueue.x-k8s.io/"
 # What the Job controller called its labels before they had a prefix.
 _RESERVED_LABELS = (Label.MANAGED_BY, "job-name", "controller-uid")
-# With these Kueue would run a part of a gang.
+# With the first two Kueue would run a part of a gang; from the last one it takes the queue where no
+# label names one.
 _RESERVED_ANNOTATIONS = (
     f"{_KUEUE}job-min-parallelism",
     f"{_KUEUE}job-completions-equal-parallelism",
+    Label.QUEUE,
 )
 
 
@@ -89,7 +91,7 @@ class PodTemplate(Contract):
             cel=_cel_of_keys("annotations", _RESERVED_ANNOTATIONS),
             message=f"annotations {', '.join(_RESERVED_ANNOTATIONS)} and those that start with "
             f"{', '.join(_OWN_PREFIXES)} are not the user's; remove them (a stage runs with all of "
-            "its nodes)",
+            "its nodes, and a Kueue queue is named by spec.queueName)",
             holds=lambda m: not any(map(_is_reserved_annotation, m.annotations or ())),
         ),
         Rule(
