@@ -21,13 +21,15 @@ from rlhf_api.names import (
     StageName,
 )
 from rlhf_api.v1alpha1 import CLAIM, RLHFJob, StageStatus, claim_of, uris
-from rlhf_operator.fields import CONFIG_VOLUME, attempt_of, config_of, owner_uid
+from rlhf_operator.fields import CONFIG_VOLUME, TRAINER, attempt_of, config_of, owner_uid
 from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.configs import Placement
 from rlhf_operator.planning.guardrails import guardrails_digest
 
 Raw = dict[str, Any]
 
+_DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+"""Annotation by which kubectl chooses a container of a pod where others stand beside it."""
 _LABEL_LENGTH = 63
 _HASH_LENGTH = 10
 _LOOKS_HASHED = re.compile(rf"-[0-9a-f]{{{_HASH_LENGTH}}}$")
@@ -142,6 +144,8 @@ def stage_job(job: RLHFJob, action: StartAttempt, image: str, pull_policy: str) 
     if action.checkpoint_step is not None:
         metadata["annotations"][Annotation.CHECKPOINT_STEP] = str(action.checkpoint_step)
     template = job.spec.template.to_document()
+    of_pods = _of_the_user(job, labels)
+    of_pods["annotations"] = {_DEFAULT_CONTAINER: TRAINER} | of_pods["annotations"]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -154,7 +158,7 @@ def stage_job(job: RLHFJob, action: StartAttempt, image: str, pull_policy: str) 
             # Kueue lets it run.
             "suspend": job.spec.queue_name is not None,
             "template": {
-                "metadata": _of_the_user(job, labels),
+                "metadata": of_pods,
                 "spec": _pod(job, action, template, image, pull_policy),
             },
         },

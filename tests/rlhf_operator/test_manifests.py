@@ -238,6 +238,20 @@ def test_labels_of_the_template_are_on_every_child_and_ours_win(
         assert "kueue.x-k8s.io/queue-name" not in pod["metadata"]["labels"]
 
 
+def test_kubectl_chooses_the_trainer_unless_the_user_says_otherwise(
+    job: Callable[..., RLHFJob],
+) -> None:
+    """Injected containers may stand before it."""
+    chosen = "kubectl.kubernetes.io/default-container"
+    for notes, name in (({"cost": "42"}, "trainer"), ({chosen: "proxy"}, "proxy")):
+        child = made(job(template={"annotations": notes}))[1]
+        pod = child["spec"]["template"]["metadata"]
+        assert pod["annotations"] == notes | {chosen: name}
+        assert child["metadata"]["annotations"].get(chosen) == notes.get(chosen)
+    pod = made(job())[1]["spec"]["template"]
+    assert pod["metadata"]["annotations"][chosen] == pod["spec"]["containers"][0]["name"]
+
+
 def volumes_of(job: RLHFJob) -> dict[str, str]:
     """Claims by the names of their volumes, each of which is mounted where it belongs."""
     pod = pod_of(made(job)[1])

@@ -67,6 +67,8 @@ def test_trainers_that_are_done_end_the_stage_and_the_job_is_deleted(
     jobs.reaches("proxied", "Running")
     pods = jobs.pods("proxied")
     assert [each.name for each in pods[0].spec.containers] == [PROXY, "trainer"]
+    chosen = pods[0].metadata.annotations["kubectl.kubernetes.io/default-container"]
+    assert chosen == "trainer"
     for pod in pods:
         # A finalizer, as that of a policy that keeps logs, so that the order can be seen.
         jobs.core.patch_namespaced_pod(
