@@ -144,6 +144,28 @@ def test_no_name_is_longer_than_its_kind_allows(major: int) -> None:
     assert max(len(label) for label in labels) <= 63
 
 
+def test_a_name_that_is_cut_ends_in_a_hash_and_others_stay(major: int) -> None:
+    """Names that begin alike are never one, whatever Helm lets a release be called."""
+
+    def names(release: str) -> tuple[str, str]:
+        objects = template(major, *EVERYTHING, release=release)
+        found = [of_kind(objects, kind)[0] for kind in ("Deployment", "Service")]
+        deployment, service = (each["metadata"]["name"] for each in found)
+        return deployment, service
+
+    whole = "a" * 41
+    assert names(whole) == (f"{whole}-rlhf-operator", f"{whole}-rlhf-operator-metrics")
+    longest = "a" * 49
+    deployment, service = names(longest)
+    assert deployment == f"{longest}-rlhf-operator"
+    assert re.fullmatch(r"a{46}-[0-9a-f]{8}-metrics", service)
+    seen = {names("a" * 52 + last) for last in "ab"}
+    assert len({each for each, _ in seen}) == len({each for _, each in seen}) == 2
+    for deployment, service in seen:
+        assert re.fullmatch(r"a{52}[ab]-[0-9a-f]{8}", deployment)
+        assert re.fullmatch(r"a{46}-[0-9a-f]{8}-metrics", service)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_every_object_carries_the_common_labels_and_annotations(major: int, name: str) -> None:
     common = ("--set-string=commonLabels.example\\.com/unit=7", "--set=commonAnnotations.by=us")

@@ -1,17 +1,28 @@
 {{- /* All that names and marks objects. Written by toYaml, which quotes what YAML would not read as a text: a namespace
 may be called 123, and a release 1e3. */ -}}
 
-{{- define "rlhf-operator.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
-{{ .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- /* A name of at most so many characters, which ends in a hash of the whole one where it is cut: list name length. */ -}}
+{{- define "rlhf-operator.cut" -}}
+{{- $name := index . 0 }}
+{{- $length := index . 1 }}
+{{- if gt (len $name) $length -}}
+{{ $name | trunc (sub $length 9 | int) | trimSuffix "-" }}-{{ sha256sum $name | trunc 8 }}
 {{- else -}}
-{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{ $name }}
 {{- end -}}
+{{- end }}
+
+{{- define "rlhf-operator.fullname" -}}
+{{- $name := .Release.Name }}
+{{- if not (contains .Chart.Name $name) }}
+{{- $name = printf "%s-%s" $name .Chart.Name }}
+{{- end -}}
+{{ include "rlhf-operator.cut" (list $name 63) }}
 {{- end }}
 
 {{- /* A Service's name is no longer than 63. */ -}}
 {{- define "rlhf-operator.serviceName" -}}
-{{ include "rlhf-operator.fullname" . | trunc 55 | trimSuffix "-" }}-metrics
+{{ include "rlhf-operator.cut" (list (include "rlhf-operator.fullname" .) 55) }}-metrics
 {{- end }}
 
 {{- define "rlhf-operator.serviceAccount" -}}
