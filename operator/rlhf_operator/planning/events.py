@@ -90,9 +90,23 @@ def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
     if after.status != "False":
         if told is not None:
             yield Event("Normal", after.reason, after.message)
-    elif told != after.message:
+    elif told != after.message and not _is_told_by_stages(old, new):
         # The message changes with the set of broken rules alone: numbers stay as they first were.
         yield Event("Warning", after.reason, after.message)
+
+
+def _is_told_by_stages(old: RLHFJobStatus, new: RLHFJobStatus) -> bool:
+    """Whether the rules that are broken now and were not have ended their stages, or are about to.
+
+    A stage tells of that by an Event of its own, with the numbers of the rule that did it.
+    """
+    turned = []
+    for name in StageName:
+        before, after = getattr(old.stages, name), getattr(new.stages, name)
+        rules = set() if after is None else set(after.verdicts or ())
+        if rules - set(() if before is None else before.verdicts or ()):
+            turned.append(after.reason in (Reason.GUARDRAIL, *rules))
+    return bool(turned) and all(turned)
 
 
 def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> Iterator[Event]:

@@ -13,6 +13,8 @@ from troubleshooting_causes import CAUSES, Cause
 from troubleshooting_page import PAGE, read, seen
 from waiting import eventually
 
+from rlhf_api.names import Reason
+
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
@@ -35,12 +37,17 @@ def test_the_page_says_what_is_shown(scene: Scene, cause: Cause) -> None:
         place = ("-n", scene.jobs.namespace, "-o", "wide", "--no-headers")
         row = scene.jobs.access.kubectl("get", "rlhf", NAME, *place).stdout.split()
         assert {shown.phase, shown.reason} - {""} <= set(row), row
-    told = Counter((each.reason, each.message) for each in events_of(scene))
-    assert set(told.values()) <= {1}, told
+    events = events_of(scene)
     if shown.condition is None or shown.event is None:
-        assert not told
+        assert not events
         return
     assert {shown.condition[2], shown.reason, shown.event[1]} == {cause.reason}
+    # Each attempt's start is told, and all else once, in whatever words.
+    told = Counter((each.type, each.reason) for each in events if each.reason != Reason.CREATED)
+    started = Counter(each.message for each in events if each.reason == Reason.CREATED)
+    assert {*told.values(), *started.values(), *(each.count for each in events)} == {1}, told
+    warned = {each for each in told if each[0] == "Warning"}
+    assert warned == {shown.event[:2]} - {("Normal", cause.reason)}, told
 
 
 @pytest.mark.parametrize(

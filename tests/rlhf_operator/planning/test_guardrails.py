@@ -75,11 +75,9 @@ def test_suspend_stops_the_stage_and_the_job_until_a_person_resumes_it(trial: Ma
     assert "set spec.suspend to true" in said
     assert (t.job.status.phase, t.job.status.summary.reason) == ("Suspended", "Guardrail")
     assert told(t, "Running")[0] == "False"
-    # Condition Healthy turns too, and has its own.
-    assert [(each.type, each.reason) for each in t.last.events] == [
-        ("Warning", "Guardrail"),
-        ("Warning", "KLAboveLimit"),
-    ]
+    # Condition Healthy turns too, for the same cause.
+    assert told(t, "Healthy") == ("False", "KLAboveLimit")
+    assert [(each.type, each.reason) for each in t.last.events] == [("Warning", "Guardrail")]
     assert t.last.events[0].message == said
     for _ in range(3):
         assert t.look(1000).actions == ()
@@ -115,6 +113,8 @@ def test_fail_ends_the_job(trial: MakeTrial) -> None:
     assert t.stage("ppo").state == "Failed"
     assert told(t, "Failed") == ("True", "Guardrail")
     assert f"guardrail KLAboveLimit (Fail): {NUMBERS}" in t.condition("Failed").message
+    assert [(each.type, each.reason) for each in t.last.events] == [("Warning", "Guardrail")]
+    assert t.last.events[0].message == t.condition("Failed").message
     assert told(t, "Healthy") == ("False", "KLAboveLimit")
 
 
@@ -128,9 +128,12 @@ def test_what_still_runs_of_the_gang_is_stopped_first(trial: MakeTrial) -> None:
     assert t.stage("ppo").state == "Running"
     t.look(1)
     assert (t.stage("ppo").state, t.stops()) == ("Stopping", [("ppo", 1)])
+    assert [(each.type, each.reason) for each in t.last.events] == [("Normal", "Stopping")]
+    assert NUMBERS in t.last.events[0].message
     assert t.condition("Suspended") is None
     del t.attempts["ppo", 1]
     t.look()
+    assert [(each.type, each.reason) for each in t.last.events] == [("Warning", "Guardrail")]
     assert told(t, "Suspended") == ("True", "Guardrail")
     assert NUMBERS in t.condition("Suspended").message
 
@@ -145,6 +148,8 @@ def test_a_guardrail_that_fires_while_a_person_suspends_is_resumed_with_it(
     t.look()
     assert told(t, "Suspended") == ("True", "UserRequested")
     assert told(t, "Healthy") == ("False", "KLAboveLimit")
+    # Nobody else tells of the rule.
+    assert ("Warning", "KLAboveLimit") in [(each.type, each.reason) for each in t.last.events]
     t.spec(suspend=False)
     t.look()
     assert t.started() == [("ppo", 2)]
@@ -159,7 +164,7 @@ def test_other_stages_go_on_and_only_the_stopped_ones_clock_stands(trial: MakeTr
     t.look()
     fires(t)
     t.look()
-    assert [event.reason for event in t.last.events] == ["Guardrail", "KLAboveLimit"]
+    assert [event.reason for event in t.last.events] == ["Guardrail"]
     assert (t.stage("ppo").state, t.stage("sft").state) == ("Suspended", "Running")
     assert t.condition("Suspended") is None
     assert t.job.status.phase == "Running"

@@ -1,11 +1,22 @@
 """Guardrails: what conditions and status tell of the rules, and the text of their numbers."""
 
 import pytest
-from guardrail_trials import DIVERGING, KL, NUMBERS, PPO, MakeTrial, alone, fires, told, verdict
+from guardrail_trials import (
+    BASE,
+    DIVERGING,
+    KL,
+    NUMBERS,
+    PPO,
+    MakeTrial,
+    alone,
+    fires,
+    told,
+    verdict,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_api.names import GuardrailAction, GuardrailRule
+from rlhf_api.names import GuardrailAction, GuardrailRule, Reason
 from rlhf_api.v1alpha1 import Guardrail, HealthVerdict
 from rlhf_operator.planning.guardrails import evidence, guardrails_digest, read_evidence
 from rlhf_operator.planning.observed import ObservedVerdict
@@ -99,6 +110,29 @@ def test_of_other_stages_no_health_is_told(trial: MakeTrial) -> None:
     t = trial().running("sft", "reward", "ppo")
     assert t.stage("sft").state == "Succeeded"
     assert t.condition("Healthy") is None
+
+
+def test_numbers_that_end_a_stage_are_told_by_its_event_alone(trial: MakeTrial) -> None:
+    t = trial(stages={"sft": BASE}).running("sft")
+    said = "the loss at step 3 is not finite; lower learningRate"
+    broken = verdict(GuardrailAction.FAIL, rule=GuardrailRule.NON_FINITE)
+    t.end("sft", 70, said={"verdicts": (broken,), "reason": Reason.NON_FINITE, "message": said})
+    t.look()
+    assert told(t, "Healthy") == ("False", "NonFinite")
+    assert [(e.type, e.reason, e.message) for e in t.last.events] == [
+        ("Warning", "NonFinite", f"stage sft: {said}")
+    ]
+
+
+def test_a_rule_that_was_told_before_it_ends_the_stage_is_not_told_again(trial: MakeTrial) -> None:
+    """Its numbers may be read while the attempt saves a checkpoint."""
+    t = alone(trial)
+    t.run("ppo", step=40, verdicts=rules(KL_ABOVE_LIMIT=(True, 12.5)))
+    t.look()
+    assert [e.reason for e in t.last.events] == ["KLAboveLimit"]
+    fires(t)
+    t.look()
+    assert [e.reason for e in t.last.events] == ["Guardrail"]
 
 
 def test_a_change_of_guardrails_is_said_to_hold_from_the_next_attempt(trial: MakeTrial) -> None:
