@@ -16,6 +16,12 @@ from rlhf_trainer.run.artifact import ModelLocation
 ACTOR, REWARD = "spec.stages.ppo.model", "spec.stages.ppo.rewardModel"
 CHAT = "{% for m in messages %}{{ m.content }}!{% endfor %}"
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+ABLE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content or '' }}"
+    "{{ m.reasoning_content or '' }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}!{% endfor %}"
+)
+"""Writes all that a row may bring."""
 NO_TALKS = "{% if messages | length == 3 %}{{ raise_exception('no') }}{% endif %}"
 
 
@@ -96,7 +102,7 @@ def test_equal_models_differ_in_nothing() -> None:
         pytest.param(
             {"template": CHAT},
             {"template": NO_TALKS + CHAT},
-            ["given nothing, since its template refuses the turns,"],
+            ["given nothing, since its template refuses the turns or leaves out a part,"],
             id="refuses what the actor takes",
         ),
         pytest.param(
@@ -116,6 +122,69 @@ def test_what_would_change_a_score_is_refused(
     assert str(caught.value).startswith(REWARD)
     for word in [ACTOR, *words]:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark"),
+    [
+        pytest.param("with tools", "{% if tools %}a{% endif %}", id="tools"),
+        pytest.param(
+            "with tools and a call",
+            "{% for m in messages if m.tool_calls %}a{% endfor %}",
+            id="a call",
+        ),
+        pytest.param(
+            "with tools and a call",
+            "{% for m in messages if m.role == 'tool' %}a{% endfor %}",
+            id="a tool's turn",
+        ),
+        pytest.param(
+            "with a call",
+            "{% for m in messages if m.tool_calls and not tools %}a{% endfor %}",
+            id="a call without tools",
+        ),
+        pytest.param(
+            "with thoughts",
+            "{% for m in messages if m.reasoning_content %}a{% endfor %}",
+            id="thoughts",
+        ),
+    ],
+)
+def test_templates_that_differ_in_what_few_prompts_hold_are_refused(kind: str, mark: str) -> None:
+    assert told({"template": ABLE}, {"template": ABLE + "{# v2 #}"})[0].endswith("prompts alike")
+
+    with pytest.raises(ConfigError) as caught:
+        told({"template": ABLE}, {"template": ABLE + mark})
+
+    for word in [
+        f"{REWARD}.chatTemplate: for a prompt {kind} the reward model was given",
+        '!a" where',
+        '!", so that',
+        "useChatTemplate: false",
+    ]:
+        assert word in str(caught.value)
+
+
+def test_a_template_of_its_own_for_tools_is_compared() -> None:
+    actor, reward_model = base(ACTOR, template=ABLE), base(REWARD, template=ABLE)
+    reward_model.tokenizer.chat_template = {"default": ABLE, "tool_use": ABLE + "a"}  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match=rf"{REWARD}\.chatTemplate: for a prompt with tools "):
+        require_same_prompts(actor, reward_model)
+
+
+def test_what_only_the_actor_s_template_writes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="with tools the reward model was given nothing, since"):
+        told({"template": ABLE}, {"template": CHAT})
+
+
+def test_what_the_actor_s_template_leaves_out_is_compared_with_nothing() -> None:
+    """Rows that hold it are refused one by one."""
+    notes = told({"template": CHAT}, {"template": ABLE})
+
+    assert notes[0] == (
+        f"the chat template of {REWARD} is not that of {ACTOR}, but renders prompts alike"
+    )
 
 
 def test_other_tokens_for_the_same_text_are_refused() -> None:

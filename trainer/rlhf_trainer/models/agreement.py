@@ -9,9 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_api.errors import ConfigError
+from rlhf_api.errors import ConfigError, DataError
+from rlhf_trainer.data.parse.columns import Conversation, Message, Tools
+from rlhf_trainer.data.read.rows import Source
+from rlhf_trainer.data.tokenize.rendering import Renderer
 from rlhf_trainer.data.tokenize.turns import (
     ANSWER,
+    QUESTION,
     TemplateRenderError,
     probe,
     templated,
@@ -23,7 +27,43 @@ _CONVERSATIONS = (
     [*probe(ANSWER), *probe()],
     [{"role": "system", "content": "probe 9"}, *probe()],
 )
+_TOOLS: Tools = (
+    {
+        "type": "function",
+        "function": {
+            "name": "probe_1",
+            "description": "probe 2",
+            "parameters": {
+                "type": "object",
+                "properties": {"probe_3": {"type": "string", "description": "probe 4"}},
+                "required": ["probe_3"],
+            },
+        },
+    },
+)
+_ASKED = Message("user", QUESTION)
+# Mistral's templates ask for an id of nine characters.
+_CALL = {
+    "id": "probe0009",
+    "type": "function",
+    "function": {"name": "probe_1", "arguments": {"probe_3": "probe 5"}},
+}
+_CALLED = (
+    _ASKED,
+    Message("assistant", "", {"tool_calls": [_CALL]}, is_learned=False),
+    Message("tool", "probe 6", names={"name": "probe_1", "tool_call_id": "probe0009"}),
+)
+_THOUGHT = Message("assistant", ANSWER, {"reasoning_content": "probe 6"}, is_learned=False)
+_RARE: tuple[tuple[str, Conversation, Tools], ...] = (
+    ("with tools", (_ASKED,), _TOOLS),
+    ("with tools and a call", _CALLED, _TOOLS),
+    ("with a call", _CALLED, ()),
+    ("with thoughts", (_ASKED, _THOUGHT, _ASKED), ()),
+)
+"""What few prompts hold, and templates that differ may write alike or not."""
 _SHOWN_CHARACTERS = 60
+_SHOWN_BEFORE = 20
+"""Of those, so many stand before the first that differs."""
 _TEMPLATES_DIFFER = (
     "chatTemplate",
     "train both with one template, or, where the reward model was trained with that of the actor, "
@@ -86,9 +126,11 @@ def require_same_prompts(actor: Base, reward_model: Base) -> list[str]:
     """
     _require_same_beginning(actor, reward_model)
     for conversation in _CONVERSATIONS:
-        _require_same_text(actor, reward_model, conversation)
+        ours, theirs = (_rendered(base, conversation) for base in (actor, reward_model))
+        _require_same_text(actor, reward_model, ours, theirs)
     notes = []
-    if _template(actor) != _template(reward_model):
+    if _templates(actor) != _templates(reward_model):
+        _require_same_rare_prompts(actor, reward_model)
         notes.append(
             f"the chat template of {reward_model.field} is not that of {actor.field}, but renders "
             "prompts alike"
@@ -125,16 +167,35 @@ def _require_same_beginning(actor: Base, reward_model: Base) -> None:
         )
 
 
-def _require_same_text(actor: Base, reward_model: Base, conversation: list[dict[str, str]]) -> None:
-    ours, theirs = (_rendered(base, conversation) for base in (actor, reward_model))
+def _require_same_rare_prompts(actor: Base, reward_model: Base) -> None:
+    """Compare the prompts that PPO's rows may bring besides; one that the actor's template cannot
+    write is refused with its row."""
+    own, other = (Renderer(base.tokenizer) for base in (actor, reward_model))
+    for kind, turns, tools in _RARE:
+        if (ours := _rare(own, turns, tools)) is not None:
+            theirs = _rare(other, turns, tools)
+            _require_same_text(actor, reward_model, ours, theirs, f"for a prompt {kind} ")
+
+
+def _rare(renderer: Renderer, turns: Conversation, tools: Tools) -> str | None:
+    """What the model reads; None where its template refuses the turns, or leaves out a part."""
+    try:
+        return renderer.prompt(turns, Source("probe", 1), tools).text
+    except DataError:
+        return None
+
+
+def _require_same_text(
+    actor: Base, reward_model: Base, ours: str | None, theirs: str | None, prompt: str = ""
+) -> None:
     if ours != theirs:
         name, remedy = _TEMPLATES_DIFFER
-        if _template(actor) is None and _template(reward_model) is None:
+        if not _templates(actor) and not _templates(reward_model):
             name, remedy = _ENDS_DIFFER
         raise ConfigError(
-            f"{reward_model.field}.{name}: the reward model was given "
-            f"{_shown(theirs)} where {actor.field} is given {_shown(ours)}, so that its scores "
-            f"would be those of other prompts; {remedy}"
+            f"{reward_model.field}.{name}: {prompt}the reward model was given "
+            f"{_shown(theirs, ours)} where {actor.field} is given {_shown(ours, theirs)}, so that "
+            f"its scores would be those of other prompts; {remedy}"
         )
     if ours is None:
         return
@@ -169,9 +230,12 @@ def _rendered(base: Base, conversation: list[dict[str, str]]) -> str | None:
         return None
 
 
-def _template(base: Base) -> Any:
+def _templates(base: Base) -> dict[str, Any]:
+    """Its chat templates by name, of which one may be for tools."""
     own = base.tokenizer.chat_template
-    return own.get("default") if isinstance(own, dict) else own
+    if own is None:
+        return {}
+    return dict(own) if isinstance(own, dict) else {"default": own}
 
 
 def _tokens(base: Base, ids: list[int]) -> str:
@@ -179,8 +243,15 @@ def _tokens(base: Base, ids: list[int]) -> str:
     return ", ".join(map(repr, names)) or "no token of their own"
 
 
-def _shown(text: str | None) -> str:
+def _shown(text: str | None, other: str | None = None) -> str:
+    """The text, or of a long one the part where it begins to differ from `other`."""
     if text is None:
-        return "nothing, since its template refuses the turns,"
-    cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+        return "nothing, since its template refuses the turns or leaves out a part,"
+    start = 0
+    if other is not None and max(len(text), len(other)) > _SHOWN_CHARACTERS:
+        pairs = enumerate(zip(text, other, strict=False))
+        differs = next((at for at, (a, b) in pairs if a != b), min(len(text), len(other)))
+        start = max(differs - _SHOWN_BEFORE, 0)
+    end = start + _SHOWN_CHARACTERS
+    cut = ("…" if start else "") + text[start:end] + ("…" if text[end:] else "")
     return json.dumps(cut, ensure_ascii=False)
