@@ -80,6 +80,38 @@ def _parse(kind: str, row: dict[str, Any], columns: dict[str, str]) -> None:
         pytest.param("prompt", {"prompt": "p", "reasoning": "of the answer"}, {}, id="no answer"),
         pytest.param("sft", {**ASKED, "system_prompt": None, "instruction": "u"}, {}, id="copy"),
         pytest.param("sft", {**ASKED, "instruction": " u\r\n"}, {}, id="copy with white space"),
+        *(
+            pytest.param("sft", row | {name: value}, {}, id=f"{name} of {shape}")
+            for name, value in {
+                "completion": "a\n",
+                "output": "a",
+                "answer": "a",
+                "text": "Question: u\nAnswer: a",
+                "mask": None,
+                "enable_thinking": None,
+                "chat_template": "",
+                "label": 0,
+            }.items()
+            for shape, row in {"a pair": ASKED, "turns": {"messages": TALK}}.items()
+        ),
+        pytest.param(
+            "sft",
+            {"prompt": "u", "completion": "a", "text": "b"},
+            {"response": "text"},
+            id="text is meant",
+        ),
+        pytest.param(
+            "sft",
+            {**ASKED, "label": True},
+            {"prompt": "prompt", "margin": "label"},
+            id="a mapped label",
+        ),
+        pytest.param(
+            "prompt",
+            {"prompt": "p", "answer": "4", "output": "o", "text": "t", "label": False, "mask": [1]},
+            {},
+            id="what rewards compare",
+        ),
         pytest.param(
             "sft",
             {
@@ -204,6 +236,38 @@ def test_what_says_the_same_is_left_alone(
             "system_prompt",
             "would not be learned",
             id="OpenOrca",
+        ),
+        *(
+            pytest.param(
+                "sft", row | {name: "u"}, {}, name, "learned, but", id=f"{name} of {shape}"
+            )
+            for name in ["completion", "output", "answer", "text"]
+            for shape, row in {
+                "a pair": {"prompt": "u", "response": "a"},
+                "turns": {"messages": [{**USER, "content": "v"}, ASSISTANT]},
+            }.items()
+        ),
+        *(
+            pytest.param(
+                kind, row | {name: value}, {}, name, "would not be learned", id=f"{kind} {name}"
+            )
+            for name, value in {"enable_thinking": False, "chat_template": "{{ 1 }}"}.items()
+            for kind, row in {"sft": ASKED, "pref": PAIR, "prompt": {"prompt": "p"}}.items()
+        ),
+        pytest.param("sft", {**ASKED, "mask": [0, 1]}, {}, "mask", "not be learned", id="mask"),
+        *(
+            pytest.param(
+                "sft",
+                {"prompt": "p", "completion": "c", "label": label},
+                {"response": "completion"},
+                "label",
+                "remove the rows of bad answers",
+                id=f"KTO, {label}",
+            )
+            for label in [True, False]
+        ),
+        pytest.param(
+            "sft", {"prompt": "p", "completion": "c"}, {}, "response", "columns.response", id="c"
         ),
         pytest.param("sft", {**ASKED, "images": ["u"]}, {}, "images", "remove", id="pictures"),
         pytest.param(

@@ -34,11 +34,19 @@ UNREAD = (
     "tool_calls",
     "function_call",
     "loss_mask",
+    "chat_template",
     "chat_template_kwargs",
+    "enable_thinking",
 )
 """Columns that some trainer puts before a prompt, learns as an answer or gives to the chat
 template; Alpaca's `input` goes with the instruction."""
-UNREAD_BY_SFT = (*UNREAD, *THOUGHTS)
+ANSWERS = ("completion", "output", "answer", "text")
+"""What some trainer learns as the answer, or `text` as the whole; PPO's rewards may compare an
+answer with it."""
+VERDICT = "label"
+"""Whether an answer is a good one, where it is true or false, as in KTO's files; a number is the
+class that a classifier learns."""
+UNREAD_BY_SFT = (*UNREAD, *THOUGHTS, "mask", *ANSWERS, VERDICT)
 """Thoughts that lead to the response are learned with it; in pairs they may be a judge's."""
 _READ = ("prompt", "query", "messages", "chosen", "rejected")
 """Columns in which a stage may read the same."""
@@ -70,9 +78,17 @@ def learned_rows(
         [name for name in names if name not in mapped] for names in (LEARNED, unread)
     )
     read = mapped.union(_READ)
+    # What the spec names is what is meant, and nothing is compared with it.
+    is_meant = columns.response is not None or columns.messages is not None
+    answers: Set[str] = set() if is_meant else {"response", "messages"}
     for row in rows:
         for name in unread:
-            _require_nothing(row, name, read)
+            if name == VERDICT:
+                _require_no_verdict(row)
+            elif name in ANSWERS:
+                _require_same_answer(row, name, read, answers)
+            else:
+                _require_nothing(row, name, read)
         if all(_is_learned(row, name) for name in weighed):
             yield row
         else:
@@ -81,13 +97,13 @@ def learned_rows(
 
 def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
     value = row.values.get(name)
+    # Without thoughts a template writes something else than without that word.
+    says_something = value or (name == "enable_thinking" and value is False)
     # A row with nothing to read is told what it lacks.
-    if not (value and row.values.keys() & read):
+    if not (says_something and row.values.keys() & read):
         return
     # Only of a text can a copy stand in what is read: of a document or picture more is meant.
-    is_copy = isinstance(value, str) and says(
-        [text for column in read for text in texts(row.values.get(column))], value
-    )
+    is_copy = isinstance(value, str) and says(_said(row, read), value)
     if not is_copy:
         raise mistake(
             row,
@@ -96,6 +112,40 @@ def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
             "would not be learned; write it into the prompt or the turns of messages, or remove "
             "the column",
         )
+
+
+def _require_same_answer(row: Row, name: str, read: Set[str], answers: Set[str]) -> None:
+    value = row.values.get(name)
+    if not (value and row.values.keys() & answers):
+        return
+    is_copy = isinstance(value, str) and says(_said(row, answers), value)
+    # Alpaca's `text` frames all that is read.
+    is_whole = name == "text" and says(texts(value), _said(row, read | answers))
+    if not (is_copy or is_whole):
+        learned = " or ".join(sorted(answers & row.values.keys()))
+        raise mistake(
+            row,
+            name,
+            value,
+            f"would not be learned, but {learned}, which says something else; set columns.response "
+            "or columns.messages to the column that is meant, or remove the other",
+        )
+
+
+def _require_no_verdict(row: Row) -> None:
+    value = row.values.get(VERDICT)
+    if isinstance(value, bool):
+        raise mistake(
+            row,
+            VERDICT,
+            value,
+            "is not read, so that good and bad answers would be learned alike; remove the rows of "
+            "bad answers, and the column",
+        )
+
+
+def _said(row: Row, columns: Set[str]) -> list[str]:
+    return [text for column in columns for text in texts(row.values.get(column))]
 
 
 def _is_learned(row: Row, name: str) -> bool:
