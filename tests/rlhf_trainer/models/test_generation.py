@@ -106,7 +106,8 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, document: object,
 @pytest.mark.parametrize(
     ("own", "kept"),
     [
-        pytest.param({}, {"do_sample": True}, id="nothing said"),
+        pytest.param({}, {}, id="nothing said"),
+        pytest.param({"max_length": 4096}, {"max_length": 4096}, id="greedy by default"),
         pytest.param(
             {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05},
             {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05},
@@ -123,7 +124,7 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, document: object,
             {"do_sample": False, "max_length": 4096},
             id="greedy, at temperature 0",
         ),
-        pytest.param({"temperature": None}, {"do_sample": True}, id="null"),
+        pytest.param({"temperature": None}, {}, id="null"),
         pytest.param(
             {"temperature": 0.9, "top_p": 0.6, "max_length": 4096},
             {"do_sample": True, "temperature": 0.9, "top_p": 0.6, "max_length": 4096},

@@ -83,9 +83,10 @@ def read_generation(
 def generation_config(
     stop_ids: Sequence[int], sampling: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
-    """What an artifact is sampled by, unless `sampling` says otherwise by its probabilities."""
+    """What an artifact is sampled by; greedily where `sampling` does not say `do_sample`, as
+    transformers reads the base."""
     return GenerationConfig(
-        **{"do_sample": True, **sampling},
+        **sampling,
         eos_token_id=list(stop_ids),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

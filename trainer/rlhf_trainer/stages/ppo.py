@@ -317,7 +317,12 @@ def _keep(collector: Collector, held_out: Sequence[Prompt] | None) -> StageOutco
                     folder,
                     sampling.stop_ids,
                     # As the policy has learned to be sampled, whatever its base asked for.
-                    {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0},
+                    {
+                        "do_sample": True,
+                        "temperature": sampling.temperature,
+                        "top_k": 0,
+                        "top_p": 1.0,
+                    },
                 )
                 if held_out is not None:
                     answers = {"before": before, "after": after}
