@@ -11,7 +11,7 @@ import tiny
 import worlds
 from transformers import RecurrentGemmaConfig
 
-from rlhf_api.errors import InputError
+from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.models import memory
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.ppo import models
@@ -87,6 +87,26 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
         expected = memory.rollout_rows(bases.actor.config, budget, "FP32", tokens)
         assert room(tokens) == expected
         assert expected > 4
+
+
+@pytest.mark.parametrize("name", ["critic", "reward_model"])
+def test_texts_of_ptx_need_positions_of_the_actor_alone(tmp_path: Path, name: str) -> None:
+    config = tiny.stage_config("ppo", tmp_path)
+    assert config.ppo is not None
+    bases = Bases.open(config.ppo, config, tiny.ranks())
+
+    def with_short(name: str) -> Bases:
+        base = getattr(bases, name)
+        short = type(base.config)(**base.config.to_dict() | {"max_position_embeddings": 20})
+        named = replace(base, config=short, field=f"spec.stages.ppo.{name}")
+        return replace(bases, **{name: named})
+
+    load_models(with_short(name), config.ppo, config, tiny.ranks(), 20, 21)
+    for short, longest in ((name, (21, 0)), ("actor", (20, 21))):
+        with pytest.raises(
+            ConfigError, match=f"^spec.stages.ppo.{short}: the model takes 20 .* 21;"
+        ):
+            load_models(with_short(short), config.ppo, config, tiny.ranks(), *longest)
 
 
 @pytest.mark.parametrize("name", ["actor", "critic", "reward_model"])

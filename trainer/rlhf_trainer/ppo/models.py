@@ -136,7 +136,7 @@ def load_models(
     """
     settings = settings or ModelSettings.of(spec)
     sizes = _sizes(bases, spec, settings)
-    _check(bases, spec, settings, max(longest, longest_text))
+    _check(bases, spec, settings, longest, longest_text)
     keeps = longest_text > 0 and keeps_columns(bases.actor, settings)
     columns = most_text_loss_tokens if keeps else longest_text
     learning, texts = _passes(spec, config.world_size, longest, longest_text, columns)
@@ -158,10 +158,15 @@ def _sizes(bases: Bases, spec: PPOStage, settings: ModelSettings) -> list[ModelS
     return sizes
 
 
-def _check(bases: Bases, spec: PPOStage, settings: ModelSettings, longest: int) -> None:
+def _check(
+    bases: Bases, spec: PPOStage, settings: ModelSettings, longest: int, longest_text: int
+) -> None:
     """See that the models can do what is asked of them, before any weights are read."""
+    lengths = f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength"
     for base in filter(None, (bases.actor, bases.reward_model, bases.critic)):
-        base.require_positions(longest, f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength")
+        base.require_positions(longest, lengths)
+    # The actor alone reads the texts of `ptxDataset`.
+    bases.actor.require_positions(longest_text, lengths)
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
         check_model(base, settings, left_padding=True)
