@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     GenerationConfig,
     LlamaConfig,
+    PreTrainedModel,
 )
 
 from rlhf_api.errors import ConfigError, InputError
@@ -206,6 +207,24 @@ def test_eager_attention_stands_in_where_there_is_no_sdpa(
     told = [message for message in caplog.messages if message.startswith(field)]
     assert len(told) == 1
     assert told[0].endswith(f"offers no SDPA for the model type {kind}: Eager is used")
+
+
+def test_another_reason_why_eager_attention_stands_in_is_told(
+    tmp_path: Path,
+    words: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def check(*_: object, **__: object) -> None:
+        raise ImportError("SDPA needs a newer torch\nthan this one")
+
+    place = causal_folder(tmp_path, words)
+    monkeypatch.setattr(PreTrainedModel, "_sdpa_can_dispatch", check)
+    model = load_causal_model(place, tiny.tokenizer_of(words), tiny.FP32, "spec.stages.sft.model")
+    assert model.config._attn_implementation == "eager"
+    (told,) = [message for message in caplog.messages if "Eager" in message]
+    assert told.startswith("spec.stages.sft.attentionImplementation: transformers ")
+    assert told.endswith("llama with SDPA (SDPA needs a newer torch than this one): Eager is used")
 
 
 def test_where_there_is_sdpa_nothing_stands_in(

@@ -48,6 +48,8 @@ _HEAD = "score.weight"
 _LOGITS = re.compile(r"^lm_head\.|^(embed_out|output_projection|decoder)\.(weight|bias)$")
 """The layer of the vocabulary, as decoders call it; a model with one score mostly comes from one
 that had it."""
+_NO_SDPA = "does not support an attention implementation through torch.nn.functional"
+"""How transformers says it."""
 _USE = "use a model whose AutoModelForSequenceClassification has a score head, for example Llama"
 
 
@@ -332,11 +334,16 @@ def _with_attention(
         built = build(eager)
         if settings.attention != sdpa:
             raise ConfigError(f"{name}: {one_line(error)}; choose SDPA") from error
-        settings.note(
-            f"{name}: transformers {transformers.__version__} offers no SDPA for the model type "
-            f"{config.model_type}: Eager is used"
-        )
+        settings.note(f"{name}: {_without_sdpa(error, config)}: Eager is used")
         return built
+
+
+def _without_sdpa(error: Exception, config: PretrainedConfig) -> str:
+    """Why a model cannot be built with SDPA, in the same words for all models of its type."""
+    version = f"transformers {transformers.__version__}"
+    if _NO_SDPA in str(error):
+        return f"{version} offers no SDPA for the model type {config.model_type}"
+    return f"{version} builds no {config.model_type} with SDPA ({one_line(error)})"
 
 
 @contextmanager
