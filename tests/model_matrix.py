@@ -1,7 +1,8 @@
 """Each architecture in each part, against transformers itself.
 
-A part is either equal to transformers on the same rows, whichever side they are padded on, or
-refused before training; anything else fails here. `model_page` writes down what came of it.
+A part is either equal to transformers on the same rows, whichever side they are padded on (SFT pads
+on the right alone), or refused before training; anything else fails here. `model_page` writes down
+what came of it.
 """
 
 import copy

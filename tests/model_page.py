@@ -23,7 +23,7 @@ with code of their own, from weights of 16 bits or more. An adapter, alone or be
 refused: merge it into its base. Data type, attention and outputs are the stage's own, whatever
 config.json says of them. Where the table says "yes", small models of the architecture with weights
 that all matter and windows shorter than the rows gave the numbers that transformers alone gives for
-each row, within 2e-5 in FP32, on whichever side the rows were padded:
+each row, within 2e-5 in FP32, on whichever side the rows were padded; SFT pads on the right alone:
 
 - SFT: the loss on responses; packed: the same with several rows in a sequence, and what keeps them
   apart;
