@@ -96,6 +96,11 @@ ABLATIONS: Mapping[str, tuple[Any, str, Any]] = {
         "response_mask",
         property(lambda self: self.responses != tiny.tokenizer().eos_token_id),
     ),
+    "EOS mask off": (
+        Rollout,
+        "response_mask",
+        property(lambda self: torch.ones_like(self.responses, dtype=torch.bool)),
+    ),
     "score a token early": (
         experience,
         "token_rewards",

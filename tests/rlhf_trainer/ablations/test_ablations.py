@@ -131,8 +131,18 @@ def stops_among_actions(rollout: Rollout) -> list[tuple[int, bool]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["EOS not counted", "EOS taken for padding"])
-def test_the_end_of_an_answer_is_an_action(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("EOS not counted", (0, False)),
+        ("EOS taken for padding", (0, False)),
+        # What fills up the shorter rows counts too.
+        ("EOS mask off", (1, False)),
+    ],
+)
+def test_the_end_of_an_answer_is_its_last_action(
+    tmp_path: Path, name: str, wrong: tuple[int, bool]
+) -> None:
     model = tiny.causal_model(tiny.tokenizer_folder(tmp_path / "tokenizer")).eval()
     measured = {}
     for ablation in (None, name):
@@ -142,7 +152,7 @@ def test_the_end_of_an_answer_is_an_action(tmp_path: Path, name: str) -> None:
             measured[ablation] = stops_among_actions(rollout)
     assert len(measured[None]) > 3
     assert set(measured[None]) == {(1, True)}
-    assert (0, False) in measured[name]
+    assert wrong in measured[name]
 
 
 # An identity: rewards and the penalty's opposite add up to the score, at the last action
