@@ -253,6 +253,28 @@ def test_the_pages_show_the_figures_of_the_committed_run(name: str, parts: list[
     assert page.with_figures(text, other) != text
 
 
+def test_what_each_remedy_costs_is_what_the_committed_run_found() -> None:
+    """The table is made anew with each run, the sentences below it are not."""
+    found = json.loads((DOCS / "critic.json").read_text())
+    text = (DOCS / "critic.md").read_text()
+    costs = text.partition("## What each remedy costs\n")[2].partition("\n## ")[0]
+    assert re.findall(r"0\.\d{4}", costs) == [
+        f"{found[f'{variant}.best_score_share_min']:.4f}"
+        for variant in ("gamma99", "none", "report", "runningStd")
+    ]
+
+
+def test_what_differs_from_the_defaults_in_every_variant_is_told() -> None:
+    text = (DOCS / "critic.md").read_text()
+    for words in (
+        f"updates of {toy.COMMON['batchSize']} answers",
+        f"`klCoef` {toy.COMMON['klCoef']}",
+        f"`scoreClip` {toy.COMMON['scoreClip']}",
+        f"scores reach {toy.RESPONSE_TOKENS}",
+    ):
+        assert words in text
+
+
 def test_the_committed_run_reaches_the_goals() -> None:
     committed = json.loads((DOCS / "critic.json").read_text())
     assert figures.missed(committed) == []
