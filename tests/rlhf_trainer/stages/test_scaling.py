@@ -18,6 +18,7 @@ from rlhf_api.names import GuardrailRule
 from rlhf_api.v1alpha1 import CheckpointPolicy, ModelSource, StageConfig
 from rlhf_trainer.errors import StopRequested, failure_of
 from rlhf_trainer.models.score_statistics import ScoreStatistics
+from rlhf_trainer.ppo.popart import SMALLEST_SCALE
 
 POPART = {"value_normalization": "PopArt", "reward_scaling": "RunningStdTotal"}
 UPDATES, ROWS = 4, 8
@@ -90,21 +91,28 @@ def test_a_model_without_statistics_is_refused_before_any_weights(tmp_path: Path
     assert failure_of(caught.value).exit_code == 66
 
 
-@pytest.mark.field("PPOStage.value_normalization")
-def test_value_units_follow_the_returns_and_the_loss_is_in_them(tmp_path: Path) -> None:
-    config = config_of(tmp_path, value_normalization="PopArt", value_head_init="Zero")
-    stage_runs.run(config)
-    steps = stage_runs.steps(config)
+def require_running_averages(steps: list[dict[str, Any]], rows: int) -> None:
+    """Units of the values are mean and deviation of the returns of all tokens, each update's tenth
+    beside nine tenths of those before."""
     weight = mean = square = 0.0
     for step in steps:
-        tokens = step["response_tokens"] * ROWS
+        tokens = step["response_tokens"] * rows
         variance = step["returns_std"] ** 2 * (tokens - 1) / tokens
         weight += 0.1 * (1 - weight)
         mean += 0.1 * (step["returns_mean"] - mean)
         square += 0.1 * (variance + step["returns_mean"] ** 2 - square)
         assert step["value_mean"] == pytest.approx(mean / weight, rel=1e-4)
         scale = (square / weight - (mean / weight) ** 2) ** 0.5
-        assert step["value_scale"] == pytest.approx(scale, rel=1e-3)
+        assert step["value_scale"] == pytest.approx(max(scale, SMALLEST_SCALE), rel=1e-3)
+
+
+@pytest.mark.field("PPOStage.value_normalization")
+def test_value_units_follow_the_returns_and_the_loss_is_in_them(tmp_path: Path) -> None:
+    config = config_of(tmp_path, value_normalization="PopArt", value_head_init="Zero")
+    stage_runs.run(config)
+    steps = stage_runs.steps(config)
+    assert len(steps) == UPDATES
+    require_running_averages(steps, ROWS)
     first = steps[0]
     # All values are 0 then: the mean of R²/σ², halved.
     assert first["critic_loss"] == pytest.approx(
@@ -164,6 +172,8 @@ def test_popart_learns_from_one_answer_at_a_time(tmp_path: Path) -> None:
             if number is None or not math.isfinite(number)
         }
         assert not strange, at
+    require_running_averages(steps, rows=1)
+    assert steps[-1]["value_scale"] > 10 * SMALLEST_SCALE
     broken = {event["rule"] for event in stage_runs.events(config) if event["type"] == "verdict"}
     assert GuardrailRule.NON_FINITE not in broken
     assert GuardrailRule.NON_FINITE not in {verdict.rule for verdict in outcome.verdicts}
@@ -173,7 +183,7 @@ def test_popart_learns_from_one_answer_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["FP32", "BF16"])
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_stopped_between_updates_it_ends_as_if_it_never_was(
     tmp_path: Path, precision: str, zero_stage: int
 ) -> None:
