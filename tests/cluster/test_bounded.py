@@ -34,7 +34,7 @@ def test_a_request_that_nobody_answers_ends(
 
 
 def test_a_program_that_does_not_end_is_killed_and_said_to_be() -> None:
-    with subprocess.Popen(["sleep", "1000"]) as process:
+    with subprocess.Popen(["sleep", "60"]) as process:
         status, killed = follow(process.pid, 0.1)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert (process.returncode, killed) == (-signal.SIGKILL, True)
