@@ -20,6 +20,7 @@ from rlhf_cli.local_job import (
     local_warnings,
     localized,
     parse_mounts,
+    sampling_warnings,
     unmounted_claims,
 )
 from rlhf_cli.os_errors import explained
@@ -68,7 +69,7 @@ def validate(file: File, mount: Mount = None) -> None:
         _warn(f"claim {claim} is not looked into; give --mount {claim}=path")
     if job.spec.storage is None:
         _warn("spec.storage is not set; a cluster needs it, rlhf run does not")
-    for text in local_warnings(job):
+    for text in (*local_warnings(job), *sampling_warnings(job)):
         _warn(text)
     _say(f"{file}: RLHFJob {job.metadata.name} is valid")
     for line in describe(job):
@@ -132,7 +133,7 @@ def run_job(
     if not is_finished(known.status) or retry:
         check_inputs(localized(given, file.parent), folders)
         _check_trainer(launcher)
-        for text in local_warnings(given):
+        for text in (*local_warnings(given), *sampling_warnings(given)):
             _warn(text)
     with workdir.locked():
         # Once more, since another runner may have worked here until now.

@@ -116,6 +116,21 @@ def local_warnings(job: RLHFJob) -> Iterator[str]:
                 )
 
 
+def sampling_warnings(job: RLHFJob) -> Iterator[str]:
+    """What makes an estimate of the job's something else than it is taken for."""
+    stage = job.spec.stages.ppo
+    if stage is None:
+        return
+    truncated = {"topK": stage.top_k > 0, "topP": stage.top_p < 1}
+    set_fields = [field for field, is_set in truncated.items() if is_set]
+    if set_fields:
+        yield (
+            f"spec.stages.ppo: {' and '.join(set_fields)} leave{'s' * (len(set_fields) == 1)} "
+            "tokens out of sampling, while log-probabilities are those of all tokens: KL and "
+            "probability ratio are biased; remove it, or watch the KL of held-out answers"
+        )
+
+
 def local_environment(job: RLHFJob, stage: StageSpec) -> dict[str, str]:
     """The environment variables that the job gives a stage by value."""
     given = (*(job.spec.template.env or ()), *(stage.env or ()))

@@ -14,6 +14,7 @@ from rlhf_cli.local_job import (
     local_warnings,
     localized,
     parse_mounts,
+    sampling_warnings,
     unmounted_claims,
 )
 
@@ -231,6 +232,27 @@ def test_environment_by_value(tmp_path: Path) -> None:
     assert [text.split(";")[0] for text in local_warnings(job)] == [
         "spec.stages.sft: environment variable TOKEN comes from the cluster and is not set here"
     ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, []),
+        ({"topK": 0, "topP": 1}, []),
+        ({"topK": 50}, ["spec.stages.ppo: topK leaves tokens out of sampling"]),
+        ({"topP": 0.9}, ["spec.stages.ppo: topP leaves tokens out of sampling"]),
+        (
+            {"topK": 50, "topP": 0.9},
+            ["spec.stages.ppo: topK and topP leave tokens out of sampling"],
+        ),
+    ],
+)
+def test_a_kl_that_truncated_sampling_biases_is_told(
+    fields: dict[str, float], told: list[str]
+) -> None:
+    stages = {"sft": SFT, "ppo": PPO | fields}
+    assert [text.split(",")[0] for text in sampling_warnings(make_job(stages=stages))] == told
+    assert not list(sampling_warnings(make_job(stages={"sft": SFT})))
 
 
 def test_a_line_for_each_stage() -> None:

@@ -231,6 +231,11 @@ class PPOStage(StageSpec):
     """Tokens beside EOS that end a response; each must be one token of the vocabulary."""
     temperature: float = Field(1.0, gt=0, le=100)
     """Sampling temperature; all log-probabilities are taken at it."""
+    top_k: int = Field(0, ge=0, le=1_048_576)
+    """How many of the likeliest tokens are sampled from; all of them at 0."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Only the likeliest tokens are sampled that together reach this probability; below 1, or with
+    topK, the KL is biased, since log-probabilities are those of all tokens."""
     minibatch_size: int | None = Field(None, ge=1, le=1_048_576)
     """Sequences of one optimizer step over all ranks, a divisor of batchSize; batchSize when left
     out."""

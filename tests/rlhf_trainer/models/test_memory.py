@@ -256,12 +256,14 @@ def test_learning_and_evaluation_are_what_they_are_made_of() -> None:
 
 
 @pytest.mark.parametrize("length", [1000, 10])
+@pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize(("spare", "rows"), [(0, 10), (-1, 9), (2600, 10)])
-def test_rows_of_a_rollout_by_hand(length: int, spare: int, rows: int) -> None:
+def test_rows_of_a_rollout_by_hand(length: int, truncated: bool, spare: int, rows: int) -> None:
     gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)
     # Keys and values of all tokens, and what drawing one of 100 words takes.
-    row = 2 * length * 2 * 16 * 2 + 2 * 100 + (4 * 4 + 8) * 100
-    assert rollout_rows(gpt2, 10 * row + spare, "BF16", length) == rows
+    drawn = 4 * 4 + 8 + (20 if truncated else 0)
+    row = 2 * length * 2 * 16 * 2 + 2 * 100 + drawn * 100
+    assert rollout_rows(gpt2, 10 * row + spare, "BF16", truncated, length) == rows
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

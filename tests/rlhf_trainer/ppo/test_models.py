@@ -67,10 +67,15 @@ def test_rows_of_ptx_have_logits_of_tokens_that_count_or_of_all(
     assert (larger > 0) == (longest_text > 16)
 
 
+@pytest.mark.parametrize(
+    ("sampling", "truncated"), [({}, False), ({"top_k": 3}, True), ({"top_p": 0.9}, True)]
+)
 def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sampling: dict[str, Any], truncated: bool
 ) -> None:
-    config = tiny.stage_config("ppo", tmp_path, micro_batch_size=4, rollout_micro_batch_size=1)
+    config = tiny.stage_config(
+        "ppo", tmp_path, micro_batch_size=4, rollout_micro_batch_size=1, **sampling
+    )
     assert config.ppo is not None
     bases = Bases.open(config.ppo, config, tiny.ranks())
 
@@ -84,7 +89,7 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
         budget = with_work - needed()
     room = wave_room(bases.actor, config.ppo, 16)
     for tokens in (9, 16):
-        expected = memory.rollout_rows(bases.actor.config, budget, "FP32", tokens)
+        expected = memory.rollout_rows(bases.actor.config, budget, "FP32", truncated, tokens)
         assert room(tokens) == expected
         assert expected > 4
 

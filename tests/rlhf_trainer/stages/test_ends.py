@@ -61,6 +61,8 @@ def test_ppo_stops_at_the_whole_list_and_leaves_its_own_sampling(tmp_path: Path)
         model=listed(tmp_path),
         stop_tokens=("!",),
         temperature=0.8,
+        top_k=20,
+        top_p=0.95,
         max_response_length=5,
         max_steps=1,
         samples_every_steps=1,
@@ -73,8 +75,8 @@ def test_ppo_stops_at_the_whole_list_and_leaves_its_own_sampling(tmp_path: Path)
     assert generation(config, outcome) == {
         "do_sample": True,
         "temperature": 0.8,
-        "top_k": 0,
-        "top_p": 1.0,
+        "top_k": 20,
+        "top_p": 0.95,
         "eos_token_id": [1, 7, 9, 21],
     }
     rows = stage_runs.samples(config)

@@ -38,6 +38,8 @@ _MASTER = 4
 _FLOAT32_CHUNKS = 3
 """How many copies of a chunk of logits there are at once: log-softmax, softmax and gradient."""
 _DRAW = 4 * 4 + 8
+_ORDER = 4 + 2 * 8
+"""The same of putting words in order: a copy of the probabilities, and their running sums."""
 BUCKET_NUMBERS = 50_000_000
 """Gradients that DeepSpeed sends at once."""
 LIVE_NUMBERS = 1_000_000_000
@@ -210,14 +212,22 @@ def evaluation_allowance(
     return max(scoring, rollout)
 
 
-def rollout_rows(config: PretrainedConfig, budget: int, precision: Precision, length: int) -> int:
+def rollout_rows(
+    config: PretrainedConfig,
+    budget: int,
+    precision: Precision,
+    truncated: bool,
+    length: int,
+) -> int:
     """How many rows of `length` tokens may be decoded together within `budget` bytes.
 
     A row has its keys and values, and one token's logits with what is drawn from them: four numbers
-    in fp32 and a distribution function in fp64 for each word.
+    in fp32 and a distribution function in fp64 for each word. Where only the likeliest words are
+    drawn from (`truncated`), these are also put in order.
     """
     sizes = Sizes.of(config, precision)
-    row = cache_bytes(MicroBatch(1, length), sizes) + (sizes.width + _DRAW) * sizes.vocabulary
+    word = sizes.width + _DRAW + (_ORDER if truncated else 0)
+    row = cache_bytes(MicroBatch(1, length), sizes) + word * sizes.vocabulary
     return budget // row
 
 

@@ -191,7 +191,8 @@ def wave_room(
     """
     learning, texts = _passes(spec, world_size, longest, longest_text, most_text_loss_tokens)
     budget = _activations(actor, spec, learning, texts)
-    return partial(rollout_rows, actor.config, budget, spec.precision)
+    truncated = spec.top_k > 0 or spec.top_p < 1
+    return partial(rollout_rows, actor.config, budget, spec.precision, truncated)
 
 
 def _passes(

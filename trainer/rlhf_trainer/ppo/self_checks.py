@@ -125,9 +125,14 @@ class Subjects:
 
 
 def short_sampling(sampling: Sampling) -> Sampling:
-    """As the stage samples, but few tokens: more padding still fits the stage's longest row."""
+    """As the stage samples, but few tokens: more padding still fits the stage's longest row.
+
+    Of all tokens: what `topK` and `topP` leave out makes the sampler's log-probabilities larger
+    than the model's, which is no fault of either.
+    """
     most = sampling.max_response_length
-    return replace(sampling, max_response_length=min(TOKENS, most - _more_padding(most)))
+    tokens = min(TOKENS, most - _more_padding(most))
+    return replace(sampling, max_response_length=tokens, top_k=0, top_p=1.0)
 
 
 def run_self_checks(

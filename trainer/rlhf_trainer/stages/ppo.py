@@ -139,6 +139,8 @@ def _sampling(spec: PPOStage, base: Base) -> Sampling:
         pad_id=base.pad_id,
         wave=spec.rollout_micro_batch_size,
         absent_ids=base.absent_ids,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
     )
 
 
@@ -320,8 +322,8 @@ def _keep(collector: Collector, held_out: Sequence[Prompt] | None) -> StageOutco
                     {
                         "do_sample": True,
                         "temperature": sampling.temperature,
-                        "top_k": 0,
-                        "top_p": 1.0,
+                        "top_k": sampling.top_k,
+                        "top_p": sampling.top_p,
                     },
                 )
                 if held_out is not None:
