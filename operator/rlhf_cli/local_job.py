@@ -117,7 +117,7 @@ def local_warnings(job: RLHFJob) -> Iterator[str]:
 
 
 def sampling_warnings(job: RLHFJob) -> Iterator[str]:
-    """What makes an estimate of the job's something else than it is taken for."""
+    """A sentence where metrics of the job are biased by how it samples."""
     stage = job.spec.stages.ppo
     if stage is None:
         return
@@ -126,8 +126,9 @@ def sampling_warnings(job: RLHFJob) -> Iterator[str]:
     if set_fields:
         yield (
             f"spec.stages.ppo: {' and '.join(set_fields)} leave{'s' * (len(set_fields) == 1)} "
-            "tokens out of sampling, while log-probabilities are those of all tokens: KL and "
-            "probability ratio are biased; remove it, or watch the KL of held-out answers"
+            "tokens out of sampling, while log-probabilities are those of all tokens: KL, that of "
+            "held-out answers too, and probability ratio are biased, and KL may be below 0; remove "
+            f"{'it' if len(set_fields) == 1 else 'them'} unless that is meant"
         )
 
 

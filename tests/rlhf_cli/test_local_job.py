@@ -251,7 +251,10 @@ def test_a_kl_that_truncated_sampling_biases_is_told(
     fields: dict[str, float], told: list[str]
 ) -> None:
     stages = {"sft": SFT, "ppo": PPO | fields}
-    assert [text.split(",")[0] for text in sampling_warnings(make_job(stages=stages))] == told
+    said = list(sampling_warnings(make_job(stages=stages)))
+    assert [text.split(",")[0] for text in said] == told
+    remedies = ["remove them unless" if "and topP" in text else "remove it unless" for text in told]
+    assert all(remedy in text for remedy, text in zip(remedies, said, strict=True))
     assert not list(sampling_warnings(make_job(stages={"sft": SFT})))
 
 

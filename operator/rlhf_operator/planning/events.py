@@ -96,16 +96,17 @@ def _health_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
 
 
 def _is_told_by_stages(old: RLHFJobStatus, new: RLHFJobStatus) -> bool:
-    """Whether the rules that are broken now and were not have ended their stages, or are about to.
+    """Whether each rule that is broken now and was not has ended its stage, or is about to.
 
-    A stage tells of that by an Event of its own, with the numbers of the rule that did it.
+    A stage tells of that by an Event of its own, with the numbers of the one rule that did it.
     """
     turned = []
     for name in StageName:
         before, after = getattr(old.stages, name), getattr(new.stages, name)
         rules = set() if after is None else set(after.verdicts or ())
-        if rules - set(() if before is None else before.verdicts or ()):
-            turned.append(after.reason in (Reason.GUARDRAIL, *rules))
+        turning = rules - set(() if before is None else before.verdicts or ())
+        if turning:
+            turned.append(len(turning) == 1 and after.reason in (Reason.GUARDRAIL, *turning))
     return bool(turned) and all(turned)
 
 
@@ -146,6 +147,7 @@ def _hindrance(name: StageName, before: StageStatus, after: StageStatus) -> Iter
     known = (before.state, before.attempt, before.reason)
     if after.reason in UNHINDERED or known == (after.state, after.attempt, after.reason):
         return
-    # A queue is no fault of anybody.
-    kind: Literal["Normal", "Warning"] = "Normal" if after.reason is Reason.QUEUED else "Warning"
+    # A queue is no fault of anybody, and gates are how some hold a pod.
+    queued = after.reason in (Reason.QUEUED, Reason.SCHEDULING_GATED)
+    kind: Literal["Normal", "Warning"] = "Normal" if queued else "Warning"
     yield Event(kind, after.reason or Reason.PODS_PENDING, f"stage {name}: {after.message}")

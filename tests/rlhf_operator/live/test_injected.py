@@ -148,7 +148,7 @@ def test_a_scheduling_gate_is_named(
     eventually(lambda: jobs.stage("held").get("reason") == "SchedulingGated")
     said = jobs.condition("held", "Running")["message"]
     assert f"({GATE}): Scheduling is blocked due to non-empty scheduling gates; have who" in said
-    jobs.wait_for_events("held", ("Warning", "SchedulingGated"))
+    jobs.wait_for_events("held", ("Normal", "SchedulingGated"))
     jobs.run("held")
     jobs.reaches("held", "Running")
 
@@ -181,8 +181,8 @@ def test_a_sidecar_that_is_never_ready_does_not_keep_a_gang_from_running(
         jobs.wait_for_pods("unready", n=2)
         pods = jobs.pods("unready")
         jobs.reach(pods[0], page.address)
-        runs_unready(jobs, pods[1], "ContainersNotReady", proxy=True)
-        runs_unready(jobs, pods[0], "ContainersNotReady", proxy=False)
+        for pod in pods:
+            runs_unready(jobs, pod, "ContainersNotReady", proxy=False)
         jobs.reaches("unready", "Running")
         eventually(lambda: jobs.stage("unready").get("progress", {}).get("step") == 7)
     assert jobs.stage("unready")["disruptions"] == 0

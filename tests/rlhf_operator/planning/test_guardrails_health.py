@@ -135,6 +135,16 @@ def test_a_rule_that_was_told_before_it_ends_the_stage_is_not_told_again(trial: 
     assert [e.reason for e in t.last.events] == ["Guardrail"]
 
 
+def test_a_rule_that_turns_beside_the_one_that_ends_the_stage_is_told(trial: MakeTrial) -> None:
+    t = alone(trial)
+    fires(t, verdict(), verdict(rule=DIVERGING, action=GuardrailAction.OBSERVE))
+    t.look()
+    assert {(e.type, e.reason) for e in t.last.events} == {
+        ("Warning", "Guardrail"),
+        ("Warning", "CriticLossDiverging"),
+    }
+
+
 def test_a_change_of_guardrails_is_said_to_hold_from_the_next_attempt(trial: MakeTrial) -> None:
     t = alone(trial)
     old = guardrails_digest(t.job.spec.guardrails)

@@ -263,7 +263,7 @@ def test_rows_of_a_rollout_by_hand(length: int, truncated: bool, spare: int, row
     # Keys and values of all tokens, and what drawing one of 100 words takes.
     drawn = 4 * 4 + 8 + (20 if truncated else 0)
     row = 2 * length * 2 * 16 * 2 + 2 * 100 + drawn * 100
-    assert rollout_rows(gpt2, 10 * row + spare, "BF16", truncated, length) == rows
+    assert rollout_rows(gpt2, 10 * row + spare, "BF16", length, truncated=truncated) == rows
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -89,7 +89,9 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
         budget = with_work - needed()
     room = wave_room(bases.actor, config.ppo, 16)
     for tokens in (9, 16):
-        expected = memory.rollout_rows(bases.actor.config, budget, "FP32", truncated, tokens)
+        expected = memory.rollout_rows(
+            bases.actor.config, budget, "FP32", tokens, truncated=truncated
+        )
         assert room(tokens) == expected
         assert expected > 4
 

@@ -39,7 +39,7 @@ _FLOAT32_CHUNKS = 3
 """How many copies of a chunk of logits there are at once: log-softmax, softmax and gradient."""
 _DRAW = 4 * 4 + 8
 _ORDER = 4 + 2 * 8
-"""The same of putting words in order: a copy of the probabilities, and their running sums."""
+"""The same of putting tokens in order: a copy of the probabilities, and their running sums."""
 BUCKET_NUMBERS = 50_000_000
 """Gradients that DeepSpeed sends at once."""
 LIVE_NUMBERS = 1_000_000_000
@@ -216,14 +216,15 @@ def rollout_rows(
     config: PretrainedConfig,
     budget: int,
     precision: Precision,
-    truncated: bool,
     length: int,
+    *,
+    truncated: bool = False,
 ) -> int:
     """How many rows of `length` tokens may be decoded together within `budget` bytes.
 
     A row has its keys and values, and one token's logits with what is drawn from them: four numbers
-    in fp32 and a distribution function in fp64 for each word. Where only the likeliest words are
-    drawn from (`truncated`), these are also put in order.
+    in fp32 and a distribution function in fp64 for each word of the vocabulary. Where only the
+    likeliest are drawn from (`truncated`), they are also put in order.
     """
     sizes = Sizes.of(config, precision)
     word = sizes.width + _DRAW + (_ORDER if truncated else 0)

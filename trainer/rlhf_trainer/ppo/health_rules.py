@@ -167,7 +167,7 @@ _ROWS = (
         consecutive=5,
         evidence="KL is {kl:.4g} nats an answer",
         remedy="answers do not come from the policy whose probabilities are taken: look at "
-        "sampler_drift",
+        "sampler_drift, and at topK and topP, which bias KL",
     ),
     HealthRule(
         GuardrailRule.CLIP_SHARE_HIGH,

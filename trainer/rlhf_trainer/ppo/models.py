@@ -192,7 +192,7 @@ def wave_room(
     learning, texts = _passes(spec, world_size, longest, longest_text, most_text_loss_tokens)
     budget = _activations(actor, spec, learning, texts)
     truncated = spec.top_k > 0 or spec.top_p < 1
-    return partial(rollout_rows, actor.config, budget, spec.precision, truncated)
+    return partial(rollout_rows, actor.config, budget, spec.precision, truncated=truncated)
 
 
 def _passes(
