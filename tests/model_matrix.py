@@ -34,8 +34,8 @@ from rlhf_trainer.generation.cache import selects_rows
 from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import train
-from rlhf_trainer.models.heads import Actor, Critic, ScalarModel, switch_off_dropout
-from rlhf_trainer.models.layouts import check_model, keeps_columns, row_layout
+from rlhf_trainer.models.heads import Actor, Critic, Logits, ScalarModel, switch_off_dropout
+from rlhf_trainer.models.layouts import check_model, fewest_logits, row_layout
 from rlhf_trainer.models.load import (
     ATTENTION,
     ModelSettings,
@@ -210,9 +210,9 @@ def _same_loss(subject: Subject, *, packing: bool) -> RowLayout:
     model = load_causal_model(base.location, base.tokenizer, subject.settings, base.field)
     switch_off_dropout(model)
     spec = tiny.stage_spec("sft", subject.folder)
-    keeps = keeps_columns(base, subject.settings)
-    assert keeps, "logits of prompts are computed too"
-    actor = train(Actor(model, keeps_columns=keeps), spec, tiny.ranks(), learning_rate=1.0)
+    logits = fewest_logits(base, subject.settings)
+    assert logits is not Logits.ALL, "logits of prompts are computed too"
+    actor = train(Actor(model, logits=logits), spec, tiny.ranks(), learning_rate=1.0)
     groups = [rows()[:3], rows()[3:]] if packing else [[row] for row in rows()]
     batch = collate_packed(groups, 0, layout)
     found = response_loss(actor, batch, layout, 1, tiny.ranks()).nll_sum

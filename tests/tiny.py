@@ -35,6 +35,7 @@ from rlhf_api.v1alpha1 import (
     StageSpec,
 )
 from rlhf_api.v1alpha1.sources import SCRATCH_ARCHITECTURES
+from rlhf_trainer.models.heads import Actor, VocabularyHead
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, load_reward_base, save_model
 from rlhf_trainer.run.artifact import ModelLocation
 from rlhf_trainer.run.distributed import Ranks
@@ -134,6 +135,14 @@ def causal_model(
         location(tokenizer_at, architecture, **changed), words, settings, "model"
     )
     return shake(model) if shaken else model
+
+
+def in_chunks(actor: Actor) -> Actor:
+    """The actor, whose head, if it makes the logits, makes no more than 100 of them at once."""
+    for each in actor.modules():
+        if isinstance(each, VocabularyHead):
+            each.chunk = 100
+    return actor
 
 
 def scalar_model(

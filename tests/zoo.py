@@ -6,6 +6,7 @@ these are as model folders bring them.
 
 from typing import Any
 
+import tiny
 from transformers import (
     BloomConfig,
     FalconConfig,
@@ -24,6 +25,11 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from rlhf_trainer.data.tokenize.turns import end_of_turn
+from rlhf_trainer.models.generation import Generation
+from rlhf_trainer.models.source import Base
+from rlhf_trainer.run.artifact import ModelLocation
 
 WINDOW = 4
 VOCABULARY = 22
@@ -67,3 +73,13 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     "Falcon with ALiBi": FalconConfig(alibi=True, **_WIDE),
     "Mamba": MambaConfig(hidden_size=32, num_hidden_layers=2, **_IDS),
 }
+
+
+def base(config: PreTrainedConfig | str) -> Base:
+    """A model by its configuration or its name here, as a stage has opened it."""
+    if isinstance(config, str):
+        config = ARCHITECTURES[config]
+    words = tiny.tokenizer()
+    end = end_of_turn(words)
+    generation = Generation(end, (end.token_id,))
+    return Base("spec.stages.sft.model", ModelLocation("/models/base"), words, config, generation)

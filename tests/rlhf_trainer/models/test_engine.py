@@ -16,11 +16,13 @@ from torch import nn
 
 from rlhf_api.errors import InputError
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, freeze, train
+from rlhf_trainer.models.heads import Logits
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "engine_cases.py"
 cases: Any = worlds.load(PROGRAM)
 
 ZERO_STAGES = [0, 1, 2, 3]
+MICRO_BATCHES = [(2, Logits.HEAD), (8, Logits.HEAD), (8, Logits.ALL)]
 
 
 def on(world_size: int, function: str, **arguments: Any) -> list[Any]:
@@ -36,9 +38,9 @@ def test_ranks_and_micro_batches_do_not_change_training(tmp_path: Path, world_si
     assert all(norm > 1.2 for _, norm in expected), "clipping at 1 has to matter"
 
     for found in on(
-        world_size, "steps", folder=tmp_path, zero_stages=ZERO_STAGES, micro_batch_sizes=[2, 8]
+        world_size, "steps", folder=tmp_path, zero_stages=ZERO_STAGES, micro_batches=MICRO_BATCHES
     ):
-        assert len(found) == 8
+        assert len(found) == len(ZERO_STAGES) * len(MICRO_BATCHES)
         for case, (told, weights) in found.items():
             for step, by_hand in zip(told, expected, strict=True):
                 assert step == pytest.approx(by_hand, rel=1e-5), case

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import zoo
 from flash_twin import flash_attention as flash_attention
@@ -26,13 +25,9 @@ from transformers import (
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.packing import PackedBatch, RowLayout
-from rlhf_trainer.data.tokenize.turns import end_of_turn
-from rlhf_trainer.models.generation import Generation
 from rlhf_trainer.models.heads import switch_off_dropout
-from rlhf_trainer.models.layouts import Probe, check_model, keeps_columns, row_layout
+from rlhf_trainer.models.layouts import Probe, check_model, row_layout
 from rlhf_trainer.models.load import ModelSettings
-from rlhf_trainer.models.source import Base
-from rlhf_trainer.run.artifact import ModelLocation
 
 CPU = torch.device("cpu")
 FIELD = "spec.stages.sft.packing"
@@ -48,17 +43,10 @@ def settings(attention: str = "eager", dtype: torch.dtype = torch.float32) -> Mo
     return ModelSettings(dtype, attention, seed=1)
 
 
-def base(config: PreTrainedConfig | str) -> Base:
-    if isinstance(config, str):
-        config = zoo.ARCHITECTURES[config]
-    words = tiny.tokenizer()
-    end = end_of_turn(words)
-    generation = Generation(end, (end.token_id,))
-    return Base("spec.stages.sft.model", ModelLocation("/models/base"), words, config, generation)
-
-
 def layout(config: PreTrainedConfig | str, attention: str = "eager", **asked: Any) -> RowLayout:
-    return row_layout(base(config), settings(attention), CPU, FIELD, **{"packing": True} | asked)
+    return row_layout(
+        zoo.base(config), settings(attention), CPU, FIELD, **{"packing": True} | asked
+    )
 
 
 # Where transformers has no SDPA the stage uses Eager, and so does the copy.
@@ -107,7 +95,7 @@ def test_a_model_that_reads_padding_is_refused(monkeypatch: pytest.MonkeyPatch) 
     "name", ["Mistral", "Mixtral", "Qwen2 with a window", "Gemma 2", "Gemma 3", "Phi-3"]
 )
 def test_a_mask_of_our_own_loses_a_window(name: str) -> None:
-    probe = Probe.of(base(name), settings(), CPU)
+    probe = Probe.of(zoo.base(name), settings(), CPU)
     assert probe.disagreement(RowLayout.BLOCK_MASK) == (
         "a row's logits are not those that it has alone"
     )
@@ -116,7 +104,7 @@ def test_a_mask_of_our_own_loses_a_window(name: str) -> None:
 def test_a_window_of_thousands_is_shrunk_with_the_rest() -> None:
     config = zoo.ARCHITECTURES["Mistral"].__class__(**zoo.ARCHITECTURES["Mistral"].to_dict())
     config.sliding_window = 4096
-    probe = Probe.of(base(config), settings(), CPU)
+    probe = Probe.of(zoo.base(config), settings(), CPU)
     assert probe.disagreement(RowLayout.BLOCK_MASK) is not None
     assert probe.disagreement(RowLayout.POSITIONS) is None
 
@@ -136,7 +124,7 @@ def test_others_are_judged_too() -> None:
 def test_a_model_that_ignores_an_argument_is_found_out(
     monkeypatch: pytest.MonkeyPatch, ignored: str, row_kind: RowLayout
 ) -> None:
-    probe = Probe.of(base("GPT-2"), settings(), CPU)
+    probe = Probe.of(zoo.base("GPT-2"), settings(), CPU)
     forward = probe.model.forward
 
     def deaf(**inputs: Any) -> Any:
@@ -152,7 +140,7 @@ def test_a_model_that_ignores_an_argument_is_found_out(
 
 
 def test_a_small_leak_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = Probe.of(base("Llama"), settings(), CPU)
+    probe = Probe.of(zoo.base("Llama"), settings(), CPU)
     forward = probe.model.forward
 
     def leaky(**inputs: Any) -> Any:
@@ -191,7 +179,7 @@ def test_so_is_a_decoder_that_was_made_one() -> None:
 
 
 def check(config: PreTrainedConfig | str, attention: str = "sdpa") -> None:
-    check_model(base(config), settings(attention))
+    check_model(zoo.base(config), settings(attention))
 
 
 @pytest.mark.parametrize("name", list(zoo.ARCHITECTURES))
@@ -206,7 +194,7 @@ RECURRENT = RecurrentGemmaConfig(num_hidden_layers=3, num_attention_heads=4, hid
 
 @pytest.mark.parametrize("name", list(zoo.ARCHITECTURES))
 def test_these_do_not_read_padding_before_a_prompt(name: str) -> None:
-    check_model(base(name), settings(), left_padding=True)
+    check_model(zoo.base(name), settings(), left_padding=True)
 
 
 @pytest.mark.parametrize("config", [RECURRENT, RwkvConfig(num_hidden_layers=2, hidden_size=32)])
@@ -214,9 +202,9 @@ def test_these_do_not_read_padding_before_a_prompt(name: str) -> None:
 def test_a_model_that_reads_padding_before_a_prompt_is_no_model_of_ppo(
     config: PreTrainedConfig, causal: bool
 ) -> None:
-    check_model(base(config), settings(), causal=causal)
+    check_model(zoo.base(config), settings(), causal=causal)
     with pytest.raises(InputError) as caught:
-        check_model(base(config), settings(), causal=causal, left_padding=True)
+        check_model(zoo.base(config), settings(), causal=causal, left_padding=True)
     text = str(caught.value)
     assert text.startswith("spec.stages.sft.model: R")
     assert " reads padding before a row, as PPO has it before prompts: " in text
@@ -272,11 +260,11 @@ def test_dropout_out_of_our_reach_is_refused(packing: bool) -> None:
     )
     for causal in (True, False):
         with pytest.raises(InputError, match="draws at random"):
-            check_model(base(config), settings(), causal=causal)
+            check_model(zoo.base(config), settings(), causal=causal)
 
 
 def test_a_reward_model_may_see_all_of_a_text() -> None:
-    check_model(base(BIDIRECTIONAL), settings(), causal=False)
+    check_model(zoo.base(BIDIRECTIONAL), settings(), causal=False)
 
 
 def test_a_short_limit_of_positions_is_not_the_copy_s() -> None:
@@ -298,7 +286,7 @@ def test_a_model_is_refused_of_which_nothing_is_known(kind: str, causal: bool) -
     for refuse in (
         lambda: layout(config),
         lambda: layout(config, packing=False),
-        lambda: check_model(base(config), settings(), causal=causal),
+        lambda: check_model(zoo.base(config), settings(), causal=causal),
     ):
         with pytest.raises(InputError) as caught:
             refuse()
@@ -335,7 +323,7 @@ def test_flash_attention_packs_a_batch_into_one_sequence(name: str, flash_attent
 
 
 def test_flash_attention_sees_no_rows_in_several_sequences(flash_attention: str) -> None:
-    probe = Probe.of(base("Mistral"), settings(flash_attention), CPU)
+    probe = Probe.of(zoo.base("Mistral"), settings(flash_attention), CPU)
     assert probe.disagreement(RowLayout.POSITIONS) == (
         "a row's logits depend on the rows before it"
     )
@@ -345,45 +333,13 @@ def test_flash_attention_sees_no_rows_in_several_sequences(flash_attention: str)
 def test_flash_attention_is_asked_in_the_precision_of_the_stage(
     dtype: torch.dtype, flash_attention: str
 ) -> None:
-    probe = Probe.of(base("Mistral"), settings(flash_attention, dtype), CPU)
+    probe = Probe.of(zoo.base("Mistral"), settings(flash_attention, dtype), CPU)
     assert probe.model.dtype == dtype
     assert probe.disagreement(RowLayout.ONE_SEQUENCE) is None
     assert probe.disagreement(RowLayout.POSITIONS) is not None
-    assert Probe.of(base("Mistral"), settings("sdpa", dtype), CPU).model.dtype == torch.float32
+    assert Probe.of(zoo.base("Mistral"), settings("sdpa", dtype), CPU).model.dtype == torch.float32
 
 
 def test_without_its_package_flash_attention_is_refused_as_when_loading() -> None:
     with pytest.raises(ConfigError, match=r"spec\.stages\.sft\.attentionImplementation: .*SDPA"):
         layout("Llama", "flash_attention_2")
-
-
-# Logits of chosen columns
-
-
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
-def test_every_architecture_computes_logits_of_chosen_columns(name: str) -> None:
-    assert keeps_columns(base(name), settings())
-
-
-@pytest.mark.parametrize("kept", ["all", "others", "those of the first row", "none"])
-def test_a_model_that_keeps_other_columns_is_found_out(
-    monkeypatch: pytest.MonkeyPatch, kept: str
-) -> None:
-    probe = Probe.of(base("Llama"), settings(), CPU)
-    forward = probe.model.forward
-
-    def otherwise(logits_to_keep: torch.Tensor | None = None, **inputs: Any) -> Any:
-        if logits_to_keep is None:
-            return forward(**inputs)
-        if kept == "none":
-            raise IndexError("no tensors")
-        columns = {
-            "all": 0,
-            "others": logits_to_keep - 1,
-            "those of the first row": logits_to_keep[0],
-        }[kept]
-        return forward(**inputs, logits_to_keep=columns)
-
-    assert probe.keeps_columns()
-    monkeypatch.setattr(probe.model, "forward", otherwise)
-    assert not probe.keeps_columns()

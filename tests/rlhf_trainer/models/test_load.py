@@ -18,7 +18,7 @@ from transformers import (
 from rlhf_trainer.data.collate import Padded, pad_left, pad_right
 from rlhf_trainer.data.packing import block_causal_mask
 from rlhf_trainer.models.engine import train
-from rlhf_trainer.models.heads import Actor, ScalarModel, score_head, switch_off_dropout
+from rlhf_trainer.models.heads import Actor, Logits, ScalarModel, score_head, switch_off_dropout
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -193,21 +193,22 @@ def test_logprobs_are_those_of_the_plain_model_whatever_the_padding(
 
 
 @every_architecture
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("logits", Logits)
 def test_chosen_columns_have_the_logprobs_they_have_among_all(
-    words: Path, architecture: str, keeps: bool
+    words: Path, architecture: str, logits: Logits
 ) -> None:
     model = tiny.causal_model(words, architecture).eval()
     batch = pad_right(sequences(), 0)[:3]
     columns = torch.tensor([[1, 3, 2], [2, 2, 1], [3, 1, 3], [1, 2, 1]])
     widths: list[int] = []
-    head = model.get_output_embeddings()
-    head.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
     width = batch[0].shape[1]
     every = Actor(model)(*batch, width - 1).logprobs
-    found = Actor(model, keeps_columns=keeps)(*batch, columns).logprobs
+    chosen = tiny.in_chunks(Actor(model, logits=logits))
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
+    found = chosen(*batch, columns).logprobs
     close(found, every.gather(1, columns - 1))
-    assert widths == [width, 3 if keeps else width]
+    assert widths == [width if logits is Logits.ALL else 3]
     gradients = [
         torch.autograd.grad(each.sum(), model.get_input_embeddings().weight)[0]
         for each in (found, every.gather(1, columns - 1))

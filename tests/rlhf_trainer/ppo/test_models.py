@@ -13,6 +13,7 @@ from transformers import RecurrentGemmaConfig
 
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.models import memory
+from rlhf_trainer.models.heads import Logits
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.ppo import models
 from rlhf_trainer.ppo.models import Bases, load_models, wave_room
@@ -38,17 +39,16 @@ def test_no_other_model_is_whole_when_one_is_loaded_under_zero_3(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("longest_text", "counted"), [(0, 0), (8, 7), (60, 20)])
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("logits", Logits)
 def test_rows_of_ptx_have_logits_of_tokens_that_count_or_of_all(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     longest_text: int,
     counted: int,
-    keeps: bool,
+    logits: Logits,
 ) -> None:
-    if not keeps:
-        monkeypatch.setattr(models, "keeps_columns", lambda *_: False)
+    monkeypatch.setattr(models, "fewest_logits", lambda *_: logits)
     config = tiny.stage_config("ppo", tmp_path, precision="BF16", micro_batch_size=15)
     assert config.ppo is not None
     bases = Bases.open(config.ppo, config, tiny.ranks())
@@ -61,7 +61,7 @@ def test_rows_of_ptx_have_logits_of_tokens_that_count_or_of_all(
     def learning(length: int, columns: int) -> int:
         return memory.allowance(bases.actor.config, memory.MicroBatch(4, length, columns), "BF16")
 
-    texts = learning(longest_text, counted if keeps else longest_text)
+    texts = learning(longest_text, longest_text if logits is Logits.ALL else counted)
     larger = max(learning(16, 9), texts) - learning(16, 9)
     assert needed(16, longest_text, counted) - needed(16) == larger
     assert (larger > 0) == (longest_text > 16)

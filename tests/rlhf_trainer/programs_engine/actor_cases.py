@@ -15,7 +15,7 @@ from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.ema import MovingAverage
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, train, whole_parameters
-from rlhf_trainer.models.heads import Actor
+from rlhf_trainer.models.heads import Actor, Logits
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.run.distributed import Ranks, barrier
 
@@ -131,7 +131,7 @@ def gradients(
 
 def exact_gradient(folder: Path) -> dict[str, Tensor]:
     """The same gradient by plain PyTorch in fp32, from the same weights."""
-    model = cases.actor(folder, torch.bfloat16).float()
+    model = cases.actor(folder, torch.bfloat16, Logits.ALL).float()
     everything = many_rows()
     cases.loss_of(model, everything, tokens_of(everything)).loss.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -164,5 +164,5 @@ def ptx_gradients(
 
 def plain(folder: Path) -> Actor:
     """The same model without DeepSpeed."""
-    found: Actor = cases.actor(folder, torch.float32)
+    found: Actor = cases.actor(folder, torch.float32, Logits.ALL)
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlhf_api.v1alpha1 import LoRA
 from rlhf_trainer.models.adapters import WithoutAdapters, add_adapters
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, train, whole_parameters
-from rlhf_trainer.models.heads import Actor
+from rlhf_trainer.models.heads import Actor, Logits
 from rlhf_trainer.run.distributed import Ranks
 
 IDS = torch.tensor([[3, 9, 4, 12, 7], [5, 5, 8, 3, 10]])
@@ -19,7 +19,7 @@ def actor(folder: Path, precision: str, *, adapted: bool = True) -> Actor:
     words = tiny.tokenizer_folder(folder / "tokenizer")
     model = tiny.causal_model(words).to(DTYPES[precision]).eval()
     add_adapters(model, LoRA(rank=2, alpha=4) if adapted else None, 1, "lora")
-    return Actor(model)
+    return tiny.in_chunks(Actor(model, logits=Logits.HEAD if adapted else Logits.ALL))
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, int]:

@@ -22,7 +22,7 @@ from rlhf_trainer.models.engine import (
     train,
     whole_parameters,
 )
-from rlhf_trainer.models.heads import Actor, ScalarModel
+from rlhf_trainer.models.heads import Actor, Logits, ScalarModel
 from rlhf_trainer.rl import sft_loss
 from rlhf_trainer.run.checkpoint import CheckpointStore
 from rlhf_trainer.run.distributed import Ranks, barrier, reduce_sum
@@ -49,10 +49,10 @@ def tokens() -> int:
     return sum(len(row) - PROMPT for row in rows())
 
 
-def actor(folder: Path, dtype: torch.dtype = torch.float32) -> Actor:
+def actor(folder: Path, dtype: torch.dtype = torch.float32, logits: Logits = Logits.HEAD) -> Actor:
     words = tiny.tokenizer_folder(folder / "tokenizer")
     # Qwen2 has biases beside norms and matrices.
-    return Actor(tiny.causal_model(words, "qwen2")).to(dtype)
+    return tiny.in_chunks(Actor(tiny.causal_model(words, "qwen2"), logits=logits)).to(dtype)
 
 
 def loss_of(model: Any, part: list[np.ndarray], normalizer: float) -> Any:
@@ -93,7 +93,7 @@ def weights_of(model: TrainedModel) -> dict[str, Tensor]:
 
 def by_hand(folder: Path, clip: float = 1.0, decay: float = 0.1) -> tuple[Any, Any]:
     """The same steps with plain PyTorch in one batch: losses and norms, and weights after them."""
-    model = actor(folder)
+    model = actor(folder, logits=Logits.ALL)
     found = spec(folder)
     optimizer = torch.optim.AdamW(
         [
@@ -117,17 +117,16 @@ def by_hand(folder: Path, clip: float = 1.0, decay: float = 0.1) -> tuple[Any, A
 
 
 def steps(
-    ranks: Ranks, folder: Path, zero_stages: list[int], micro_batch_sizes: list[int]
-) -> dict[tuple[int, int], Any]:
-    """Steps by ZeRO stage and micro-batch size: losses and norms, and weights after them."""
+    ranks: Ranks, folder: Path, zero_stages: list[int], micro_batches: list[tuple[int, Logits]]
+) -> dict[tuple[int, int, Logits], Any]:
+    """Steps by ZeRO stage, micro-batch size and logits: losses, norms and weights after them."""
     found = {}
     for zero_stage in zero_stages:
-        for size in micro_batch_sizes:
-            model = train(
-                actor(folder), spec(folder, zero_stage=zero_stage), ranks, learning_rate=1.0
-            )
+        for size, logits in micro_batches:
+            module = actor(folder, logits=logits)
+            model = train(module, spec(folder, zero_stage=zero_stage), ranks, learning_rate=1.0)
             told = [one_step(model, ranks, size, rate) for rate in RATES]
-            found[zero_stage, size] = told, weights_of(model)
+            found[zero_stage, size, logits] = told, weights_of(model)
     return found
 
 

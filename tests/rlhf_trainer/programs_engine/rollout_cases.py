@@ -15,7 +15,7 @@ from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import gathered_once, may_gather, train
-from rlhf_trainer.models.heads import Actor, ScalarModel
+from rlhf_trainer.models.heads import Actor, Logits, ScalarModel
 from rlhf_trainer.ppo.evaluation import answer_all
 from rlhf_trainer.ppo.experience import (
     Experience,
@@ -84,7 +84,8 @@ def partitioned(ranks: Ranks, folder: Path, engine: str, whole: bool) -> Any:
     words = folder / "tokenizer"
     spec = tiny.stage_spec("sft", folder, zero_stage=3)
     plain = Actor(tiny.causal_model(words))
-    actor = train(Actor(tiny.causal_model(words)), spec, ranks, learning_rate=1.0)
+    chunked = tiny.in_chunks(Actor(tiny.causal_model(words), logits=Logits.HEAD))
+    actor = train(chunked, spec, ranks, learning_rate=1.0)
     prompts = [[3, 4], [5, 6, 7]]
     # Rank 1 stops at almost any token, rank 0 at EOS only.
     stops = (EOS,) if ranks.rank == 0 else (EOS, *range(3, 20))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tensor_sizes import Largest
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -149,21 +150,6 @@ def test_bf16_logits_are_lifted_before_the_softmax() -> None:
     assert logprobs.dtype == entropy.dtype == torch.float32
     exact, _ = loop(half.double(), tokens, 0.7)
     torch.testing.assert_close(logprobs, exact.float(), rtol=1e-6, atol=1e-6)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest fp32 tensor that an operation gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(each, Tensor) and each.dtype == torch.float32:
-                self.numel = max(self.numel, each.numel())
-        return result
 
 
 class Counting(TorchDispatchMode):

@@ -7,13 +7,17 @@ with left padding; nothing here reads padding from token ids.
 import inspect
 import re
 from collections.abc import Sequence
+from enum import Enum
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_api.v1alpha1.stages import ValueHeadInit
-from rlhf_trainer.rl import TokenStatistics, token_statistics
+from rlhf_trainer.rl import CHUNK_NUMBERS, TokenStatistics, hidden_statistics, token_statistics
+
+T = TypeVar("T", bound=nn.Linear)
 
 # As modules call a probability of leaving something out, or the size of a noise.
 _RANDOM = re.compile("drop|jitter")
@@ -26,6 +30,56 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
+class Logits(Enum):
+    """Which logits a model is asked for, the least memory first."""
+
+    HEAD = "head"
+    """None: its head is given hidden states of chosen columns, in chunks."""
+    COLUMNS = "columns"
+    """Those of chosen columns, others in each row."""
+    ALL = "all"
+    """All of them, or all of the last columns where its `forward` takes their number."""
+
+
+class VocabularyHead(nn.Linear):
+    """The layer from hidden states to logits, which tells of tokens without all their logits.
+
+    It does so itself, as ZeRO 3 has a layer's weights whole while that layer is called.
+    """
+
+    chunk = CHUNK_NUMBERS
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> "VocabularyHead":
+        """With the parameters of `layer`, under the same names."""
+        return _with_parameters_of(layer, cls)
+
+    def forward(
+        self,
+        input: Tensor,
+        tokens: Tensor | None = None,
+        temperature: float = 1.0,
+        absent: Tensor | None = None,
+        *,
+        entropy: bool = False,
+        entropy_gradient: bool = False,
+    ) -> Any:
+        """Logits, or with `tokens` what `hidden_statistics` says of them; gradients as `Actor`."""
+        if tokens is None:
+            return super().forward(input)
+        statistics = hidden_statistics(
+            input,
+            self.weight,
+            self.bias,
+            tokens,
+            temperature,
+            absent,
+            entropy=entropy,
+            chunk=self.chunk,
+        )
+        return statistics if entropy_gradient else _without_entropy_gradient(statistics)
+
+
 class Actor(nn.Module):
     """A causal model that gives the log-probability of each response token, and its entropy."""
 
@@ -36,23 +90,26 @@ class Actor(nn.Module):
         model: PreTrainedModel,
         absent_ids: Sequence[int] = (),
         *,
-        keeps_columns: bool = False,
+        logits: Logits = Logits.ALL,
     ) -> None:
         """Of `model`, which gives logits by `forward`.
 
         Args:
-            model: a causal language model.
+            model: a causal language model; with `Logits.HEAD` its head becomes a `VocabularyHead`.
             absent_ids: rows of the embeddings that no policy samples, as they have no token.
-            keeps_columns: whether it computes the logits of columns that are chosen for each row,
-                as `layouts.keeps_columns` finds; otherwise all are computed for such columns.
+            logits: which it may be asked for, as `layouts.fewest_logits` finds.
         """
         super().__init__()
         self.model = model
+        if logits is Logits.HEAD:
+            head = model.get_output_embeddings()
+            assert isinstance(head, nn.Linear)
+            model.set_output_embeddings(VocabularyHead.of(head))
         # Not among the weights: a checkpoint needs it no more than the artifact does.
         absent = torch.tensor(tuple(absent_ids), dtype=torch.long)
         self.register_buffer("absent", absent, persistent=False)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._keeps_columns = keeps_columns
+        self._keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._logits = logits
 
     def forward(
         self,
@@ -74,29 +131,57 @@ class Actor(nn.Module):
         from 1, or the number n of last ones -> Float[batch, n] each. Packed rows have another mask,
         or none: see `data.packing.RowLayout`.
         """
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-            **self._kept(columns),
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "use_cache": False,
+        }
+        tokens = (
+            input_ids[:, -columns:] if isinstance(columns, int) else input_ids.gather(1, columns)
         )
-        if isinstance(columns, int):
-            logits, tokens = output.logits[:, -columns - 1 : -1], input_ids[:, -columns:]
-        else:
-            logits, tokens = output.logits, input_ids.gather(1, columns)
-            if not self._keeps_columns:
-                logits = logits.take_along_dim((columns - 1).unsqueeze(-1), dim=1)
-        statistics = token_statistics(logits, tokens, temperature, self.absent, entropy=entropy)
-        if statistics.entropy is None or entropy_gradient:
+        given = tokens, temperature, self.absent
+        statistics: TokenStatistics
+        if self._logits is Logits.HEAD:
+            hidden = _before(self.model.base_model(**inputs).last_hidden_state, columns)
+            head: Any = self.model.get_output_embeddings()
+            statistics = head(hidden, *given, entropy=entropy, entropy_gradient=entropy_gradient)
             return statistics
-        return statistics._replace(entropy=statistics.entropy.detach())
+        statistics = token_statistics(self._chosen_logits(inputs, columns), *given, entropy=entropy)
+        return statistics if entropy_gradient else _without_entropy_gradient(statistics)
 
-    def _kept(self, columns: int | Tensor) -> dict[str, int | Tensor]:
-        """What tells the model which logits to compute: a token's stand one column before it."""
+    def _chosen_logits(self, inputs: dict[str, Any], columns: int | Tensor) -> Tensor:
+        """Float[batch, n, vocab] of `columns`, as the model gives them."""
         if isinstance(columns, int):
-            return {"logits_to_keep": columns + 1} if self._keeps_logits else {}
-        return {"logits_to_keep": columns - 1} if self._keeps_columns else {}
+            kept = {"logits_to_keep": columns + 1} if self._keeps_last else {}
+            return _before(self.model(**inputs, **kept).logits, columns)
+        if self._logits is Logits.COLUMNS:
+            logits: Tensor = self.model(**inputs, logits_to_keep=columns - 1).logits
+            return logits
+        return _before(self.model(**inputs).logits, columns)
+
+
+def _before(each: Tensor, columns: int | Tensor) -> Tensor:
+    """What stands one column before `columns`, where a token's logits are made.
+
+    Shapes: Float[batch, time, size] -> Float[batch, n, size].
+    """
+    if isinstance(columns, int):
+        return each[:, -columns - 1 : -1]
+    return each.take_along_dim((columns - 1).unsqueeze(-1), dim=1)
+
+
+def _without_entropy_gradient(statistics: TokenStatistics) -> TokenStatistics:
+    if statistics.entropy is None:
+        return statistics
+    return statistics._replace(entropy=statistics.entropy.detach())
+
+
+def _with_parameters_of(layer: nn.Linear, kind: type[T]) -> T:
+    with torch.device("meta"):
+        linear = kind(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    linear.weight, linear.bias = layer.weight, layer.bias
+    return linear
 
 
 class Float32Linear(nn.Linear):
@@ -108,10 +193,7 @@ class Float32Linear(nn.Linear):
     @classmethod
     def of(cls, layer: nn.Linear) -> "Float32Linear":
         """With the parameters of `layer`, under the same names."""
-        with torch.device("meta"):
-            linear = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        linear.weight, linear.bias = layer.weight, layer.bias
-        return linear
+        return _with_parameters_of(layer, cls)
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: Float[..., in] -> Float[..., out] in fp32."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -19,7 +19,7 @@ from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.collate import pad_left
 from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
-from rlhf_trainer.models.heads import switch_off_dropout
+from rlhf_trainer.models.heads import Logits, switch_off_dropout
 from rlhf_trainer.models.load import ModelSettings, untrained_model
 from rlhf_trainer.models.shrunken import VOCABULARY, shrunken
 from rlhf_trainer.models.source import Base
@@ -32,6 +32,8 @@ _BEHIND = 2
 _CHOSEN = ((2, 0, 18), (12, 5, 5), (1, 2, 0), (10, 3, 7))
 """Columns of each row, in no order and one of them twice."""
 _FIRST_ID = 3
+_SAME_HEAD = 1e-5
+"""Largest difference of logits by the same head, in their standard deviations."""
 _NO_MASK = "it takes no mask of four dimensions"
 MOST_PARAMETERS = 100_000_000
 _SEED = 1
@@ -115,8 +117,8 @@ def check_model(
         probe.require_left_padding(base.field)
 
 
-def keeps_columns(base: Base, settings: ModelSettings) -> bool:
-    """Whether the model computes the logits of columns that are chosen for each row, and no others.
+def fewest_logits(base: Base, settings: ModelSettings) -> Logits:
+    """Which logits the model has to be asked for, so that those of chosen columns are known.
 
     Raises:
         InputError: nothing of it can be known.
@@ -124,9 +126,12 @@ def keeps_columns(base: Base, settings: ModelSettings) -> bool:
     # How logits are made of hidden states does not depend on who computes attention.
     eager = replace(settings, attention="eager")
     try:
-        return Probe.of(base, eager, torch.device("cpu")).keeps_columns()
+        probe = Probe.of(base, eager, torch.device("cpu"))
     except ProbeError as error:
         raise _unknown(base, error) from error
+    if probe.head_makes_logits():
+        return Logits.HEAD
+    return Logits.COLUMNS if probe.keeps_columns() else Logits.ALL
 
 
 def _unknown(base: Base, error: "ProbeError") -> InputError:
@@ -242,6 +247,26 @@ class Probe:
         every = self._logits(*inputs, batch.position_ids)
         expected = every.take_along_dim(chosen.to(every.device).unsqueeze(-1), dim=1)
         return kept.shape == expected.shape and self._agree(list(kept), list(expected))
+
+    @torch.no_grad()
+    def head_makes_logits(self) -> bool:
+        """Whether logits are what a linear head makes of hidden states, without cap or scale."""
+        model: Any = self.model
+        ids = torch.from_numpy(self.rows[0].tokens.astype(np.int64)).unsqueeze(0)
+        ids = ids.to(next(model.parameters()).device)
+        head = model.get_output_embeddings()
+        # A class of its own may compute anything.
+        if type(head) is not nn.Linear:
+            return False
+        try:
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = head(hidden)[0].float()
+        except REFUSED:
+            return False
+        alone = self.alone[0]
+        return logits.shape == alone.shape and bool(
+            (logits - alone).abs().max() <= _SAME_HEAD * alone.std()
+        )
 
     def disagreement(self, layout: RowLayout) -> str | None:
         """Why rows in this layout do not have the logits that they have alone; None if they do."""

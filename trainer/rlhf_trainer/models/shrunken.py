@@ -41,7 +41,8 @@ _SIZES: dict[str, int] = {
     "topk_group": 1,
     "lru_width": _WIDTH,
     "attention_hidden_size": _WIDTH,
-    "dim_model_base": _WIDTH,
+    # Not the width: MiniCPM scales logits by their ratio.
+    "dim_model_base": _WIDTH // 2,
     "mamba_n_heads": 2 * _HEADS,
     "mamba_d_head": _HEAD,
     "n_mamba_heads": 2 * _HEADS,

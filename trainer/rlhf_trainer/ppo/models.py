@@ -17,11 +17,12 @@ from rlhf_trainer.models.engine import PlacedModel, TrainedModel, freeze, train
 from rlhf_trainer.models.heads import (
     Actor,
     Critic,
+    Logits,
     ScalarModel,
     initialize_value_head,
     switch_off_dropout,
 )
-from rlhf_trainer.models.layouts import check_model, keeps_columns
+from rlhf_trainer.models.layouts import check_model, fewest_logits
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -137,11 +138,11 @@ def load_models(
     settings = settings or ModelSettings.of(spec)
     sizes = _sizes(bases, spec, settings)
     _check(bases, spec, settings, longest, longest_text)
-    keeps = longest_text > 0 and keeps_columns(bases.actor, settings)
-    columns = most_text_loss_tokens if keeps else longest_text
+    logits = fewest_logits(bases.actor, settings)
+    columns = longest_text if logits is Logits.ALL else most_text_loss_tokens
     learning, texts = _passes(spec, config.world_size, longest, longest_text, columns)
     check_memory(config, ranks, sizes, _activations(bases.actor, spec, learning, texts))
-    return _load(bases, spec, settings, ranks, keeps=keeps)
+    return _load(bases, spec, settings, ranks, logits)
 
 
 def _sizes(bases: Bases, spec: PPOStage, settings: ModelSettings) -> list[ModelSize]:
@@ -220,15 +221,15 @@ def _activations(actor: Base, spec: PPOStage, learning: MicroBatch, texts: Micro
 
 
 def _load(
-    bases: Bases, spec: PPOStage, settings: ModelSettings, ranks: Ranks, *, keeps: bool
+    bases: Bases, spec: PPOStage, settings: ModelSettings, ranks: Ranks, logits: Logits
 ) -> Models:
     """One model after the other: under ZeRO 3 no more than one is ever whole on a device."""
-    actor = _policy(bases.actor, settings, keeps=keeps)
+    actor = _policy(bases.actor, settings, logits)
     add_adapters(actor.model, spec.lora, spec.seed, LORA)
     trained_actor = train(_prepared(actor, ranks), spec, ranks, learning_rate=spec.learning_rate)
     reference: PlacedModel
     if spec.lora is None:
-        reference = freeze(_prepared(_policy(bases.actor, settings), ranks), spec, ranks)
+        reference = freeze(_prepared(_policy(bases.actor, settings, logits), ranks), spec, ranks)
     else:
         reference = WithoutAdapters.of(trained_actor)
     critic = _prepared(_critic(bases.critic, spec, settings), ranks)
@@ -245,9 +246,9 @@ def _prepared(module: nn.Module, ranks: Ranks) -> nn.Module:
     return module.to(ranks.device)
 
 
-def _policy(base: Base, settings: ModelSettings, *, keeps: bool = False) -> Actor:
+def _policy(base: Base, settings: ModelSettings, logits: Logits) -> Actor:
     model = load_causal_model(base.location, base.tokenizer, settings, base.field)
-    return Actor(model, base.absent_ids, keeps_columns=keeps)
+    return Actor(model, base.absent_ids, logits=logits)
 
 
 def _critic(base: Base, spec: PPOStage, settings: ModelSettings) -> ScalarModel:

@@ -6,6 +6,7 @@ argument. Shapes stand in the docstrings as Type[dimensions].
 """
 
 from rlhf_trainer.rl.advantages import gae, whiten
+from rlhf_trainer.rl.hidden_logprobs import CHUNK_NUMBERS, hidden_statistics
 from rlhf_trainer.rl.kl import adapted_kl_coef, token_kl
 from rlhf_trainer.rl.logprobs import TokenStatistics, policy_logits, token_statistics
 from rlhf_trainer.rl.losses import (
@@ -27,6 +28,7 @@ from rlhf_trainer.rl.schedule import learning_rate_factor, warmup_steps
 from rlhf_trainer.rl.text_statistics import distinct_n
 
 __all__ = [
+    "CHUNK_NUMBERS",
     "EntropyBonus",
     "Moments",
     "PolicyLoss",
@@ -40,6 +42,7 @@ __all__ = [
     "entropy_bonus",
     "explained_variance",
     "gae",
+    "hidden_statistics",
     "learning_rate_factor",
     "masked_mean",
     "masked_moments",

@@ -98,11 +98,11 @@ class _TokenStatistics(torch.autograd.Function):
         logprobs = logits.new_empty(tokens.shape, dtype=dtype)
         entropies = logits.new_empty(tokens.shape if entropy else (0,), dtype=dtype)
         for columns in _columns(tokens.shape[1], chunk):
-            log_softmax = _log_softmax(logits[:, columns], temperature, absent)
-            at = tokens[:, columns].unsqueeze(-1)
-            logprobs[:, columns] = log_softmax.gather(-1, at).squeeze(-1)
+            z = policy_logits(logits[:, columns], temperature, absent)
+            log_softmax = torch.log_softmax(z, dim=-1)
+            logprobs[:, columns] = log_prob_of(tokens[:, columns], log_softmax)
             if entropy:
-                entropies[:, columns] = -(log_softmax.exp() * _bounded(log_softmax)).sum(dim=-1)
+                entropies[:, columns] = entropy_of(log_softmax)
         if not entropy:
             ctx.mark_non_differentiable(entropies)
         ctx.save_for_backward(logits, tokens, entropies)
@@ -113,33 +113,59 @@ class _TokenStatistics(torch.autograd.Function):
     def backward(
         ctx: Any, of_logprobs: Tensor | None, of_entropies: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        if of_logprobs is None and of_entropies is None:
+            return (None,) * 6
         logits, tokens, entropies = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for columns in _columns(tokens.shape[1], ctx.chunk):
-            upstream = None if of_logprobs is None else of_logprobs[:, columns].unsqueeze(-1)
+            upstream = None if of_logprobs is None else of_logprobs[:, columns]
+            z = policy_logits(logits[:, columns], ctx.temperature, ctx.absent)
             if of_entropies is None and upstream is not None:
-                z = policy_logits(logits[:, columns], ctx.temperature, ctx.absent)
-                of_z = torch.softmax(z, dim=-1).mul_(-upstream)
+                of_z = torch.softmax(z, dim=-1).mul_(-upstream.unsqueeze(-1))
             else:
-                log_softmax = _log_softmax(logits[:, columns], ctx.temperature, ctx.absent)
-                softmax = log_softmax.exp()
-                of_z = torch.zeros_like(softmax)
-                if upstream is not None:
-                    of_z.addcmul_(softmax, upstream, value=-1)
-                if of_entropies is not None:
-                    surprise = _bounded(log_softmax) + entropies[:, columns].unsqueeze(-1)
-                    of_entropy = of_entropies[:, columns].unsqueeze(-1)
-                    of_z.addcmul_(softmax.mul_(surprise), of_entropy, value=-1)
+                of_z = gradient_but_for_the_token(
+                    torch.log_softmax(z, dim=-1),
+                    upstream,
+                    None if of_entropies is None else of_entropies[:, columns],
+                    entropies[:, columns],
+                )
             if upstream is not None:
-                of_z.scatter_add_(-1, tokens[:, columns].unsqueeze(-1), upstream)
+                of_z.scatter_add_(-1, tokens[:, columns].unsqueeze(-1), upstream.unsqueeze(-1))
             if ctx.absent is not None:
                 of_z.index_fill_(-1, ctx.absent, 0.0)
             gradient[:, columns] = of_z if ctx.temperature == 1 else of_z.div_(ctx.temperature)
         return gradient, None, None, None, None, None
 
 
-def _log_softmax(logits: Tensor, temperature: float, absent: Tensor | None) -> Tensor:
-    return torch.log_softmax(policy_logits(logits, temperature, absent), dim=-1)
+def log_prob_of(tokens: Tensor, log_softmax: Tensor) -> Tensor:
+    """log p_a. Shapes: tokens Long[...], log_softmax Float[..., vocab] -> Float[...]."""
+    return log_softmax.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy_of(log_softmax: Tensor) -> Tensor:
+    """H = −Σ_v p_v log p_v. Shapes: log_softmax Float[..., vocab] -> Float[...]."""
+    return -log_softmax.exp().mul_(_bounded(log_softmax)).sum(dim=-1)
+
+
+def gradient_but_for_the_token(
+    log_softmax: Tensor,
+    of_logprobs: Tensor | None,
+    of_entropies: Tensor | None,
+    entropies: Tensor,
+) -> Tensor:
+    """−p_v (u + w (log p_v + H)): what z_v learns, where the token's own word learns u besides.
+
+    For u = `of_logprobs` and w = `of_entropies`; `log_softmax` may hold some words alone. Shapes:
+    log_softmax Float[..., words], the others Float[...] -> Float[..., words].
+    """
+    softmax = log_softmax.exp()
+    if of_entropies is None:
+        assert of_logprobs is not None
+        return softmax.mul_(-of_logprobs.unsqueeze(-1))
+    factor = _bounded(log_softmax).add_(entropies.unsqueeze(-1)).mul_(of_entropies.unsqueeze(-1))
+    if of_logprobs is not None:
+        factor.add_(of_logprobs.unsqueeze(-1))
+    return softmax.mul_(factor.neg_())
 
 
 def _columns(width: int, chunk: int) -> list[slice]:
@@ -147,5 +173,5 @@ def _columns(width: int, chunk: int) -> list[slice]:
 
 
 def _bounded(log_softmax: Tensor) -> Tensor:
-    """With a number where a word is forbidden (logit −inf): p log p is 0 · −inf there."""
+    """A copy with a number where a word is forbidden (logit −inf): p log p is 0 · −inf there."""
     return log_softmax.clamp(min=torch.finfo(log_softmax.dtype).min)

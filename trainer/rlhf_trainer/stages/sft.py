@@ -26,8 +26,8 @@ from rlhf_trainer.data.packing import PackedBatch, RowLayout, collate_packed, pa
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
-from rlhf_trainer.models.heads import Actor, switch_off_dropout
-from rlhf_trainer.models.layouts import keeps_columns, row_layout
+from rlhf_trainer.models.heads import Actor, Logits, switch_off_dropout
+from rlhf_trainer.models.layouts import fewest_logits, row_layout
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
 from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory, scoring_allowance
 from rlhf_trainer.models.recomputation import check_checkpointing
@@ -71,14 +71,14 @@ def _train(
         held_out = None if eval_examples is None else _sequences(eval_examples, base, layout, spec)
     # 2. The model.
     _require_fit(base, spec, sequences, held_out)
-    keeps = keeps_columns(base, settings)
+    logits = fewest_logits(base, settings)
     check_memory(
         config,
         ranks,
         [trained_size(base, "model", spec.lora, f"{FIELD}.lora", settings.note)],
-        _activations(base, config, sequences, held_out, keeps=keeps),
+        _activations(base, config, sequences, held_out, logits),
     )
-    model = _load(base, settings, spec, ranks, keeps=keeps)
+    model = _load(base, settings, spec, ranks, logits)
     loop = TrainingLoop(
         config,
         ranks,
@@ -171,16 +171,15 @@ def _activations(
     config: StageConfig,
     sequences: Sequences,
     held_out: Sequences | None,
-    *,
-    keeps: bool,
+    logits: Logits,
 ) -> int:
     """Bytes of the largest pass, be it over rows to learn or over held-out ones."""
 
     spec = config.spec
 
     def work(read: Sequences, rows: int) -> MicroBatch:
-        logits = read.most_loss_tokens if keeps else read.longest
-        return MicroBatch.fullest(token_budget(spec), rows, read.longest, logits)
+        columns = read.longest if logits is Logits.ALL else read.most_loss_tokens
+        return MicroBatch.fullest(token_budget(spec), rows, read.longest, columns)
 
     rows = spec.batch_size // config.world_size
     learning = allowance(
@@ -196,13 +195,13 @@ def _activations(
 
 
 def _load(
-    base: Base, settings: ModelSettings, spec: SFTStage, ranks: Ranks, *, keeps: bool
+    base: Base, settings: ModelSettings, spec: SFTStage, ranks: Ranks, logits: Logits
 ) -> TrainedModel:
     model = load_causal_model(base.location, base.tokenizer, settings, base.field)
     add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora")
     # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
     switch_off_dropout(model)
-    actor = Actor(model, keeps_columns=keeps).to(ranks.device)
+    actor = Actor(model, logits=logits).to(ranks.device)
     return train(actor, spec, ranks, learning_rate=spec.learning_rate)
 
 
