@@ -17,6 +17,7 @@ from rlhf_trainer.models.heads import Logits
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.ppo import models
 from rlhf_trainer.ppo.models import Bases, load_models, wave_room
+from rlhf_trainer.rl import CHUNK_NUMBERS
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loading_cases.py"
 cases: Any = worlds.load(PROGRAM)
@@ -67,12 +68,19 @@ def test_rows_of_ptx_have_logits_of_tokens_that_count_or_of_all(
     assert (larger > 0) == (longest_text > 16)
 
 
+@pytest.mark.parametrize("chunk", [CHUNK_NUMBERS, 3000])
 @pytest.mark.parametrize(
     ("sampling", "truncated"), [({}, False), ({"top_k": 3}, True), ({"top_p": 0.9}, True)]
 )
 def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, sampling: dict[str, Any], truncated: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    sampling: dict[str, Any],
+    truncated: bool,
+    chunk: int,
 ) -> None:
+    monkeypatch.setattr(memory, "CHUNK_NUMBERS", chunk)
     config = tiny.stage_config(
         "ppo", tmp_path, micro_batch_size=4, rollout_micro_batch_size=1, **sampling
     )
@@ -87,7 +95,8 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
     with_work = needed()
     with patch.object(models, "_activations", lambda *given: 0):
         budget = with_work - needed()
-    room = wave_room(bases.actor, config.ppo, 16)
+    logits = load_models(bases, config.ppo, config, tiny.ranks(), 16).logits
+    room = wave_room(bases.actor, config.ppo, 16, logits=logits)
     for tokens in (9, 16):
         expected = memory.rollout_rows(
             bases.actor.config, budget, "FP32", tokens, truncated=truncated

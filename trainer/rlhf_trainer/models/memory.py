@@ -26,6 +26,7 @@ from rlhf_api.v1alpha1.stages import Precision
 from rlhf_trainer.errors import MemoryEstimateError
 from rlhf_trainer.models.sizes import WEIGHT_BYTES, Sizes
 from rlhf_trainer.process.cgroup import free_memory
+from rlhf_trainer.rl.hidden_logprobs import CHUNK_NUMBERS
 from rlhf_trainer.rl.logprobs import TIME_CHUNK
 from rlhf_trainer.run.distributed import Ranks, agree_on_failure
 
@@ -95,19 +96,23 @@ class MicroBatch:
         sequences: in one forward pass; two a pair.
         length: tokens of the longest sequence that the data really holds.
         logits: columns of a sequence that have logits; 0 where the model gives scores.
+        in_chunks: whether many logits are made in chunks, of hidden states.
     """
 
     sequences: int
     length: int
     logits: int = 0
+    in_chunks: bool = False
 
     @classmethod
-    def fullest(cls, tokens: int, rows: int, length: int, logits: int = 0) -> "MicroBatch":
+    def fullest(
+        cls, tokens: int, rows: int, length: int, logits: int = 0, *, in_chunks: bool = False
+    ) -> "MicroBatch":
         """With as many of at most `rows` sequences of `length` as `tokens` hold, and at least one.
 
         Of shorter ones there are more, in no more tokens.
         """
-        return cls(min(rows, max(1, tokens // max(1, length))), length, logits)
+        return cls(min(rows, max(1, tokens // max(1, length))), length, logits, in_chunks)
 
 
 def footprint(
@@ -166,9 +171,11 @@ def logit_bytes(micro_batch: MicroBatch, sizes: Sizes, *, learning: bool) -> int
     """Logits, and what log-probabilities take of one chunk of time in fp32 (`rl.logprobs`).
 
     In a backward pass there are the logits, their gradient as the chunks give it and the one as the
-    head takes it.
+    head takes it. Where they are made in chunks (`rl.hidden_logprobs`) a chunk of them is all.
     """
     words = micro_batch.sequences * sizes.vocabulary
+    if micro_batch.in_chunks and words * micro_batch.logits > CHUNK_NUMBERS:
+        return _FLOAT32_CHUNKS * 4 * CHUNK_NUMBERS
     chunk = _FLOAT32_CHUNKS * 4 * words * min(micro_batch.logits, TIME_CHUNK)
     return (3 if learning else 1) * sizes.width * words * micro_batch.logits + chunk
 
@@ -207,7 +214,7 @@ def evaluation_allowance(
     sizes = Sizes.of(config, precision)
     scoring = scoring_allowance(config, micro_batch, precision)
     rollout = cache_bytes(micro_batch, sizes) + logit_bytes(
-        replace(micro_batch, logits=1), sizes, learning=False
+        replace(micro_batch, logits=1, in_chunks=False), sizes, learning=False
     )
     return max(scoring, rollout)
 

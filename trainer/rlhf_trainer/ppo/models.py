@@ -98,6 +98,7 @@ class Models:
 
     Attributes:
         score_end: the token by which the reward model knows that an answer has ended.
+        logits: which the actor and the reference are asked for.
     """
 
     actor: TrainedModel
@@ -105,6 +106,7 @@ class Models:
     critic: TrainedModel
     reward_model: PlacedModel | None
     score_end: int | None = None
+    logits: Logits = Logits.ALL
 
 
 def load_models(
@@ -140,7 +142,7 @@ def load_models(
     _check(bases, spec, settings, longest, longest_text)
     logits = fewest_logits(bases.actor, settings)
     columns = longest_text if logits is Logits.ALL else most_text_loss_tokens
-    learning, texts = _passes(spec, config.world_size, longest, longest_text, columns)
+    learning, texts = _passes(spec, config.world_size, longest, longest_text, columns, logits)
     check_memory(config, ranks, sizes, _activations(bases.actor, spec, learning, texts))
     return _load(bases, spec, settings, ranks, logits)
 
@@ -184,28 +186,33 @@ def wave_room(
     longest_text: int = 0,
     most_text_loss_tokens: int = 0,
     world_size: int = 1,
+    logits: Logits = Logits.ALL,
 ) -> Callable[[int], int]:
     """How many rows of so many tokens are decoded together, within what the estimate of memory sets
     aside: nothing learns meanwhile.
 
     What a stage samples does not depend on how much memory happens to be free.
     """
-    learning, texts = _passes(spec, world_size, longest, longest_text, most_text_loss_tokens)
+    columns = most_text_loss_tokens
+    learning, texts = _passes(spec, world_size, longest, longest_text, columns, logits)
     budget = _activations(actor, spec, learning, texts)
     truncated = spec.top_k > 0 or spec.top_p < 1
     return partial(rollout_rows, actor.config, budget, spec.precision, truncated=truncated)
 
 
 def _passes(
-    spec: PPOStage, world_size: int, longest: int, longest_text: int, text_columns: int
+    spec: PPOStage,
+    world_size: int,
+    longest: int,
+    longest_text: int,
+    text_columns: int,
+    logits: Logits,
 ) -> tuple[MicroBatch, MicroBatch]:
     """The largest passes that learn: from responses, and from texts with so many logits a row."""
     rows = (spec.minibatch_size or spec.batch_size) // world_size
     tokens, columns = token_budget(spec), spec.max_response_length + 1
-    return (
-        MicroBatch.fullest(tokens, rows, longest, columns),
-        MicroBatch.fullest(tokens, rows, longest_text, text_columns),
-    )
+    fullest = partial(MicroBatch.fullest, tokens, rows, in_chunks=logits is Logits.HEAD)
+    return fullest(longest, columns), fullest(longest_text, text_columns)
 
 
 def _activations(actor: Base, spec: PPOStage, learning: MicroBatch, texts: MicroBatch) -> int:
@@ -238,7 +245,7 @@ def _load(
     if bases.reward_model is not None:
         scorer = _prepared(_scorer(bases.reward_model, settings), ranks)
         reward_model = freeze(scorer, spec, ranks)
-    return Models(trained_actor, reference, trained_critic, reward_model, bases.score_end)
+    return Models(trained_actor, reference, trained_critic, reward_model, bases.score_end, logits)
 
 
 def _prepared(module: nn.Module, ranks: Ranks) -> nn.Module:

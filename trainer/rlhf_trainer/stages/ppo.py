@@ -91,7 +91,7 @@ def _train(
     texts = (0, 0) if ptx is None else (ptx.longest, ptx.most_loss_tokens)
     settings = ModelSettings.of(spec, reporter.note)
     models = load_models(bases, spec, config, ranks, longest, *texts, settings)
-    room = wave_room(bases.actor, spec, longest, *texts, config.world_size)
+    room = wave_room(bases.actor, spec, longest, *texts, config.world_size, models.logits)
     sampling = replace(sampling, room=room)
     steps = ActorSteps.of(models.actor, spec, ptx, ranks)
     state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))

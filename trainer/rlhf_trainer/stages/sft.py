@@ -179,7 +179,10 @@ def _activations(
 
     def work(read: Sequences, rows: int) -> MicroBatch:
         columns = read.longest if logits is Logits.ALL else read.most_loss_tokens
-        return MicroBatch.fullest(token_budget(spec), rows, read.longest, columns)
+        in_chunks = logits is Logits.HEAD
+        return MicroBatch.fullest(
+            token_budget(spec), rows, read.longest, columns, in_chunks=in_chunks
+        )
 
     rows = spec.batch_size // config.world_size
     learning = allowance(
