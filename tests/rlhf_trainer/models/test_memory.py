@@ -7,10 +7,8 @@ import pytest
 import torch
 from transformers import (
     CodeGenConfig,
-    GPT2Config,
     LlamaConfig,
 )
-from zoo import ARCHITECTURES
 
 from rlhf_api.names import ExitCode, StageName
 from rlhf_api.v1alpha1 import Dataset, JobReference, LoRA, ModelSource, SFTStage, StageConfig
@@ -19,21 +17,13 @@ from rlhf_trainer.errors import MemoryEstimateError
 from rlhf_trainer.models.memory import (
     GIB,
     Footprint,
-    MicroBatch,
     ModelSize,
-    activation_bytes,
-    allowance,
     available_bytes,
-    cache_bytes,
     check_memory,
     count_parameters,
-    evaluation_allowance,
     footprint,
-    logit_bytes,
-    rollout_rows,
     sharding_bytes,
 )
-from rlhf_trainer.models.sizes import Sizes
 from rlhf_trainer.run.distributed import Ranks
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
@@ -124,59 +114,10 @@ def test_shares_round_up() -> None:
     assert found == Footprint(501, 1001, 3003)
 
 
-PLAIN = Sizes(
-    layers=2, hidden=8, keys=8, intermediate=None, vocabulary=50, width=2, windows=(None, None)
-)
-
-
-def test_activations_by_hand() -> None:
-    batch = MicroBatch(sequences=3, length=10)
-    older = PLAIN
-
-    assert activation_bytes(batch, older) == 34 * 30 * 8 * 2
-    assert activation_bytes(batch, replace(older, width=4)) == 2 * 34 * 30 * 8 * 2
-    # Two norms of 8 bytes a unit; queries, output and two inputs of 8, keys and values of 4, and
-    # four times 20 in the feed-forward layer.
-    gated = replace(older, keys=4, intermediate=20)
-    assert activation_bytes(batch, gated) == 30 * 2 * (16 * 8 + 2 * (4 * 8 + 2 * 4 + 4 * 20))
-
-
-def test_activations_with_checkpointing_by_hand() -> None:
-    batch = MicroBatch(sequences=3, length=10)
-    deep = replace(PLAIN, layers=5)
-
-    # What one layer keeps, and the inputs of five.
-    assert activation_bytes(batch, deep, checkpointing=True) == 34 * 30 * 8 + 5 * 30 * 8 * 2
-    assert activation_bytes(batch, deep) == 5 * 34 * 30 * 8
-    gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=5, n_head=2)
-    plain, checkpointed = (
-        allowance(gpt2, batch, "BF16", checkpointing=checkpointing)
-        for checkpointing in (False, True)
-    )
-    assert plain - checkpointed == 4 * 34 * 30 * 16 - 5 * 30 * 16 * 2
-
-
 def test_a_refusal_names_the_budget_that_was_set() -> None:
     config = stage(micro_batch_tokens=2048)
     with pytest.raises(MemoryEstimateError, match=r"lower spec\.stages\.sft\.microBatchTokens"):
         check_memory(config, ALONE, [ACTOR], available=lambda _: (0, "t"))
-
-
-@pytest.mark.parametrize(("columns", "chunk"), [(7, 7), (64, 64), (100, 64)])
-def test_logits_by_hand(columns: int, chunk: int) -> None:
-    batch = MicroBatch(sequences=3, length=120, logits=columns)
-    sizes = PLAIN
-
-    float32 = 3 * 4 * 3 * 50 * chunk
-    assert logit_bytes(batch, sizes, learning=False) == 2 * 3 * 50 * columns + float32
-    assert logit_bytes(batch, sizes, learning=True) == 3 * 2 * 3 * 50 * columns + float32
-    assert logit_bytes(replace(batch, logits=0), sizes, learning=True) == 0
-    # Keys and values of 3 * 120 tokens in 2 layers.
-    assert cache_bytes(batch, sizes) == 2 * 360 * 2 * 8 * 2
-    # In one of them of the last 7 alone, or of none.
-    assert cache_bytes(batch, replace(sizes, windows=(None, 7))) == 2 * 3 * (120 + 7) * 8 * 2
-    assert cache_bytes(batch, replace(sizes, windows=(None, 500))) == 2 * 360 * 2 * 8 * 2
-    assert cache_bytes(batch, replace(sizes, windows=())) == 0
 
 
 LLAMA = LlamaConfig(
@@ -241,37 +182,6 @@ def test_a_scorer_has_no_vocabulary_head() -> None:
     # Refused when it is loaded.
     codegen = CodeGenConfig(vocab_size=100, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
     assert count_parameters(codegen, scores=True) == count_parameters(codegen)
-
-
-def test_learning_and_evaluation_are_what_they_are_made_of() -> None:
-    gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)
-    batch = MicroBatch(1, 10, logits=5)
-    kept, logits, float32 = 34 * 10 * 16 * 2, 2 * 100 * 5, 3 * 4 * 100 * 5
-
-    assert allowance(gpt2, batch, "BF16") == kept + 3 * logits + float32
-    assert evaluation_allowance(gpt2, batch, "BF16") == logits + float32
-    # Long prompts: keys and values of 1000 tokens outweigh the logits of 5.
-    long = MicroBatch(1, 1000, logits=5)
-    assert evaluation_allowance(gpt2, long, "BF16") == 2 * 1000 * 2 * 16 * 2 + 2 * 100 + 3 * 4 * 100
-
-
-@pytest.mark.parametrize("length", [1000, 10])
-@pytest.mark.parametrize("truncated", [False, True])
-@pytest.mark.parametrize(("spare", "rows"), [(0, 10), (-1, 9), (2600, 10)])
-def test_rows_of_a_rollout_by_hand(length: int, truncated: bool, spare: int, rows: int) -> None:
-    gpt2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2)
-    # Keys and values of all tokens, and what drawing one of 100 words takes.
-    drawn = 4 * 4 + 8 + (20 if truncated else 0)
-    row = 2 * length * 2 * 16 * 2 + 2 * 100 + drawn * 100
-    assert rollout_rows(gpt2, 10 * row + spare, "BF16", length, truncated=truncated) == rows
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_has_an_estimate(name: str) -> None:
-    config, batch = ARCHITECTURES[name], MicroBatch(2, 10, logits=5)
-
-    assert allowance(config, batch, "BF16") > 0
-    assert evaluation_allowance(config, batch, "BF16") > 0
 
 
 def stage(**settings: object) -> StageConfig:

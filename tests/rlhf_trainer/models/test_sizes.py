@@ -23,7 +23,12 @@ from transformers import (
 )
 from zoo import ARCHITECTURES, WINDOW
 
-from rlhf_trainer.models.memory import MicroBatch, allowance, cache_bytes, evaluation_allowance
+from rlhf_trainer.models.activations import (
+    MicroBatch,
+    allowance,
+    cache_bytes,
+    evaluation_allowance,
+)
 from rlhf_trainer.models.sizes import Sizes
 
 SMALL: dict[str, Any] = {

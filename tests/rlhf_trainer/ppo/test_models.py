@@ -12,7 +12,7 @@ import worlds
 from transformers import RecurrentGemmaConfig
 
 from rlhf_api.errors import ConfigError, InputError
-from rlhf_trainer.models import memory
+from rlhf_trainer.models import activations, memory
 from rlhf_trainer.models.heads import Logits
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.ppo import models
@@ -60,7 +60,9 @@ def test_rows_of_ptx_have_logits_of_tokens_that_count_or_of_all(
         return int(caplog.records[-1].__dict__["bytes_needed"])
 
     def learning(length: int, columns: int) -> int:
-        return memory.allowance(bases.actor.config, memory.MicroBatch(4, length, columns), "BF16")
+        return activations.allowance(
+            bases.actor.config, activations.MicroBatch(4, length, columns), "BF16"
+        )
 
     texts = learning(longest_text, longest_text if logits is Logits.ALL else counted)
     larger = max(learning(16, 9), texts) - learning(16, 9)
@@ -80,7 +82,7 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
     truncated: bool,
     chunk: int,
 ) -> None:
-    monkeypatch.setattr(memory, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(activations, "CHUNK_NUMBERS", chunk)
     config = tiny.stage_config(
         "ppo", tmp_path, micro_batch_size=4, rollout_micro_batch_size=1, **sampling
     )
@@ -98,7 +100,7 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
     logits = load_models(bases, config.ppo, config, tiny.ranks(), 16).logits
     room = wave_room(bases.actor, config.ppo, 16, logits=logits)
     for tokens in (9, 16):
-        expected = memory.rollout_rows(
+        expected = activations.rollout_rows(
             bases.actor.config, budget, "FP32", tokens, truncated=truncated
         )
         assert room(tokens) == expected

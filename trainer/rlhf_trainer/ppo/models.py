@@ -11,6 +11,12 @@ from torch import nn
 
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
 from rlhf_trainer.data.budget import token_budget
+from rlhf_trainer.models.activations import (
+    MicroBatch,
+    allowance,
+    evaluation_allowance,
+    rollout_rows,
+)
 from rlhf_trainer.models.adapters import WithoutAdapters, add_adapters, trained_size
 from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
 from rlhf_trainer.models.engine import PlacedModel, TrainedModel, freeze, train
@@ -30,12 +36,8 @@ from rlhf_trainer.models.load import (
     load_reward_model,
 )
 from rlhf_trainer.models.memory import (
-    MicroBatch,
     ModelSize,
-    allowance,
     check_memory,
-    evaluation_allowance,
-    rollout_rows,
 )
 from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.source import Base, open_base

@@ -25,12 +25,18 @@ from rlhf_trainer.data.collate import Padded, pad_right
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_preferences
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair
+from rlhf_trainer.models.activations import (
+    MicroBatch,
+    allowance,
+)
 from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
 from rlhf_trainer.models.heads import ScalarModel, switch_off_dropout
 from rlhf_trainer.models.layouts import check_model
 from rlhf_trainer.models.load import ModelSettings, load_reward_base, save_model
-from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory
+from rlhf_trainer.models.memory import (
+    check_memory,
+)
 from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.score_statistics import ScoreStatistics
 from rlhf_trainer.models.source import Base, open_base

@@ -24,12 +24,19 @@ from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_sft
 from rlhf_trainer.data.packing import PackedBatch, RowLayout, collate_packed, pack
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.models.activations import (
+    MicroBatch,
+    allowance,
+    scoring_allowance,
+)
 from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
 from rlhf_trainer.models.heads import Actor, Logits, switch_off_dropout
 from rlhf_trainer.models.layouts import fewest_logits, row_layout
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
-from rlhf_trainer.models.memory import MicroBatch, allowance, check_memory, scoring_allowance
+from rlhf_trainer.models.memory import (
+    check_memory,
+)
 from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base, open_base
