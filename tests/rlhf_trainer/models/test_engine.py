@@ -125,7 +125,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(
 def test_partitioned_models_are_whole_where_they_are_read(tmp_path: Path) -> None:
     plain = cases.actor(tmp_path)
     shapes = {name: tuple(value.shape) for name, value in plain.model.state_dict().items()}
-    alone = on(1, "steps", folder=tmp_path, zero_stages=[0], micro_batch_sizes=[2])
+    alone = on(1, "steps", folder=tmp_path, zero_stages=[0], micro_batches=[(2, Logits.ALL)])
 
     for found in worlds.pair()(PROGRAM, "partitioned", folder=tmp_path):
         assert found["outside"] == 0, "parameters that are not sharded prove nothing"
@@ -133,7 +133,7 @@ def test_partitioned_models_are_whole_where_they_are_read(tmp_path: Path) -> Non
         assert found["whole"]
         assert found["shapes"] == shapes
         # Reading leaves the model fit for training.
-        assert found["step"] == pytest.approx(alone[0][0, 2][0][0], rel=1e-5)
+        assert found["step"] == pytest.approx(alone[0][0, 2, Logits.ALL][0][0], rel=1e-5)
         for name in ("logprobs", "scores"):
             expected, frozen = found[name]
             torch.testing.assert_close(frozen, expected, rtol=0, atol=1e-6)
