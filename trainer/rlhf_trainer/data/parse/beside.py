@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rlhf_api.v1alpha1 import Columns
 from rlhf_trainer.data.parse.columns import THOUGHTS
-from rlhf_trainer.data.parse.said import says, texts
+from rlhf_trainer.data.parse.said import frames, says, texts
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row
 
@@ -71,7 +71,8 @@ def learned_rows(
         unread: columns that must hold nothing which is not said by those that are read.
 
     Raises:
-        DataError: a row holds something of its own in a column that would not be learned.
+        DataError: a row that is learned holds something of its own in a column that would not be,
+            or says that its answer is a bad one.
     """
     mapped = set(columns.model_dump().values())
     weighed, unread = (
@@ -82,17 +83,17 @@ def learned_rows(
     is_meant = columns.response is not None or columns.messages is not None
     answers: Set[str] = set() if is_meant else {"response", "messages"}
     for row in rows:
+        if not all(_is_learned(row, name) for name in weighed):
+            skipped.rows += 1
+            continue
         for name in unread:
             if name == VERDICT:
-                _require_no_verdict(row)
+                _require_good(row)
             elif name in ANSWERS:
                 _require_same_answer(row, name, read, answers)
             else:
                 _require_nothing(row, name, read)
-        if all(_is_learned(row, name) for name in weighed):
-            yield row
-        else:
-            skipped.rows += 1
+        yield row
 
 
 def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
@@ -116,11 +117,12 @@ def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
 
 def _require_same_answer(row: Row, name: str, read: Set[str], answers: Set[str]) -> None:
     value = row.values.get(name)
-    if not (value and row.values.keys() & answers):
+    spelled = _spelled(value)
+    if not ((value or spelled) and row.values.keys() & answers):
         return
-    is_copy = isinstance(value, str) and says(_said(row, answers), value)
+    is_copy = any(says(_said(row, answers), text) for text in spelled)
     # Alpaca's `text` frames all that is read.
-    is_whole = name == "text" and says(texts(value), _said(row, read | answers))
+    is_whole = name == "text" and frames(value, _said(row, read | answers))
     if not (is_copy or is_whole):
         learned = " or ".join(sorted(answers & row.values.keys()))
         raise mistake(
@@ -132,15 +134,26 @@ def _require_same_answer(row: Row, name: str, read: Set[str], answers: Set[str])
         )
 
 
-def _require_no_verdict(row: Row) -> None:
-    value = row.values.get(VERDICT)
-    if isinstance(value, bool):
+def _spelled(value: object) -> list[str]:
+    """A text, or a number as an answer may spell it; nothing of other values."""
+    if isinstance(value, str):
+        return [value] if value else []
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return []
+    # A column of whole numbers with a gap holds floats.
+    is_whole = isinstance(value, float) and value.is_integer()
+    return [str(value), str(int(value))] if is_whole else [str(value)]
+
+
+def _require_good(row: Row) -> None:
+    # 0 is equal to false, but the number of a class.
+    if (value := row.values.get(VERDICT)) is False:
         raise mistake(
             row,
             VERDICT,
             value,
-            "is not read, so that good and bad answers would be learned alike; remove the rows of "
-            "bad answers, and the column",
+            "says that the answer is a bad one, which would be learned as the good ones are; "
+            "remove such rows, or give them weight 0",
         )
 
 

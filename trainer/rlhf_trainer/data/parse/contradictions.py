@@ -160,17 +160,22 @@ def _prompts(read: Reader, row: Row) -> dict[str, Any]:
 
 def _asked(turns: Any, prompt: Any) -> Any:
     """Those of the turns that an answer of theirs follows, as many as the prompt has; all of them
-    where they end with a question."""
-    if not isinstance(turns, list) or not turns or not _answers(turns[-1]):
+    where they end with a question.
+
+    A system turn is none of those counted: ShareGPT's files often have it in another column.
+    """
+    if not isinstance(turns, list) or not turns or _role(turns[-1]) not in _ASSISTANT:
         return turns
     if isinstance(prompt, list):
-        return turns[: len(prompt)]
-    first = next(index for index, turn in enumerate(turns) if _answers(turn))
+        count = sum(_role(turn) != "system" for turn in prompt)
+        counted = [index for index, turn in enumerate(turns) if _role(turn) != "system"]
+        return turns[: counted[count]] if count < len(counted) else turns
+    first = next(index for index, turn in enumerate(turns) if _role(turn) in _ASSISTANT)
     return turns[:first]
 
 
-def _answers(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role", turn.get("from")) in _ASSISTANT
+def _role(turn: Any) -> Any:
+    return turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
 
 
 def _require_said(

@@ -3,8 +3,12 @@
 Called by `beside` and `contradictions`. White space does not count. Nothing is refused here.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+_THOUGHT_ENDS = "</think>"
+_THOUGHT = re.compile(f"<think>(.*?){_THOUGHT_ENDS}", re.DOTALL)
 
 
 def agree(said: Sequence[str], value: object) -> bool:
@@ -17,6 +21,23 @@ def says(said: Sequence[str], value: object) -> bool:
     """Whether each text of `value` is part of one that is read."""
     compact = [_compact(text) for text in said]
     return all(any(_compact(text) in other for other in compact) for text in texts(value))
+
+
+def frames(whole: object, said: Sequence[str]) -> bool:
+    """Whether all that is read is part of `whole`, which a chat template may have written.
+
+    Templates leave out thoughts in front of an answer, earlier ones or all; other thoughts than
+    those that are read are something else.
+    """
+    if says(texts(whole), said):
+        return True
+    if not says(said, [thought for text in texts(whole) for thought in _THOUGHT.findall(text)]):
+        return False
+    parts = [(text, text.rpartition(_THOUGHT_ENDS)[2]) for text in said]
+    return all(
+        says(texts(whole), text) or (_compact(answer) and says(texts(whole), answer))
+        for text, answer in parts
+    )
 
 
 def texts(value: Any) -> list[str]:
