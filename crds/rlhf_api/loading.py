@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
 from rlhf_api.errors import ConfigError
@@ -255,7 +256,7 @@ def _uri(scheme: str, slashes: str, rest: str) -> str:
 
 def _near(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     known = [info.alias or name for name, info in _fields_at(model, location[:-1]).items()]
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(to_camel(str(location[-1])), known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]}?"
     return f"remove it; known are {', '.join(sorted(known))}" if known else "remove it"

@@ -7,7 +7,7 @@ import pytest
 from rlhf_api.errors import ConfigError
 from rlhf_api.v1alpha1 import RLHFJob
 
-SFT = "spec.stages.sft"
+SFT, PPO = "spec.stages.sft", "spec.stages.ppo"
 
 
 def told(document: Any) -> str:
@@ -86,6 +86,7 @@ def test_a_page_behind_hf_is_told_the_form(make_document: Any, field: str, uri: 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        ({f"{PPO}.top_k": 5}, f"{PPO}.top_k: is unknown (value 5); did you mean topK?"),
         ({f"{SFT}.max_steps": 1}, f"{SFT}.max_steps: is unknown (value 1); did you mean maxSteps?"),
         (
             {"spec.run_policy": {"max_restarts": 1}},

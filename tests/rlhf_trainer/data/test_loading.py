@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_api.errors import DataError
+from rlhf_api.errors import ConfigError, DataError
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.loading import load_preferences, load_prompts, load_sft
 from rlhf_trainer.data.tokenize.tokenized import Counts
@@ -58,6 +58,18 @@ def test_prompts(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
 
     assert [len(prompt.tokens) for prompt in found] == [2, 8]
     assert counts == Counts(kept=2, truncated=1)
+
+
+def test_prompts_of_a_refused_kind(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
+    words = {"with tools": "spec.stages.ppo.rewardModel.chatTemplate: differs"}
+    plain, tools = {"prompt": "a"}, {"prompt": "a", "tools": [{"name": "f"}]}
+
+    load_prompts(_dataset(tmp_path, plain), make_tokenizer(), refused=words, **COMMON)
+    with pytest.raises(
+        ConfigError,
+        match=r"differs, or remove the rows with tools, of which .*rows.jsonl: line 2 is",
+    ):
+        load_prompts(_dataset(tmp_path, plain, tools), make_tokenizer(), refused=words, **COMMON)
 
 
 def test_two_loads_agree(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:

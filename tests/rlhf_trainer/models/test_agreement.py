@@ -8,6 +8,12 @@ from tokenizers import processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf_api.errors import ConfigError
+from rlhf_trainer.data.parse.kinds import (
+    WITH_CALLS,
+    WITH_THOUGHTS,
+    WITH_TOOLS,
+    WITH_TOOLS_AND_CALLS,
+)
 from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
 from rlhf_trainer.models.generation import read_generation
 from rlhf_trainer.models.source import Base
@@ -55,7 +61,12 @@ def base(
 def told(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What is told of two models that agree."""
     actor, reward_model = base(ACTOR, **one), base(REWARD, **other)
-    return require_same_tokens(actor, reward_model) + require_same_prompts(actor, reward_model)
+    return require_same_tokens(actor, reward_model) + require_same_prompts(actor, reward_model)[0]
+
+
+def refused(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+    """Why prompts that are not plain would be other ones, by kind."""
+    return require_same_prompts(base(ACTOR, **one), base(REWARD, **other))[1]
 
 
 def test_equal_models_differ_in_nothing() -> None:
@@ -150,11 +161,12 @@ def test_what_would_change_a_score_is_refused(
         ),
     ],
 )
-def test_templates_that_differ_in_what_few_prompts_hold_are_refused(kind: str, mark: str) -> None:
-    assert told({"template": ABLE}, {"template": ABLE + "{# v2 #}"})[0].endswith("prompts alike")
+def test_templates_that_differ_in_what_few_prompts_hold_refuse_those(kind: str, mark: str) -> None:
+    alike = {"template": ABLE}, {"template": ABLE + "{# v2 #}"}
+    assert told(*alike)[0].endswith("renders prompts alike")
+    assert refused(*alike) == {}
 
-    with pytest.raises(ConfigError) as caught:
-        told({"template": ABLE}, {"template": ABLE + mark})
+    differing = {"template": ABLE}, {"template": ABLE + mark}
 
     for word in [
         f"{REWARD}.chatTemplate: for a prompt {kind} the reward model was given",
@@ -162,27 +174,31 @@ def test_templates_that_differ_in_what_few_prompts_hold_are_refused(kind: str, m
         '!", so that',
         "useChatTemplate: false",
     ]:
-        assert word in str(caught.value)
+        assert word in refused(*differing)[kind]
+    note = told(*differing)[0]
+    assert "renders plain prompts alike; a row with" in note
+    assert kind in note
+    assert note.endswith(" would end the stage")
 
 
 def test_a_template_of_its_own_for_tools_is_compared() -> None:
     actor, reward_model = base(ACTOR, template=ABLE), base(REWARD, template=ABLE)
     reward_model.tokenizer.chat_template = {"default": ABLE, "tool_use": ABLE + "a"}  # type: ignore[assignment]
 
-    with pytest.raises(ConfigError, match=rf"{REWARD}\.chatTemplate: for a prompt with tools "):
-        require_same_prompts(actor, reward_model)
+    assert set(require_same_prompts(actor, reward_model)[1]) == {WITH_TOOLS, WITH_TOOLS_AND_CALLS}
 
 
-def test_what_only_the_actor_s_template_writes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="with tools the reward model was given nothing, since"):
-        told({"template": ABLE}, {"template": CHAT})
+def test_what_only_the_actor_s_template_writes_is_refused_in_rows_alone() -> None:
+    words = refused({"template": ABLE}, {"template": CHAT})
+
+    assert "with tools the reward model was given nothing, since" in words[WITH_TOOLS]
+    assert set(words) == {WITH_TOOLS, WITH_TOOLS_AND_CALLS, WITH_CALLS, WITH_THOUGHTS}
 
 
 def test_what_the_actor_s_template_leaves_out_is_compared_with_nothing() -> None:
     """Rows that hold it are refused one by one."""
-    notes = told({"template": CHAT}, {"template": ABLE})
-
-    assert notes[0] == (
+    assert refused({"template": CHAT}, {"template": ABLE}) == {}
+    assert told({"template": CHAT}, {"template": ABLE})[0] == (
         f"the chat template of {REWARD} is not that of {ACTOR}, but renders prompts alike"
     )
 

@@ -141,6 +141,31 @@ def test_a_reward_model_of_another_template_is_refused(tmp_path: Path) -> None:
         stage_runs.run(config)
 
 
+def test_a_reward_model_without_tools_scores_prompts_without_them(tmp_path: Path) -> None:
+    plain = "{% for m in messages %}{{ m.content }}!{% endfor %}"
+    spec = tiny.stage_spec("ppo", tmp_path)
+    assert spec.reward_model is not None
+    sources = {
+        "model": spec.model.model_copy(update={"chat_template": "{{ tools or '' }}" + plain}),
+        "reward_model": spec.reward_model.model_copy(update={"chat_template": plain}),
+    }
+    config = tiny.stage_config("ppo", tmp_path / "plain", **sources, max_steps=1)
+    rows = [row | {"tools": [{"name": "f"}]} for row in tiny.prompt_rows()]
+    path = tiny.write_rows(tmp_path / "tools.jsonl", rows)
+    with_tools = spec.dataset.model_copy(update={"uri": f"file://{path}"})
+
+    stage_runs.run(config)
+
+    (start,) = stage_runs.events(config, "start")
+    assert "renders plain prompts alike; a row with tools" in str(start["notes"])
+    for name in ("dataset", "eval_dataset"):
+        config = tiny.stage_config("ppo", tmp_path / name, **sources, **{name: with_tools})
+        with pytest.raises(
+            ConfigError, match=r"rewardModel\.chatTemplate: .*tools\.jsonl: line 1 is the first$"
+        ):
+            stage_runs.run(config)
+
+
 def test_a_base_without_a_pad_token_needs_no_field_and_scores_alike_elsewhere(
     tmp_path: Path,
 ) -> None:

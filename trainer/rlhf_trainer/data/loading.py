@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.parse import formats
 from rlhf_trainer.data.parse.beside import Skipped
+from rlhf_trainer.data.parse.kinds import refuse_kinds
 from rlhf_trainer.data.parse.losses import CORRECT_PAIRS, require_consent
 from rlhf_trainer.data.read.rows import read_rows
 from rlhf_trainer.data.tokenize import tokenized
@@ -94,12 +95,21 @@ def load_prompts(
     max_length: int,
     claims: Mapping[str, str],
     field: str,
+    refused: Mapping[str, str] | None = None,
 ) -> tuple[list[Prompt], Counts]:
-    """Prompts for PPO; `max_length` is the longest prompt. Args and raises as `load_sft`."""
+    """Prompts for PPO; `max_length` is the longest prompt.
+
+    Args: as `load_sft`, and
+        refused: why prompts of a kind (`data.parse.kinds`) cannot be used, by kind.
+
+    Raises: as `load_sft`, and
+        ConfigError: a row is of such a kind.
+    """
     skipped = Skipped()
     rows = formats.prompt_rows(
         read_rows(dataset, claims=claims, field=field), dataset, field, skipped
     )
+    refuse_kinds(rows, refused or {})
     prompts, counts = tokenized.prompts(
         rows,
         tokenizer,

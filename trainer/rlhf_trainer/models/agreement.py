@@ -1,7 +1,8 @@
 """Whether two models read the same tokens and the same prompts.
 
 Called by PPO before any weights: what a reward model or a critic is given are the actor's tokens.
-What would change a score is refused; what differs without doing so becomes a note.
+What would change a score is refused, be it with the first row that brings it; what differs without
+doing so becomes a note.
 """
 
 import json
@@ -11,6 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_api.errors import ConfigError, DataError
 from rlhf_trainer.data.parse.columns import Conversation, Message, Tools
+from rlhf_trainer.data.parse.kinds import (
+    WITH_CALLS,
+    WITH_THOUGHTS,
+    WITH_TOOLS,
+    WITH_TOOLS_AND_CALLS,
+)
 from rlhf_trainer.data.read.rows import Source
 from rlhf_trainer.data.tokenize.rendering import Renderer
 from rlhf_trainer.data.tokenize.turns import (
@@ -55,10 +62,10 @@ _CALLED = (
 )
 _THOUGHT = Message("assistant", ANSWER, {"reasoning_content": "probe 6"}, is_learned=False)
 _RARE: tuple[tuple[str, Conversation, Tools], ...] = (
-    ("with tools", (_ASKED,), _TOOLS),
-    ("with tools and a call", _CALLED, _TOOLS),
-    ("with a call", _CALLED, ()),
-    ("with thoughts", (_ASKED, _THOUGHT, _ASKED), ()),
+    (WITH_TOOLS, (_ASKED,), _TOOLS),
+    (WITH_TOOLS_AND_CALLS, _CALLED, _TOOLS),
+    (WITH_CALLS, _CALLED, ()),
+    (WITH_THOUGHTS, (_ASKED, _THOUGHT, _ASKED), ()),
 )
 """What few prompts hold, and templates that differ may write alike or not."""
 _SHOWN_CHARACTERS = 60
@@ -115,27 +122,31 @@ def require_same_tokens(actor: Base, other: Base) -> list[str]:
     return notes
 
 
-def require_same_prompts(actor: Base, reward_model: Base) -> list[str]:
+def require_same_prompts(actor: Base, reward_model: Base) -> tuple[list[str], dict[str, str]]:
     """The reward model must have been given prompts as the actor is: BOS, template and tokens.
 
     Returns:
-        What differs without changing a score, for people to read.
+        What differs without changing the score of a plain prompt, for people to read, and why
+        prompts of a kind (`data.parse.kinds`) would be other ones to the reward model, by kind.
 
     Raises:
-        ConfigError: a prompt would be another one to the reward model.
+        ConfigError: a plain prompt would be another one to the reward model.
     """
     _require_same_beginning(actor, reward_model)
     for conversation in _CONVERSATIONS:
         ours, theirs = (_rendered(base, conversation) for base in (actor, reward_model))
         _require_same_text(actor, reward_model, ours, theirs)
-    notes = []
+    notes, refused = [], {}
     if _templates(actor) != _templates(reward_model):
-        _require_same_rare_prompts(actor, reward_model)
+        refused = _rare_differences(actor, reward_model)
+        alike = "prompts alike"
+        if refused:
+            alike = f"plain prompts alike; a row {' or '.join(refused)} would end the stage"
         notes.append(
             f"the chat template of {reward_model.field} is not that of {actor.field}, but renders "
-            "prompts alike"
+            f"{alike}"
         )
-    return notes + _ending_notes(actor, reward_model)
+    return notes + _ending_notes(actor, reward_model), refused
 
 
 def _ending_notes(actor: Base, reward_model: Base) -> list[str]:
@@ -167,14 +178,18 @@ def _require_same_beginning(actor: Base, reward_model: Base) -> None:
         )
 
 
-def _require_same_rare_prompts(actor: Base, reward_model: Base) -> None:
-    """Compare the prompts that PPO's rows may bring besides; one that the actor's template cannot
-    write is refused with its row."""
+def _rare_differences(actor: Base, reward_model: Base) -> dict[str, str]:
+    """Why the prompts that PPO's rows may bring besides would be other ones, by kind; one that the
+    actor's template cannot write is refused with its row."""
     own, other = (Renderer(base.tokenizer) for base in (actor, reward_model))
+    differences = {}
     for kind, turns, tools in _RARE:
         if (ours := _rare(own, turns, tools)) is not None:
             theirs = _rare(other, turns, tools)
-            _require_same_text(actor, reward_model, ours, theirs, f"for a prompt {kind} ")
+            words = _difference(actor, reward_model, ours, theirs, f"for a prompt {kind} ")
+            if words is not None:
+                differences[kind] = words
+    return differences
 
 
 def _rare(renderer: Renderer, turns: Conversation, tools: Tools) -> str | None:
@@ -186,29 +201,38 @@ def _rare(renderer: Renderer, turns: Conversation, tools: Tools) -> str | None:
 
 
 def _require_same_text(
-    actor: Base, reward_model: Base, ours: str | None, theirs: str | None, prompt: str = ""
+    actor: Base, reward_model: Base, ours: str | None, theirs: str | None
 ) -> None:
+    if (words := _difference(actor, reward_model, ours, theirs)) is not None:
+        raise ConfigError(words)
+
+
+def _difference(
+    actor: Base, reward_model: Base, ours: str | None, theirs: str | None, prompt: str = ""
+) -> str | None:
+    """Why a prompt would be another one to the reward model; None if it is the same."""
     if ours != theirs:
         name, remedy = _TEMPLATES_DIFFER
         if not _templates(actor) and not _templates(reward_model):
             name, remedy = _ENDS_DIFFER
-        raise ConfigError(
+        return (
             f"{reward_model.field}.{name}: {prompt}the reward model was given "
             f"{_shown(theirs, ours)} where {actor.field} is given {_shown(ours, theirs)}, so that "
             f"its scores would be those of other prompts; {remedy}"
         )
     if ours is None:
-        return
+        return None
     text = ours
     ids, others = (
         list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
         for base in (actor, reward_model)
     )
-    if ids != others:
-        raise ConfigError(
-            f"{reward_model.field}: its tokenizer makes {len(others)} tokens of {_shown(text)}, "
-            f"and that of {actor.field} other {len(ids)}; train both from models of one family"
-        )
+    if ids == others:
+        return None
+    return (
+        f"{reward_model.field}: its tokenizer makes {len(others)} tokens of {_shown(text)}, "
+        f"and that of {actor.field} other {len(ids)}; train both from models of one family"
+    )
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:

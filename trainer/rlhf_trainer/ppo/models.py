@@ -3,8 +3,8 @@
 Called by the PPO stage.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import nn
@@ -53,12 +53,14 @@ class Bases:
 
     Attributes:
         notes: where answers end, and how the models differ, for people to read.
+        refused: why prompts of a kind would be other ones to the reward model, by kind.
     """
 
     actor: Base
     reward_model: Base | None
     critic: Base
     notes: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def score_end(self) -> int | None:
@@ -84,12 +86,14 @@ class Bases:
             else reward_model or actor
         )
         notes = [*actor.notes]
+        refused: dict[str, str] = {}
         if reward_model is not None:
             notes += require_same_tokens(actor, reward_model)
-            notes += require_same_prompts(actor, reward_model)
+            differing, refused = require_same_prompts(actor, reward_model)
+            notes += differing
         if critic is not actor and critic is not reward_model:
             notes += require_same_tokens(actor, critic)
-        return cls(actor, reward_model, critic, tuple(notes))
+        return cls(actor, reward_model, critic, tuple(notes), refused)
 
 
 @dataclass(frozen=True)

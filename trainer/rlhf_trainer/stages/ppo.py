@@ -83,7 +83,10 @@ def _train(
     inputs = Inputs(config, ranks, reporter)
     with reporter.phase(Phase.DATA):
         prompts, held_out = inputs.read_train_and_eval(
-            load_prompts, bases.actor.tokenizer, max_length=spec.max_prompt_length
+            load_prompts,
+            bases.actor.tokenizer,
+            max_length=spec.max_prompt_length,
+            refused=bases.refused,
         )
         ptx = PTX.read(spec, bases.actor, inputs)
     # 2. The models.

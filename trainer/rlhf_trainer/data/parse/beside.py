@@ -48,6 +48,12 @@ VERDICT = "label"
 class that a classifier learns."""
 UNREAD_BY_SFT = (*UNREAD, *THOUGHTS, "mask", *ANSWERS, VERDICT)
 """Thoughts that lead to the response are learned with it; in pairs they may be a judge's."""
+_WRITE_IT = "write it into the prompt or the turns of messages"
+_REMEDIES = {
+    "chat_template": "one template, the model's or its field chatTemplate, writes all rows",
+    "chat_template_kwargs": "the chat template decides by itself in all rows",
+    "enable_thinking": "the chat template decides by itself in all rows",
+}
 _READ = ("prompt", "query", "messages", "chosen", "rejected")
 """Columns in which a stage may read the same."""
 
@@ -110,8 +116,7 @@ def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
             row,
             name,
             value,
-            "would not be learned; write it into the prompt or the turns of messages, or remove "
-            "the column",
+            f"would not be learned; {_REMEDIES.get(name, _WRITE_IT)}, or remove the column",
         )
 
 
