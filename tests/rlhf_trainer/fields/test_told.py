@@ -39,6 +39,27 @@ def test_answers_are_as_long_as_they_may_be(tmp_path: Path, longest: int) -> Non
     assert max(lengths) == longest
 
 
+@pytest.mark.parametrize(
+    "truncated",
+    [
+        pytest.param({"top_k": 1}, marks=pytest.mark.field("PPOStage.top_k")),
+        pytest.param({"top_p": 1e-9}, marks=pytest.mark.field("PPOStage.top_p")),
+    ],
+)
+def test_the_likeliest_tokens_alone_are_sampled(tmp_path: Path, truncated: dict[str, Any]) -> None:
+    answers = []
+    for seed in (1, 2):
+        config = tiny.stage_config(
+            "ppo", tmp_path / str(seed), seed=seed, max_steps=1, batch_size=8, **truncated
+        )
+        stage_runs.run(config)
+        answers.append({row["prompt"]: row["response"] for row in stage_runs.samples(config)})
+    first, second = answers
+    both = first.keys() & second.keys()
+    assert both
+    assert {prompt: first[prompt] for prompt in both} == {prompt: second[prompt] for prompt in both}
+
+
 SAMPLES = pytest.mark.field("PPOStage.samples_every_steps")
 
 

@@ -41,8 +41,6 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "value_head_init": {"value_head_init": "Zero"},
         "max_prompt_length": {"max_prompt_length": 5},
         "temperature": {"temperature": 0.6},
-        "top_k": {"top_k": 2},
-        "top_p": {"top_p": 0.3},
         "minibatch_size": {"minibatch_size": 2},
         "update_epochs": {"update_epochs": 3},
         "critic_learning_rate": {"critic_learning_rate": 0.003},
