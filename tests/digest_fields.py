@@ -65,6 +65,8 @@ DETERMINING: dict[StageName, Table] = {
         "maxResponseLength": (512, 256),
         "stopTokens": ([], ["</s>"]),
         "temperature": (1.0, 0.7),
+        "topK": (0, 50),
+        "topP": (1.0, 0.9),
         "minibatchSize": (None, 16),
         "updateEpochs": (1, 2),
         "rolloutMicroBatchSize": (64, 32),
