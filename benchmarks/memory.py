@@ -59,6 +59,9 @@ CASES: dict[str, dict[str, Any]] = {
     "sft, BF16, checkpointing": {
         "stage": "sft", "precision": "BF16", "zeroStage": 0, "gradientCheckpointing": True,
     },
+    "sft, BF16, Eager": {
+        "stage": "sft", "precision": "BF16", "zeroStage": 0, "attentionImplementation": "Eager",
+    },
     "sft, BF16, adapters": {
         "stage": "sft", "precision": "BF16", "zeroStage": 0, "lora": {"rank": 8, "alpha": 16},
     },

@@ -6,19 +6,30 @@ import pytest
 from transformers import GPT2Config
 from zoo import ARCHITECTURES
 
+from rlhf_api.v1alpha1.stages import AttentionImplementation
 from rlhf_trainer.models.activations import (
     MicroBatch,
     activation_bytes,
     allowance,
+    attends_eagerly,
     cache_bytes,
     evaluation_allowance,
     logit_bytes,
+    matrix_bytes,
     rollout_rows,
+    scoring_allowance,
 )
 from rlhf_trainer.models.sizes import Sizes
 
 PLAIN = Sizes(
-    layers=2, hidden=8, keys=8, intermediate=None, vocabulary=50, width=2, windows=(None, None)
+    layers=2,
+    hidden=8,
+    heads=2,
+    keys=8,
+    intermediate=None,
+    vocabulary=50,
+    width=2,
+    windows=(None, None),
 )
 
 
@@ -114,3 +125,42 @@ def test_every_architecture_has_an_estimate(name: str) -> None:
 
     assert allowance(config, batch, "BF16") > 0
     assert evaluation_allowance(config, batch, "BF16") > 0
+
+
+@pytest.mark.parametrize(("width", "number"), [(2, 4 + 2), (4, 4)])
+def test_what_eager_attention_keeps_by_hand(width: int, number: int) -> None:
+    sizes, batch = replace(PLAIN, width=width), MicroBatch(3, 10, eager=True)
+    matrix = 3 * 2 * 10 * 10 * number
+    plain = replace(batch, eager=False)
+
+    assert (matrix_bytes(batch, sizes), matrix_bytes(plain, sizes)) == (matrix, 0)
+    assert activation_bytes(batch, sizes) == activation_bytes(plain, sizes) + 2 * matrix
+    # One layer is computed anew at a time.
+    anew = activation_bytes(batch, sizes, checkpointing=True)
+    assert anew == activation_bytes(plain, sizes, checkpointing=True) + matrix
+
+
+def test_held_out_rows_have_the_matrix_of_one_layer() -> None:
+    gpt2 = GPT2Config(vocab_size=10, n_embd=16, n_layer=3, n_head=2)
+    batch = MicroBatch(2, 1000, logits=1, eager=True)
+
+    assert scoring_allowance(gpt2, batch, "FP32") == 2 * 2 * 1000 * 1000 * 4
+    assert scoring_allowance(gpt2, replace(batch, eager=False), "FP32") < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation", "eager"),
+    [
+        ("Llama", "SDPA", False),
+        ("Llama", "Eager", True),
+        ("Llama", "FlashAttention2", False),
+        ("GPT-J", "SDPA", True),
+        ("BLOOM", "SDPA", True),
+        ("Mistral", "SDPA", False),
+    ],
+)
+def test_eager_attention_is_what_was_asked_for_or_stands_in(
+    name: str, implementation: AttentionImplementation, eager: bool
+) -> None:
+    assert attends_eagerly(ARCHITECTURES[name], implementation) is eager
+    assert attends_eagerly(ARCHITECTURES[name], implementation, scores=True) is eager

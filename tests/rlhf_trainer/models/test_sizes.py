@@ -88,10 +88,10 @@ def test_the_sizes_of_any_configuration() -> None:
     }
     both = (None, None)
 
-    assert Sizes.of(gpt2, "BF16") == Sizes(2, 16, 16, None, 100, 2, both)
-    assert Sizes.of(LlamaConfig(**llama), "FP32") == Sizes(2, 16, 16, 32, 100, 4, both)
+    assert Sizes.of(gpt2, "BF16") == Sizes(2, 16, 2, 16, None, 100, 2, both)
+    assert Sizes.of(LlamaConfig(**llama), "FP32") == Sizes(2, 16, 2, 16, 32, 100, 4, both)
     grouped = LlamaConfig(**llama, num_key_value_heads=1)
-    assert Sizes.of(grouped, "BF16") == Sizes(2, 16, 8, 32, 100, 2, both)
+    assert Sizes.of(grouped, "BF16") == Sizes(2, 16, 2, 8, 32, 100, 2, both)
     wide = LlamaConfig(**llama, num_key_value_heads=1, head_dim=20)
     assert Sizes.of(wide, "BF16").keys == 20
 

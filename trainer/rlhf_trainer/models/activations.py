@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
-from rlhf_api.v1alpha1.stages import Precision
+from rlhf_api.v1alpha1.stages import AttentionImplementation, Precision
+from rlhf_trainer.models.memory import weightless_model
 from rlhf_trainer.models.sizes import Sizes
 from rlhf_trainer.rl.hidden_logprobs import CHUNK_NUMBERS
 from rlhf_trainer.rl.logprobs import TIME_CHUNK
@@ -30,22 +31,43 @@ class MicroBatch:
         length: tokens of the longest sequence that the data really holds.
         logits: columns of a sequence that have logits; 0 where the model gives scores.
         in_chunks: whether many logits are made in chunks, of hidden states.
+        eager: whether attention has a number for each pair of tokens, as `attends_eagerly` says.
     """
 
     sequences: int
     length: int
     logits: int = 0
     in_chunks: bool = False
+    eager: bool = False
 
     @classmethod
     def fullest(
-        cls, tokens: int, rows: int, length: int, logits: int = 0, *, in_chunks: bool = False
+        cls,
+        tokens: int,
+        rows: int,
+        length: int,
+        logits: int = 0,
+        *,
+        in_chunks: bool = False,
+        eager: bool = False,
     ) -> "MicroBatch":
         """With as many of at most `rows` sequences of `length` as `tokens` hold, and at least one.
 
         Of shorter ones there are more, in no more tokens.
         """
-        return cls(min(rows, max(1, tokens // max(1, length))), length, logits, in_chunks)
+        sequences = min(rows, max(1, tokens // max(1, length)))
+        return cls(sequences, length, logits, in_chunks, eager)
+
+
+def attends_eagerly(
+    config: PretrainedConfig, implementation: AttentionImplementation, *, scores: bool = False
+) -> bool:
+    """Whether Eager attention computes a model, since it was asked for or has to stand in."""
+    if implementation != "SDPA":
+        return implementation == "Eager"
+    # Where nothing is asked for, transformers chooses SDPA if the model has it.
+    model = weightless_model(config, scores=scores)
+    return bool(model.config._attn_implementation == "eager")
 
 
 def activation_bytes(micro_batch: MicroBatch, sizes: Sizes, *, checkpointing: bool = False) -> int:
@@ -59,9 +81,10 @@ def activation_bytes(micro_batch: MicroBatch, sizes: Sizes, *, checkpointing: bo
     SDPA does not keep), twice that in FP32. With RMSNorm and a gated feed-forward layer, as Llama
     has them: two norms keep their input and what they make of it in fp32, attention its queries,
     keys, values and output, the layers their inputs, and the feed-forward layer four of its width.
+    Eager attention keeps its matrix besides.
     """
     tokens = micro_batch.sequences * micro_batch.length
-    layer = tokens * _layer_bytes(sizes)
+    layer = tokens * _layer_bytes(sizes) + matrix_bytes(micro_batch, sizes)
     if checkpointing:
         return layer + tokens * sizes.layers * sizes.hidden * sizes.width
     return layer * sizes.layers
@@ -74,6 +97,15 @@ def _layer_bytes(sizes: Sizes) -> int:
     norms = 2 * (4 + 4) * sizes.hidden
     numbers = 4 * sizes.hidden + 2 * sizes.keys + 4 * sizes.intermediate
     return norms + sizes.width * numbers
+
+
+def matrix_bytes(micro_batch: MicroBatch, sizes: Sizes) -> int:
+    """The attention weights of one layer: softmax makes them in fp32, and in BF16 there is a copy
+    by which the values are multiplied. 0 where attention is not Eager."""
+    if not micro_batch.eager:
+        return 0
+    numbers = micro_batch.sequences * sizes.heads * micro_batch.length**2
+    return numbers * (4 if sizes.width == 4 else 4 + sizes.width)
 
 
 def logit_bytes(micro_batch: MicroBatch, sizes: Sizes, *, learning: bool) -> int:
@@ -113,7 +145,8 @@ def scoring_allowance(
     config: PretrainedConfig, micro_batch: MicroBatch, precision: Precision
 ) -> int:
     """The same of a pass that neither learns nor keeps keys and values, over held-out rows."""
-    return logit_bytes(micro_batch, Sizes.of(config, precision), learning=False)
+    sizes = Sizes.of(config, precision)
+    return max(logit_bytes(micro_batch, sizes, learning=False), matrix_bytes(micro_batch, sizes))
 
 
 def evaluation_allowance(

@@ -21,6 +21,8 @@ class Sizes:
 
     layers: int
     hidden: int
+    heads: int
+    """Attention heads of a layer; 0 where the model has none."""
     keys: int
     """Numbers of a token's keys in a layer: fewer than hidden units with grouped queries, and 0
     where the model has no attention heads."""
@@ -40,6 +42,7 @@ class Sizes:
         return cls(
             layers=int(text.num_hidden_layers),
             hidden=int(text.hidden_size),
+            heads=_heads(text),
             keys=_keys(text),
             intermediate=_intermediate(text),
             vocabulary=int(text.vocab_size),
@@ -56,8 +59,12 @@ def _intermediate(text: PretrainedConfig) -> int | None:
     return sum(named) // len(named)
 
 
+def _heads(text: PretrainedConfig) -> int:
+    return max(_numbers(text, "num_attention_heads"), default=0)
+
+
 def _keys(text: PretrainedConfig) -> int:
-    heads = max(_numbers(text, "num_attention_heads"), default=0)
+    heads = _heads(text)
     if heads == 0:
         return 0
     # A head need not be a share of the hidden units.

@@ -14,6 +14,7 @@ from rlhf_trainer.data.budget import token_budget
 from rlhf_trainer.models.activations import (
     MicroBatch,
     allowance,
+    attends_eagerly,
     evaluation_allowance,
     rollout_rows,
 )
@@ -148,7 +149,8 @@ def load_models(
     _check(bases, spec, settings, longest, longest_text)
     logits = fewest_logits(bases.actor, settings)
     columns = longest_text if logits is Logits.ALL else most_text_loss_tokens
-    learning, texts = _passes(spec, config.world_size, longest, longest_text, columns, logits)
+    lengths = longest, longest_text, columns
+    learning, texts = _passes(bases.actor, spec, config.world_size, *lengths, logits)
     check_memory(config, ranks, sizes, _activations(bases.actor, spec, learning, texts))
     return _load(bases, spec, settings, ranks, logits)
 
@@ -199,14 +201,15 @@ def wave_room(
 
     What a stage samples does not depend on how much memory happens to be free.
     """
-    columns = most_text_loss_tokens
-    learning, texts = _passes(spec, world_size, longest, longest_text, columns, logits)
+    lengths = longest, longest_text, most_text_loss_tokens
+    learning, texts = _passes(actor, spec, world_size, *lengths, logits)
     budget = _activations(actor, spec, learning, texts)
     truncated = spec.top_k > 0 or spec.top_p < 1
     return partial(rollout_rows, actor.config, budget, spec.precision, truncated=truncated)
 
 
 def _passes(
+    actor: Base,
     spec: PPOStage,
     world_size: int,
     longest: int,
@@ -217,7 +220,9 @@ def _passes(
     """The largest passes that learn: from responses, and from texts with so many logits a row."""
     rows = (spec.minibatch_size or spec.batch_size) // world_size
     tokens, columns = token_budget(spec), spec.max_response_length + 1
-    fullest = partial(MicroBatch.fullest, tokens, rows, in_chunks=logits is Logits.HEAD)
+    eager = attends_eagerly(actor.config, spec.attention_implementation)
+    in_chunks = logits is Logits.HEAD
+    fullest = partial(MicroBatch.fullest, tokens, rows, in_chunks=in_chunks, eager=eager)
     return fullest(longest, columns), fullest(longest_text, text_columns)
 
 

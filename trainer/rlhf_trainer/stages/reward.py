@@ -28,6 +28,7 @@ from rlhf_trainer.data.tokenize.tokenized import PreferencePair
 from rlhf_trainer.models.activations import (
     MicroBatch,
     allowance,
+    attends_eagerly,
 )
 from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
@@ -83,7 +84,8 @@ def _train(
     if spec.gradient_checkpointing:
         check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
     rows = 2 * spec.batch_size // config.world_size
-    work = MicroBatch.fullest(token_budget(spec), rows, longest)
+    eager = attends_eagerly(base.config, spec.attention_implementation, scores=True)
+    work = MicroBatch.fullest(token_budget(spec), rows, longest, eager=eager)
     check_memory(
         config,
         ranks,

@@ -27,6 +27,7 @@ from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.activations import (
     MicroBatch,
     allowance,
+    attends_eagerly,
     scoring_allowance,
 )
 from rlhf_trainer.models.adapters import add_adapters, trained_size
@@ -183,12 +184,16 @@ def _activations(
     """Bytes of the largest pass, be it over rows to learn or over held-out ones."""
 
     spec = config.spec
+    eager = attends_eagerly(base.config, spec.attention_implementation)
 
     def work(read: Sequences, rows: int) -> MicroBatch:
-        columns = read.longest if logits is Logits.ALL else read.most_loss_tokens
-        in_chunks = logits is Logits.HEAD
         return MicroBatch.fullest(
-            token_budget(spec), rows, read.longest, columns, in_chunks=in_chunks
+            token_budget(spec),
+            rows,
+            read.longest,
+            read.longest if logits is Logits.ALL else read.most_loss_tokens,
+            in_chunks=logits is Logits.HEAD,
+            eager=eager,
         )
 
     rows = spec.batch_size // config.world_size
