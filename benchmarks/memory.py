@@ -4,7 +4,9 @@
 
 Each case is a real stage with models of some millions of parameters, in a process of its own. From
 the moment of the estimate, before any weights, until the stage ends a thread reads how much memory
-the process holds that no file backs. Exit code 1: an estimate is off by more than TOLERANCE.
+the process holds that no file backs. `peak_ratio` is what PPO takes with a large vocabulary, as a
+share of what it takes where an actor has all logits of a micro-batch's responses at once. Exit code
+1: an estimate is off by more than TOLERANCE, or that share is above GOAL.
 """
 
 import argparse
@@ -17,10 +19,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from plain_actor import actors_are_plain
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -35,6 +38,7 @@ from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.run.distributed import start_ranks, stop_ranks
 
 TOLERANCE = 0.15
+GOAL = 0.5
 CASE_SECONDS = 600
 RUNS = 3
 READ_SECONDS = 0.001
@@ -43,6 +47,9 @@ MIB = 2**20
 WORDS = 8192
 SIZES = {"layers": 4, "hiddenSize": 384, "heads": 6, "intermediateSize": 1024, "maxPositions": 256}
 LENGTH = 128
+WIDE = "ppo, BF16, large vocabulary"
+WIDE_WORDS = 151_936
+"""As Qwen has them."""
 
 CASES: dict[str, dict[str, Any]] = {
     "sft, BF16": {"stage": "sft", "precision": "BF16", "zeroStage": 0},
@@ -79,6 +86,10 @@ CASES: dict[str, dict[str, Any]] = {
     "ppo, BF16, large rollouts": {
         "stage": "ppo", "precision": "BF16", "zeroStage": 0, "batchSize": 64,
         "rolloutMicroBatchSize": 64,
+    },
+    WIDE: {
+        "stage": "ppo", "precision": "BF16", "zeroStage": 0, "microBatchSize": 16,
+        "batchSize": 16, "maxSteps": 2, "sizes": {"layers": 2, "hiddenSize": 64, "heads": 2},
     },
 }  # fmt: skip
 
@@ -152,9 +163,9 @@ def watched() -> Iterator[Peak]:
         log.removeHandler(peak)
 
 
-def write_inputs(folder: Path) -> None:
-    """A tokenizer of `WORDS` words, a reward model and rows as long as they may be."""
-    words = [f"w{number}" for number in range(WORDS - 2)]
+def write_inputs(folder: Path, vocabulary_size: int = WORDS) -> None:
+    """A tokenizer of so many words, a reward model and rows as long as they may be."""
+    words = [f"w{number}" for number in range(vocabulary_size - 2)]
     vocabulary = {text: number for number, text in enumerate(["<pad>", "<eos>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -164,13 +175,14 @@ def write_inputs(folder: Path) -> None:
     other = " ".join(words[LENGTH // 2 : LENGTH - 1])
     rows = {"prompt": half, "response": other, "query": half, "chosen": half, "rejected": other}
     (folder / "rows.jsonl").write_text(f"{json.dumps(rows)}\n" * 64)
+    sizes = SIZES if vocabulary_size == WORDS else SIZES | CASES[WIDE]["sizes"]
     config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=SIZES["hiddenSize"],
-        num_hidden_layers=SIZES["layers"],
-        num_attention_heads=SIZES["heads"],
-        intermediate_size=SIZES["intermediateSize"],
-        max_position_embeddings=SIZES["maxPositions"],
+        vocab_size=vocabulary_size,
+        hidden_size=sizes["hiddenSize"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=sizes["intermediateSize"],
+        max_position_embeddings=sizes["maxPositions"],
         num_labels=1,
         pad_token_id=0,
     )
@@ -179,14 +191,16 @@ def write_inputs(folder: Path) -> None:
 
 
 def stage_config(case: Mapping[str, Any], data: Path, storage: Path) -> StageConfig:
-    """Three steps of one case."""
+    """Three steps of one case, or as many as it says."""
     settings = dict(case)
     stage = settings.pop("stage")
     architecture = settings.pop("architecture", "llama")
     spec = {
         "model": {
             "uri": f"scratch://{architecture}",
-            "scratch": SIZES | {"tokenizer": f"file://{data}/tokenizer"},
+            "scratch": SIZES
+            | settings.pop("sizes", {})
+            | {"tokenizer": f"file://{data}/tokenizer"},
         },
         "dataset": {"uri": f"file://{data}/rows.jsonl"},
         "batchSize": 8,
@@ -232,10 +246,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run_apart(name: str, data: Path) -> Measured:
-    """Run one case in a process of its own."""
+def run_apart(name: str, data: Path, *, plain: bool = False) -> Measured:
+    """Run one case in a process of its own, `plain` with actors that have all logits at once."""
     done = subprocess.run(
-        [sys.executable, __file__, "--case", name, "--data", str(data)],
+        [sys.executable, __file__, "--case", name, "--data", str(data), *["--plain"] * plain],
         check=False,
         capture_output=True,
         text=True,
@@ -245,7 +259,7 @@ def run_apart(name: str, data: Path) -> Measured:
     if done.returncode:
         raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-3000:]}")
     measured = Measured(*json.loads(done.stdout.splitlines()[-1]))
-    sys.stderr.write(f"{name}: {measured.error:+.0%}, {measured}\n")
+    sys.stderr.write(f"{name}{' (plain)' * plain}: {measured.error:+.0%}, {measured}\n")
     return measured
 
 
@@ -260,6 +274,11 @@ def highest(name: str, data: Path) -> Measured:
             break
         measured = max(measured, run_apart(name, data), key=lambda each: each.peak)
     return measured
+
+
+def peak_ratio(ours: Measured, data: Path) -> float:
+    """The peak of the case with a large vocabulary over that of the plain form."""
+    return ours.peak / run_apart(WIDE, data, plain=True).peak
 
 
 def table(found: Mapping[str, Measured]) -> str:
@@ -280,19 +299,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.case is not None:
-        sys.stdout.write(f"{json.dumps(run_case(given.case, given.data))}\n")
+        with actors_are_plain() if given.plain else nullcontext():
+            sys.stdout.write(f"{json.dumps(run_case(given.case, given.data))}\n")
         return 0
     transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
-        write_inputs(Path(folder))
-        found = {name: highest(name, Path(folder)) for name in given.cases}
+        data = {name: Path(folder, "wide" if name == WIDE else "usual") for name in given.cases}
+        for each in set(data.values()):
+            write_inputs(each, WIDE_WORDS if each.name == "wide" else WORDS)
+        found = {name: highest(name, at) for name, at in data.items()}
+        ratio = peak_ratio(found[WIDE], data[WIDE]) if WIDE in found else None
     if given.json is not None:
-        figures = {name: each._asdict() | {"error": each.error} for name, each in found.items()}
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+        figures: dict[str, Any] = {
+            name: each._asdict() | {"error": each.error} for name, each in found.items()
+        }
+        given.json.write_text(json.dumps(figures | {"peak_ratio": ratio}, indent=2) + "\n")
     sys.stdout.write(table(found))
-    return int(any(abs(each.error) > TOLERANCE for each in found.values()))
+    if ratio is not None:
+        sys.stdout.write(f"\npeak_ratio {ratio:.2f}\n")
+    off = any(abs(each.error) > TOLERANCE for each in found.values())
+    return int(off or (ratio is not None and ratio > GOAL))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,32 @@ def test_a_case_runs_and_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert memory.main(["--cases", *told, "--json", str(path)]) == 1
 
 
+@pytest.mark.parametrize(("plain", "ended"), [(200, 0), (180, 0), (170, 1)])
+def test_the_peak_is_a_share_of_the_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: int, ended: int
+) -> None:
+    """With a vocabulary and inputs of its own; no more than half is the goal."""
+    written: dict[str, int] = {}
+    monkeypatch.setattr(memory, "write_inputs", lambda at, words: written.update({at.name: words}))
+    peaks = {False: 90, True: plain}
+    asked = []
+
+    def run_apart(name: str, data: Path, *, plain: bool = False) -> Measured:
+        asked.append((name, data.name, plain))
+        return Measured(90, peaks[plain])
+
+    monkeypatch.setattr(memory, "run_apart", run_apart)
+    path = tmp_path / "memory.json"
+    assert memory.main(["--cases", "sft, BF16", memory.WIDE, "--json", str(path)]) == ended
+    assert json.loads(path.read_text())["peak_ratio"] == pytest.approx(90 / plain)
+    assert written == {"usual": 8192, "wide": 151_936}
+    assert asked == [
+        ("sft, BF16", "usual", False),
+        (memory.WIDE, "wide", False),
+        (memory.WIDE, "wide", True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("peaks", "runs", "peak"),
     [([100], 1, 100), ([80, 95], 2, 95), ([60, 80, 70, 100], 3, 80), ([200], 1, 200)],
