@@ -347,14 +347,7 @@ class Jobs:
         self, pod: Any, phase: str, state: Raw, *, ready: bool, others: Raw | None = None
     ) -> None:
         containers = [
-            {
-                "name": name,
-                "image": f"registry.test/{name}:1",
-                "imageID": "",
-                "ready": ready,
-                "restartCount": 0,
-                "state": each,
-            }
+            container_status(name, each, ready=ready)
             for name, each in ((others or {}) | {"trainer": state}).items()
         ]
         conditions = [
@@ -394,3 +387,9 @@ def stage(**more: Any) -> Raw:
 def now() -> str:
     """The time as Kubernetes writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def container_status(name: str, state: Raw, *, ready: bool) -> Raw:
+    """Of a container of a pod, as the kubelet would write it."""
+    told = {"name": name, "state": state, "ready": ready, "restartCount": 0}
+    return told | {"image": f"registry.test/{name}:1", "imageID": ""}

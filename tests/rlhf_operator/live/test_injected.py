@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from admission import Policy
-from operating import Jobs, OperatorProcess, eventually, stage
+from operating import Jobs, OperatorProcess, container_status, eventually, stage
 from rank_zero import RankZero
 
 PROXY = "proxy"
@@ -24,14 +24,7 @@ def runs_unready(jobs: Jobs, pod: Any, reason: str, **sidecars: bool) -> None:
     """
     since = (datetime.now(UTC) - timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
     containers = [
-        {
-            "name": name,
-            "image": f"registry.test/{name}:1",
-            "imageID": "",
-            "ready": ready,
-            "restartCount": 0,
-            "state": {"running": {"startedAt": since}},
-        }
+        container_status(name, {"running": {"startedAt": since}}, ready=ready)
         for name, ready in (sidecars | {"trainer": True}).items()
     ]
     turned = {"Ready": False, "ContainersReady": all(sidecars.values())}

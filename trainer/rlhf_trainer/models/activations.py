@@ -18,8 +18,9 @@ from rlhf_trainer.rl.logprobs import TIME_CHUNK
 _FLOAT32_CHUNKS = 3
 """How many copies of a chunk of logits there are at once: log-softmax, softmax and gradient."""
 _DRAW = 4 * 4 + 8
+"""Bytes that drawing a token takes for each word of the vocabulary."""
 _ORDER = 4 + 2 * 8
-"""The same of putting tokens in order: a copy of the probabilities, and their running sums."""
+"""The same of putting words in order: a copy of the probabilities, and their running sums."""
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,9 @@ UNREAD_BY_SFT = (*UNREAD, *THOUGHTS, "mask", *ANSWERS, VERDICT)
 """Thoughts that lead to the response are learned with it; in pairs they may be a judge's."""
 _WRITE_IT = "write it into the prompt or the turns of messages"
 _REMEDIES = {
-    "chat_template": "one template, the model's or its field chatTemplate, writes all rows",
-    "chat_template_kwargs": "the chat template decides by itself in all rows",
-    "enable_thinking": "the chat template decides by itself in all rows",
+    "chat_template": "set chatTemplate of the model, which holds for all rows",
+    "chat_template_kwargs": "set a chatTemplate of the model that does so in all rows",
+    "enable_thinking": "set a chatTemplate of the model that does so in all rows",
 }
 _READ = ("prompt", "query", "messages", "chosen", "rejected")
 """Columns in which a stage may read the same."""
