@@ -70,6 +70,7 @@ DETERMINING: dict[StageName, Table] = {
         "minibatchSize": (None, 16),
         "updateEpochs": (1, 2),
         "rolloutMicroBatchSize": (64, 32),
+        "oldLogprobs": ("Auto", "Recompute"),
         "criticLearningRate": (5e-6, 1e-5),
         "criticWarmupSteps": (0, 5),
         "klEstimator": ("K1", "K3"),

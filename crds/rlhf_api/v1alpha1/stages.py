@@ -39,6 +39,7 @@ RewardScaling = Literal["None", "RunningStd", "RunningStdTotal", "ModelStats"]
 ValueNormalization = Literal["None", "PopArt"]
 ValueHeadInit = Literal["Keep", "Zero", "Normal"]
 TruncatedAnswers = Literal["Score", "Penalty"]
+OldLogprobs = Literal["Auto", "Recompute"]
 
 DEFAULT_PTX_COEF = 27.8
 """Of InstructGPT (Ouyang et al. 2022, appendix C.4) and DeepSpeed-Chat."""
@@ -242,8 +243,13 @@ class PPOStage(StageSpec):
     update_epochs: int = Field(1, ge=1, le=100)
     """Passes over each rollout's experience."""
     rollout_micro_batch_size: int = Field(64, ge=1, le=65536)
-    """Sequences that one rank reads or scores at a time; as many more are sampled together as the
-    estimate of memory has room for."""
+    """Sequences of the greatest length that one rank reads or scores at a time; of shorter ones
+    more are scored, and as many more are sampled together as the estimate of memory has room
+    for."""
+    old_logprobs: OldLogprobs = "Auto"
+    """Where log-probabilities of the answers come from before an update learns: Auto, from sampling
+    where they were measured at the start to be those of training to 1e-5 nats a token, in FP32
+    without topK and topP; Recompute, and Auto elsewhere, from one more pass of the actor."""
     learning_rate: float = Field(1e-6, gt=0, le=1)
     """Peak learning rate of the actor."""
     critic_learning_rate: float = Field(5e-6, gt=0, le=1)

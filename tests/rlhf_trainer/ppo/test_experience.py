@@ -65,7 +65,8 @@ class Four:
             "critic": self.critic,
             "reward_model": self.reward_model,
             "temperature": 0.7,
-            "micro_batch_size": 3,
+            "tokens": 30,
+            "ranks": tiny.ranks(),
         }
         return collect(rollout, **models | changed)
 
@@ -142,8 +143,8 @@ def test_the_reward_model_reads_the_end_that_it_knows(four: Four, rollout: Rollo
 
 
 def test_micro_batches_do_not_change_an_experience(four: Four, rollout: Rollout) -> None:
-    whole = four.collect(rollout, micro_batch_size=64)
-    split = four.collect(rollout, micro_batch_size=1)
+    whole = four.collect(rollout, tokens=1000)
+    split = four.collect(rollout, tokens=1)
     for name in ("old_logprobs", "ref_logprobs", "values"):
         close(getattr(split, name)[whole.mask], getattr(whole, name)[whole.mask])
     close(split.scores, whole.scores)
@@ -157,7 +158,7 @@ def test_models_compute_few_columns_of_padding(four: Four, rollout: Rollout) -> 
         numbers: Tensor = four.critic(*sequences)
         return numbers
 
-    four.collect(rollout, critic=critic, micro_batch_size=1)
+    four.collect(rollout, critic=critic, tokens=1)
     lengths = (rollout.prompt_lengths + rollout.response_lengths).tolist()
     assert seen == [torch.Size([1, length]) for length in sorted(lengths)]
 
@@ -190,7 +191,7 @@ def test_without_a_reward_model_scores_are_0(four: Four, rollout: Rollout) -> No
 
 
 def test_the_ratio_is_1_on_the_first_minibatch(four: Four, rollout: Rollout) -> None:
-    found = four.collect(rollout, micro_batch_size=8)
+    found = four.collect(rollout, tokens=1000)
     sequences = found.rollout.sequences
     now = four.actor(*sequences, rollout.responses.shape[1], 0.7).logprobs
     advantages = torch.randn(now.shape)
@@ -336,7 +337,7 @@ def numbered(rows: int) -> tuple[Experience, Targets]:
         wide,
     )
     scores = torch.arange(float(rows))
-    experience = Experience(rollout, wide, wide, wide, scores, {"mine": scores})
+    experience = Experience(rollout, wide, wide, wide, scores, {"mine": scores}, wide)
     return experience, Targets(wide, wide, wide)
 
 

@@ -10,11 +10,13 @@ import tiny
 import torch
 import worlds
 
+from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import CheckpointPolicy
 from rlhf_trainer.errors import SelfCheckError
 from rlhf_trainer.ppo import first_ratio, learning
 from rlhf_trainer.ppo.experience import Experience
 from rlhf_trainer.ppo.first_ratio import FirstRatio
+from rlhf_trainer.ppo.metrics import UpdateSums
 
 cases: Any = worlds.load(Path(__file__).parents[1] / "programs_engine" / "rollout_cases.py")
 
@@ -91,7 +93,8 @@ def test_the_mean_is_over_the_tokens_of_all_micro_batches(off: float, passes: bo
     tokens = float(experience.mask.sum())
     for row in range(4):
         part = experience[torch.tensor([row])]
-        logprobs = part.old_logprobs + (-1) ** row * off
+        assert part.recomputed is not None
+        logprobs = part.recomputed + (-1) ** row * off
         ratio.see(torch.where(part.mask, logprobs, 1e6), part)
     if passes:
         ratio.require_one(tokens, "FP32", tiny.ranks())
@@ -99,3 +102,17 @@ def test_the_mean_is_over_the_tokens_of_all_micro_batches(off: float, passes: bo
     else:
         with pytest.raises(SelfCheckError, match="first minibatch"):
             ratio.require_one(tokens, "FP32", tiny.ranks())
+
+
+def test_the_drift_of_the_sampler_is_that_of_an_updates_first_minibatch() -> None:
+    """Later ones have learned; what the columns after an answer's end hold means nothing."""
+    experience, sums = cases.experience(rows=4), UpdateSums()
+    for off, learned in ((0.25, False), (0.75, False), (9.0, True)):
+        if learned:
+            sums.actor_norms.append(1.0)
+        for rows in (torch.tensor([0]), torch.tensor([1, 2, 3])):
+            part = experience[rows]
+            logprobs = part.rollout.sampled_logprobs - off
+            sums.add_drift(torch.where(part.mask, logprobs, 1e6), part)
+    sums.critic, sums.critic_norms = torch.ones(2), [1.0]
+    assert sums.means(tiny.ranks())[Metric.SAMPLER_DRIFT] == pytest.approx(0.5)

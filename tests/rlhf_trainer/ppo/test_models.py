@@ -16,13 +16,14 @@ from rlhf_trainer.models import activations, memory
 from rlhf_trainer.models.heads import Logits
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.ppo import models
-from rlhf_trainer.ppo.models import Bases, load_models, wave_room
+from rlhf_trainer.ppo.models import Bases, Workload, load_models, wave_room
 from rlhf_trainer.rl import CHUNK_NUMBERS
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loading_cases.py"
 cases: Any = worlds.load(PROGRAM)
 
 ORDER = ["load_causal_model", "load_causal_model", "load_reward_base", "load_reward_model"]
+WORKLOAD = Workload(longest=16, scored=4)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
@@ -54,9 +55,10 @@ def test_rows_of_ptx_have_logits_of_tokens_that_count_or_of_all(
     assert config.ppo is not None
     bases = Bases.open(config.ppo, config, tiny.ranks())
 
-    def needed(*longest: int) -> int:
+    def needed(longest: int, *texts: int) -> int:
+        workload = Workload(longest, 1, *texts)
         with caplog.at_level(logging.INFO, logger=memory.__name__):
-            load_models(bases, config.ppo, config, tiny.ranks(), *longest)
+            load_models(bases, config.ppo, config, tiny.ranks(), workload)
         return int(caplog.records[-1].__dict__["bytes_needed"])
 
     def learning(length: int, columns: int) -> int:
@@ -91,14 +93,14 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
 
     def needed() -> int:
         with caplog.at_level(logging.INFO, logger=memory.__name__):
-            load_models(bases, config.ppo, config, tiny.ranks(), 16)
+            load_models(bases, config.ppo, config, tiny.ranks(), WORKLOAD)
         return int(caplog.records[-1].__dict__["bytes_needed"])
 
     with_work = needed()
     with patch.object(models, "_activations", lambda *given: 0):
         budget = with_work - needed()
-    logits = load_models(bases, config.ppo, config, tiny.ranks(), 16).logits
-    room = wave_room(bases.actor, config.ppo, 16, logits=logits)
+    logits = load_models(bases, config.ppo, config, tiny.ranks(), WORKLOAD).logits
+    room = wave_room(bases.actor, config.ppo, 1, WORKLOAD, logits)
     for tokens in (9, 16):
         expected = activations.rollout_rows(
             bases.actor.config, budget, "FP32", tokens, truncated=truncated
@@ -119,12 +121,13 @@ def test_texts_of_ptx_need_positions_of_the_actor_alone(tmp_path: Path, name: st
         named = replace(base, config=short, field=f"spec.stages.ppo.{name}")
         return replace(bases, **{name: named})
 
-    load_models(with_short(name), config.ppo, config, tiny.ranks(), 20, 21)
-    for short, longest in ((name, (21, 0)), ("actor", (20, 21))):
+    load_models(with_short(name), config.ppo, config, tiny.ranks(), Workload(20, 4, 21))
+    for short, longest, text in ((name, 21, 0), ("actor", 20, 21)):
+        workload = Workload(longest, 4, text)
         with pytest.raises(
             ConfigError, match=f"^spec.stages.ppo.{short}: the model takes 20 .* 21;"
         ):
-            load_models(with_short(short), config.ppo, config, tiny.ranks(), *longest)
+            load_models(with_short(short), config.ppo, config, tiny.ranks(), workload)
 
 
 @pytest.mark.parametrize("name", ["actor", "critic", "reward_model"])
@@ -142,4 +145,4 @@ def test_a_model_that_reads_padding_is_refused_before_any_is_loaded(
         size = bases.actor.size(name, trained=False)
         monkeypatch.setattr(Base, "size", lambda *_, **__: size)
     with pytest.raises(InputError, match=f"^spec.stages.ppo.{name}: .* reads padding before a row"):
-        load_models(replace(bases, **{name: named}), config.ppo, config, tiny.ranks(), 16)
+        load_models(replace(bases, **{name: named}), config.ppo, config, tiny.ranks(), WORKLOAD)

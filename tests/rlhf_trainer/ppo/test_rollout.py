@@ -300,14 +300,6 @@ def test_joined_rollouts_by_hand() -> None:
 # Interrupted
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 64])
-def test_parts_of_like_length_hold_so_many_rows(words: Path, size: int) -> None:
-    rollout = _long_and_short(words)
-    parts = rollout.by_length(size)
-    assert [len(rows) for rows, _ in parts] == [size] * (16 // size) + [16 % size] * (16 % size > 0)
-    _hold_every_row_once_and_no_column_of_padding(rollout, parts)
-
-
 @pytest.mark.parametrize("tokens", [20, 33, 64, 1000])
 def test_parts_within_a_budget_hold_so_many_tokens(words: Path, tokens: int) -> None:
     rollout = _long_and_short(words)

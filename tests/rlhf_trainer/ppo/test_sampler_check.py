@@ -22,26 +22,35 @@ from rlhf_trainer.models.engine import PlacedModel
 from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.ppo import collection, sampler_check
 from rlhf_trainer.ppo.collection import Collector
-from rlhf_trainer.ppo.sampler_check import drift_refusal, with_exact_sampler
+from rlhf_trainer.ppo.health import Health
+from rlhf_trainer.ppo.popart import ReturnScale
+from rlhf_trainer.ppo.sampler_check import (
+    drift_of,
+    may_serve_as_old,
+    with_exact_sampler,
+)
 from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler
 from rlhf_trainer.ppo.self_checks import check_rollout, short_sampling
+from rlhf_trainer.ppo.state import State
+from rlhf_trainer.rl import Moments
 
 CASES: Any = worlds.load(Path(__file__).parents[1] / "programs_engine" / "self_check_cases.py")
 
 
-def collector(folder: Path, model: Any, precision: str = "FP32") -> Collector:
+def collector(folder: Path, model: Any, precision: str = "FP32", **changed: Any) -> Collector:
     """As the stage has it, as far as the check looks at it."""
     actor = Actor(model).eval()
     parts: Any = SimpleNamespace(actor=PlacedModel(actor, actor, zero_stage=0))
     nothing: Any = None
     return Collector(
-        CASES.spec(folder, precision=precision),
+        CASES.spec(folder, precision=precision, **changed),
         tiny.ALONE,
         nothing,
         parts,
-        nothing,
+        State(0.1, Moments(), ReturnScale(), Health()),
         nothing,
         CASES.SAMPLING,
+        first_step=0,
     )
 
 
@@ -77,6 +86,7 @@ def test_a_sound_model_is_decoded(
     model = tiny.causal_model(words, "gpt2", settings)
     found = with_exact_sampler(collector(tmp_path, model, precision), CASES.PROMPTS)
     assert found.decodes
+    assert found.state.sampled_logprobs == (precision == "FP32")
     assert isinstance(found.sampler(found.models.actor), DecodingSampler)
     assert not caplog.records
 
@@ -104,6 +114,7 @@ def test_a_model_that_is_decoded_wrongly_is_left_to_generate(
     model = replaced(tiny.causal_model(words, "llama"), change)
     found = with_exact_sampler(collector(tmp_path, model), CASES.PROMPTS)
     assert not found.decodes
+    assert found.state.sampled_logprobs is False
     assert isinstance(found.sampler(found.models.actor), GenerateSampler)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -150,11 +161,29 @@ def test_the_mean_over_tokens_is_judged(tmp_path: Path, change: float, refused: 
     # All of it at one token, the second of the third answer.
     told[2, 1] -= change * int(rollout.response_mask.sum())
     model: Any = Told(told)
-    reason = drift_refusal(rollout, PlacedModel(model, model, 0), subject)
+    reason = drift_of(rollout, PlacedModel(model, model, 0), subject).refusal("FP32")
     assert (reason is not None) == refused
     if reason is not None:
         prompt = int(rollout.prompt_lengths[2])
         assert f"at token 2 of the answer to a prompt of {prompt} tokens" in reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "drift", "serves"),
+    [
+        ({}, 0.9e-5, True),
+        ({}, 1e-5, False),
+        ({}, math.inf, False),
+        ({"precision": "BF16"}, 0.0, False),
+        ({"top_k": 3}, 0.0, False),
+        ({"top_p": 0.99}, 0.0, False),
+        ({"old_logprobs": "Recompute"}, 0.0, False),
+    ],
+)
+def test_what_is_sampled_serves_as_old_where_it_is_the_same(
+    tmp_path: Path, changed: dict[str, Any], drift: float, serves: bool
+) -> None:
+    assert may_serve_as_old(CASES.spec(tmp_path, **changed), drift) == serves
 
 
 def test_bounds_are_those_that_are_documented() -> None:

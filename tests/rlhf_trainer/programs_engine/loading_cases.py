@@ -48,5 +48,5 @@ def loaded(ranks: Ranks, folder: Path, zero_stage: int) -> list[tuple[str, int, 
         for name in ("train", "freeze"):
             patch.setattr(models, name, placing(name))
         bases = models.Bases.open(config.ppo, config, ranks)
-        models.load_models(bases, config.ppo, config, ranks, longest=16)
+        models.load_models(bases, config.ppo, config, ranks, models.Workload(16, 4))
     return told

@@ -146,6 +146,7 @@ def experience(
         ref_logprobs=numbers(1.0),
         values=numbers(2.0),
         scores=3.0 * torch.randn(rows, generator=draw),
+        recomputed=numbers(1.0),
     )
 
 
@@ -198,7 +199,8 @@ def evaluation(ranks: Ranks, folder: Path, prompts: int) -> Any:
                 critic=scalar,
                 reward_model=scalar,
                 temperature=1.0,
-                micro_batch_size=4,
+                tokens=30,
+                ranks=ranks,
             )
 
     torch.manual_seed(99)

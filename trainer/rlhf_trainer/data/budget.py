@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from rlhf_api.v1alpha1.stages import StageSpec
+from rlhf_api.v1alpha1.stages import PPOStage, StageSpec
 
 T = TypeVar("T")
 
@@ -22,6 +22,11 @@ CPU as measured with a small model, on a GPU about what it needs to be busy."""
 def token_budget(spec: StageSpec) -> int:
     """Tokens of one forward and backward pass on one rank."""
     return spec.micro_batch_tokens or spec.micro_batch_size * spec.most_row_tokens
+
+
+def scoring_budget(spec: PPOStage) -> int:
+    """Tokens of one pass over a rollout that nothing is learned from."""
+    return spec.rollout_micro_batch_size * spec.most_row_tokens
 
 
 def micro_batches(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf_api.metrics import Phase
 from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.data.budget import scoring_budget
 from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import PlacedModel, gathered_once, may_gather
@@ -30,6 +31,7 @@ class Collector:
     """The models, the rewards and how answers are sampled.
 
     Attributes:
+        first_step: the step that this attempt begins at.
         decodes: whether our own decode loop samples, and not `generate`.
     """
 
@@ -40,6 +42,7 @@ class Collector:
     state: State
     rewards: Rewards
     sampling: Sampling
+    first_step: int
     decodes: bool = True
 
     def collect(self, prompts: Sequence[Sequence[int]]) -> tuple[Experience, list[str]]:
@@ -57,24 +60,47 @@ class Collector:
             rollout = self.sampler(self.models.actor).sample(prompts, seeds)
             loop.stop_if_asked(inside_step=True)
         with loop.reporter.phase(Phase.SCORING):
-            experience = self.evaluated(rollout, self.models.actor)
+            experience = self._evaluated(
+                rollout,
+                self.models.actor,
+                sampled=self._takes_sampled,
+                recomputed=self._recomputes,
+            )
             # A request to stop cuts rewards short as well.
             loop.stop_if_asked(inside_step=True)
             # Asked for here, since a device is still at work on it.
             numbers = experience.numbers(self.spec.kl_estimator, self.state.kl_coef)
             return experience, spoilt_on_any(self.ranks, numbers)
 
+    @property
+    def _takes_sampled(self) -> bool:
+        return self.decodes and bool(self.state.sampled_logprobs)
+
+    @property
+    def _recomputes(self) -> bool:
+        """Whether the actor evaluates the next rollout: always, if it has to; and where nothing
+        else would show the sampler's drift, or that the ratio of an attempt begins at 1."""
+        until = max(self.first_step, self.spec.critic_warmup_steps)
+        return not self._takes_sampled or self.loop.step <= until
+
     def evaluated(self, rollout: Rollout, actor: PlacedModel) -> Experience:
         """What all models say of a rollout, `actor` in the place of the policy."""
+        return self._evaluated(rollout, actor, sampled=False, recomputed=True)
+
+    def _evaluated(
+        self, rollout: Rollout, actor: PlacedModel, *, sampled: bool, recomputed: bool
+    ) -> Experience:
         scale = self.state.returns
         experience = collect(
             rollout,
-            actor=actor,
+            actor=actor if recomputed else None,
             reference=self.models.reference,
             critic=lambda *inputs: scale.denormalized(self.models.critic(*inputs)),
             reward_model=self.models.reward_model,
             temperature=self.spec.temperature,
-            micro_batch_size=self.spec.rollout_micro_batch_size,
+            tokens=scoring_budget(self.spec),
+            ranks=self.ranks,
+            sampled=sampled,
             score_end=self.models.score_end,
         )
         return self.rewards.scored(experience)

@@ -25,7 +25,7 @@ from rlhf_trainer.rl import (
     token_rewards,
     whiten,
 )
-from rlhf_trainer.run.distributed import Ranks, gather_objects, reduce_max
+from rlhf_trainer.run.distributed import Ranks, filled, gather_objects, reduce_max
 
 SCORES = "scores"
 """What rewards gave, among the names of an experience's numbers."""
@@ -38,8 +38,9 @@ class Experience:
 
     Shapes: old_logprobs, ref_logprobs, values Float[batch, response]; scores Float[batch], as the
     reward model or the weighted sum of rewards gave them; rewards Float[batch] by name, before
-    their weights, empty where the stage names none. Columns after a response's end hold numbers
-    that mean nothing.
+    their weights, empty where the stage names none; recomputed Float[batch, response], the actor's
+    log-probabilities by the training engine, None where it was not asked. Columns after a
+    response's end hold numbers that mean nothing.
     """
 
     rollout: Rollout
@@ -48,6 +49,7 @@ class Experience:
     values: Tensor
     scores: Tensor
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
+    recomputed: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -63,6 +65,7 @@ class Experience:
             self.values[rows],
             self.scores[rows],
             {name: scores[rows] for name, scores in self.rewards.items()},
+            None if self.recomputed is None else self.recomputed[rows],
         )
 
     def within(self, tokens: int) -> list[tuple[Tensor, "Experience"]]:
@@ -79,6 +82,7 @@ class Experience:
             old_logprobs=self.old_logprobs[:, :width],
             ref_logprobs=self.ref_logprobs[:, :width],
             values=self.values[:, :width],
+            recomputed=None if self.recomputed is None else self.recomputed[:, :width],
         )
 
     def kl(self, estimator: str = "K1") -> Tensor:
@@ -131,44 +135,56 @@ class Targets:
 def collect(
     rollout: Rollout,
     *,
-    actor: Callable[..., Any],
+    actor: Callable[..., Any] | None,
     reference: Callable[..., Any],
     critic: Callable[..., Any],
     reward_model: Callable[..., Any] | None,
     temperature: float,
-    micro_batch_size: int,
+    tokens: int,
+    ranks: Ranks,
+    sampled: bool = False,
     score_end: int | None = None,
 ) -> Experience:
     """Evaluate all models on a rollout; scores are 0 where there is no reward model.
 
+    Rows of like length share a pass of at most so many `tokens`, padding included; all ranks call
+    together and make equally many.
+
     `score_end` is the token that a reward model knows answers to end with: it stands for whatever
     ended one, for the score alone. What was cut off ends as it is.
 
-    Old log-probabilities are computed by the training engine and not taken from the sampler, so
-    that the probability ratio of unchanged weights is 1 whatever the sampler's numerics.
+    Old log-probabilities are computed by the training engine, so that the probability ratio of
+    unchanged weights is 1 whatever the sampler's numerics; or they are those of sampling
+    (`sampled`), where these are the same, and then there need be no `actor`.
     """
-    parts = rollout.by_length(micro_batch_size)
+    own = rollout.within(tokens)
+    first, of_first = own[0]
     columns: list[tuple[Tensor, ...]] = []
-    for _, rows in parts:
+    for (_, rows), counts in filled(own, (first[:1], of_first[:1]), ranks):
         sequences, width = rows.sequences, rows.responses.shape[1]
-        columns.append(
+        numbers = (
             (
-                actor(*sequences, width, temperature).logprobs,
-                reference(*sequences, width, temperature).logprobs,
-                response_values(critic, rows),
-                (
-                    torch.zeros(len(rows.responses), device=rows.responses.device)
-                    if reward_model is None
-                    else last_scores(reward_model, rows, score_end)
-                ),
-            )
+                rows.sampled_logprobs
+                if actor is None
+                else actor(*sequences, width, temperature).logprobs
+            ),
+            reference(*sequences, width, temperature).logprobs,
+            response_values(critic, rows),
+            (
+                torch.zeros(len(rows.responses), device=rows.responses.device)
+                if reward_model is None
+                else last_scores(reward_model, rows, score_end)
+            ),
         )
-    places = [rows for rows, _ in parts]
-    old_logprobs, ref_logprobs, values, scores = (
-        _in_place(places, numbers, rollout.responses.shape)
-        for numbers in zip(*columns, strict=True)
+        if counts:
+            columns.append(numbers)
+    places = [rows for rows, _ in own]
+    logprobs, ref_logprobs, values, scores = (
+        _in_place(places, column, rollout.responses.shape) for column in zip(*columns, strict=True)
     )
-    return Experience(rollout, old_logprobs, ref_logprobs, values, scores)
+    old_logprobs = rollout.sampled_logprobs if sampled else logprobs
+    recomputed = None if actor is None else logprobs
+    return Experience(rollout, old_logprobs, ref_logprobs, values, scores, recomputed=recomputed)
 
 
 def _in_place(places: Sequence[Tensor], parts: Sequence[Tensor], shape: torch.Size) -> Tensor:

@@ -1,7 +1,8 @@
 """Whether the probability ratio is 1 where PPO first learns: on the first minibatch of an attempt.
 
 Called by `learning`. No optimizer has stepped since the rollout, so that the log-probabilities that
-the update itself computes are those that the experience holds. The test of Huang et al., "The 37
+the update itself computes are those that the experience holds, as the training engine evaluated it.
+The test of Huang et al., "The 37
 Implementation Details of Proximal Policy Optimization", 2022. Nothing here is done in later
 minibatches.
 """
@@ -49,7 +50,8 @@ class FirstRatio:
         """
         if self.passed:
             return
-        change = (logprobs.detach() - micro.old_logprobs).abs()
+        assert micro.recomputed is not None
+        change = (logprobs.detach() - micro.recomputed).abs()
         total = torch.where(micro.mask, change, 0.0).sum(dtype=torch.float64)
         self._sum = total if self._sum is None else self._sum + total
 

@@ -129,6 +129,7 @@ class Learner:
         )
         if at.counts:
             self.first_ratio.see(statistics.logprobs, micro)
+            sums.add_drift(statistics.logprobs, micro)
         policy = policy_loss(
             statistics.logprobs,
             micro.old_logprobs,

@@ -37,6 +37,13 @@ class CriticSums(NamedTuple):
     value_loss: float
 
 
+class DriftSums(NamedTuple):
+    """Over the tokens of the first minibatch, before any optimizer has stepped."""
+
+    tokens: float
+    drift: float
+
+
 @dataclass
 class UpdateSums:
     """What the minibatches of an update add up to, on one rank.
@@ -47,12 +54,14 @@ class UpdateSums:
     Attributes:
         actor: Float[6], as `ActorSums` has them.
         critic: Float[2], as `CriticSums` has them.
+        drift: Float[2], as `DriftSums` has them.
         actor_norms: norms of the actor's gradients, one a step.
         critic_norms: the same of the critic.
     """
 
     actor: Tensor = field(default_factory=lambda: _zeros(ActorSums._fields))
     critic: Tensor = field(default_factory=lambda: _zeros(CriticSums._fields))
+    drift: Tensor = field(default_factory=lambda: _zeros(DriftSums._fields))
     actor_norms: list[float] = field(default_factory=list)
     critic_norms: list[float] = field(default_factory=list)
 
@@ -73,10 +82,20 @@ class UpdateSums:
         loss = value.loss.detach().double() * tokens
         self.critic = self.critic.to(loss.device) + torch.stack([value.tokens, loss])
 
+    def add_drift(self, logprobs: Tensor, micro: Experience) -> None:
+        """Compare what sampling gave with Float[batch, response] of the update, while weights are
+        those that sampled."""
+        if self.actor_norms:
+            return
+        drift = (logprobs.detach() - micro.rollout.sampled_logprobs).abs().double()
+        sums = [micro.mask.sum(), torch.where(micro.mask, drift, 0.0).sum()]
+        self.drift = self.drift.to(drift.device) + torch.stack(sums)
+
     def means(self, ranks: Ranks) -> dict[Metric, float]:
         """Means over all ranks; of the actor only where it learned."""
         actor = ActorSums(*reduce_sum(self.actor.tolist(), ranks))
         critic = CriticSums(*reduce_sum(self.critic.tolist(), ranks))
+        drift = DriftSums(*reduce_sum(self.drift.tolist(), ranks))
         means = {
             Metric.CRITIC_LOSS: critic.value_loss / critic.tokens,
             Metric.CRITIC_GRADIENT_NORM: float(np.mean(self.critic_norms)),
@@ -90,6 +109,8 @@ class UpdateSums:
                 Metric.ENTROPY: actor.entropy / actor.tokens,
                 Metric.GRADIENT_NORM: float(np.mean(self.actor_norms)),
             }
+        if drift.tokens:
+            means[Metric.SAMPLER_DRIFT] = drift.drift / drift.tokens
         return means
 
 
@@ -98,15 +119,17 @@ def _zeros(names: Sequence[str]) -> Tensor:
 
 
 def rollout_metrics(experience: Experience, targets: Targets, ranks: Ranks) -> dict[Metric, float]:
-    """What the rollout was like, over all ranks."""
+    """What the rollout was like, over all ranks.
+
+    Of the sampler's drift there is more to say where the actor learns (`UpdateSums.means`).
+    """
     rollout, mask = experience.rollout, experience.mask
     every = torch.ones_like(rollout.ended)
     scores = global_moments(experience.scores, every, ranks)
     returns = global_moments(targets.returns, mask, ranks)
     advantages = global_moments(targets.advantages, mask, ranks)
     residuals = global_moments(targets.returns - experience.values, mask, ranks)
-    drift = global_moments((rollout.sampled_logprobs - experience.old_logprobs).abs(), mask, ranks)
-    return {
+    metrics = {
         Metric.REWARD: scores.mean,
         Metric.REWARD_STD: scores.variance**0.5,
         **_answer_metrics(experience, ranks),
@@ -118,8 +141,11 @@ def rollout_metrics(experience: Experience, targets: Targets, ranks: Ranks) -> d
         Metric.EXPLAINED_VARIANCE: (
             explained_variance(residuals, returns) if returns.variance > 0 else 0.0
         ),
-        Metric.SAMPLER_DRIFT: drift.mean,
     }
+    if experience.recomputed is not None:
+        drift = (rollout.sampled_logprobs - experience.recomputed).abs()
+        metrics[Metric.SAMPLER_DRIFT] = global_moments(drift, mask, ranks).mean
+    return metrics
 
 
 def refused_metrics(experience: Experience, ranks: Ranks) -> dict[Metric, float]:

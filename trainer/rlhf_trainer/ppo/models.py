@@ -10,7 +10,7 @@ from functools import partial
 from torch import nn
 
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
-from rlhf_trainer.data.budget import token_budget
+from rlhf_trainer.data.budget import scoring_budget, token_budget
 from rlhf_trainer.models.activations import (
     MicroBatch,
     allowance,
@@ -116,14 +116,29 @@ class Models:
     logits: Logits = Logits.ALL
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What the rows of a stage ask of its models.
+
+    Attributes:
+        longest: tokens of the longest sequence, prompt and response.
+        scored: sequences that a rank scores after one another, of a rollout or held-out ones.
+        longest_text: tokens of the longest row of `ptxDataset`.
+        most_text_loss_tokens: of the row of `ptxDataset` that has most tokens with a loss.
+    """
+
+    longest: int
+    scored: int
+    longest_text: int = 0
+    most_text_loss_tokens: int = 0
+
+
 def load_models(
     bases: Bases,
     spec: PPOStage,
     config: StageConfig,
     ranks: Ranks,
-    longest: int,
-    longest_text: int = 0,
-    most_text_loss_tokens: int = 0,
+    workload: Workload,
     settings: ModelSettings | None = None,
 ) -> Models:
     """Load all models onto this rank's device and wrap those that learn.
@@ -133,9 +148,7 @@ def load_models(
         spec: the stage.
         config: how much memory there is.
         ranks: every rank must call.
-        longest: tokens of the longest sequence, prompt and response.
-        longest_text: tokens of the longest row of `ptxDataset`.
-        most_text_loss_tokens: of the row of `ptxDataset` that has most tokens with a loss.
+        workload: what they are asked for.
         settings: how they are loaded; as the stage says by default.
 
     Raises:
@@ -146,12 +159,10 @@ def load_models(
     """
     settings = settings or ModelSettings.of(spec)
     sizes = _sizes(bases, spec, settings)
-    _check(bases, spec, settings, longest, longest_text)
+    _check(bases, spec, settings, workload)
     logits = fewest_logits(bases.actor, settings)
-    columns = longest_text if logits is Logits.ALL else most_text_loss_tokens
-    lengths = longest, longest_text, columns
-    learning, texts = _passes(bases.actor, spec, config.world_size, *lengths, logits)
-    check_memory(config, ranks, sizes, _activations(bases.actor, spec, learning, texts))
+    work = _activations(bases.actor, spec, config.world_size, workload, logits)
+    check_memory(config, ranks, sizes, work)
     return _load(bases, spec, settings, ranks, logits)
 
 
@@ -169,15 +180,13 @@ def _sizes(bases: Bases, spec: PPOStage, settings: ModelSettings) -> list[ModelS
     return sizes
 
 
-def _check(
-    bases: Bases, spec: PPOStage, settings: ModelSettings, longest: int, longest_text: int
-) -> None:
+def _check(bases: Bases, spec: PPOStage, settings: ModelSettings, workload: Workload) -> None:
     """See that the models can do what is asked of them, before any weights are read."""
     lengths = f"{FIELD}.maxPromptLength or {FIELD}.maxResponseLength"
     for base in filter(None, (bases.actor, bases.reward_model, bases.critic)):
-        base.require_positions(longest, lengths)
+        base.require_positions(workload.longest, lengths)
     # The actor alone reads the texts of `ptxDataset`.
-    bases.actor.require_positions(longest_text, lengths)
+    bases.actor.require_positions(workload.longest_text, lengths)
     # A reward model may read a whole answer at once; who writes it, and who values its parts, not.
     for base in {bases.actor.field: bases.actor, bases.critic.field: bases.critic}.values():
         check_model(base, settings, left_padding=True)
@@ -190,49 +199,40 @@ def _check(
 def wave_room(
     actor: Base,
     spec: PPOStage,
-    longest: int,
-    longest_text: int = 0,
-    most_text_loss_tokens: int = 0,
-    world_size: int = 1,
-    logits: Logits = Logits.ALL,
+    world_size: int,
+    workload: Workload,
+    logits: Logits,
 ) -> Callable[[int], int]:
     """How many rows of so many tokens are decoded together, within what the estimate of memory sets
     aside: nothing learns meanwhile.
 
     What a stage samples does not depend on how much memory happens to be free.
     """
-    lengths = longest, longest_text, most_text_loss_tokens
-    learning, texts = _passes(actor, spec, world_size, *lengths, logits)
-    budget = _activations(actor, spec, learning, texts)
+    budget = _activations(actor, spec, world_size, workload, logits)
     truncated = spec.top_k > 0 or spec.top_p < 1
     return partial(rollout_rows, actor.config, budget, spec.precision, truncated=truncated)
 
 
-def _passes(
-    actor: Base,
-    spec: PPOStage,
-    world_size: int,
-    longest: int,
-    longest_text: int,
-    text_columns: int,
-    logits: Logits,
-) -> tuple[MicroBatch, MicroBatch]:
-    """The largest passes that learn: from responses, and from texts with so many logits a row."""
-    rows = (spec.minibatch_size or spec.batch_size) // world_size
-    tokens, columns = token_budget(spec), spec.max_response_length + 1
-    eager = attends_eagerly(actor.config, spec.attention_implementation)
-    in_chunks = logits is Logits.HEAD
-    fullest = partial(MicroBatch.fullest, tokens, rows, in_chunks=in_chunks, eager=eager)
-    return fullest(longest, columns), fullest(longest_text, text_columns)
-
-
-def _activations(actor: Base, spec: PPOStage, learning: MicroBatch, texts: MicroBatch) -> int:
-    """Bytes of the largest of its passes, of which there is one at a time."""
-    scoring = replace(learning, sequences=spec.rollout_micro_batch_size)
+def _activations(
+    actor: Base, spec: PPOStage, world_size: int, workload: Workload, logits: Logits
+) -> int:
+    """Bytes of the largest of its passes, of which there is one at a time: those that learn, from
+    responses and from texts, and those that score."""
+    fullest = partial(
+        MicroBatch.fullest,
+        in_chunks=logits is Logits.HEAD,
+        eager=attends_eagerly(actor.config, spec.attention_implementation),
+    )
+    rows, tokens = (spec.minibatch_size or spec.batch_size) // world_size, token_budget(spec)
+    longest, columns = workload.longest, spec.max_response_length + 1
+    text = workload.longest_text
+    text_columns = text if logits is Logits.ALL else workload.most_text_loss_tokens
+    learning = fullest(tokens, rows, longest, columns), fullest(tokens, rows, text, text_columns)
+    scoring = fullest(scoring_budget(spec), workload.scored, longest, columns)
     return max(
         *(
             allowance(actor.config, work, spec.precision, checkpointing=spec.gradient_checkpointing)
-            for work in (learning, texts)
+            for work in learning
         ),
         evaluation_allowance(actor.config, scoring, spec.precision),
     )

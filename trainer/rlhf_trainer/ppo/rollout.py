@@ -59,28 +59,12 @@ class Rollout:
         """Some of the rows, by a slice or by Long[n] indices."""
         return Rollout(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
 
-    def by_length(self, size: int) -> list[tuple[Tensor, "Rollout"]]:
-        """Rows of like length together, `size` at a time, without columns that are padding in all.
-
-        Each part comes with the Long[n] indices of its rows. How many parts there are does not
-        depend on lengths: ranks make equally many passes.
-        """
-        lengths = torch.stack([self.prompt_lengths, self.response_lengths])
-        order = lengths.sum(dim=0).argsort(stable=True)
-        # One look at the device for all parts.
-        prompts, responses = lengths[:, order].tolist()
-        return [
-            (
-                order[start : start + size],
-                self[order[start : start + size]]._narrowed(
-                    max(prompts[start : start + size]), max(responses[start : start + size])
-                ),
-            )
-            for start in range(0, len(order), size)
-        ]
-
     def within(self, tokens: int) -> list[tuple[Tensor, "Rollout"]]:
-        """As `by_length`, with rows in each part that `tokens` hold, padding included."""
+        """Rows of like length together, as many as `tokens` hold with their padding.
+
+        Each part comes with the Long[n] indices of its rows, and has no column that is padding in
+        all of them. How many parts there are depends on lengths, and so on the rank.
+        """
         lengths = torch.stack([self.prompt_lengths, self.response_lengths], dim=1)
         order = lengths.sum(dim=1).argsort(stable=True)
         # One look at the device for all parts.

@@ -1,4 +1,5 @@
-"""Whether our own decode loop samples what the actor computes; where not, `generate` samples.
+"""Whether our own decode loop samples what the actor computes; where not, `generate` samples. And
+whether the loop's log-probabilities are the actor's, so that no pass has to compute them anew.
 
 Called by the PPO stage once at each start, before the self-checks. All ranks decode equally much
 and come to the same verdict.
@@ -8,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -25,13 +27,50 @@ logger = logging.getLogger(__name__)
 
 DRIFT_BOUND = {"FP32": 1e-4, "BF16": 0.02}
 """Largest mean |difference of log-probabilities| in nats a token, by precision."""
+SAME_LOGPROBS = 1e-5
+"""Below this mean in FP32 log-probabilities of sampling may serve as those of training."""
+
+
+class Drift(NamedTuple):
+    """How far sampling is from one plain forward pass.
+
+    Attributes:
+        mean: |difference of log-probabilities| in nats a token, of the rank where it is largest.
+        place: where on this rank it is largest, for messages.
+    """
+
+    mean: float
+    place: str
+
+    def refusal(self, precision: str) -> str | None:
+        """Why such a loop is not used; None where it is."""
+        if self.mean <= DRIFT_BOUND[precision]:
+            return None
+        return (
+            "self-check decoding: mean |difference of log pi| between the decode loop and one "
+            f"forward pass is {self.mean:.3g} nats a token, more than {DRIFT_BOUND[precision]:g} "
+            f"in {precision}, on this rank most {self.place}"
+        )
 
 
 def with_exact_sampler(collector: Collector, prompts: Sequence[Prompt]) -> Collector:
-    """The same collector, which samples by `generate` where a warning says why."""
-    reason = _refusal(collector, prompts)
+    """The same collector, which samples by `generate` where a warning says why.
+
+    Unless a checkpoint has brought it, its state learns whether log-probabilities of sampling serve
+    as old ones.
+    """
+    spec, state = collector.spec, collector.state
+    drift, reason = _looked_at(collector, prompts)
     # One rank's reason is every rank's: they must sample alike.
-    if not any_rank(collector.ranks, reason is not None):
+    decodes = not any_rank(collector.ranks, reason is not None)
+    if state.sampled_logprobs is None:
+        state.sampled_logprobs = decodes and may_serve_as_old(spec, drift)
+        logger.info(
+            "log-probabilities of sampling are %.1e nats a token from those of training; they %s",
+            drift,
+            "serve as old ones" if state.sampled_logprobs else "are computed anew",
+        )
+    if decodes:
         return collector
     logger.warning(
         "%s.model: %s; answers are sampled by transformers' generate, which is slower: it computes "
@@ -42,36 +81,44 @@ def with_exact_sampler(collector: Collector, prompts: Sequence[Prompt]) -> Colle
     return replace(collector, decodes=False)
 
 
-def _refusal(collector: Collector, prompts: Sequence[Prompt]) -> str | None:
+def may_serve_as_old(spec: PPOStage, drift: float) -> bool:
+    """Whether KL, rewards and advantages may be made of log-probabilities of sampling that are on
+    average `drift` nats off."""
+    all_tokens = spec.top_k == 0 and spec.top_p == 1
+    asked = spec.old_logprobs == "Auto"
+    return asked and all_tokens and spec.precision == "FP32" and drift < SAME_LOGPROBS
+
+
+def _looked_at(collector: Collector, prompts: Sequence[Prompt]) -> tuple[float, str | None]:
+    """How far the decode loop is off on any rank, and why this rank does not use it."""
     actor = collector.models.actor
     model = policy_model(actor)
     if not selects_rows(model):
-        return f"rows of what {type(model).__name__} keeps of its past cannot be left out"
+        return math.inf, (
+            f"rows of what {type(model).__name__} keeps of its past cannot be left out"
+        )
     sampler = collector.sampler(actor, short_sampling(collector.sampling))
     try:
         rollout = check_rollout(sampler, prompts, collector.spec, collector.ranks)
     except CacheError as error:
-        return f"{type(model).__name__} cannot be decoded token by token: {error}"
-    return drift_refusal(rollout, actor, collector)
+        return math.inf, f"{type(model).__name__} cannot be decoded token by token: {error}"
+    drift = drift_of(rollout, actor, collector)
+    return drift.mean, drift.refusal(collector.spec.precision)
 
 
 @torch.no_grad()
-def drift_refusal(rollout: Rollout, actor: PlacedModel, collector: Collector) -> str | None:
-    """Why sampled log-probabilities are not those of one plain forward pass; None if they are."""
-    spec: PPOStage = collector.spec
+def drift_of(rollout: Rollout, actor: PlacedModel, collector: Collector) -> Drift:
+    """How far sampled log-probabilities are from those of one plain forward pass."""
     width = rollout.responses.shape[1]
-    expected = actor(*rollout.sequences, width, spec.temperature).logprobs
+    expected = actor(*rollout.sequences, width, collector.spec.temperature).logprobs
     difference = (rollout.sampled_logprobs - expected).abs()
     difference = torch.where(rollout.response_mask, difference, 0.0)
     mean = float(difference.sum() / rollout.response_mask.sum())
     # A maximum over ranks would pass over NaN.
     worst = reduce_max([mean if math.isfinite(mean) else math.inf], collector.ranks)[0]
-    if worst <= DRIFT_BOUND[spec.precision]:
-        return None
     row, token = divmod(int(difference.nan_to_num(nan=math.inf).argmax()), width)
-    return (
-        "self-check decoding: mean |difference of log pi| between the decode loop and one forward "
-        f"pass is {worst:.3g} nats a token, more than {DRIFT_BOUND[spec.precision]:g} in "
-        f"{spec.precision}, on this rank most ({float(difference[row, token]):.3g}) at token "
-        f"{token + 1} of the answer to a prompt of {int(rollout.prompt_lengths[row])} tokens"
+    return Drift(
+        worst,
+        f"({float(difference[row, token]):.3g}) at token {token + 1} of the answer to a prompt of "
+        f"{int(rollout.prompt_lengths[row])} tokens",
     )

@@ -23,6 +23,8 @@ class State:
     """What the critic's values are in units of."""
     health: Health
     """What was seen so far that verdicts rest on."""
+    sampled_logprobs: bool | None = None
+    """Whether log-probabilities of sampling serve as old ones; None until that was measured."""
 
     def to_document(self) -> dict[str, Any]:
         """JSON values."""
@@ -31,6 +33,7 @@ class State:
             "scoreMoments": self.score_moments.to_dict(),
             "returns": self.returns.to_dict(),
             "health": self.health.to_document(),
+            "sampledLogprobs": self.sampled_logprobs,
         }
 
     def load(self, document: Mapping[str, Any]) -> None:
@@ -40,3 +43,5 @@ class State:
             self.score_moments = Moments.from_dict(document["scoreMoments"])
             self.returns = ReturnScale.from_dict(document["returns"])
             self.health.load(document["health"])
+            # A run goes on as it began, whatever is measured now.
+            self.sampled_logprobs = document.get("sampledLogprobs", False)

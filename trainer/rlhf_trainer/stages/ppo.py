@@ -7,8 +7,9 @@ et al. 2022; the formulas stand in `rl`.)
 Departures from the published systems, each a defect found in one of them (docs/ppo.md names them):
 responses end at EOS and are never forced to the maximum; EOS is an action that carries the score, a
 policy loss and a value loss; masks come from lengths; dropout is off; old log-probabilities are
-recomputed by the training engine; advantages are normalised over the real tokens of all ranks;
-losses are sums over global token counts; a rank never drops a row.
+recomputed by the training engine, unless the sampler's are measured to be the same; advantages are
+normalised over the real tokens of all ranks; losses are sums over global token counts; a rank never
+drops a row.
 
 Run by `python -m rlhf_trainer.launch stage.json`.
 """
@@ -46,7 +47,7 @@ from rlhf_trainer.ppo.guardrails import heed, obey
 from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.learning import Learner
 from rlhf_trainer.ppo.metrics import refused_metrics, rollout_metrics
-from rlhf_trainer.ppo.models import FIELD, Bases, load_models, wave_room
+from rlhf_trainer.ppo.models import FIELD, Bases, Workload, load_models, wave_room
 from rlhf_trainer.ppo.popart import ReturnScale, follow
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.ppo.rewards import Rewards, mean_rewards
@@ -90,11 +91,11 @@ def _train(
         )
         ptx = PTX.read(spec, bases.actor, inputs)
     # 2. The models.
-    longest = _longest([*prompts, *(held_out or ())], spec)
-    texts = (0, 0) if ptx is None else (ptx.longest, ptx.most_loss_tokens)
-    settings = ModelSettings.of(spec, reporter.note)
-    models = load_models(bases, spec, config, ranks, longest, *texts, settings)
-    room = wave_room(bases.actor, spec, longest, *texts, config.world_size, models.logits)
+    workload = _workload(spec, config, prompts, held_out or (), ptx)
+    models = load_models(
+        bases, spec, config, ranks, workload, ModelSettings.of(spec, reporter.note)
+    )
+    room = wave_room(bases.actor, spec, config.world_size, workload, models.logits)
     sampling = replace(sampling, room=room)
     steps = ActorSteps.of(models.actor, spec, ptx, ranks)
     state = State(spec.kl_coef, Moments(), ReturnScale(), Health(config.guardrails))
@@ -111,7 +112,7 @@ def _train(
         verdicts=lambda: state.health.verdicts,
     )
     _resume(loop, state, steps)
-    collector = Collector(spec, ranks, loop, models, state, rewards, sampling)
+    collector = Collector(spec, ranks, loop, models, state, rewards, sampling, loop.step)
     collector = _checked(collector, prompts)
     learner = Learner(spec, ranks, loop, models.critic, steps, state)
     # 3. Learn.
@@ -147,9 +148,20 @@ def _sampling(spec: PPOStage, base: Base) -> Sampling:
     )
 
 
-def _longest(prompts: Sequence[Prompt], spec: PPOStage) -> int:
-    """Tokens of the longest prompt with the longest response."""
-    return max(len(prompt.tokens) for prompt in prompts) + spec.max_response_length
+def _workload(
+    spec: PPOStage,
+    config: StageConfig,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    ptx: PTX | None,
+) -> Workload:
+    """The longest prompt with the longest response, and how many of them there are at once."""
+    longest = max(len(prompt.tokens) for prompt in (*prompts, *held_out))
+    return Workload(
+        longest + spec.max_response_length,
+        -(-max(spec.batch_size, len(held_out)) // config.world_size),
+        *((0, 0) if ptx is None else (ptx.longest, ptx.most_loss_tokens)),
+    )
 
 
 def _checked(collector: Collector, prompts: Sequence[Prompt]) -> Collector:
