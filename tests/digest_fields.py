@@ -32,6 +32,7 @@ COMMON: Table = {
     "attentionImplementation": ("SDPA", "Eager"),
     "lora": (None, {"rank": 4, "alpha": 8}),
     "zeroStage": (2, 0),
+    "offloadOptimizer": (False, True),
     "microBatchSize": (4, 2),
     "microBatchTokens": (None, 4096),
     "batchSize": (32, 64),
@@ -111,7 +112,7 @@ COSMETIC: dict[str, Any] = {
 COSMETICS = {
     StageName.SFT: COSMETIC,
     StageName.REWARD: COSMETIC,
-    StageName.PPO: COSMETIC | {"samplesEverySteps": 3},
+    StageName.PPO: COSMETIC | {"samplesEverySteps": 3, "offloadFrozenModels": True},
 }
 NEEDS: dict[str, dict[str, Any]] = {
     "klController": {"klTarget": 6.0},

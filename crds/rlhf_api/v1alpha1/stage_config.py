@@ -54,6 +54,7 @@ COSMETIC_FIELDS = (
     "checkpoint",
     "samples_every_steps",
     "gradient_checkpointing",
+    "offload_frozen_models",
 )
 """Fields of a stage's specification that do not determine its result; never in a digest.
 

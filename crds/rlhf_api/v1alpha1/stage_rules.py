@@ -17,6 +17,14 @@ MAX_LENGTH = f"(has(self.maxLength) ? self.maxLength : {DEFAULT_MAX_LENGTH})"
 """maxLength as CEL reads it."""
 
 
+OFFLOAD_RULE = Rule(
+    cel="!has(self.offloadOptimizer) || !self.offloadOptimizer || !has(self.zeroStage) || "
+    "self.zeroStage > 0",
+    message="offloadOptimizer needs zeroStage 1, 2 or 3; set zeroStage or remove offloadOptimizer",
+    holds=lambda m: not m.offload_optimizer or m.zero_stage > 0,
+)
+
+
 def budget_rule(cel: str, limit: str) -> Rule:
     """Every sequence that a stage takes must fit: `cel` is what has most tokens, `limit` too."""
     return Rule(

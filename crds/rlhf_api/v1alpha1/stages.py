@@ -24,6 +24,7 @@ from rlhf_api.v1alpha1.stage_rules import (
     DEFAULT_PROMPT_LENGTH,
     DEFAULT_RESPONSE_LENGTH,
     MAX_LENGTH,
+    OFFLOAD_RULE,
     PPO_RULES,
     budget_rule,
 )
@@ -70,6 +71,7 @@ class StageSpec(Contract):
             message="at most one of epochs and maxSteps may be set; remove the other",
             holds=lambda m: m.epochs is None or m.max_steps is None,
         ),
+        OFFLOAD_RULE,
     )
 
     model: ModelSource
@@ -113,6 +115,9 @@ class StageSpec(Contract):
     zero_stage: int = Field(2, ge=0, le=3)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also
     parameters."""
+    offload_optimizer: bool = False
+    """Whether gradients and what the optimizer keeps lie in the machine's memory, where the CPU
+    steps: up to 16 bytes a parameter less on the GPUs, and slower steps; for zeroStage 1 to 3."""
     micro_batch_size: int = Field(4, ge=1, le=4096)
     """Sequences (pairs for the reward model) of the greatest length that one forward and backward
     pass on one rank has room for; of shorter ones there are more; without effect beside
@@ -303,6 +308,9 @@ class PPOStage(StageSpec):
     ema_decay: float | None = Field(None, ge=0, lt=1)
     """Decay of a moving average of the actor's weights, which then is what the stage leaves; no
     average when left out."""
+    offload_frozen_models: bool = False
+    """Whether reference and reward model lie in the machine's memory, and are on the GPUs while
+    they are asked alone."""
     samples_every_steps: int = Field(10, ge=1, le=1_000_000)
     """Updates between two writes of sampled responses to samples.jsonl."""
 

@@ -97,7 +97,7 @@ def test_a_rollout_takes_no_more_than_the_estimate_sets_aside(
         return int(caplog.records[-1].__dict__["bytes_needed"])
 
     with_work = needed()
-    with patch.object(models, "_activations", lambda *given: 0):
+    with patch.object(models, "_activations", lambda *given: (0, 0)):
         budget = with_work - needed()
     logits = load_models(bases, config.ppo, config, tiny.ranks(), WORKLOAD).logits
     room = wave_room(bases.actor, config.ppo, 1, WORKLOAD, logits)

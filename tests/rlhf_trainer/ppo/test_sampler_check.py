@@ -18,8 +18,8 @@ import torch
 import worlds
 from torch import Tensor, nn
 
-from rlhf_trainer.models.engine import PlacedModel
 from rlhf_trainer.models.heads import Actor
+from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo import collection, sampler_check
 from rlhf_trainer.ppo.collection import Collector
 from rlhf_trainer.ppo.health import Health

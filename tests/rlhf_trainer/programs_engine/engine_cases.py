@@ -117,14 +117,19 @@ def by_hand(folder: Path, clip: float = 1.0, decay: float = 0.1) -> tuple[Any, A
 
 
 def steps(
-    ranks: Ranks, folder: Path, zero_stages: list[int], micro_batches: list[tuple[int, Logits]]
+    ranks: Ranks,
+    folder: Path,
+    zero_stages: list[int],
+    micro_batches: list[tuple[int, Logits]],
+    **settings: Any,
 ) -> dict[tuple[int, int, Logits], Any]:
     """Steps by ZeRO stage, micro-batch size and logits: losses, norms and weights after them."""
     found = {}
     for zero_stage in zero_stages:
         for size, logits in micro_batches:
             module = actor(folder, logits=logits)
-            model = train(module, spec(folder, zero_stage=zero_stage), ranks, learning_rate=1.0)
+            of_stage = spec(folder, zero_stage=zero_stage, **settings)
+            model = train(module, of_stage, ranks, learning_rate=1.0)
             told = [one_step(model, ranks, size, rate) for rate in RATES]
             found[zero_stage, size, logits] = told, weights_of(model)
     return found
@@ -155,11 +160,13 @@ def checkpointed(
     return found
 
 
-def bf16(ranks: Ranks, folder: Path, zero_stages: list[int]) -> dict[int, Any]:
+def bf16(
+    ranks: Ranks, folder: Path, zero_stages: list[int], offload: bool = False
+) -> dict[int, Any]:
     """Losses and norms of training in bf16."""
     found = {}
     for zero_stage in zero_stages:
-        settings = spec(folder, zero_stage=zero_stage, precision="BF16")
+        settings = spec(folder, zero_stage=zero_stage, precision="BF16", offload_optimizer=offload)
         model = train(actor(folder, torch.bfloat16), settings, ranks, learning_rate=1.0)
         told = [one_step(model, ranks, 2, 0.01) for _ in range(8)]
         found[zero_stage] = told, {str(p.dtype) for p in model.module.parameters()}
@@ -191,16 +198,20 @@ def spoilt(
     return found
 
 
-def resume(ranks: Ranks, folder: Path, zero_stages: list[int], precision: str) -> dict[int, Any]:
+def resume(
+    ranks: Ranks, folder: Path, zero_stages: list[int], precision: str, offload: bool = False
+) -> dict[int, Any]:
     """Two steps, a checkpoint, two steps; and the last two again by an engine that loads it."""
     dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[precision]
     found = {}
     for zero_stage in zero_stages:
-        settings = spec(folder, zero_stage=zero_stage, precision=precision)
+        settings = spec(
+            folder, zero_stage=zero_stage, precision=precision, offload_optimizer=offload
+        )
         first = train(actor(folder, dtype), settings, ranks, learning_rate=1.0)
         for rate in RATES[:2]:
             one_step(first, ranks, 2, rate)
-        kept = folder / f"kept-{precision}-{ranks.world_size}-{zero_stage}"
+        kept = folder / f"kept-{precision}-{ranks.world_size}-{zero_stage}-{offload}"
         if ranks.rank == 0:
             kept.mkdir()
         barrier(ranks)

@@ -20,9 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_api.errors import ConfigError
 from rlhf_api.v1alpha1 import LoRA
-from rlhf_trainer.models.engine import PlacedModel, TrainedModel
+from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.models.memory import ModelSize, weightless_model
 from rlhf_trainer.models.opening import one_line
+from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.models.source import Base
 
 _SHOWN_NAMES = 12

@@ -9,7 +9,7 @@ outside at every step: a resumed run needs its step number and no scheduler stat
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.models.finite import spoilt_weights
 from rlhf_trainer.models.memory import BUCKET_NUMBERS, LIVE_NUMBERS
+from rlhf_trainer.models.placed import OffloadedModel, PlacedModel
 from rlhf_trainer.models.replicated import ReplicatedEngine
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.files import load_tensors
@@ -43,29 +44,6 @@ _KEPT_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 """Of DeepSpeed, in its checkpoints."""
 
 DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "FP32": torch.float32}
-
-
-@dataclass
-class PlacedModel:
-    """A model on the ranks' devices, whole on each or sharded over them; called like its module.
-
-    Attributes:
-        module: its parameters are only whole inside of `whole_parameters`.
-        engine: calling it runs the module's forward pass: DeepSpeed's, or the module itself where
-            it is frozen and whole.
-        zero_stage: how it is sharded.
-    """
-
-    module: nn.Module
-    engine: Any
-    zero_stage: int
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.engine(*args, **kwargs)
-
-    def chosen(self) -> AbstractContextManager[None]:
-        """Inside, its module computes what the model does, for whoever asks the module itself."""
-        return nullcontext()
 
 
 @dataclass
@@ -217,13 +195,18 @@ def train(
         lr=learning_rate,
         betas=(spec.adam_betas[0], spec.adam_betas[1]),
         eps=spec.adam_eps,
-        fused=ranks.device.type == "cuda",
+        # On the CPU it is the one that does not make a copy of each intermediate result.
+        fused=ranks.device.type == "cuda" or spec.offload_optimizer,
     )
     engine: Any = None
     if spec.zero_stage == 0:
         engine = ReplicatedEngine(module, optimizer, spec.gradient_clipping)
     else:
         config = deepspeed_config(spec, spec.zero_stage)
+        if spec.offload_optimizer:
+            config["zero_optimization"]["offload_optimizer"] = _offload(ranks)
+            # PyTorch's own needs no compiler where the stage runs.
+            config["zero_force_ds_cpu_optimizer"] = False
         engine = _initialize(model=module, optimizer=optimizer, config=config)
     return TrainedModel(
         module, engine, spec.zero_stage, ranks.world_size, spec.gradient_checkpointing
@@ -238,14 +221,29 @@ def checkpoint_layers(module: nn.Module) -> None:
     model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
-def freeze(module: nn.Module, spec: StageSpec, ranks: Ranks) -> PlacedModel:
-    """A module that is only evaluated: sharded over the ranks under ZeRO 3, else whole on each."""
+def freeze(
+    module: nn.Module, spec: StageSpec, ranks: Ranks, *, offload: bool = False
+) -> PlacedModel:
+    """A module that is only evaluated: sharded over the ranks under ZeRO 3, else whole on each.
+
+    With `offload` its weights, whole or sharded, are on the device while it is asked alone.
+    """
     module.requires_grad_(False).eval()
     if spec.zero_stage < 3 or ranks.world_size == 1:
-        return PlacedModel(module, module, zero_stage=0)
-    engine = _initialize(model=module, config=deepspeed_config(spec, 3))
+        if offload:
+            return OffloadedModel(module, ranks.device)
+        return PlacedModel(module.to(ranks.device), module, zero_stage=0)
+    config = deepspeed_config(spec, 3)
+    if offload:
+        config["zero_optimization"]["offload_param"] = _offload(ranks)
+    engine = _initialize(model=module.to(ranks.device), config=config)
     engine.eval()
     return PlacedModel(module, engine, zero_stage=3)
+
+
+def _offload(ranks: Ranks) -> dict[str, Any]:
+    """DeepSpeed's word for the machine's memory."""
+    return {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
 
 
 def _initialize(**arguments: Any) -> Any:

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rlhf_api.v1alpha1 import StageConfig
+from rlhf_api.v1alpha1 import PPOStage, StageConfig, StageSpec
 from rlhf_api.v1alpha1.stages import Precision
 from rlhf_trainer.errors import MemoryEstimateError
 from rlhf_trainer.models.sizes import WEIGHT_BYTES
@@ -140,10 +140,15 @@ def count_parameters(config: PretrainedConfig, *, scores: bool = False) -> int:
 
 
 def available_bytes(ranks: Ranks) -> tuple[int, str]:
-    """Bytes that this rank may take, and what sets that limit."""
+    """Bytes that this rank may take where it computes, and what sets that limit."""
     if ranks.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(ranks.device)
         return free, f"free on {ranks.device}"
+    return machine_bytes(ranks)
+
+
+def machine_bytes(ranks: Ranks) -> tuple[int, str]:
+    """The same in the machine's memory, of which each process has its share."""
     free, origin = psutil.virtual_memory().available, "the machine's free memory"
     limit = free_memory()
     if limit is not None and limit < free:
@@ -156,8 +161,10 @@ def check_memory(
     ranks: Ranks,
     models: Sequence[ModelSize],
     activations: int = 0,
+    scoring: int = 0,
     *,
     available: Callable[[Ranks], tuple[int, str]] = available_bytes,
+    machine: Callable[[Ranks], tuple[int, str]] = machine_bytes,
 ) -> None:
     """Refuse a stage whose models do not fit, on every rank, before any of them loads.
 
@@ -165,8 +172,10 @@ def check_memory(
         config: the stage, for precision, ZeRO stage and ranks.
         ranks: every rank must call.
         models: all models held at the same time.
-        activations: bytes for the largest micro-batch, from `allowance`.
-        available: what a rank may take.
+        activations: bytes for the largest micro-batch that learns, from `allowance`.
+        scoring: bytes for the largest that does not, when frozen models are asked.
+        available: what a rank may take where it computes.
+        machine: what it may take of the machine's memory, where that is another one.
 
     Raises:
         MemoryEstimateError: on every rank, if any has too little.
@@ -177,8 +186,15 @@ def check_memory(
         sharding_bytes(model, precision=config.spec.precision, zero_stage=config.spec.zero_stage)
         for model in models
     )
+    kept, asked = 0, 0
+    if ranks.device.type != "cpu":
+        kept = sum(offloaded(model, need, config.spec) for model, need in needs)
+        asked = sum(
+            offloaded(model, need, config.spec) for model, need in needs if not model.trained
+        )
+    work = max(activations, scoring + asked)
     free, origin = available(ranks)
-    needed = sum(need.total for _, need in needs) + activations
+    needed = sum(need.total for _, need in needs) - kept + work
     logger.info(
         "memory estimate: %s needed on rank %d, %s available (%s)",
         _gib(needed),
@@ -189,8 +205,20 @@ def check_memory(
     )
     failure = None
     if needed > free:
-        failure = MemoryEstimateError(_refusal(config, needs, activations, free, origin))
+        failure = MemoryEstimateError(_refusal(config, ranks, needs, kept, work, free, origin))
+    elif kept:
+        free, origin = machine(ranks)
+        if kept > free:
+            failure = MemoryEstimateError(_machine_refusal(config, kept, free, origin))
     agree_on_failure(ranks, failure)
+
+
+def offloaded(model: ModelSize, need: Footprint, spec: StageSpec) -> int:
+    """Bytes of a model that lie in the machine's memory while it is not asked, if the specification
+    says so: all of a frozen one, and what the optimizer of a trained one keeps."""
+    if model.trained:
+        return need.gradients + need.optimizer if spec.offload_optimizer else 0
+    return need.weights if isinstance(spec, PPOStage) and spec.offload_frozen_models else 0
 
 
 def _share(number: int, shards: int) -> int:
@@ -213,13 +241,15 @@ def _need(model: ModelSize, config: StageConfig) -> Footprint:
 
 def _refusal(
     config: StageConfig,
+    ranks: Ranks,
     needs: Sequence[tuple[ModelSize, Footprint]],
-    activations: int,
+    kept: int,
+    work: int,
     free: int,
     origin: str,
 ) -> str:
     spec = config.spec
-    needed = sum(need.total for _, need in needs) + activations
+    needed = sum(need.total for _, need in needs) - kept + work
     parts = [
         f"{model.name} with {model.parameters:,} parameters {_trained_share(model)}"
         f"{_gib(need.total)} (weights "
@@ -227,7 +257,9 @@ def _refusal(
         f"{f', moving average {_gib(need.average)}' if need.average else ''})"
         for model, need in needs
     ]
-    parts.append(f"activations and other work {_gib(activations)}")
+    if kept:
+        parts.append(f"of which {_gib(kept)} lie in the machine's memory")
+    parts.append(f"activations and other work {_gib(work)}")
     field = f"spec.stages.{config.stage}"
     budget = (
         f"microBatchSize ({spec.micro_batch_size})"
@@ -241,6 +273,8 @@ def _refusal(
         remedies.insert(0, f"raise {field}.zeroStage ({spec.zero_stage})")
     if not spec.gradient_checkpointing:
         remedies.insert(0, f"set {field}.gradientCheckpointing to true")
+    if ranks.device.type != "cpu":
+        remedies[:0] = _offloads(spec, field)
     if any(need.average for _, need in needs):
         remedies.insert(0, f"leave out {field}.emaDecay")
     if spec.precision == "FP32":
@@ -249,6 +283,25 @@ def _refusal(
     return (
         f"{field}: not enough memory: one rank needs at least {_gib(needed)}, and {_gib(free)} are "
         f"there ({origin}). Needed: {'; '.join(parts)}. {_sentence(remedies)}"
+    )
+
+
+def _offloads(spec: StageSpec, field: str) -> list[str]:
+    """What could lie in the machine's memory and does not."""
+    remedies = []
+    if spec.zero_stage > 0 and not spec.offload_optimizer:
+        remedies.append(f"set {field}.offloadOptimizer to true")
+    if isinstance(spec, PPOStage) and not spec.offload_frozen_models:
+        remedies.append(f"set {field}.offloadFrozenModels to true")
+    return remedies
+
+
+def _machine_refusal(config: StageConfig, kept: int, free: int, origin: str) -> str:
+    field = f"spec.stages.{config.stage}"
+    return (
+        f"{field}: not enough memory: one rank keeps at least {_gib(kept)} in the machine's memory "
+        f"(offloadOptimizer, offloadFrozenModels), and {_gib(free)} are there ({origin}). Give the "
+        f"pod or the machine more memory, or leave more of it on the GPUs."
     )
 
 

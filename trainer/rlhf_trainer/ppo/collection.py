@@ -14,8 +14,9 @@ from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.data.budget import scoring_budget
 from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
-from rlhf_trainer.models.engine import PlacedModel, gathered_once, may_gather
+from rlhf_trainer.models.engine import gathered_once, may_gather
 from rlhf_trainer.models.heads import Actor
+from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo.experience import Experience, collect, spoilt_on_any
 from rlhf_trainer.ppo.models import Models
 from rlhf_trainer.ppo.rewards import Rewards
@@ -90,19 +91,20 @@ class Collector:
     def _evaluated(
         self, rollout: Rollout, actor: PlacedModel, *, sampled: bool, recomputed: bool
     ) -> Experience:
-        scale = self.state.returns
-        experience = collect(
-            rollout,
-            actor=actor if recomputed else None,
-            reference=self.models.reference,
-            critic=lambda *inputs: scale.denormalized(self.models.critic(*inputs)),
-            reward_model=self.models.reward_model,
-            temperature=self.spec.temperature,
-            tokens=scoring_budget(self.spec),
-            ranks=self.ranks,
-            sampled=sampled,
-            score_end=self.models.score_end,
-        )
+        scale, models = self.state.returns, self.models
+        with models.resident():
+            experience = collect(
+                rollout,
+                actor=actor if recomputed else None,
+                reference=models.reference,
+                critic=lambda *inputs: scale.denormalized(models.critic(*inputs)),
+                reward_model=models.reward_model,
+                temperature=self.spec.temperature,
+                tokens=scoring_budget(self.spec),
+                ranks=self.ranks,
+                sampled=sampled,
+                score_end=models.score_end,
+            )
         return self.rewards.scored(experience)
 
     def sampler(self, policy: PlacedModel, short: Sampling | None = None) -> Sampler:

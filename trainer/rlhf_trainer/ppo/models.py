@@ -3,7 +3,8 @@
 Called by the PPO stage.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -20,7 +21,7 @@ from rlhf_trainer.models.activations import (
 )
 from rlhf_trainer.models.adapters import WithoutAdapters, add_adapters, trained_size
 from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
-from rlhf_trainer.models.engine import PlacedModel, TrainedModel, freeze, train
+from rlhf_trainer.models.engine import TrainedModel, freeze, train
 from rlhf_trainer.models.heads import (
     Actor,
     Critic,
@@ -40,6 +41,7 @@ from rlhf_trainer.models.memory import (
     ModelSize,
     check_memory,
 )
+from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.run.distributed import Ranks
@@ -115,6 +117,14 @@ class Models:
     score_end: int | None = None
     logits: Logits = Logits.ALL
 
+    @contextmanager
+    def resident(self) -> Iterator[None]:
+        """Inside, those that do not learn are where they compute."""
+        with ExitStack() as stack:
+            for model in filter(None, (self.reference, self.reward_model)):
+                stack.enter_context(model.resident())
+            yield
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -161,8 +171,8 @@ def load_models(
     sizes = _sizes(bases, spec, settings)
     _check(bases, spec, settings, workload)
     logits = fewest_logits(bases.actor, settings)
-    work = _activations(bases.actor, spec, config.world_size, workload, logits)
-    check_memory(config, ranks, sizes, work)
+    learning, scoring = _activations(bases.actor, spec, config.world_size, workload, logits)
+    check_memory(config, ranks, sizes, learning, scoring)
     return _load(bases, spec, settings, ranks, logits)
 
 
@@ -208,16 +218,16 @@ def wave_room(
 
     What a stage samples does not depend on how much memory happens to be free.
     """
-    budget = _activations(actor, spec, world_size, workload, logits)
+    budget = max(_activations(actor, spec, world_size, workload, logits))
     truncated = spec.top_k > 0 or spec.top_p < 1
     return partial(rollout_rows, actor.config, budget, spec.precision, truncated=truncated)
 
 
 def _activations(
     actor: Base, spec: PPOStage, world_size: int, workload: Workload, logits: Logits
-) -> int:
-    """Bytes of the largest of its passes, of which there is one at a time: those that learn, from
-    responses and from texts, and those that score."""
+) -> tuple[int, int]:
+    """Bytes of the largest of its passes that learn, from responses and from texts, and of those
+    that score; there is one at a time."""
     fullest = partial(
         MicroBatch.fullest,
         in_chunks=logits is Logits.HEAD,
@@ -229,13 +239,11 @@ def _activations(
     text_columns = text if logits is Logits.ALL else workload.most_text_loss_tokens
     learning = fullest(tokens, rows, longest, columns), fullest(tokens, rows, text, text_columns)
     scoring = fullest(scoring_budget(spec), workload.scored, longest, columns)
-    return max(
-        *(
-            allowance(actor.config, work, spec.precision, checkpointing=spec.gradient_checkpointing)
-            for work in learning
-        ),
-        evaluation_allowance(actor.config, scoring, spec.precision),
+    most = max(
+        allowance(actor.config, work, spec.precision, checkpointing=spec.gradient_checkpointing)
+        for work in learning
     )
+    return most, evaluation_allowance(actor.config, scoring, spec.precision)
 
 
 def _load(
@@ -244,24 +252,27 @@ def _load(
     """One model after the other: under ZeRO 3 no more than one is ever whole on a device."""
     actor = _policy(bases.actor, settings, logits)
     add_adapters(actor.model, spec.lora, spec.seed, LORA)
-    trained_actor = train(_prepared(actor, ranks), spec, ranks, learning_rate=spec.learning_rate)
+    switch_off_dropout(actor)
+    trained_actor = train(actor.to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
+
+    def frozen(module: nn.Module) -> PlacedModel:
+        switch_off_dropout(module)
+        return freeze(module, spec, ranks, offload=spec.offload_frozen_models)
+
     reference: PlacedModel
     if spec.lora is None:
-        reference = freeze(_prepared(_policy(bases.actor, settings, logits), ranks), spec, ranks)
+        reference = frozen(_policy(bases.actor, settings, logits))
     else:
         reference = WithoutAdapters.of(trained_actor)
-    critic = _prepared(_critic(bases.critic, spec, settings), ranks)
-    trained_critic = train(critic, spec, ranks, learning_rate=spec.critic_learning_rate)
+    critic = _critic(bases.critic, spec, settings)
+    switch_off_dropout(critic)
+    trained_critic = train(
+        critic.to(ranks.device), spec, ranks, learning_rate=spec.critic_learning_rate
+    )
     reward_model: PlacedModel | None = None
     if bases.reward_model is not None:
-        scorer = _prepared(_scorer(bases.reward_model, settings), ranks)
-        reward_model = freeze(scorer, spec, ranks)
+        reward_model = frozen(_scorer(bases.reward_model, settings))
     return Models(trained_actor, reference, trained_critic, reward_model, bases.score_end, logits)
-
-
-def _prepared(module: nn.Module, ranks: Ranks) -> nn.Module:
-    switch_off_dropout(module)
-    return module.to(ranks.device)
 
 
 def _policy(base: Base, settings: ModelSettings, logits: Logits) -> Actor:

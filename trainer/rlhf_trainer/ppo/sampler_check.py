@@ -16,7 +16,7 @@ import torch
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.generation.cache import CacheError, selects_rows
-from rlhf_trainer.models.engine import PlacedModel
+from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo.collection import Collector, policy_model
 from rlhf_trainer.ppo.models import FIELD
 from rlhf_trainer.ppo.rollout import Rollout

@@ -25,8 +25,9 @@ from rlhf_trainer.data.loading import load_prompts
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
-from rlhf_trainer.models.engine import PlacedModel, whole_parameters
+from rlhf_trainer.models.engine import whole_parameters
 from rlhf_trainer.models.load import ModelSettings, save_model
+from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.models.score_statistics import ScoreStatistics, model_statistics
 from rlhf_trainer.models.source import Base
 from rlhf_trainer.models.tokenizers import stop_token_ids

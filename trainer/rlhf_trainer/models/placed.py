@@ -1,0 +1,105 @@
+"""Where a model lies and how it is asked: on the device, sharded over ranks, or in the machine's
+memory until somebody asks.
+
+Called by `engine`, and by whoever asks models.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class PlacedModel:
+    """A model on the ranks' devices, whole on each or sharded over them; called like its module.
+
+    Attributes:
+        module: its parameters are only whole inside of `whole_parameters`.
+        engine: calling it runs the module's forward pass: DeepSpeed's, or the module itself where
+            it is frozen and whole.
+        zero_stage: how it is sharded.
+    """
+
+    module: nn.Module
+    engine: Any
+    zero_stage: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine(*args, **kwargs)
+
+    def chosen(self) -> AbstractContextManager[None]:
+        """Inside, its module computes what the model does, for whoever asks the module itself."""
+        return nullcontext()
+
+    def resident(self) -> AbstractContextManager[None]:
+        """Inside, its weights are where it computes, for as many passes as ask for it."""
+        return nullcontext()
+
+
+class OffloadedModel(PlacedModel):
+    """A frozen model whose weights lie in the machine's memory while nobody asks for it.
+
+    They stay there: what is on the device meanwhile are copies, which are thrown away.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        """Take over a module that is in the machine's memory."""
+        super().__init__(module, module, zero_stage=0)
+        self._device = device
+        self._inside = 0
+        self._kept = [
+            (part, name, tensor)
+            for part in module.modules()
+            for name, tensor in chain(
+                part.named_parameters(recurse=False), part.named_buffers(recurse=False)
+            )
+        ]
+        if device.type == "cuda":
+            # Copies of it need not be waited for.
+            for _, _, tensor in self._kept:
+                tensor.data = tensor.data.pin_memory()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass."""
+        with self.resident():
+            return super().__call__(*args, **kwargs)
+
+    def chosen(self) -> AbstractContextManager[None]:
+        """Inside, its module can be asked."""
+        return self.resident()
+
+    @contextmanager
+    def resident(self) -> Iterator[None]:
+        """Inside, its weights are on the device."""
+        if self._inside == 0:
+            self._place(self._device)
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self._place(None)
+
+    def _place(self, device: torch.device | None) -> None:
+        """Put copies on a device in the place of all weights, or these back."""
+        placed: dict[int, torch.Tensor] = {}
+        for part, name, kept in self._kept:
+            tensor = kept
+            if device is not None:
+                # Weights may be tied.
+                tensor = placed.get(id(kept), kept)
+                if tensor is kept:
+                    tensor = placed[id(kept)] = _copy(kept, device)
+            setattr(part, name, tensor)
+
+
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    copy = tensor.detach().to(device, non_blocking=True)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(copy, requires_grad=False) if is_parameter else copy
