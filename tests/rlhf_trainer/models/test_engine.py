@@ -122,6 +122,13 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(
             assert same, zero_stage
 
 
+def test_no_device_ever_holds_the_whole_of_a_partitioned_model(tmp_path: Path) -> None:
+    """Each of its weights comes alone."""
+    for found in worlds.pair()(PROGRAM, "moved_whole", folder=tmp_path, zero_stages=ZERO_STAGES):
+        assert found == {0: [True] * 2, 1: [True] * 2, 2: [True] * 2, 3: [False] * 2}
+    assert on(1, "moved_whole", folder=tmp_path, zero_stages=[3]) == [{3: [True] * 2}]
+
+
 def test_partitioned_models_are_whole_where_they_are_read(tmp_path: Path) -> None:
     plain = cases.actor(tmp_path)
     shapes = {name: tuple(value.shape) for name, value in plain.model.state_dict().items()}

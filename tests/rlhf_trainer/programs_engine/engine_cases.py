@@ -4,6 +4,7 @@ import copy
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,24 @@ def partitioned(ranks: Ranks, folder: Path) -> dict[str, Any]:
             "scores": (reward(*inputs), frozen_reward(*inputs)),
             "learns": any(p.requires_grad for p in frozen.module.parameters()),
         }
+
+
+def moved_whole(ranks: Ranks, folder: Path, zero_stages: list[int]) -> dict[int, list[bool]]:
+    """By ZeRO stage whether a trained and a frozen module come to their device at once."""
+    found: dict[int, list[bool]] = {}
+    for zero_stage in zero_stages:
+        settings = spec(folder, zero_stage=zero_stage)
+        for place in (partial(train, learning_rate=1.0), freeze):
+            module, moves = actor(folder), []
+
+            def move(device: torch.device, module: Actor = module, moves: Any = moves) -> Actor:
+                moves.append(device)
+                return module
+
+            module.to = move  # type: ignore[assignment]
+            place(module, settings, ranks)
+            found.setdefault(zero_stage, []).append(bool(moves))
+    return found
 
 
 @contextmanager

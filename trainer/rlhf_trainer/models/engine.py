@@ -187,7 +187,7 @@ def train(
     *,
     learning_rate: float,
 ) -> TrainedModel:
-    """Train a module, already on its device and in its precision, with AdamW."""
+    """Train a module, in the machine's memory and in its precision, with AdamW."""
     if spec.gradient_checkpointing:
         checkpoint_layers(module)
     optimizer = torch.optim.AdamW(
@@ -200,14 +200,14 @@ def train(
     )
     engine: Any = None
     if spec.zero_stage == 0:
-        engine = ReplicatedEngine(module, optimizer, spec.gradient_clipping)
+        engine = ReplicatedEngine(module.to(ranks.device), optimizer, spec.gradient_clipping)
     else:
         config = deepspeed_config(spec, spec.zero_stage)
         if spec.offload_optimizer:
             config["zero_optimization"]["offload_optimizer"] = _offload(ranks)
             # PyTorch's own needs no compiler where the stage runs.
             config["zero_force_ds_cpu_optimizer"] = False
-        engine = _initialize(model=module, optimizer=optimizer, config=config)
+        engine = _initialize(module, config, ranks, optimizer=optimizer)
     return TrainedModel(
         module, engine, spec.zero_stage, ranks.world_size, spec.gradient_checkpointing
     )
@@ -236,7 +236,7 @@ def freeze(
     config = deepspeed_config(spec, 3)
     if offload:
         config["zero_optimization"]["offload_param"] = _offload(ranks)
-    engine = _initialize(model=module.to(ranks.device), config=config)
+    engine = _initialize(module, config, ranks)
     engine.eval()
     return PlacedModel(module, engine, zero_stage=3)
 
@@ -246,13 +246,26 @@ def _offload(ranks: Ranks) -> dict[str, Any]:
     return {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
 
 
-def _initialize(**arguments: Any) -> Any:
+def _initialize(module: nn.Module, config: dict[str, Any], ranks: Ranks, **more: Any) -> Any:
     # On CPU DeepSpeed would compile a shared-memory collective first: a minute, a compiler that an
     # image need not have, and nothing that training uses (it serves inference_all_reduce alone).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with _quiet():
-        engine, *_ = deepspeed.initialize(**arguments)
+        if config["zero_optimization"]["stage"] == 3 and ranks.world_size > 1:
+            _shard(module, config, ranks)
+        else:
+            module.to(ranks.device)
+        engine, *_ = deepspeed.initialize(model=module, config=config, **more)
     return engine
+
+
+def _shard(module: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
+    """Bring one weight after the other to the device and leave a share of it there, so that a model
+    loads that is larger than the memory of any device."""
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(ranks.device))
 
 
 @contextmanager

@@ -253,7 +253,7 @@ def _load(
     actor = _policy(bases.actor, settings, logits)
     add_adapters(actor.model, spec.lora, spec.seed, LORA)
     switch_off_dropout(actor)
-    trained_actor = train(actor.to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
+    trained_actor = train(actor, spec, ranks, learning_rate=spec.learning_rate)
 
     def frozen(module: nn.Module) -> PlacedModel:
         switch_off_dropout(module)
@@ -266,9 +266,7 @@ def _load(
         reference = WithoutAdapters.of(trained_actor)
     critic = _critic(bases.critic, spec, settings)
     switch_off_dropout(critic)
-    trained_critic = train(
-        critic.to(ranks.device), spec, ranks, learning_rate=spec.critic_learning_rate
-    )
+    trained_critic = train(critic, spec, ranks, learning_rate=spec.critic_learning_rate)
     reward_model: PlacedModel | None = None
     if bases.reward_model is not None:
         reward_model = frozen(_scorer(bases.reward_model, settings))

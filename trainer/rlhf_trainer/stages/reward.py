@@ -116,7 +116,7 @@ def _load(base: Base, settings: ModelSettings, spec: RewardStage, ranks: Ranks) 
     add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora")
     # Two passes over the same text must agree on its score.
     switch_off_dropout(model)
-    return train(ScalarModel(model).to(ranks.device), spec, ranks, learning_rate=spec.learning_rate)
+    return train(ScalarModel(model), spec, ranks, learning_rate=spec.learning_rate)
 
 
 def _learn(

@@ -216,7 +216,7 @@ def _load(
     add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora")
     # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
     switch_off_dropout(model)
-    actor = Actor(model, logits=logits).to(ranks.device)
+    actor = Actor(model, logits=logits)
     return train(actor, spec, ranks, learning_rate=spec.learning_rate)
 
 
