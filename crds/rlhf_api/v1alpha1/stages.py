@@ -116,8 +116,9 @@ class StageSpec(Contract):
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also
     parameters."""
     offload_optimizer: bool = False
-    """Whether gradients and what the optimizer keeps lie in the machine's memory, where the CPU
-    steps: up to 16 bytes a parameter less on the GPUs, and slower steps; for zeroStage 1 to 3."""
+    """Whether what the optimizer keeps lies in the machine's memory, where the CPU steps: up to 12
+    bytes a parameter less on the GPUs, with zeroStage 3 up to 16, and slower steps; for zeroStage 1
+    to 3."""
     micro_batch_size: int = Field(4, ge=1, le=4096)
     """Sequences (pairs for the reward model) of the greatest length that one forward and backward
     pass on one rank has room for; of shorter ones there are more; without effect beside

@@ -204,12 +204,12 @@ def test_a_pass_has_room_for_as_many_tokens_as_asked(
 def test_a_pass_that_scores_has_room_for_as_many_answers_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes: list[int] = []
+    passes: list[torch.Size] = []
     collect = collection.collect
 
     def watch(rollout: Rollout, *, reference: Any, **settings: Any) -> Any:
         def watched(ids: Tensor, *arguments: Any) -> Any:
-            passes.append(ids.numel())
+            passes.append(ids.shape)
             return reference(ids, *arguments)
 
         return collect(rollout, reference=watched, **settings)
@@ -218,7 +218,8 @@ def test_a_pass_that_scores_has_room_for_as_many_answers_as_asked(
     fields = {"rollout_micro_batch_size": 2, "batch_size": 8, "max_steps": 1}
     config = tiny.stage_config("ppo", tmp_path, **fields)
     stage_runs.run(config)
-    assert max(passes) <= 2 * config.ppo.most_row_tokens
+    assert max(rows * columns for rows, columns in passes) <= 2 * config.ppo.most_row_tokens
+    assert max(rows for rows, _ in passes) >= 2
 
 
 KEPT = (

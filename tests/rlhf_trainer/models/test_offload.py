@@ -124,15 +124,16 @@ def test_what_writes_weights_beside_it_finds_them(tmp_path: Path, zero_stage: in
 
 
 def test_a_frozen_model_is_on_the_device_while_it_is_asked_alone() -> None:
-    """A device that keeps no numbers shows where the weights are."""
+    """A device that keeps no numbers shows where the weights are; buffers are always there."""
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
     module[1].weight = module[0].weight
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    before = {name: weight.clone() for name, weight in module.named_parameters()}
 
     def places() -> set[str]:
-        return {tensor.device.type for tensor in module.state_dict().values()}
+        return {weight.device.type for weight in module.parameters()}
 
     model = OffloadedModel(module, META)
+    assert {buffer.device for buffer in module.buffers()} == {META}
     assert places() == {"cpu"}
     with model.resident():
         assert places() == {"meta"}
@@ -144,7 +145,7 @@ def test_a_frozen_model_is_on_the_device_while_it_is_asked_alone() -> None:
     assert places() == {"cpu"}
     assert model(torch.zeros(4, 3, device=META)).device == META
     assert places() == {"cpu"}
-    assert all(torch.equal(module.state_dict()[name], before[name]) for name in before)
+    assert all(torch.equal(weight, before[name]) for name, weight in module.named_parameters())
 
 
 def test_it_comes_back_from_a_pass_that_fails() -> None:

@@ -1,6 +1,7 @@
 """What lies in the machine's memory is not needed on the GPU, but there."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,14 +9,19 @@ import torch
 
 from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import MemoryEstimateError
-from rlhf_trainer.models.memory import GIB, ModelSize, check_memory, sharding_bytes
+from rlhf_trainer.models.memory import (
+    GIB,
+    LIVE_NUMBERS,
+    ModelSize,
+    check_memory,
+    sharding_bytes,
+)
 from rlhf_trainer.run.distributed import Ranks
 
 GPU, CPU = (Ranks(0, 0, 1, 1, torch.device(name)) for name in ("cuda", "cpu"))
 ACTOR = ModelSize("actor", GIB, trained=True)
 REFERENCE = ModelSize("reference", GIB, trained=False)
-LEARNING = 5 * GIB - sharding_bytes(ACTOR, precision="BF16", zero_stage=3)
-"""With what ZeRO 3 takes beside it, 5 GiB."""
+OPTIMIZER, FROZEN = {"offloadOptimizer": True}, {"offloadFrozenModels": True}
 
 
 def config(**settings: Any) -> StageConfig:
@@ -25,14 +31,37 @@ def config(**settings: Any) -> StageConfig:
     return StageConfig.model_validate(document | {"storage": "/storage", "ppo": spec})
 
 
+def fits(stage: StageConfig, models: list[ModelSize], gpu: int, machine: int, **work: int) -> str:
+    """Which memory is too small, or none."""
+    try:
+        check_memory(
+            stage,
+            GPU,
+            models,
+            **work,
+            available=lambda _: (gpu, "free on cuda:0"),
+            machine=lambda _: (machine, "the container's memory limit over 1 processes"),
+        )
+    except MemoryEstimateError as error:
+        return "machine" if "in the machine's memory (offload" in str(error) else "gpu"
+    return "none"
+
+
 @pytest.mark.parametrize(
     ("settings", "gpu", "machine"),
     [
         # Of the actor 2 weights, 4 gradients, 12 optimizer, and 2 weights of the reference.
-        ({}, 20, 0),
-        ({"offloadOptimizer": True}, 4, 16),
-        ({"offloadFrozenModels": True}, 18, 2),
-        ({"offloadOptimizer": True, "offloadFrozenModels": True}, 2, 18),
+        ({"zeroStage": 3}, 20, 0),
+        ({"zeroStage": 3} | FROZEN, 18, 2),
+        # 12 of the optimizer, and a partition's gradients twice.
+        ({"zeroStage": 3} | OPTIMIZER, 4, 20),
+        ({"zeroStage": 3} | OPTIMIZER | FROZEN, 2, 22),
+        # Gradients are added up on the GPU; here they are once, beside the partition's weights.
+        ({"zeroStage": 2} | OPTIMIZER, 8, 18),
+        ({"zeroStage": 1} | OPTIMIZER, 8, 18),
+        # In FP32 4 weights, 4 gradients, 12 optimizer, and 4 weights of the reference.
+        ({"zeroStage": 2, "precision": "FP32"} | OPTIMIZER, 8, 20),
+        ({"zeroStage": 1, "precision": "FP32"} | OPTIMIZER, 12, 20),
     ],
 )
 @pytest.mark.parametrize("scoring", [1, 4, 6])
@@ -40,55 +69,108 @@ def test_each_memory_has_to_hold_its_part(
     settings: dict[str, Any], gpu: int, machine: int, scoring: int
 ) -> None:
     """A frozen model is on the GPU while nothing learns: beside the passes that score."""
+    stage = config(**settings)
     asked = 2 if "offloadFrozenModels" in settings else 0
-    needed = (gpu + max(5, scoring + asked)) * GIB
+    sharding = sharding_bytes(
+        ACTOR,
+        precision=stage.spec.precision,
+        zero_stage=stage.spec.zero_stage,
+        offload=stage.spec.offload_optimizer,
+    )
+    work = {"activations": 5 * GIB - sharding, "scoring": scoring * GIB}
+    needed, held = (gpu + max(5, scoring + asked)) * GIB, machine * GIB
+    models = [ACTOR, REFERENCE]
+    assert fits(stage, models, needed, held, **work) == "none"
+    assert fits(stage, models, needed - 1, held, **work) == "gpu"
+    if machine:
+        assert fits(stage, models, needed, held - 1, **work) == "machine"
 
-    def check(free: int, kept: int) -> None:
+
+def test_a_moving_average_lies_with_the_optimizer() -> None:
+    models = [ModelSize("actor", GIB, trained=True, averaged=True)]
+    stage = config(zeroStage=3, **OPTIMIZER)
+    gathered = sharding_bytes(ACTOR, precision="BF16", zero_stage=3)
+    assert fits(stage, models, 2 * GIB + gathered, 24 * GIB) == "none"
+    assert fits(stage, models, 2 * GIB + gathered - 1, 24 * GIB) == "gpu"
+    assert fits(stage, models, 2 * GIB + gathered, 24 * GIB - 1) == "machine"
+
+
+def test_who_answers_is_whole_beside_the_answers() -> None:
+    """They take what any other pass may take: the reference's, when it comes, and those of an actor
+    that ZeRO 3 has cut."""
+    actor, reference = (replace(each, answers=True) for each in (ACTOR, REFERENCE))
+    work = {"activations": 5 * GIB, "scoring": 1 * GIB}
+    stage = config(zeroStage=0, **FROZEN)
+    assert fits(stage, [actor, reference], (18 + 5 + 2) * GIB, 2 * GIB, **work) == "none"
+    assert fits(stage, [actor, reference], (18 + 5 + 2) * GIB - 1, 2 * GIB, **work) == "gpu"
+    work = {"activations": 0, "scoring": 5 * GIB}
+    whole = 2 * min(GIB, LIVE_NUMBERS)
+    stage = config(zeroStage=3)
+    assert fits(stage, [actor, reference], 25 * GIB + whole, 0, **work) == "none"
+    assert fits(stage, [actor, reference], 25 * GIB + whole - 1, 0, **work) == "gpu"
+
+
+def test_frozen_models_that_are_cut_never_come_whole() -> None:
+    stage = config(zeroStage=3, **FROZEN).model_copy(update={"processes_per_node": 2})
+    # Of the actor half of 18, and a pass that scores.
+    work = {"activations": 0, "scoring": 9 * GIB}
+    assert fits(stage, [ACTOR, REFERENCE], 18 * GIB, GIB, **work) == "none"
+    assert fits(stage, [ACTOR, REFERENCE], 18 * GIB - 1, GIB, **work) == "gpu"
+    assert fits(stage, [ACTOR, REFERENCE], 18 * GIB, GIB - 1, **work) == "machine"
+
+
+@pytest.mark.parametrize("settings", [OPTIMIZER, FROZEN, OPTIMIZER | FROZEN])
+def test_the_machines_memory_is_refused_by_what_fills_it(settings: dict[str, Any]) -> None:
+    with pytest.raises(MemoryEstimateError) as caught:
         check_memory(
-            config(zeroStage=3, **settings),
+            config(**settings),
             GPU,
             [ACTOR, REFERENCE],
-            LEARNING,
-            scoring * GIB,
-            available=lambda _: (free, "free on cuda:0"),
-            machine=lambda _: (kept, "the container's memory limit over 1 processes"),
+            available=lambda _: (100 * GIB, ""),
+            machine=lambda _: (0, ""),
         )
-
-    check(needed, machine * GIB)
-    with pytest.raises(MemoryEstimateError, match="are there \\(free on cuda:0"):
-        check(needed - 1, machine * GIB)
-    if machine:
-        said = f"keeps at least {machine}.00 GiB in the machine's memory .*the container's"
-        with pytest.raises(MemoryEstimateError, match=said):
-            check(needed, machine * GIB - 1)
+    assert f"machine's memory ({' and '.join(settings)}), and 0.00 GiB" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("settings", "offered"),
     [
         ({}, {"offloadOptimizer", "offloadFrozenModels"}),
-        ({"offloadOptimizer": True}, {"offloadFrozenModels"}),
+        (OPTIMIZER, {"offloadFrozenModels"}),
         ({"zeroStage": 0}, {"offloadFrozenModels"}),
-        ({"offloadOptimizer": True, "offloadFrozenModels": True}, set()),
+        (OPTIMIZER | FROZEN, set()),
     ],
 )
 def test_it_is_a_remedy_for_a_gpu(settings: dict[str, Any], offered: set[str]) -> None:
     for ranks, origin, expected in ((GPU, "free on cuda:0", offered), (CPU, "free", set())):
         with pytest.raises(MemoryEstimateError) as caught:
-            check_memory(config(**settings), ranks, [ACTOR], available=lambda _, at=origin: (1, at))
+            check_memory(
+                config(**settings),
+                ranks,
+                [ACTOR, REFERENCE],
+                available=lambda _, at=origin: (1, at),
+            )
         found = re.findall(r"et spec\.stages\.ppo\.(offload\w+) to true", str(caught.value))
         assert set(found) == expected
 
 
-@pytest.mark.parametrize(("free", "fits"), [(20 * GIB, True), (20 * GIB - 1, False)])
-def test_on_a_cpu_both_are_one(free: int, fits: bool) -> None:
-    spec = config(offloadOptimizer=True, offloadFrozenModels=True, zeroStage=1)
-    models = [ACTOR, REFERENCE]
-    # ZeRO 1 holds the gradients of a step besides.
-    free += sharding_bytes(ACTOR, precision="BF16", zero_stage=1)
-    try:
-        check_memory(spec, CPU, models, available=lambda _: (free, "free"))
-    except MemoryEstimateError:
-        assert not fits
+def test_where_nothing_is_frozen_nothing_of_it_is_offered() -> None:
+    with pytest.raises(MemoryEstimateError) as caught:
+        check_memory(config(), GPU, [ACTOR], available=lambda _: (1, ""))
+    assert "offloadOptimizer to true" in str(caught.value)
+    assert "offloadFrozenModels" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("short", "enough"), [(0, True), (1, False)])
+def test_on_a_cpu_both_are_one(short: int, enough: bool) -> None:
+    stage = config(zeroStage=2, **OPTIMIZER | FROZEN)
+    free = 20 * GIB + sharding_bytes(ACTOR, precision="BF16", zero_stage=2)
+
+    def check() -> None:
+        check_memory(stage, CPU, [ACTOR, REFERENCE], available=lambda _: (free - short, ""))
+
+    if enough:
+        check()
     else:
-        assert fits
+        with pytest.raises(MemoryEstimateError):
+            check()

@@ -22,6 +22,7 @@ from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo import collection, sampler_check
 from rlhf_trainer.ppo.collection import Collector
+from rlhf_trainer.ppo.first_ratio import FirstRatio
 from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.popart import ReturnScale
 from rlhf_trainer.ppo.sampler_check import (
@@ -50,7 +51,7 @@ def collector(folder: Path, model: Any, precision: str = "FP32", **changed: Any)
         State(0.1, Moments(), ReturnScale(), Health()),
         nothing,
         CASES.SAMPLING,
-        first_step=0,
+        FirstRatio(),
     )
 
 

@@ -7,7 +7,8 @@ import pytest
 import stage_runs
 import tiny
 
-from rlhf_api.v1alpha1 import CheckpointPolicy, StageConfig
+from rlhf_api.names import GuardrailAction, GuardrailRule
+from rlhf_api.v1alpha1 import CheckpointPolicy, Guardrail, StageConfig
 from rlhf_trainer.errors import StopRequested
 from rlhf_trainer.ppo import collection, sampler_check
 from rlhf_trainer.ppo import state as ppo_state
@@ -119,3 +120,15 @@ def test_a_run_that_kept_no_decision_computes_them_anew(
     evaluated.clear()
     stage_runs.run(stage_runs.attempt(config, 2))
     assert evaluated == [True, True]
+
+
+@pytest.mark.parametrize(("warm_up", "spoilt"), [(0, 1), (1, 2)])
+def test_an_update_that_is_refused_leaves_the_check_to_the_next(
+    tmp_path: Path, evaluated: list[bool], warm_up: int, spoilt: int
+) -> None:
+    """Nothing was learned in it, so that no ratio has been seen."""
+    observed = Guardrail(rule=GuardrailRule.NON_FINITE, action=GuardrailAction.OBSERVE)
+    config = tiny.stage_config("ppo", tmp_path, critic_warmup_steps=warm_up)
+    with stage_runs.spoilt_rollout("scores", update=spoilt):
+        stage_runs.run(config.model_copy(update={"guardrails": (observed,)}))
+    assert evaluated == [step <= spoilt + 1 for step in range(1, 5)]

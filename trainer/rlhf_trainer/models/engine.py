@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.models.finite import spoilt_weights
 from rlhf_trainer.models.memory import BUCKET_NUMBERS, LIVE_NUMBERS
-from rlhf_trainer.models.placed import OffloadedModel, PlacedModel
+from rlhf_trainer.models.placed import OffloadedModel, PlacedModel, move_buffers
 from rlhf_trainer.models.replicated import ReplicatedEngine
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.files import load_tensors
@@ -42,6 +42,10 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 _KEPT_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 """Of DeepSpeed, in its checkpoints."""
+
+_MACHINE = {"device": "cpu", "pin_memory": False}
+"""DeepSpeed's words for the machine's memory. PyTorch rounds what is pinned up to a power of two,
+which may be twice of what the estimate asks for."""
 
 DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "FP32": torch.float32}
 
@@ -204,7 +208,7 @@ def train(
     else:
         config = deepspeed_config(spec, spec.zero_stage)
         if spec.offload_optimizer:
-            config["zero_optimization"]["offload_optimizer"] = _offload(ranks)
+            config["zero_optimization"]["offload_optimizer"] = dict(_MACHINE)
             # PyTorch's own needs no compiler where the stage runs.
             config["zero_force_ds_cpu_optimizer"] = False
         engine = _initialize(module, config, ranks, optimizer=optimizer)
@@ -235,15 +239,10 @@ def freeze(
         return PlacedModel(module.to(ranks.device), module, zero_stage=0)
     config = deepspeed_config(spec, 3)
     if offload:
-        config["zero_optimization"]["offload_param"] = _offload(ranks)
+        config["zero_optimization"]["offload_param"] = dict(_MACHINE)
     engine = _initialize(module, config, ranks)
     engine.eval()
     return PlacedModel(module, engine, zero_stage=3)
-
-
-def _offload(ranks: Ranks) -> dict[str, Any]:
-    """DeepSpeed's word for the machine's memory."""
-    return {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
 
 
 def _initialize(module: nn.Module, config: dict[str, Any], ranks: Ranks, **more: Any) -> Any:
@@ -263,9 +262,7 @@ def _shard(module: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
     """Bring one weight after the other to the device and leave a share of it there, so that a model
     loads that is larger than the memory of any device."""
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
-    for part in module.modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            setattr(part, name, buffer.to(ranks.device))
+    move_buffers(module, ranks.device)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ refused would not have run.
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class ModelSize:
         trained: whether it has gradients and an optimizer; a frozen model has weights alone.
         averaged: whether a moving average of its weights is kept.
         adapters: how many of its numbers are trained where not all of them are.
+        answers: whether it samples, with all its weights on the device.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ModelSize:
     trained: bool
     averaged: bool = False
     adapters: int | None = None
+    answers: bool = False
 
     @property
     def learning(self) -> int:
@@ -105,12 +107,14 @@ def footprint(
     )
 
 
-def sharding_bytes(model: ModelSize, *, precision: Precision, zero_stage: int) -> int:
+def sharding_bytes(
+    model: ModelSize, *, precision: Precision, zero_stage: int, offload: bool = False
+) -> int:
     """What ZeRO takes in a backward pass: gradients on their way, in fp32 when they are sent, and
     under ZeRO 3 what comes back, and the weights while they are whole."""
     if zero_stage < 1 or not model.trained:
         return 0
-    if zero_stage == 1 and precision == "BF16":
+    if zero_stage == 1 and precision == "BF16" and not offload:
         return model.learning * _GRADIENT
     width = WEIGHT_BYTES[precision]
     sent = width + (_GRADIENT if precision == "BF16" else 0)
@@ -181,20 +185,11 @@ def check_memory(
         MemoryEstimateError: on every rank, if any has too little.
     """
     needs = [(model, _need(model, config)) for model in models]
-    # One model learns at a time.
-    activations += max(
-        sharding_bytes(model, precision=config.spec.precision, zero_stage=config.spec.zero_stage)
-        for model in models
-    )
-    kept, asked = 0, 0
-    if ranks.device.type != "cpu":
-        kept = sum(offloaded(model, need, config.spec) for model, need in needs)
-        asked = sum(
-            offloaded(model, need, config.spec) for model, need in needs if not model.trained
-        )
-    work = max(activations, scoring + asked)
+    kept = _kept_apart(config, ranks, needs)
+    work = _work(config, needs, kept, activations, scoring)
+    outside = sum(kept.values())
     free, origin = available(ranks)
-    needed = sum(need.total for _, need in needs) - kept + work
+    needed = sum(need.total for _, need in needs) - outside + work
     logger.info(
         "memory estimate: %s needed on rank %d, %s available (%s)",
         _gib(needed),
@@ -205,20 +200,87 @@ def check_memory(
     )
     failure = None
     if needed > free:
-        failure = MemoryEstimateError(_refusal(config, ranks, needs, kept, work, free, origin))
-    elif kept:
+        failure = MemoryEstimateError(_refusal(config, ranks, needs, outside, work, free, origin))
+    elif outside:
         free, origin = machine(ranks)
-        if kept > free:
-            failure = MemoryEstimateError(_machine_refusal(config, kept, free, origin))
+        held = sum(machine_bytes_of(model, need, config) for model, need in needs)
+        if held > free:
+            failure = MemoryEstimateError(_machine_refusal(config, held, free, origin))
     agree_on_failure(ranks, failure)
 
 
-def offloaded(model: ModelSize, need: Footprint, spec: StageSpec) -> int:
-    """Bytes of a model that lie in the machine's memory while it is not asked, if the specification
-    says so: all of a frozen one, and what the optimizer of a trained one keeps."""
-    if model.trained:
-        return need.gradients + need.optimizer if spec.offload_optimizer else 0
-    return need.weights if isinstance(spec, PPOStage) and spec.offload_frozen_models else 0
+def _offloads_frozen(spec: StageSpec) -> bool:
+    return isinstance(spec, PPOStage) and spec.offload_frozen_models
+
+
+def _kept_apart(
+    config: StageConfig, ranks: Ranks, needs: Sequence[tuple[ModelSize, Footprint]]
+) -> dict[ModelSize, int]:
+    """Bytes of each model's footprint that are not where it computes while it is not asked.
+
+    Of a trained model these are the fp32 weights, moments and average. DeepSpeed adds up gradients
+    on the GPU until a step, but under ZeRO 3, and in FP32 under ZeRO 2.
+    """
+    spec = config.spec
+    if ranks.device.type == "cpu":
+        return {}
+    apart = {}
+    gradients = spec.zero_stage == 3 or (spec.zero_stage == 2 and spec.precision == "FP32")
+    for model, need in needs:
+        if model.trained and spec.offload_optimizer:
+            apart[model] = need.optimizer + need.average + (need.gradients if gradients else 0)
+        elif not model.trained and _offloads_frozen(spec):
+            apart[model] = need.weights
+    return apart
+
+
+def machine_bytes_of(model: ModelSize, need: Footprint, config: StageConfig) -> int:
+    """Bytes of the machine's memory that DeepSpeed, or a frozen model, takes on one rank.
+
+    A partition's gradients are there too, under ZeRO 3 twice, and below it a copy of its weights in
+    their own precision.
+    """
+    spec = config.spec
+    if not model.trained:
+        return need.weights if _offloads_frozen(spec) else 0
+    if not spec.offload_optimizer:
+        return 0
+    width = 4 if spec.zero_stage == 3 else WEIGHT_BYTES[spec.precision]
+    partition = _share(model.learning * (_GRADIENT + width), config.world_size)
+    return need.optimizer + need.average + partition
+
+
+def _work(
+    config: StageConfig,
+    needs: Sequence[tuple[ModelSize, Footprint]],
+    kept: Mapping[ModelSize, int],
+    activations: int,
+    scoring: int,
+) -> int:
+    """Bytes of what a rank does that takes most, beside what it always holds: one model learns, all
+    score, or one answers."""
+    spec = config.spec
+    learning = activations + max(
+        sharding_bytes(
+            model,
+            precision=spec.precision,
+            zero_stage=spec.zero_stage,
+            offload=spec.offload_optimizer,
+        )
+        for model, _ in needs
+    )
+    # Frozen models that are sharded come layer by layer.
+    whole = spec.zero_stage < 3 or config.world_size == 1
+    brought = {model: size for model, size in kept.items() if whole and not model.trained}
+    answering = 0
+    for model, _ in needs:
+        if model.answers:
+            gathered = min(model.parameters, LIVE_NUMBERS) * WEIGHT_BYTES[spec.precision]
+            sharded = model.trained and spec.zero_stage == 3
+            weights = gathered if sharded else brought.get(model, 0)
+            # Answers fill what any of the other passes takes.
+            answering = max(answering, max(activations, scoring) + weights)
+    return max(learning, scoring + sum(brought.values()), answering)
 
 
 def _share(number: int, shards: int) -> int:
@@ -274,7 +336,7 @@ def _refusal(
     if not spec.gradient_checkpointing:
         remedies.insert(0, f"set {field}.gradientCheckpointing to true")
     if ranks.device.type != "cpu":
-        remedies[:0] = _offloads(spec, field)
+        remedies[:0] = _offloads(spec, field, [model for model, _ in needs])
     if any(need.average for _, need in needs):
         remedies.insert(0, f"leave out {field}.emaDecay")
     if spec.precision == "FP32":
@@ -286,22 +348,25 @@ def _refusal(
     )
 
 
-def _offloads(spec: StageSpec, field: str) -> list[str]:
+def _offloads(spec: StageSpec, field: str, models: Sequence[ModelSize]) -> list[str]:
     """What could lie in the machine's memory and does not."""
     remedies = []
     if spec.zero_stage > 0 and not spec.offload_optimizer:
         remedies.append(f"set {field}.offloadOptimizer to true")
-    if isinstance(spec, PPOStage) and not spec.offload_frozen_models:
+    frozen = not all(model.trained for model in models)
+    if frozen and isinstance(spec, PPOStage) and not spec.offload_frozen_models:
         remedies.append(f"set {field}.offloadFrozenModels to true")
     return remedies
 
 
-def _machine_refusal(config: StageConfig, kept: int, free: int, origin: str) -> str:
-    field = f"spec.stages.{config.stage}"
+def _machine_refusal(config: StageConfig, held: int, free: int, origin: str) -> str:
+    spec, field = config.spec, f"spec.stages.{config.stage}"
+    named = ["offloadOptimizer"] * spec.offload_optimizer
+    named += ["offloadFrozenModels"] * _offloads_frozen(spec)
     return (
-        f"{field}: not enough memory: one rank keeps at least {_gib(kept)} in the machine's memory "
-        f"(offloadOptimizer, offloadFrozenModels), and {_gib(free)} are there ({origin}). Give the "
-        f"pod or the machine more memory, or leave more of it on the GPUs."
+        f"{field}: not enough memory: one rank keeps at least {_gib(held)} in the machine's memory "
+        f"({' and '.join(named)}), and {_gib(free)} are there ({origin}). Give the pod or the "
+        f"machine more memory, or leave more of it on the GPUs."
     )
 
 

@@ -7,7 +7,6 @@ Called by `engine`, and by whoever asks models.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -44,7 +43,8 @@ class PlacedModel:
 class OffloadedModel(PlacedModel):
     """A frozen model whose weights lie in the machine's memory while nobody asks for it.
 
-    They stay there: what is on the device meanwhile are copies, which are thrown away.
+    They stay there: what is on the device meanwhile are copies, which are thrown away. Buffers are
+    small and always there, since a model may write to them.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -53,16 +53,11 @@ class OffloadedModel(PlacedModel):
         self._device = device
         self._inside = 0
         self._kept = [
-            (part, name, tensor)
+            (part, name, weight)
             for part in module.modules()
-            for name, tensor in chain(
-                part.named_parameters(recurse=False), part.named_buffers(recurse=False)
-            )
+            for name, weight in part.named_parameters(recurse=False)
         ]
-        if device.type == "cuda":
-            # Copies of it need not be waited for.
-            for _, _, tensor in self._kept:
-                tensor.data = tensor.data.pin_memory()
+        move_buffers(module, device)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass."""
@@ -88,18 +83,16 @@ class OffloadedModel(PlacedModel):
 
     def _place(self, device: torch.device | None) -> None:
         """Put copies on a device in the place of all weights, or these back."""
-        placed: dict[int, torch.Tensor] = {}
+        copies: dict[int, nn.Parameter] = {}
         for part, name, kept in self._kept:
-            tensor = kept
-            if device is not None:
+            if device is not None and id(kept) not in copies:
                 # Weights may be tied.
-                tensor = placed.get(id(kept), kept)
-                if tensor is kept:
-                    tensor = placed[id(kept)] = _copy(kept, device)
-            setattr(part, name, tensor)
+                copies[id(kept)] = nn.Parameter(kept.detach().to(device), requires_grad=False)
+            setattr(part, name, copies.get(id(kept), kept))
 
 
-def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    copy = tensor.detach().to(device, non_blocking=True)
-    is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Bring what a module keeps beside weights to a device."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device))

@@ -18,6 +18,7 @@ from rlhf_trainer.models.engine import gathered_once, may_gather
 from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo.experience import Experience, collect, spoilt_on_any
+from rlhf_trainer.ppo.first_ratio import FirstRatio
 from rlhf_trainer.ppo.models import Models
 from rlhf_trainer.ppo.rewards import Rewards
 from rlhf_trainer.ppo.rollout import Rollout
@@ -32,7 +33,7 @@ class Collector:
     """The models, the rewards and how answers are sampled.
 
     Attributes:
-        first_step: the step that this attempt begins at.
+        first_ratio: whether this attempt has seen that the ratio begins at 1.
         decodes: whether our own decode loop samples, and not `generate`.
     """
 
@@ -43,7 +44,7 @@ class Collector:
     state: State
     rewards: Rewards
     sampling: Sampling
-    first_step: int
+    first_ratio: FirstRatio
     decodes: bool = True
 
     def collect(self, prompts: Sequence[Sequence[int]]) -> tuple[Experience, list[str]]:
@@ -81,8 +82,8 @@ class Collector:
     def _recomputes(self) -> bool:
         """Whether the actor evaluates the next rollout: always, if it has to; and where nothing
         else would show the sampler's drift, or that the ratio of an attempt begins at 1."""
-        until = max(self.first_step, self.spec.critic_warmup_steps)
-        return not self._takes_sampled or self.loop.step <= until
+        warm_up = self.loop.step < self.spec.critic_warmup_steps
+        return not self._takes_sampled or warm_up or not self.first_ratio.passed
 
     def evaluated(self, rollout: Rollout, actor: PlacedModel) -> Experience:
         """What all models say of a rollout, `actor` in the place of the policy."""

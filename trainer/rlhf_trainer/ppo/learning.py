@@ -5,7 +5,7 @@ losses are sums over its tokens on all ranks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -57,7 +57,7 @@ class Learner:
     critic: TrainedModel
     steps: ActorSteps
     state: State
-    first_ratio: FirstRatio = field(default_factory=FirstRatio)
+    first_ratio: FirstRatio
 
     def learn(
         self, experience: Experience, targets: Targets, undo: Callable[[], None] | None = None

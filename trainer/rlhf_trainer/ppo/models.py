@@ -180,11 +180,11 @@ def _sizes(bases: Bases, spec: PPOStage, settings: ModelSettings) -> list[ModelS
     """All models that are held at the same time."""
     actor = trained_size(bases.actor, "actor", spec.lora, LORA, settings.note)
     sizes = [
-        replace(actor, averaged=spec.ema_decay is not None),
+        replace(actor, averaged=spec.ema_decay is not None, answers=True),
         trained_size(bases.critic, "critic", spec.lora, LORA, settings.note, scores=True),
     ]
     if spec.lora is None:
-        sizes.append(bases.actor.size("reference", trained=False))
+        sizes.append(replace(bases.actor.size("reference", trained=False), answers=True))
     if bases.reward_model is not None:
         sizes.append(bases.reward_model.size("reward model", trained=False, scores=True))
     return sizes

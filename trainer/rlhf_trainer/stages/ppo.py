@@ -44,6 +44,7 @@ from rlhf_trainer.ppo.evaluation import (
     write_samples,
 )
 from rlhf_trainer.ppo.experience import SCORES, Experience, shaped_scores, spoilt_on_any, targets_of
+from rlhf_trainer.ppo.first_ratio import FirstRatio
 from rlhf_trainer.ppo.guardrails import heed, obey
 from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.learning import Learner
@@ -113,9 +114,10 @@ def _train(
         verdicts=lambda: state.health.verdicts,
     )
     _resume(loop, state, steps)
-    collector = Collector(spec, ranks, loop, models, state, rewards, sampling, loop.step)
+    first_ratio = FirstRatio()
+    collector = Collector(spec, ranks, loop, models, state, rewards, sampling, first_ratio)
     collector = _checked(collector, prompts)
-    learner = Learner(spec, ranks, loop, models.critic, steps, state)
+    learner = Learner(spec, ranks, loop, models.critic, steps, state, first_ratio)
     # 3. Learn.
     _updates(collector, learner, prompts, held_out, statistics)
     # 4. Judge and keep; what fails there costs no step.
@@ -173,7 +175,8 @@ def _checked(collector: Collector, prompts: Sequence[Prompt]) -> Collector:
     reference = models.reference if collector.loop.step == 0 else None
     subjects = Subjects(models.actor, reference, models.reward_model, models.score_end)
     sampler = collector.sampler(models.actor, short_sampling(collector.sampling))
-    run_self_checks(subjects, sampler, prompts, collector.spec, collector.ranks)
+    with models.resident():
+        run_self_checks(subjects, sampler, prompts, collector.spec, collector.ranks)
     return collector
 
 
