@@ -122,6 +122,15 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(
             assert same, zero_stage
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_weight_of_another_precision_learns_in_that_of_the_stage(
+    tmp_path: Path, world_size: int
+) -> None:
+    """As transformers loads some of a router in fp32."""
+    for found in on(world_size, "one_weight_in_fp32", folder=tmp_path, zero_stages=[1, 2, 3]):
+        assert found == {stage: {"torch.bfloat16"} for stage in (1, 2, 3)}
+
+
 def test_no_device_ever_holds_the_whole_of_a_partitioned_model(tmp_path: Path) -> None:
     """Each of its weights comes alone."""
     for found in worlds.pair()(PROGRAM, "moved_whole", folder=tmp_path, zero_stages=ZERO_STAGES):

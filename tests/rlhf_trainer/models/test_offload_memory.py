@@ -11,7 +11,6 @@ from rlhf_api.v1alpha1 import StageConfig
 from rlhf_trainer.errors import MemoryEstimateError
 from rlhf_trainer.models.memory import (
     GIB,
-    LIVE_NUMBERS,
     ModelSize,
     check_memory,
     sharding_bytes,
@@ -58,7 +57,8 @@ def fits(stage: StageConfig, models: list[ModelSize], gpu: int, machine: int, **
         ({"zeroStage": 3} | OPTIMIZER | FROZEN, 2, 22),
         # Gradients are added up on the GPU; here they are once, beside the partition's weights.
         ({"zeroStage": 2} | OPTIMIZER, 8, 18),
-        ({"zeroStage": 1} | OPTIMIZER, 8, 18),
+        # All gradients, and those of a partition.
+        ({"zeroStage": 1} | OPTIMIZER, 12, 18),
         # In FP32 4 weights, 4 gradients, 12 optimizer, and 4 weights of the reference.
         ({"zeroStage": 2, "precision": "FP32"} | OPTIMIZER, 8, 20),
         ({"zeroStage": 1, "precision": "FP32"} | OPTIMIZER, 12, 20),
@@ -103,14 +103,24 @@ def test_who_answers_is_whole_beside_the_answers() -> None:
     stage = config(zeroStage=0, **FROZEN)
     assert fits(stage, [actor, reference], (18 + 5 + 2) * GIB, 2 * GIB, **work) == "none"
     assert fits(stage, [actor, reference], (18 + 5 + 2) * GIB - 1, 2 * GIB, **work) == "gpu"
-    work = {"activations": 0, "scoring": 5 * GIB}
-    whole = 2 * min(GIB, LIVE_NUMBERS)
-    stage = config(zeroStage=3)
-    assert fits(stage, [actor, reference], 25 * GIB + whole, 0, **work) == "none"
-    assert fits(stage, [actor, reference], 25 * GIB + whole - 1, 0, **work) == "gpu"
 
 
-def test_frozen_models_that_are_cut_never_come_whole() -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("parameters", "whole"), [(GIB // 2, 1), (GIB, 0)])
+def test_who_is_cut_answers_with_whole_weights_while_they_are_few(
+    processes: int, parameters: int, whole: int
+) -> None:
+    """Of more than `LIVE_NUMBERS` each layer comes alone."""
+    reference = replace(REFERENCE, answers=True, parameters=parameters)
+    models = [replace(ACTOR, answers=True, parameters=parameters), reference]
+    work = {"activations": 0, "scoring": 9 * GIB}
+    stage = config(zeroStage=3).model_copy(update={"processes_per_node": processes})
+    needed = 20 * parameters // processes + (9 + whole) * GIB
+    assert fits(stage, models, needed, 0, **work) == "none"
+    assert fits(stage, models, needed - 1, 0, **work) == "gpu"
+
+
+def test_frozen_models_that_are_cut_score_layer_by_layer() -> None:
     stage = config(zeroStage=3, **FROZEN).model_copy(update={"processes_per_node": 2})
     # Of the actor half of 18, and a pass that scores.
     work = {"activations": 0, "scoring": 9 * GIB}

@@ -267,6 +267,19 @@ def partitioned(ranks: Ranks, folder: Path) -> dict[str, Any]:
         }
 
 
+def one_weight_in_fp32(ranks: Ranks, folder: Path, zero_stages: list[int]) -> dict[int, set[str]]:
+    """By ZeRO stage in which precisions a module learns in BF16 that was loaded with another."""
+    found = {}
+    for zero_stage in zero_stages:
+        module = actor(folder, torch.bfloat16)
+        module.model.model.norm.float()
+        settings = spec(folder, zero_stage=zero_stage, precision="BF16")
+        model = train(module, settings, ranks, learning_rate=1.0)
+        one_step(model, ranks, 8, 0.01)
+        found[zero_stage] = {str(weight.dtype) for weight in model.module.parameters()}
+    return found
+
+
 def moved_whole(ranks: Ranks, folder: Path, zero_stages: list[int]) -> dict[int, list[bool]]:
     """By ZeRO stage whether a trained and a frozen module come to their device at once."""
     found: dict[int, list[bool]] = {}

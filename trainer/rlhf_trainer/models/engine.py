@@ -261,6 +261,10 @@ def _initialize(module: nn.Module, config: dict[str, Any], ranks: Ranks, **more:
 def _shard(module: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
     """Bring one weight after the other to the device and leave a share of it there, so that a model
     loads that is larger than the memory of any device."""
+    dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+    for weight in module.parameters():
+        # DeepSpeed does so with weights that it cuts later; transformers may leave some in fp32.
+        weight.data = weight.data.to(dtype)
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
     move_buffers(module, ranks.device)
 
@@ -310,13 +314,28 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 @contextmanager
-def whole_parameters(model: PlacedModel) -> Iterator[None]:
-    """Inside, every parameter is whole on every rank; for reading, not for training."""
+def whole_parameters(model: PlacedModel, *, here: bool = True) -> Iterator[None]:
+    """Inside, every parameter is whole on the ranks that say `here`; for reading, not for training.
+
+    All ranks enter together. One parameter after the other comes to the device and goes to the
+    machine's memory, since no device need have room for all.
+    """
     if model.zero_stage < 3:
         yield
         return
-    with deepspeed.zero.GatheredParameters(list(model.module.parameters()), modifier_rank=None):
+    kept = []
+    for parameter in model.module.parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
+            whole = parameter.data.to("cpu", copy=True) if here else None
+        kept.append((parameter, parameter.data, whole))
+    try:
+        for parameter, _, whole in kept:
+            if whole is not None:
+                parameter.data = whole
         yield
+    finally:
+        for parameter, data, _ in kept:
+            parameter.data = data
 
 
 def may_gather(model: PlacedModel) -> bool:

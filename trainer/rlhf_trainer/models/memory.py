@@ -229,13 +229,16 @@ def _kept_apart(
     for model, need in needs:
         if model.trained and spec.offload_optimizer:
             apart[model] = need.optimizer + need.average + (need.gradients if gradients else 0)
+            if spec.zero_stage == 1 and spec.precision == "BF16":
+                # When a step begins a partition's gradients are there once more.
+                apart[model] -= _share(model.learning * _GRADIENT, config.world_size)
         elif not model.trained and _offloads_frozen(spec):
             apart[model] = need.weights
     return apart
 
 
 def machine_bytes_of(model: ModelSize, need: Footprint, config: StageConfig) -> int:
-    """Bytes of the machine's memory that DeepSpeed, or a frozen model, takes on one rank.
+    """Bytes of the machine's memory that DeepSpeed, or a frozen model, takes on one rank at least.
 
     A partition's gradients are there too, under ZeRO 3 twice, and below it a copy of its weights in
     their own precision.
@@ -269,15 +272,16 @@ def _work(
         )
         for model, _ in needs
     )
-    # Frozen models that are sharded come layer by layer.
+    # Frozen models that are sharded come layer by layer to score.
     whole = spec.zero_stage < 3 or config.world_size == 1
     brought = {model: size for model, size in kept.items() if whole and not model.trained}
     answering = 0
     for model, _ in needs:
         if model.answers:
-            gathered = min(model.parameters, LIVE_NUMBERS) * WEIGHT_BYTES[spec.precision]
-            sharded = model.trained and spec.zero_stage == 3
-            weights = gathered if sharded else brought.get(model, 0)
+            weights = brought.get(model, 0)
+            sharded = spec.zero_stage == 3 and (model.trained or config.world_size > 1)
+            if sharded and model.parameters <= LIVE_NUMBERS:
+                weights = model.parameters * WEIGHT_BYTES[spec.precision]
             # Answers fill what any of the other passes takes.
             answering = max(answering, max(activations, scoring) + weights)
     return max(learning, scoring + sum(brought.values()), answering)

@@ -329,7 +329,7 @@ def _keep(collector: Collector, held_out: Sequence[Prompt] | None) -> StageOutco
         _report(loop, after)
 
     def write(folder: Path) -> None:
-        with whole_parameters(models.actor):
+        with whole_parameters(models.actor, here=loop.ranks.rank == 0):
             if loop.ranks.rank == 0:
                 sampling = collector.sampling
                 save_model(

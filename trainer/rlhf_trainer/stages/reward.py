@@ -310,7 +310,7 @@ def _keep(
     loop: TrainingLoop, model: TrainedModel, base: Base, scores: EvaluationScores | None
 ) -> StageOutcome:
     def write(folder: Path) -> None:
-        with whole_parameters(model):
+        with whole_parameters(model, here=loop.ranks.rank == 0):
             if loop.ranks.rank == 0:
                 reward_model = model.module
                 assert isinstance(reward_model, ScalarModel)

@@ -297,7 +297,7 @@ def _keep(
     loop: TrainingLoop, model: TrainedModel, base: Base, figures: dict[Metric, float]
 ) -> StageOutcome:
     def write(folder: Path) -> None:
-        with whole_parameters(model):
+        with whole_parameters(model, here=loop.ranks.rank == 0):
             if loop.ranks.rank == 0:
                 actor = model.module
                 assert isinstance(actor, Actor)
