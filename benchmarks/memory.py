@@ -53,7 +53,7 @@ WIDE_WORDS = 151_936
 
 ADAPTERS = {"rank": 8, "alpha": 16}
 LARGER = {"layers": 4, "hiddenSize": 768, "heads": 12, "intermediateSize": 2048}
-"""Adapters leave so little to gradients and optimizer that of SIZES a third would be what no
+"""Adapters leave so little to gradients and optimizer that of SIZES a quarter would be what no
 estimate counts, such as kernels that a library keeps."""
 
 CASES: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ The measure is plain PyTorch: one process, one batch, AdamW and `clip_grad_norm_
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,7 @@ cases: Any = worlds.load(PROGRAM)
 
 ZERO_STAGES = [0, 1, 2, 3]
 MICRO_BATCHES = [(2, Logits.HEAD), (8, Logits.HEAD), (8, Logits.ALL)]
-
-
-def on(world_size: int, function: str, **arguments: Any) -> list[Any]:
-    """Results by rank, of one rank in this process or of two in their own."""
-    if world_size == 1:
-        return [getattr(cases, function)(tiny.ranks(), **arguments)]
-    return worlds.pair()(PROGRAM, function, **arguments)
+on = partial(worlds.on, PROGRAM)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

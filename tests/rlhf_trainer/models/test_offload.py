@@ -1,5 +1,6 @@
 """What lies in the machine's memory learns and answers as what lies where it computes."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,7 @@ cases: Any = worlds.load(PROGRAM)
 
 SHARDED = [1, 2, 3]
 META = torch.device("meta")
-
-
-def on(world_size: int, function: str, **arguments: Any) -> list[Any]:
-    """Results by rank, of one rank in this process or of two in their own."""
-    if world_size == 1:
-        return [getattr(cases, function)(tiny.ranks(), **arguments)]
-    return worlds.pair()(PROGRAM, function, **arguments)
+on = partial(worlds.on, PROGRAM)
 
 
 # Optimizers
@@ -117,7 +112,7 @@ def test_what_writes_weights_beside_it_finds_them(tmp_path: Path, zero_stage: in
         told.append([stage_runs.learned(step) for step in stage_runs.steps(config)])
     straight, offloaded = told
     for one, other in zip(straight, offloaded, strict=True):
-        assert other == pytest.approx(one, rel=1e-2, abs=1e-4)
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
 # Frozen models

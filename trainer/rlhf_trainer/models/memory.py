@@ -203,7 +203,7 @@ def check_memory(
         failure = MemoryEstimateError(_refusal(config, ranks, needs, outside, work, free, origin))
     elif outside:
         free, origin = machine(ranks)
-        held = sum(machine_bytes_of(model, need, config) for model, need in needs)
+        held = sum(_held_apart(model, need, config) for model, need in needs)
         if held > free:
             failure = MemoryEstimateError(_machine_refusal(config, held, free, origin))
     agree_on_failure(ranks, failure)
@@ -237,7 +237,7 @@ def _kept_apart(
     return apart
 
 
-def machine_bytes_of(model: ModelSize, need: Footprint, config: StageConfig) -> int:
+def _held_apart(model: ModelSize, need: Footprint, config: StageConfig) -> int:
     """Bytes of the machine's memory that DeepSpeed, or a frozen model, takes on one rank at least.
 
     A partition's gradients are there too, under ZeRO 3 twice, and below it a copy of its weights in

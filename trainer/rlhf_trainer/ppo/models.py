@@ -132,7 +132,7 @@ class Workload:
 
     Attributes:
         longest: tokens of the longest sequence, prompt and response.
-        scored: sequences that a rank scores after one another, of a rollout or held-out ones.
+        scored: sequences that a rank has to score at most at once, of a rollout or held-out ones.
         longest_text: tokens of the longest row of `ptxDataset`.
         most_text_loss_tokens: of the row of `ptxDataset` that has most tokens with a loss.
     """
@@ -249,28 +249,28 @@ def _activations(
 def _load(
     bases: Bases, spec: PPOStage, settings: ModelSettings, ranks: Ranks, logits: Logits
 ) -> Models:
-    """One model after the other: under ZeRO 3 no more than one is ever whole on a device."""
+    """One model after the other, so that the machine's memory never holds more than one that is yet
+    to be cut or moved."""
     actor = _policy(bases.actor, settings, logits)
     add_adapters(actor.model, spec.lora, spec.seed, LORA)
-    switch_off_dropout(actor)
-    trained_actor = train(actor, spec, ranks, learning_rate=spec.learning_rate)
-
-    def frozen(module: nn.Module) -> PlacedModel:
-        switch_off_dropout(module)
-        return freeze(module, spec, ranks, offload=spec.offload_frozen_models)
-
+    trained_actor = train(_still(actor), spec, ranks, learning_rate=spec.learning_rate)
+    frozen = partial(freeze, spec=spec, ranks=ranks, offload=spec.offload_frozen_models)
     reference: PlacedModel
     if spec.lora is None:
-        reference = frozen(_policy(bases.actor, settings, logits))
+        reference = frozen(_still(_policy(bases.actor, settings, logits)))
     else:
         reference = WithoutAdapters.of(trained_actor)
-    critic = _critic(bases.critic, spec, settings)
-    switch_off_dropout(critic)
+    critic = _still(_critic(bases.critic, spec, settings))
     trained_critic = train(critic, spec, ranks, learning_rate=spec.critic_learning_rate)
     reward_model: PlacedModel | None = None
     if bases.reward_model is not None:
-        reward_model = frozen(_scorer(bases.reward_model, settings))
+        reward_model = frozen(_still(_scorer(bases.reward_model, settings)))
     return Models(trained_actor, reference, trained_critic, reward_model, bases.score_end, logits)
+
+
+def _still(module: nn.Module) -> nn.Module:
+    switch_off_dropout(module)
+    return module
 
 
 def _policy(base: Base, settings: ModelSettings, logits: Logits) -> Actor:

@@ -65,12 +65,13 @@ def with_exact_sampler(collector: Collector, prompts: Sequence[Prompt]) -> Colle
     decodes = not any_rank(collector.ranks, reason is not None)
     if state.sampled_logprobs is None:
         state.sampled_logprobs = decodes and may_serve_as_old(spec, drift)
-        logger.info(
-            "log-probabilities of sampling are %.1e nats a token from those of training; they %s",
-            drift,
-            "serve as old ones" if state.sampled_logprobs else "are computed anew",
-        )
     if decodes:
+        logger.info(
+            "log-probabilities of sampling are %.1e nats a token from those of training; old ones "
+            "are %s",
+            drift,
+            "those of sampling" if state.sampled_logprobs else "computed anew",
+        )
         return collector
     logger.warning(
         "%s.model: %s; answers are sampled by transformers' generate, which is slower: it computes "
