@@ -263,6 +263,16 @@ def test_what_each_remedy_costs_is_what_the_committed_run_found() -> None:
         for variant in ("gamma99", "none", "report", "runningStd")
     ]
 
+    def of(figure: str) -> dict[str, float]:
+        return {variant: found[f"{variant}.{figure}"] for variant in toy.VARIANTS}
+
+    share, explained, kl = map(of, ("best_score_share_min", "explained_variance_min", "kl_end"))
+    assert share["report"] < share["runningStd"] < share["gamma99"] < share["none"]
+    assert max(explained, key=explained.__getitem__) == "report"
+    dividing_the_score = {"report", "runningStd"}
+    others = [kl[variant] for variant in kl.keys() - dividing_the_score]
+    assert max(kl[variant] for variant in dividing_the_score) < min(others)
+
 
 def test_what_differs_from_the_defaults_in_every_variant_is_told() -> None:
     text = (DOCS / "critic.md").read_text()
