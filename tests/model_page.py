@@ -39,8 +39,9 @@ asked whether a token sees those after it, and whether rows that are packed, or 
 padding, have the logits that they have alone. Where one does not, or where no small copy computes,
 the stage ends before any weights are read, with field and remedy.
 
-FlashAttention2 is asked on the GPU that trains. There all rows of a micro-batch stand in one
-sequence without padding when they are packed.
+SFT's copy computes attention as the stage does, FlashAttention2 on the GPU that trains, where all
+rows of a micro-batch stand in one sequence without padding when they are packed. The reward model's
+and PPO's use Eager, which is always there.
 """
 
 

@@ -33,7 +33,9 @@ LINES: Mapping[Reason, str] = {
         "A pod, or the batch Job of an attempt, was ended by a limit or a rule that is none of "
         "the job's own, as an admission policy may set it: change that. Restarted."
     ),
-    Reason.CLAIM_MISSING: "A claim of a `pvc://` URI is not in the namespace: create it.",
+    Reason.CLAIM_MISSING: (
+        "A claim of a `pvc://` URI or of `template.volumes` is not in the namespace: create it."
+    ),
     Reason.CONFIG_INVALID: (
         "The configuration, the models' tokens or the memory that is needed do not fit "
         "(exit code 78): correct the field that is named, in a new job."

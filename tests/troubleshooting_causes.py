@@ -50,9 +50,9 @@ CAUSES = (
         _CHILDREN,
         Reason.CLAIM_MISSING,
         staged.claim_missing,
-        "A PersistentVolumeClaim of a `pvc://` URI is not in the job's namespace. The stage "
-        "starts within a minute after it is.",
-        "Create the claim, or correct the URI in a new job.",
+        "A PersistentVolumeClaim of a `pvc://` URI or among `template.volumes` is not in the job's "
+        "namespace. The stage starts within a minute after it is.",
+        "Create the claim, or correct the URI or the volume in a new job.",
     ),
     Cause(
         "A quota is used up",
@@ -144,7 +144,7 @@ CAUSES = (
         _RUNNING,
         Reason.VOLUME_NOT_MOUNTED,
         staged.volume_not_mounted,
-        "A Secret, a ConfigMap or a claim among `template.volumes` is not in the namespace, or the "
+        "A Secret or a ConfigMap among `template.volumes` is not in the namespace, or the "
         "disk behind a claim cannot be attached, as where another node has it. The kubelet tries "
         "again and again; its Events are read after five seconds, and at least once a minute.",
         "Create what is named, correct the volume in a new job, or look at the claim and its "

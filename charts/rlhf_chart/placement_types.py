@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import WithJsonSchema
 
-from rlhf_chart.value_types import ADDRESSES, LABELS, WANTED, Object, described
+from rlhf_chart.value_types import ADDRESSES, LABELS, WANTED, Object, described, refusing
 
 
 def _object(*required: str, **fields: Object) -> Object:
@@ -34,16 +34,40 @@ def _told(description: str, of: Object) -> Object:
 
 _KEY = described("string", "Key of a label.", minLength=1, **{WANTED: "the key of a label"})
 _IN = ("In", "NotIn", "Exists", "DoesNotExist")
+
+
+def _conditions(values: Object, *operators: str) -> Object:
+    """What a list of conditions on labels holds."""
+    return _object(
+        "key",
+        "operator",
+        key=_KEY,
+        operator=_one_of("How it is compared.", *operators),
+        values=values,
+    ) | refusing(
+        "a condition of key, operator and values, these with any operator but Exists and "
+        "DoesNotExist",
+        {
+            "properties": {
+                "operator": {"enum": [each for each in operators if "Exist" not in each]},
+                "values": {"maxItems": 0},
+            },
+            "required": ["operator"],
+        },
+        {
+            "properties": {
+                "operator": {"enum": ["Exists", "DoesNotExist"]},
+                "values": {"minItems": 1},
+            },
+            "required": ["operator", "values"],
+        },
+    )
+
+
 _SELECTOR = _object(
     matchLabels=_told("Labels that they have.", LABELS),
     matchExpressions=_list(
-        _object(
-            "key",
-            "operator",
-            key=_KEY,
-            operator=_one_of("How it is compared.", *_IN),
-            values=_list(LABELS["additionalProperties"], "With what."),
-        ),
+        _conditions(_list(LABELS["additionalProperties"], "With what."), *_IN),
         "Conditions on labels.",
     ),
 )
@@ -81,13 +105,7 @@ Toleration = Annotated[
 ]
 
 _NODE = _list(
-    _object(
-        "key",
-        "operator",
-        key=_KEY,
-        operator=_one_of("How it is compared.", *_IN, "Gt", "Lt"),
-        values=_texts("With what."),
-    ),
+    _conditions(_texts("With what."), *_IN, "Gt", "Lt"),
     "Conditions on a node.",
 )
 _NODES = _object(matchExpressions=_NODE, matchFields=_NODE)

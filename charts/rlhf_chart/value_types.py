@@ -20,6 +20,11 @@ def _pattern(pattern: str, wanted: str, **bounds: Any) -> Any:
     return Field(pattern=pattern, json_schema_extra={WANTED: wanted}, **bounds)
 
 
+def refusing(wanted: str, *maps: Object) -> Object:
+    """Of a map: none of `maps` describes it; `wanted` says so in words."""
+    return {"allOf": [{"not": {"type": "object"} | each} for each in maps], WANTED: wanted}
+
+
 _UNITS = {"y": 2, "w": 3, "d": 4, "h": 5, "m": 5, "s": 6, "ms": 6}
 """Units of a duration in the order that Prometheus asks for, and the most digits of each: all
 together stay below the 292 years that it can hold.
@@ -99,7 +104,11 @@ Text = Annotated[str, Field(min_length=1, json_schema_extra={WANTED: "a text tha
 Port = Annotated[int, Field(ge=1, le=65535)]
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = rf"{_OCTET}(\.{_OCTET}){{3}}/([0-9]|[12][0-9]|3[0-2])"
-_IPV6 = "[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*/([0-9]{1,2}|1[01][0-9]|12[0-8])"
+_H = "[0-9A-Fa-f]{1,4}"
+_SHORTENED = "|".join(f"({_H}:){{1,{7 - n}}}(:{_H}){{1,{n}}}" for n in range(1, 7))
+_DOTTED = f"(({_H}:){{6}}|({_H}:){{1,5}}(:{_H}){{0,4}}:|::({_H}:){{0,5}}){_OCTET}(\\.{_OCTET}){{3}}"
+_IPV6 = f"(({_H}:){{7}}{_H}|({_H}:){{1,7}}:|{_SHORTENED}|:((:{_H}){{1,7}}|:)|{_DOTTED})"
+_IPV6 += "/([0-9]{1,2}|1[01][0-9]|12[0-8])"
 ADDRESSES: Object = {
     "type": "string",
     "pattern": f"^({_IPV4}|{_IPV6})$",
@@ -115,7 +124,7 @@ _OF_A_LABEL = "the value of a label (letters, digits, -, _ and ., at most 63)"
 LabelValue = Annotated[str, _pattern(f"^{_VALUE}$", _OF_A_LABEL, max_length=63)]
 
 _KEY: Object = {
-    "pattern": "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
+    "pattern": rf"^({_LABEL}(\.{_LABEL})*/)?"
     "[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$",
 }
 _KEY_IN_WORDS = "letters, digits, -, _ and ., at most 63, after a domain and / if you like"
@@ -327,68 +336,3 @@ Resources = Annotated[
         }
     ),
 ]
-_ID: Object = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}
-_FLAG: Object = {"type": ["boolean", "null"]}
-_WORD: Object = {"type": ["string", "null"]}
-
-
-def _part(**fields: Object) -> Object:
-    return {"type": ["object", "null"], "properties": fields, "additionalProperties": False}
-
-
-def _series(items: Object) -> Object:
-    return {"type": ["array", "null"], "items": items}
-
-
-_SYSCTL: Object = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, "value": {"type": "string"}},
-    "required": ["name", "value"],
-    "additionalProperties": False,
-}
-_CAPABILITIES = _series({"type": "string"})
-_PROFILE = _part(
-    type={"enum": ["RuntimeDefault", "Unconfined", "Localhost", None]}, localhostProfile=_WORD
-)
-_OF_BOTH = {
-    "runAsUser": _ID,
-    "runAsGroup": _ID,
-    "runAsNonRoot": _FLAG,
-    "seccompProfile": _PROFILE,
-    "appArmorProfile": _PROFILE,
-    "seLinuxOptions": _part(user=_WORD, role=_WORD, type=_WORD, level=_WORD),
-    "windowsOptions": _part(
-        gmsaCredentialSpecName=_WORD,
-        gmsaCredentialSpec=_WORD,
-        runAsUserName=_WORD,
-        hostProcess=_FLAG,
-    ),
-}
-PodSecurity = Annotated[
-    Object | None,
-    WithJsonSchema(
-        _part(
-            **_OF_BOTH,
-            fsGroup=_ID,
-            fsGroupChangePolicy={"enum": ["Always", "OnRootMismatch", None]},
-            supplementalGroups=_series(_ID | {"type": "integer"}),
-            supplementalGroupsPolicy={"enum": ["Merge", "Strict", None]},
-            seLinuxChangePolicy={"enum": ["Recursive", "MountOption", None]},
-            sysctls=_series(_SYSCTL),
-        )
-    ),
-]
-ContainerSecurity = Annotated[
-    Object | None,
-    WithJsonSchema(
-        _part(
-            **_OF_BOTH,
-            allowPrivilegeEscalation=_FLAG,
-            privileged=_FLAG,
-            readOnlyRootFilesystem=_FLAG,
-            capabilities=_part(add=_CAPABILITIES, drop=_CAPABILITIES),
-            procMount={"enum": ["Default", "Unmasked", None]},
-        )
-    ),
-]
-"""Null, as a whole or in one field, leaves it to the cluster."""

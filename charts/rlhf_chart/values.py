@@ -9,13 +9,13 @@ from pydantic.alias_generators import to_camel
 
 from rlhf_chart.alerts import ALERTS
 from rlhf_chart.placement_types import Affinity, EgressRule, Peer, SpreadConstraint, Toleration
+from rlhf_chart.security_types import ContainerSecurity, PodSecurity
 from rlhf_chart.value_types import (
     CIDR,
     URL,
     Annotations,
     CommonAnnotations,
     CommonLabels,
-    ContainerSecurity,
     Digest,
     Duration,
     EnvVar,
@@ -28,7 +28,6 @@ from rlhf_chart.value_types import (
     OwnNamespace,
     PodAnnotations,
     PodLabels,
-    PodSecurity,
     Port,
     Resources,
     SecretName,

@@ -14,6 +14,8 @@ Schema = dict[str, Any]
 
 _OF_NUMBERS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
 _OF_OTHERS = ("pattern", "minLength", "maxLength", "minProperties", "maxProperties", "not", "allOf")
+_LONG_DOMAIN = "^[^/]{254,}/"
+"""Of a key: patterns cannot count what they repeat."""
 _NOTHING: Schema = {"not": {}}
 """`false`, which not all of Helm 3 reads."""
 _NO_NULL = "a map without null for what is missing: leave that out for its default, or give a value"
@@ -72,7 +74,7 @@ def without_null(schema: Schema) -> Schema:
 
 def _keyed(found: Schema, keys: Schema, in_words: str) -> Schema:
     """A map whose keys must match a pattern, and none of those that are reserved."""
-    reserved = [keys["not"]["pattern"]] if "not" in keys else []
+    reserved = [_LONG_DOMAIN, *([keys["not"]["pattern"]] if "not" in keys else [])]
     values, allowed = found.pop("additionalProperties"), keys["pattern"]
     taken = dict.fromkeys(reserved, _NOTHING)
     rest = {"additionalProperties": False}

@@ -13,9 +13,9 @@ from rlhf_operator.fields import owner_uid
 from rlhf_operator.kube import ApiError, Kube, batch_path, core_path, job_path
 from rlhf_operator.manifests import (
     child_name,
-    claims_of,
     config_map,
     is_made_for_its_name,
+    needed_claims,
     service,
     stage_job,
 )
@@ -82,7 +82,7 @@ class Actor:
         await _all(
             self._ensure_service(job, action),
             self._ensure(job, core_path(namespace, "configmaps"), config_map(job, action)),
-            *(self._check_claim(job, claim) for claim in claims_of(job, action.stage)),
+            *(self._check_claim(job, claim) for claim in needed_claims(job, action.stage)),
         )
         image, policy = self._settings.trainer_image, self._settings.trainer_image_pull_policy
         manifest = stage_job(job, action, image, policy)

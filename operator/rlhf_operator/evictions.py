@@ -25,6 +25,16 @@ _OF_ITS_OWN = (
 )
 """How the kubelet begins to tell of a limit of the pod's, and what to do about it."""
 _OF_THE_NODE = re.compile(r"(?:Pod )?The node (?:was low on resource|had condition)")
+_NOT_LET_RUN = re.compile(r"(?:Pod )?The node had condition")
+_REFUSING = re.compile(
+    r"OutOf[a-z].*|UnexpectedAdmissionError|Node(?:Affinity|Shutdown)|TopologyAffinityError"
+    r"|Pod(?:OS|Feature|Level).*"
+)
+"""Reasons of a kubelet that does not admit a pod. One that ran on a node which is being shut down
+has another."""
+
+FREE_THE_NODE = "free the node, or correct resources, nodeSelector or affinity"
+"""What to do where a node does not let a pod run."""
 
 
 def remedy_of_limit(message: str | None) -> str | None:
@@ -36,3 +46,10 @@ def remedy_of_limit(message: str | None) -> str | None:
 def is_of_node(message: str | None) -> bool:
     """Whether the kubelet says that its node lacked something."""
     return _OF_THE_NODE.match((message or "").strip()) is not None
+
+
+def is_not_let_run(reason: str | None, message: str | None) -> bool:
+    """Whether the kubelet says of a pod that its node did not let it run at all."""
+    if reason == EVICTED:
+        return _NOT_LET_RUN.match((message or "").strip()) is not None
+    return _REFUSING.fullmatch(reason or "") is not None

@@ -62,6 +62,14 @@ def claims_of(job: RLHFJob, stage: StageName) -> list[str]:
     return sorted({claim for uri in found if (claim := claim_of(uri)) is not None})
 
 
+def needed_claims(job: RLHFJob, stage: StageName) -> list[str]:
+    """The claims without which a stage's pods cannot be scheduled: those of `claims_of`, and those
+    that the user's own volumes name."""
+    volumes = job.spec.template.volumes or ()
+    own = [each.persistent_volume_claim for each in volumes]
+    return sorted({*claims_of(job, stage), *(each.claim_name for each in own if each is not None)})
+
+
 def child_name(job: RLHFJob, stage: StageName, attempt: int) -> str:
     """Name of an attempt's Job and ConfigMap; an attempt is never made under two names."""
     return f"{job.metadata.name}-{stage}-{attempt}"

@@ -10,7 +10,7 @@ from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_api.v1alpha1.status import MAX_COUNT
 from rlhf_operator.disruptions import disruption_reason, reason_of_event
-from rlhf_operator.evictions import EVICTED, remedy_of_limit
+from rlhf_operator.evictions import EVICTED, FREE_THE_NODE, is_not_let_run, remedy_of_limit
 from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, is_let_run, number, pods_of_gang
 from rlhf_operator.injected import as_trainers_ended, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
@@ -109,7 +109,7 @@ def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None
 
     Returns:
         A process that exceeded a limit of its own or was disrupted, if any Event says so, else one
-        with the last warning; None if there is none of them.
+        with the last warning, as that its node did not let it run; None if there is none of them.
     """
     own = [each for each in events if _is_about_pod_of(job_name, each)]
     own.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
@@ -119,15 +119,20 @@ def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None
     if not (exceeding or disruptions or warnings):
         return None
     told = (exceeding or disruptions or warnings)[-1]
-    pod, remedy = told["involvedObject"]["name"], _remedy(told)
+    rejected = is_not_let_run(told.get("reason"), told.get("message"))
+    reason = reason_of_event(told)
+    if exceeding or rejected:
+        reason = Reason.STORAGE_EXCEEDED if exceeding else Reason.POD_REJECTED
+    pod, remedy = told["involvedObject"]["name"], FREE_THE_NODE if rejected else _remedy(told)
     said = f"{told.get('reason', '')}: {str(told.get('message', '')).strip()}"
     return ObservedProcess(
         name=pod,
         phase=ProcessPhase.FAILED,
         finished_at=_time(told.get("lastTimestamp") or told.get("eventTime")),
-        reason=Reason.STORAGE_EXCEEDED if exceeding else reason_of_event(told),
+        reason=reason,
         message=f"pod {pod} is gone; its last Event: {said}" + (f"; {remedy}" if remedy else ""),
         disrupted=bool(disruptions) and not exceeding,
+        patient=rejected,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_api.errors import ContractVersionError
 from rlhf_api.names import ExitCode, Reason
 from rlhf_api.v1alpha1 import StageResult
-from rlhf_operator.evictions import EVICTED, remedy_of_limit
+from rlhf_operator.evictions import EVICTED, FREE_THE_NODE, remedy_of_limit
 from rlhf_operator.fields import TRAINER
 from rlhf_operator.planning.observed import ProcessPhase
 from rlhf_operator.refusals import steady
@@ -175,8 +175,7 @@ def _never_ran(pod: Raw) -> Told:
     if not why:
         return Told(patient=True)
     node = (pod.get("spec") or {}).get("nodeName", "its node")
-    remedy = "free the node, or correct resources, nodeSelector or affinity"
-    said = f"pod {name} was not let run by {node}: {why}; {remedy}"
+    said = f"pod {name} was not let run by {node}: {why}; {FREE_THE_NODE}"
     return Told(reason=Reason.POD_REJECTED, message=said, patient=True)
 
 

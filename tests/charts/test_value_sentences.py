@@ -87,7 +87,16 @@ IN_A_FILE = {
     ),
     "podSecurityContext: {seccompProfile: RuntimeDefault}": (
         "podSecurityContext.seccompProfile",
-        "a map of type, localhostProfile; or null",
+        "a map of type, and of localhostProfile with type Localhost alone; or null",
+    ),
+    "podSecurityContext: {seccompProfile: {type: Localhost}}": (
+        "podSecurityContext.seccompProfile",
+        "a map of type, and of localhostProfile with type Localhost alone; or null",
+    ),
+    "securityContext: {privileged: true}": (
+        "securityContext",
+        "a map of fields of the securityContext of a container, in which privileged goes with "
+        "allowPrivilegeEscalation: true; or null",
     ),
     "securityContext: {capabilities: {drop: ALL}}": (
         "securityContext.capabilities.drop",

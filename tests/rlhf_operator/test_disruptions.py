@@ -84,7 +84,6 @@ def test_a_pod_that_is_ended_says_why(pod: Raw, reason: Reason) -> None:
         ("NodeNotReady", Reason.NODE_LOST),
         ("Evicted", Reason.EVICTED),
         (f"Evicted: {PRESSED}", Reason.NODE_PRESSURE),
-        ("Evicted: The node had condition: [DiskPressure]. ", Reason.NODE_PRESSURE),
     ],
 )
 def test_the_events_of_a_pod_that_is_gone_say_why(told: str, reason: Reason) -> None:
@@ -100,7 +99,6 @@ def test_the_events_of_a_pod_that_is_gone_say_why(told: str, reason: Reason) -> 
     ("why", "message"),
     [
         ("Evicted", f"{PRESSED} {USE}"),
-        ("Evicted", "The node had condition: [DiskPressure]. "),
         ("Preempting", "Preempted in order to admit critical pod"),
         *[("Evicted", message) for message in LIMITS],
     ],
@@ -116,6 +114,36 @@ def test_what_a_kubelet_ends_has_one_reason_while_it_is_there_and_when_it_is_gon
     gone = vanished_pod("demo-sft-3", [event | {"lastTimestamp": at(3)}])
     assert gone is not None
     assert (gone.reason, gone.disrupted) == (there.reason, there.disrupted)
+
+
+@pytest.mark.parametrize(
+    ("why", "message"),
+    [
+        ("Evicted", "The node had condition: [DiskPressure]. "),
+        ("Evicted", "Pod The node had condition: [MemoryPressure]. "),
+        ("NodeShutdown", "Pod was rejected as the node is shutting down. "),
+        ("OutOfcpu", "Node didn't have enough resource: cpu, requested: 4000, used: 1"),
+        ("OutOfnvidia.com/gpu", "Node didn't have enough resource: nvidia.com/gpu"),
+        ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices"),
+        ("NodeAffinity", "Predicate NodeAffinity failed"),
+        ("TopologyAffinityError", "Resources cannot be allocated with Topology locality"),
+    ],
+)
+def test_what_a_node_does_not_let_run_is_no_disruption_there_or_gone(
+    why: str, message: str
+) -> None:
+    pod = make_pod()
+    del pod["status"]["containerStatuses"]
+    pod["status"] |= {"phase": "Failed", "reason": why, "message": message}
+    (there,) = seen(make_job(("Failed",)), pod).processes
+    about = {"kind": "Pod", "name": there.name}
+    event = {"involvedObject": about, "reason": why, "message": message, "type": "Warning"}
+    gone = vanished_pod("demo-sft-3", [event | {"lastTimestamp": at(3)}])
+    assert gone is not None
+    for process in (there, gone):
+        assert (process.reason, process.disrupted) == (Reason.POD_REJECTED, False)
+        assert process.patient
+        assert "free the node" in process.message
 
 
 @pytest.mark.parametrize("message", LIMITS)

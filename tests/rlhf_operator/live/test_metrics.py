@@ -1,6 +1,7 @@
 """What the operator's /metrics tells of itself and of jobs, while they run and after their end."""
 
 import signal
+import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,3 +155,13 @@ def test_a_new_leader_tells_the_same_and_one_that_waits_tells_of_no_job(
             assert "rlhf_operator_jobs{" not in page_of_second
             jobs.delete("held")
             eventually(lambda: "held" not in leader.get("/metrics")[1])
+
+
+def test_health_and_metrics_are_served(operator: OperatorProcess) -> None:
+    assert operator.get("/healthz") == (200, "ok")
+    eventually(operator.is_ready)
+    status, text = operator.get("/metrics")
+    assert status == 200
+    assert "rlhf_operator_leader 1.0" in text
+    with pytest.raises(urllib.error.HTTPError):
+        operator.get("/nothing")

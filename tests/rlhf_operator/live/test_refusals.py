@@ -3,7 +3,6 @@ on when the cause is gone."""
 
 import json
 import time
-import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -25,8 +24,16 @@ LONG = 90.0
 """Seconds until what was refused a few times is tried again."""
 
 
-def test_a_missing_claim_is_named_and_waited_for(operator: OperatorProcess, jobs: Jobs) -> None:
-    jobs.create("claimless", storage={"uri": "pvc://later/runs"})
+OWN_VOLUME = {"name": "corpora", "persistentVolumeClaim": {"claimName": "later"}}
+
+
+@pytest.mark.parametrize(
+    "spec", [{"storage": {"uri": "pvc://later/runs"}}, {"template": {"volumes": [OWN_VOLUME]}}]
+)
+def test_a_missing_claim_is_named_and_waited_for(
+    operator: OperatorProcess, jobs: Jobs, spec: Raw
+) -> None:
+    jobs.create("claimless", **spec)
     message = children_ready(jobs, "claimless", "ClaimMissing")
     assert f"PersistentVolumeClaim later is not in namespace {jobs.namespace}" in message
     assert not jobs.batch.list_namespaced_job(jobs.namespace).items
@@ -387,13 +394,3 @@ def test_a_refused_stage_does_not_keep_another_from_its_start(
     jobs.run("beside", "sft")
     jobs.reaches("beside", "Running", "sft")
     assert jobs.condition("beside", "ChildrenReady")["status"] == "True"
-
-
-def test_health_and_metrics_are_served(operator: OperatorProcess) -> None:
-    assert operator.get("/healthz") == (200, "ok")
-    eventually(operator.is_ready)
-    status, text = operator.get("/metrics")
-    assert status == 200
-    assert "rlhf_operator_leader 1.0" in text
-    with pytest.raises(urllib.error.HTTPError):
-        operator.get("/nothing")

@@ -1,5 +1,6 @@
 """docs/troubleshooting.md says what is shown: each cause is brought about, and compared."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from cluster.kube_fixtures import Access
 from staged_causes import NAME, Scene, events_of
 from troubleshooting_causes import CAUSES, Cause
 from troubleshooting_page import PAGE, read, seen
-from waiting import eventually
+from waiting import eventually, is_still
 
 from rlhf_api.names import Reason
 
@@ -33,14 +34,19 @@ def test_the_page_says_what_is_shown(scene: Scene, cause: Cause) -> None:
     cause.stage(scene)
     shown = seen(scene, cause)
     assert shown == read(TEXT)[cause.title]
+    place = ("-n", scene.jobs.namespace, "-o", "wide", "--no-headers")
     if shown.phase != "Restarting":  # That is soon over.
-        place = ("-n", scene.jobs.namespace, "-o", "wide", "--no-headers")
         row = scene.jobs.access.kubectl("get", "rlhf", NAME, *place).stdout.split()
         assert {shown.phase, shown.reason} - {""} <= set(row), row
+    # One that is told twice is told again at the next look.
+    eventually(lambda: is_still(lambda: len(events_of(scene)), 1))
     events = events_of(scene)
     if shown.condition is None or shown.event is None:
         assert not events
         return
+    described = scene.jobs.access.kubectl("describe", "rlhf", NAME, *place[:2]).stdout
+    assert all(len(re.findall(rf"\b{word}\b", described)) for word in shown.event[:2])
+    assert shown.event[2].split(": ")[0] in described
     assert {shown.condition[2], shown.reason, shown.event[1]} == {cause.reason}
     # Each attempt's start is told, and all else once, in whatever words.
     told = Counter((each.type, each.reason) for each in events if each.reason != Reason.CREATED)

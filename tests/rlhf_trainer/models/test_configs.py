@@ -174,6 +174,15 @@ def test_names_that_publishers_use_are_taken(tmp_path: Path, kind: str, name: st
     assert checked_config(place, FIELD).architectures == [name]
 
 
+def test_attention_to_random_blocks_is_refused(tmp_path: Path) -> None:
+    """They may follow; short rows are read as a whole, as the other kind reads all."""
+    settings = AutoConfig.for_model("big_bird", is_decoder=True).to_dict()
+    told = refusal(described(tmp_path, **settings))
+    assert "blocks behind them in long rows; set attention_type: original_full" in told
+    whole = described(tmp_path, **settings | {"attention_type": "original_full"})
+    assert checked_config(whole, FIELD).model_type == "big_bird"
+
+
 def test_a_type_of_tomorrow_asks_for_a_newer_library(tmp_path: Path) -> None:
     told = refusal(described(tmp_path, model_type="of-tomorrow"))
     for word in ("of-tomorrow", f"transformers {transformers.__version__}", "newer"):

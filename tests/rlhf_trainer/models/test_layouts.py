@@ -13,6 +13,7 @@ from transformers import (
     FalconConfig,
     Gemma3TextConfig,
     GPTNeoConfig,
+    LlamaForCausalLM,
     MixtralConfig,
     MptConfig,
     OPTConfig,
@@ -28,6 +29,7 @@ from rlhf_trainer.data.packing import PackedBatch, RowLayout
 from rlhf_trainer.models.heads import switch_off_dropout
 from rlhf_trainer.models.layouts import Probe, check_model, row_layout
 from rlhf_trainer.models.load import ModelSettings
+from rlhf_trainer.models.shrunken import WINDOW, shrunken
 
 CPU = torch.device("cpu")
 FIELD = "spec.stages.sft.packing"
@@ -107,6 +109,37 @@ def test_a_window_of_thousands_is_shrunk_with_the_rest() -> None:
     probe = Probe.of(zoo.base(config), settings(), CPU)
     assert probe.disagreement(RowLayout.BLOCK_MASK) is not None
     assert probe.disagreement(RowLayout.POSITIONS) is None
+
+
+def test_what_is_left_out_of_long_rows_alone_is_left_out_of_the_copy_s() -> None:
+    """Of so many tokens Doge keeps some, and counts padding among them."""
+    config = AutoConfig.for_model("doge", keep_window_size=2048)
+    with pytest.raises(ConfigError, match="DogeForCausalLM does not give padded rows the logits"):
+        layout(config, packing=False)
+
+
+def test_the_tokens_that_an_index_chooses_are_chosen_in_each_row() -> None:
+    config = AutoConfig.for_model("deepseek_v32", index_topk=2048, num_hidden_layers=2)
+    assert shrunken(config).index_topk == WINDOW
+    assert layout(config) is RowLayout.POSITIONS
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_what_raises_when_it_is_asked_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, learning: bool
+) -> None:
+    """As a model that computes otherwise while it learns, and there asks for what it has not."""
+    plain = LlamaForCausalLM.forward
+
+    def forward(model: LlamaForCausalLM, *given: Any, **named: Any) -> Any:
+        if model.training is learning:
+            raise ValueError("needs labels")
+        return plain(model, *given, **named)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    for refuse in (lambda: layout("Llama"), lambda: check("Llama")):
+        with pytest.raises(InputError, match=r"no small copy of it computes \(ValueError: needs "):
+            refuse()
 
 
 def test_others_are_judged_too() -> None:

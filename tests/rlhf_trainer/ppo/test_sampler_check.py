@@ -24,12 +24,9 @@ from rlhf_trainer.ppo import collection, sampler_check
 from rlhf_trainer.ppo.collection import Collector
 from rlhf_trainer.ppo.first_ratio import FirstRatio
 from rlhf_trainer.ppo.health import Health
+from rlhf_trainer.ppo.old_logprobs import may_serve_as_old
 from rlhf_trainer.ppo.popart import ReturnScale
-from rlhf_trainer.ppo.sampler_check import (
-    drift_of,
-    may_serve_as_old,
-    with_exact_sampler,
-)
+from rlhf_trainer.ppo.sampler_check import drift_of, with_exact_sampler
 from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler
 from rlhf_trainer.ppo.self_checks import check_rollout, short_sampling
 from rlhf_trainer.ppo.state import State

@@ -225,8 +225,13 @@ def test_a_checkpoint_that_is_no_number_is_not_gone_on_with(tmp_path: Path) -> N
     assert "at step 4: model's model.model.embed_tokens.weight;" in found.message
 
 
-@pytest.mark.parametrize("stage", StageName)
-def test_an_evaluation_that_is_not_finite_publishes_nothing(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("sft", ""), ("reward", ""), ("ppo", "ref_logprobs"), ("ppo", "scores")],
+)
+def test_an_evaluation_that_is_not_finite_publishes_nothing(
+    tmp_path: Path, stage: str, name: str
+) -> None:
     config = tiny.stage_config(stage, tmp_path, eval_dataset=True, max_steps=1)
     spoilt: Any
     if stage == "sft":
@@ -236,13 +241,22 @@ def test_an_evaluation_that_is_not_finite_publishes_nothing(tmp_path: Path, stag
     elif stage == "reward":
         spoilt = patch.object(reward, "score_pairs", not_finite_after(reward.score_pairs, 2))
     else:
-        spoilt = stage_runs.spoilt_rollout("ref_logprobs", update=3)
+        spoilt = stage_runs.spoilt_rollout(name, update=3)
     with spoilt:
         found = failure(config)
     # What was learned is kept.
     assert (found.step, found.last_checkpoint_step) == (1, 1)
     (event,) = stage_runs.events(config, "evaluation")
     assert None in event["metrics"].values()
+
+
+def test_so_does_one_of_the_reference(tmp_path: Path) -> None:
+    """Its figures are in no series, and in what is published."""
+    config = tiny.stage_config("ppo", tmp_path, eval_dataset=True, max_steps=1)
+    with stage_runs.spoilt_rollout("scores", update=2):
+        found = failure(config)
+    assert (found.step, found.last_checkpoint_step) == (1, 1)
+    assert "reference's eval_reward" in found.message
 
 
 def not_finite_after(call: Any, calls: int) -> Any:

@@ -96,13 +96,41 @@ def test_a_run_goes_on_as_it_began(
 ) -> None:
     """Whatever is measured at the next start; the ratio is checked again there."""
     config = tiny.stage_config("ppo", tmp_path, checkpoint=CheckpointPolicy(every_steps=1))
-    bounds = {True: DRIFT, False: 0.0}
-    monkeypatch.setattr(sampler_check, "SAME_LOGPROBS", bounds[begun])
+    monkeypatch.setattr(sampler_check, "may_serve_as_old", lambda *measured: begun)
     stopped_at_2(config)
     evaluated.clear()
-    monkeypatch.setattr(sampler_check, "SAME_LOGPROBS", bounds[not begun])
+    monkeypatch.setattr(sampler_check, "may_serve_as_old", lambda *measured: not begun)
     stage_runs.run(stage_runs.attempt(config, 2))
     assert evaluated == [True, not begun]
+
+
+@pytest.mark.parametrize(("off", "stays"), [(0.4 * DRIFT, True), (0.6 * DRIFT, False)])
+def test_where_sampling_has_drifted_in_an_answer_all_are_evaluated_from_then_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    evaluated: list[bool],
+    caplog: pytest.LogCaptureFixture,
+    off: float,
+    stays: bool,
+) -> None:
+    """One of the first rollout: those at the start were short."""
+    collect, made = collection.collect, []
+
+    def drifting(*arguments: Any, **settings: Any) -> Experience:
+        experience = collect(*arguments, **settings)
+        if not made:
+            # Old ones may be the same numbers in the same place.
+            experience.rollout.sampled_logprobs[0] += off
+        made.append(experience)
+        return experience
+
+    monkeypatch.setattr(collection, "collect", drifting)
+    policy = CheckpointPolicy(every_steps=2, keep_finished=True)
+    config = tiny.stage_config("ppo", tmp_path, checkpoint=policy)
+    stage_runs.run(config)
+    assert evaluated == [True, *[not stays] * 3]
+    assert stage_runs.kept_state(config, 4)["sampledLogprobs"] is stays
+    assert ("from now on old ones are computed anew" in caplog.text) is not stays
 
 
 def test_a_run_that_kept_no_decision_computes_them_anew(

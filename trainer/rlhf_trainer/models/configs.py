@@ -144,6 +144,12 @@ def _require_causal(config: PretrainedConfig, location: ModelLocation, field: st
             f"{prefix}, an encoder, whose tokens see those behind them; {DECODER_REMEDY}, "
             "or set is_decoder in its config.json if it was trained as a decoder"
         )
+    # In rows of many blocks it draws some of them at random, from what follows as well.
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise InputError(
+            f"{prefix}, whose tokens see blocks behind them in long rows; set attention_type: "
+            "original_full in its config.json, or name another model"
+        )
 
 
 def _require_own_class(

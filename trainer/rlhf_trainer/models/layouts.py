@@ -68,10 +68,10 @@ def row_layout(
     """
     try:
         probe = Probe.of(base, settings, device)
+        probe.require_repeatable(base.field)
+        probe.require_causal(base.field)
     except ProbeError as error:
         raise _unknown(base, error) from error
-    probe.require_repeatable(base.field)
-    probe.require_causal(base.field)
     reasons = []
     for layout in probe.layouts(packing=packing):
         reason = probe.disagreement(layout)
@@ -108,11 +108,11 @@ def check_model(
     eager = replace(settings, attention="eager")
     try:
         probe = Probe.of(base, eager, torch.device("cpu"))
+        probe.require_repeatable(base.field)
+        if causal:
+            probe.require_causal(base.field)
     except ProbeError as error:
         raise _unknown(base, error) from error
-    probe.require_repeatable(base.field)
-    if causal:
-        probe.require_causal(base.field)
     if left_padding:
         probe.require_left_padding(base.field)
 
@@ -169,10 +169,9 @@ class Probe:
             model: Any = _small_model(base, settings)
             model.to(device)
             switch_off_dropout(model)
-            alone = [_alone(model, row) for row in rows]
         except REFUSED as error:
             raise ProbeError(shortened(error)) from error
-        return cls(model, rows, alone)
+        return cls(model, rows, [_alone(model, row) for row in rows])
 
     @property
     def flash(self) -> bool:
@@ -349,10 +348,13 @@ def _other(ids: Any) -> Any:
 
 @torch.no_grad()
 def _alone(model: PreTrainedModel, row: SFTExample) -> Tensor:
-    """Float[time, vocab] of one row without any padding."""
+    """Float[time, vocab] of one row without any padding. Raises ProbeError."""
     ids = torch.from_numpy(row.tokens.astype(np.int64)).unsqueeze(0)
     device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=ids.to(device), use_cache=False).logits[0]
+    try:
+        logits: Tensor = model(input_ids=ids.to(device), use_cache=False).logits[0]
+    except REFUSED as error:
+        raise ProbeError(shortened(error)) from error
     return logits.float()
 
 

@@ -77,19 +77,28 @@ def load_tokenizer(
             f"{field}.uri: the tokenizer of {place} has no EOS token, so that no response could "
             "end; set eos_token in its tokenizer_config.json"
         )
-    if not has_offsets(tokenizer) and adds_prefix_space(tokenizer):
+    with opening(
+        f"{field}.uri: {place}: its tokenizer cannot encode a text",
+        "give its tokenizer.json an unknown token, or name another model",
+    ):
+        is_cut = has_offsets(tokenizer) or not adds_prefix_space(tokenizer)
+    if not is_cut:
         raise InputError(
             f"{field}.uri: {place}: {type(tokenizer).__name__} puts a space before each text and "
             "tells no offsets, so that no response could be cut out of a conversation; convert it "
             "to tokenizer.json, or name another model"
         )
-    settle_template(tokenizer, chat_template, used=use_chat_template, field=field)
-    end = settle_end(tokenizer, end_of_turn, place=place, field=field).token_id
-    tokenizer.pad_token = (
-        _reserved_token(tokenizer, place, field, end)
-        if pad_token is None
-        else _chosen_token(tokenizer, place, field, pad_token, end)
-    )
+    with opening(
+        f"{field}.uri: {place}: its tokenizer cannot be used",
+        "correct its files, or name another model",
+    ):
+        settle_template(tokenizer, chat_template, used=use_chat_template, field=field)
+        end = settle_end(tokenizer, end_of_turn, place=place, field=field).token_id
+        tokenizer.pad_token = (
+            _reserved_token(tokenizer, place, field, end)
+            if pad_token is None
+            else _chosen_token(tokenizer, place, field, pad_token, end)
+        )
     return tokenizer
 
 

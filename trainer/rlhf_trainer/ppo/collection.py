@@ -3,6 +3,7 @@
 Called by the PPO stage, for training and for held-out prompts.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,13 +20,16 @@ from rlhf_trainer.models.heads import Actor
 from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo.experience import Experience, collect, spoilt_on_any
 from rlhf_trainer.ppo.first_ratio import FirstRatio
-from rlhf_trainer.ppo.models import Models
+from rlhf_trainer.ppo.models import FIELD, Models
+from rlhf_trainer.ppo.old_logprobs import SAME_IN_AN_ANSWER, worst_drift
 from rlhf_trainer.ppo.rewards import Rewards
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler, Policy, Sampler
 from rlhf_trainer.ppo.state import State
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.loop import TrainingLoop
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,28 @@ class Collector:
                 sampled=self._takes_sampled,
                 recomputed=self._recomputes,
             )
+            if self._takes_sampled and experience.recomputed is not None:
+                experience = self._with_sound_old(experience)
             # A request to stop cuts rewards short as well.
             loop.stop_if_asked(inside_step=True)
             # Asked for here, since a device is still at work on it.
             numbers = experience.numbers(self.spec.kl_estimator, self.state.kl_coef)
             return experience, spoilt_on_any(self.ranks, numbers)
+
+    def _with_sound_old(self, experience: Experience) -> Experience:
+        """With old log-probabilities of the actor, from now on, where sampling has drifted."""
+        assert experience.recomputed is not None
+        drift = worst_drift(experience, self.ranks)
+        if drift < SAME_IN_AN_ANSWER:
+            return experience
+        logger.warning(
+            "%s.model: log-probabilities of sampling are up to %.1e nats a token from those of "
+            "training in an answer; from now on old ones are computed anew",
+            FIELD,
+            drift,
+        )
+        self.state.sampled_logprobs = False
+        return replace(experience, old_logprobs=experience.recomputed)
 
     @property
     def _takes_sampled(self) -> bool:

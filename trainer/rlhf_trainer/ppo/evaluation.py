@@ -4,6 +4,7 @@ Called by the PPO stage. Both answer the same prompts from the same seeds, so th
 what was learned.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,13 +97,24 @@ def figures(answers: Sequence[Answer]) -> dict[str, float]:
     (characters), distinct bigrams of tokens."""
     scores = [answer.score for answer in answers]
     return {
-        "score": fmean(scores),
-        "scoreStd": stdev(scores) if len(scores) > 1 else 0.0,
-        "kl": fmean(answer.kl for answer in answers),
+        "score": _mean(scores),
+        "scoreStd": _deviation(scores),
+        "kl": _mean([answer.kl for answer in answers]),
         "eosRate": fmean(answer.ended for answer in answers),
         "meanLength": fmean(len(answer.text) for answer in answers),
         "distinct2": distinct_n([answer.tokens for answer in answers], 2),
     }
+
+
+# The library raises where numbers are not finite, or infinities have two signs.
+def _mean(numbers: Sequence[float]) -> float:
+    return fmean(numbers) if all(map(math.isfinite, numbers)) else math.nan
+
+
+def _deviation(scores: Sequence[float]) -> float:
+    if not all(map(math.isfinite, scores)):
+        return math.nan
+    return stdev(scores) if len(scores) > 1 else 0.0
 
 
 def evaluation_document(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -129,7 +141,9 @@ def samples_of(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Sam
 
 def mean_answer_rewards(answers: Sequence[Answer]) -> dict[str, float]:
     """The mean of each reward that the stage names, before its weight."""
-    return {name: fmean(answer.rewards[name] for answer in answers) for name in answers[0].rewards}
+    return {
+        name: _mean([answer.rewards[name] for answer in answers]) for name in answers[0].rewards
+    }
 
 
 def write_samples(

@@ -1,10 +1,9 @@
 """Whether the probability ratio is 1 where PPO first learns: on the first minibatch of an attempt.
 
 Called by `learning`. No optimizer has stepped since the rollout, so that the log-probabilities that
-the update itself computes are those that the experience holds, as the training engine evaluated it.
-The test of Huang et al., "The 37
-Implementation Details of Proximal Policy Optimization", 2022. Nothing here is done in later
-minibatches.
+the update itself computes are the old ones that it holds them against, be these of the training
+engine or of sampling. The test of Huang et al., "The 37 Implementation Details of Proximal Policy
+Optimization", 2022. Nothing here is done in later minibatches.
 """
 
 import logging
@@ -28,7 +27,8 @@ FIRST_MINIBATCH = Check(
     "a token,",
     LOG_RATIO_BOUND,
     "the update evaluates the actor otherwise than the rollout: name a model without randomness (a "
-    "dropout of its own), or try another attentionImplementation or zeroStage",
+    "dropout of its own), or try another attentionImplementation or zeroStage, or oldLogprobs: "
+    "Recompute",
 )
 
 
@@ -50,8 +50,7 @@ class FirstRatio:
         """
         if self.passed:
             return
-        assert micro.recomputed is not None
-        change = (logprobs.detach() - micro.recomputed).abs()
+        change = (logprobs.detach() - micro.old_logprobs).abs()
         total = torch.where(micro.mask, change, 0.0).sum(dtype=torch.float64)
         self._sum = total if self._sum is None else self._sum + total
 

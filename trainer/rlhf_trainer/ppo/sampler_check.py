@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import torch
 
-from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.generation.cache import CacheError, selects_rows
 from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo.collection import Collector, policy_model
 from rlhf_trainer.ppo.models import FIELD
+from rlhf_trainer.ppo.old_logprobs import may_serve_as_old
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.ppo.self_checks import check_rollout, short_sampling
 from rlhf_trainer.run.distributed import any_rank, reduce_max
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 DRIFT_BOUND = {"FP32": 1e-4, "BF16": 0.02}
 """Largest mean |difference of log-probabilities| in nats a token, by precision."""
-SAME_LOGPROBS = 1e-5
-"""Below this mean in FP32 log-probabilities of sampling may serve as those of training."""
 
 
 class Drift(NamedTuple):
@@ -80,14 +78,6 @@ def with_exact_sampler(collector: Collector, prompts: Sequence[Prompt]) -> Colle
         reason or "another rank's check of the decode loop failed",
     )
     return replace(collector, decodes=False)
-
-
-def may_serve_as_old(spec: PPOStage, drift: float) -> bool:
-    """Whether KL, rewards and advantages may be made of log-probabilities of sampling that are on
-    average `drift` nats off."""
-    all_tokens = spec.top_k == 0 and spec.top_p == 1
-    asked = spec.old_logprobs == "Auto"
-    return asked and all_tokens and spec.precision == "FP32" and drift < SAME_LOGPROBS
 
 
 def _looked_at(collector: Collector, prompts: Sequence[Prompt]) -> tuple[float, str | None]:

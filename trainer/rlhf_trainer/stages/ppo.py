@@ -63,6 +63,7 @@ from rlhf_trainer.run.artifact import write_artifact, write_figures
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.inputs import Inputs
 from rlhf_trainer.run.loop import TrainingLoop
+from rlhf_trainer.run.non_finite import spoilt_metrics
 from rlhf_trainer.run.report import Reporter
 from rlhf_trainer.run.stage import run_unless_finished
 
@@ -307,23 +308,27 @@ def _answers(collector: Collector, prompts: Sequence[Prompt], policy: PlacedMode
 
 def _report(loop: TrainingLoop, answers: Sequence[Answer]) -> None:
     """Tell of an evaluation."""
+    loop.evaluated(_measured(answers), mean_answer_rewards(answers))
+
+
+def _measured(answers: Sequence[Answer]) -> dict[Metric, float]:
     measured = figures(answers)
-    loop.evaluated(
-        {
-            Metric.EVAL_REWARD: measured["score"],
-            Metric.EVAL_REWARD_STD: measured["scoreStd"],
-            Metric.EVAL_KL: measured["kl"],
-            Metric.EVAL_EOS_RATE: measured["eosRate"],
-            Metric.EVAL_DISTINCT_2: measured["distinct2"],
-        },
-        mean_answer_rewards(answers),
-    )
+    return {
+        Metric.EVAL_REWARD: measured["score"],
+        Metric.EVAL_REWARD_STD: measured["scoreStd"],
+        Metric.EVAL_KL: measured["kl"],
+        Metric.EVAL_EOS_RATE: measured["eosRate"],
+        Metric.EVAL_DISTINCT_2: measured["distinct2"],
+    }
 
 
 def _keep(collector: Collector, held_out: Sequence[Prompt] | None) -> StageOutcome:
     """Evaluate reference and actor, or the average of its weights, and leave it as artifact."""
     loop, models, tokenizer = collector.loop, collector.models, collector.rewards.tokenizer
     before = _answers(collector, held_out, models.reference) if held_out is not None else []
+    if before:
+        # They are in no series, and in the artifact's figures.
+        loop.require_finite([f"reference's {name}" for name in spoilt_metrics(_measured(before))])
     after = _answers(collector, held_out, models.actor) if held_out is not None else []
     if after:
         _report(loop, after)

@@ -237,12 +237,12 @@ BAD_ROWS = [
     ("sft", {**ASKED, "loss": 2.5}, {}, "loss", ["2.5: must be 0 or 1", "remove the column"]),
     ("sft", {**ASKED, "weight": 0.5}, {}, "weight", ["0.5: must be 0 or 1", "a row is learned"]),
     ("sft", {**ASKED, "train": "no"}, {}, "train", ['"no": must be 0 or 1']),
-    (
-        "sft",
-        {"messages": [USER, {**ASSISTANT, "prefix": True}]},
-        {},
-        "messages[1].prefix",
-        ["true: an answer is learned as a whole"],
+    *(
+        ("sft", {"messages": [USER, {**ASSISTANT, key: value}]}, {}, f"messages[1].{key}", [said])
+        for key, value, said in [
+            ("prefix", True, "true: an answer is learned as a whole"),
+            ("end_turn", False, "false: an answer is learned with the end of its turn"),
+        ]
     ),
     (
         "pref",

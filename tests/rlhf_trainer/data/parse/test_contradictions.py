@@ -239,7 +239,14 @@ def test_what_says_the_same_is_left_alone(
             pytest.param(
                 kind, row | {name: value}, {}, name, "would not be learned", id=f"{kind} {name}"
             )
-            for name, value in {"enable_thinking": False, "chat_template": "{{ 1 }}"}.items()
+            for name, value in {
+                "enable_thinking": False,
+                "chat_template": "{{ 1 }}",
+                "builtin_tools": ["search"],
+                "thinking_budget": 0,
+                # The word stands in what is read, as another thing.
+                "reasoning_effort": "p",
+            }.items()
             for kind, row in {"sft": ASKED, "pref": PAIR, "prompt": {"prompt": "p"}}.items()
         ),
         pytest.param("sft", {**ASKED, "mask": [0, 1]}, {}, "mask", "not be learned", id="mask"),

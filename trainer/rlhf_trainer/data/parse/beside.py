@@ -15,6 +15,20 @@ from rlhf_trainer.data.read.rows import Row
 
 LEARNED = ("weight", "sample_weight", "train", "training", "loss")
 """Columns that say whether a row is learned, as the keys of a message do."""
+GIVEN_TO_TEMPLATES = (
+    "chat_template_kwargs",
+    "enable_thinking",
+    "thinking_budget",
+    "reasoning_effort",
+    "model_identity",
+    "builtin_tools",
+    "custom_tools",
+    "xml_tools",
+    "python_tools",
+    "tools_in_user_message",
+    "keep_past_thinking",
+)
+"""What chat templates ask for by these names, so that a prompt differs by it."""
 UNREAD = (
     "system",
     "system_prompt",
@@ -35,8 +49,7 @@ UNREAD = (
     "function_call",
     "loss_mask",
     "chat_template",
-    "chat_template_kwargs",
-    "enable_thinking",
+    *GIVEN_TO_TEMPLATES,
 )
 """Columns that some trainer puts before a prompt, learns as an answer or gives to the chat
 template; Alpaca's `input` goes with the instruction."""
@@ -51,8 +64,7 @@ UNREAD_BY_SFT = (*UNREAD, *THOUGHTS, "mask", *ANSWERS, VERDICT)
 _WRITE_IT = "write it into the prompt or the turns of messages"
 _REMEDIES = {
     "chat_template": "set chatTemplate of the model, which holds for all rows",
-    "chat_template_kwargs": "set a chatTemplate of the model that does so in all rows",
-    "enable_thinking": "set a chatTemplate of the model that does so in all rows",
+    **dict.fromkeys(GIVEN_TO_TEMPLATES, "set a chatTemplate of the model that does so in all rows"),
 }
 _READ = ("prompt", "query", "messages", "chosen", "rejected")
 """Columns in which a stage may read the same."""
@@ -104,13 +116,15 @@ def learned_rows(
 
 def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
     value = row.values.get(name)
-    # Without thoughts a template writes something else than without that word.
-    says_something = value or (name == "enable_thinking" and value is False)
+    # What is false or 0 says something, as that no thoughts are to be written.
+    says_something = value or (name in GIVEN_TO_TEMPLATES and value not in (None, "", [], {}))
     # A row with nothing to read is told what it lacks.
     if not (says_something and row.values.keys() & read):
         return
     # Only of a text can a copy stand in what is read: of a document or picture more is meant.
-    is_copy = isinstance(value, str) and says(_said(row, read), value)
+    # And what a template is given says how it writes, not what.
+    is_text = isinstance(value, str) and name not in GIVEN_TO_TEMPLATES
+    is_copy = is_text and says(_said(row, read), value)
     if not is_copy:
         raise mistake(
             row,

@@ -23,6 +23,8 @@ WRITTEN = (*CALLS, *THOUGHTS)
 """Keys of a message that say what the assistant wrote beside its content."""
 CONTINUED = ("prefix", "partial")
 """Keys of a message that ask for an answer which goes on from it, each spelled so by some API."""
+ENDED = "end_turn"
+"""Key of a message that says whether it is the last of its turn."""
 NAMES = ("name", "tool_call_id")
 """Keys of a message that a chat template may use and need not."""
 SHAREGPT = {"from", "value"}
@@ -194,7 +196,7 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
                 "an answer is learned as a whole, not from its beginning on; remove it",
             )
     for key, other in value.items():
-        # What is false says something, such as that no EOS ends the turn.
+        # What is false says something.
         if key not in KNOWN and other not in (None, "", [], {}):
             remedy = (
                 "is not read, so that it would not be learned; write it into content, or remove it"
@@ -207,6 +209,11 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
             row, f"{field}.{name}", value[name], f"is the assistant's, but the role is {role}"
         )
     is_call = any(key in written for key in CALLS)
+    is_learned = all(_is_learned(row, f"{field}.{key}", value.get(key)) for key in LEARNED)
+    # Behind a call comes its result, in a turn of its own.
+    if value.get(ENDED) is False and role == "assistant" and is_learned and not is_call:
+        remedy = "an answer is learned with the end of its turn; remove it, or end the turn"
+        raise mistake(row, f"{field}.{ENDED}", False, remedy)
     _check_calls(row, field, written)
     names = {key: value[key] for key in NAMES if value.get(key)}
     for key, other in {**written, **names}.items():
@@ -218,7 +225,7 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
         "" if is_call and not content else _content(row, f"{field}.content", content),
         written,
         names,
-        all(_is_learned(row, f"{field}.{key}", value.get(key)) for key in LEARNED),
+        is_learned,
     )
 
 

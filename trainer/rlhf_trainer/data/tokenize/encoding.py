@@ -14,14 +14,15 @@ from typing import NamedTuple, Self, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_api.errors import DataError
+from rlhf_api.errors import DataError, InputError
 from rlhf_trainer.data.parse.columns import Message, Text, Tools
 from rlhf_trainer.data.read.rows import Source, clipped
-from rlhf_trainer.data.tokenize.offsets import TokenizedText, cutter
+from rlhf_trainer.data.tokenize.offsets import TokenizedText, UnencodableError, cutter
 from rlhf_trainer.data.tokenize.rendering import Rendered, Renderer
 from rlhf_trainer.data.tokenize.turns import end_of_turn
 
 BATCH = 1024
+_KNOW_ALL = "correct the text, or name a model whose tokenizer has an unknown token or all bytes"
 T = TypeVar("T")
 
 
@@ -79,7 +80,7 @@ class Encoder:
         # A chat template says itself where BOS stands.
         added_ids = [] if tokenizer.chat_template else list(tokenizer("")["input_ids"])
         self._adds_bos = added_ids[:1] == [self.bos]
-        (ending,) = self._cutter.texts([(self._renderer.ending, [])])
+        ending = self._ending()
         # A tokenizer may take special tokens in a text for ordinary ones.
         self._spells_ending = ending.ids[-1:] == [self.end]
         self._ending_length = len(ending.ids) if self._spells_ending else 1
@@ -90,12 +91,30 @@ class Encoder:
         """Token ids of each prompt, rendered, and of each response.
 
         Raises:
-            DataError: a text without tokens, or with a pad token that is no special one, or turns
-                that the chat template does not take.
+            DataError: a text without tokens, or with a part that has none, or with a pad token that
+                is no special one, or turns that the chat template does not take.
         """
         remaining = iter(questions)
         while batch := list(islice(remaining, BATCH)):
-            yield from self._batch(batch)
+            yield from self._encoded(batch)
+
+    def _encoded(self, batch: list[Question]) -> list[EncodedRow]:
+        try:
+            return list(self._batch(batch))
+        except UnencodableError as error:
+            if len(batch) == 1:
+                raise DataError(f"{batch[0].source}: {error}; {_KNOW_ALL}") from error
+        # Which row it is nobody has said.
+        return [encoded for row in batch for encoded in self._encoded([row])]
+
+    def _ending(self) -> TokenizedText:
+        """What the chat template writes behind an answer."""
+        text = self._renderer.ending
+        try:
+            (ending,) = self._cutter.texts([(text, [])])
+        except UnencodableError as error:
+            raise InputError(f"the chat template's {text!r}: {error}; {_KNOW_ALL}") from error
+        return ending
 
     def _batch(self, batch: list[Question]) -> Iterator[EncodedRow]:
         rendered = [self._renderer.prompt(row.prompt, row.source, row.tools) for row in batch]

@@ -8,7 +8,8 @@ that some tokenizers put before a text. A tokenizer without offsets encodes the 
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
+
+from rlhf_trainer.data.tokenize.alphabet import Alphabet
 
 PROBE = "probe 7 of\nthis"
 SPACE_MARKS = ("▁", "Ġ")
@@ -57,8 +60,12 @@ class Continuation(NamedTuple):
     """Whether a token of both texts straddled their boundary."""
 
 
+class UnencodableError(ValueError):
+    """A tokenizer has no tokens for a part of a text; the message says of which."""
+
+
 class Cutter(Protocol):
-    """A tokenizer, many texts at a time."""
+    """A tokenizer, many texts at a time; both raise UnencodableError."""
 
     def texts(self, texts: Sequence[tuple[str, Sequence[int]]]) -> list[TokenizedText]:
         """Tokens of texts, each with places, ascending and inside it, that no token straddles."""
@@ -93,7 +100,9 @@ class ByOffsets:
     """A tokenizer with offsets; implements `Cutter`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._whole: Tokenizer = _copied(tokenizer, json.loads(_backend(tokenizer).to_str()))
+        definition = json.loads(_backend(tokenizer).to_str())
+        self._whole: Tokenizer = _copied(tokenizer, definition)
+        self._alphabet = Alphabet.of(self._whole, definition)
         self._tokenizer = tokenizer
         # Special tokens are cut out of a text before it is tokenized and may take the white space
         # beside them along, which is no reason to cut them; the unknown one stands for any text.
@@ -106,7 +115,7 @@ class ByOffsets:
 
     def texts(self, texts: Sequence[tuple[str, Sequence[int]]]) -> list[TokenizedText]:
         """See `Cutter`."""
-        encodings = _encoded(self._whole, [text for text, _ in texts])
+        encodings = self._encoded(self._whole, [text for text, _ in texts])
         return [
             self._tokenized(Piece(text, encoding, is_bare=False), places)
             for (text, places), encoding in zip(texts, encodings, strict=True)
@@ -114,12 +123,14 @@ class ByOffsets:
 
     def continued(self, texts: Sequence[tuple[TokenizedText, str]]) -> list[Continuation]:
         """See `Cutter`."""
-        whole = iter(_encoded(self._whole, [a.last + b for a, b in texts if not a.last_is_bare]))
+        whole = iter(
+            self._encoded(self._whole, [a.last + b for a, b in texts if not a.last_is_bare])
+        )
         return [
             self._continuation(
                 before,
                 text,
-                _encoded(self._bare, [before.last + text])[0]
+                self._encoded(self._bare, [before.last + text])[0]
                 if before.last_is_bare
                 else next(whole),
             )
@@ -163,7 +174,7 @@ class ByOffsets:
         ):
             text = piece.text[start:stop]
             if text:
-                (encoding,) = _encoded(self._bare if is_bare else self._whole, [text])
+                (encoding,) = self._encoded(self._bare if is_bare else self._whole, [text])
                 inside = [at - start for at in places if start < at < stop]
                 pieces += self._pieces(Piece(text, encoding, is_bare), inside)
         return pieces
@@ -200,7 +211,18 @@ class ByOffsets:
             for index, token in enumerate(ids[max(0, count - 1) : count + 1], max(0, count - 1))
         ):
             return Continuation(ids[count:], is_apart=False)
-        return Continuation(self._bare.encode(text, add_special_tokens=False).ids, is_apart=True)
+        (encoding,) = self._encoded(self._bare, [text])
+        return Continuation(encoding.ids, is_apart=True)
+
+    def _encoded(self, tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
+        with _encoding():
+            encodings: list[Encoding] = tokenizer.encode_batch(texts, add_special_tokens=False)
+        if self._alphabet is not None:
+            for text, encoding in zip(texts, encodings, strict=True):
+                dropped = self._alphabet.dropped(text, encoding)
+                if dropped is not None:
+                    raise UnencodableError(f"the tokenizer would leave out {dropped!r}")
+        return encodings
 
 
 class Apart:
@@ -228,7 +250,20 @@ class Apart:
         return [Continuation(self._encode(text), is_apart=False) for _, text in texts]
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        with _encoding():
+            ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return list(ids)
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # What the library raises of a text has no class of its own.
+        if type(error) is not Exception:
+            raise
+        raise UnencodableError(f"the tokenizer cannot encode it ({error})") from error
 
 
 def without_prefix_space(definition: dict[str, Any]) -> dict[str, Any]:
@@ -269,11 +304,6 @@ def _copied(tokenizer: PreTrainedTokenizerBase, definition: dict[str, Any]) -> T
     copied = Tokenizer.from_str(json.dumps(definition))
     copied.encode_special_tokens = tokenizer.split_special_tokens
     return copied
-
-
-def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
-    encodings: list[Encoding] = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return encodings
 
 
 def _covers(encoding: Encoding, index: int, place: int) -> bool:
