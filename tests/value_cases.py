@@ -176,6 +176,8 @@ REFUSED = {
         {"seccompProfile": {"type": "runtimeDefault"}},
         {"seccompProfile": {"type": "Localhost"}},
         {"seccompProfile": {"type": "Localhost", "localhostProfile": None}},
+        {"seccompProfile": {"type": "Localhost", "localhostProfile": ""}},
+        {"appArmorProfile": {}},
         {"seccompProfile": {"type": "RuntimeDefault", "localhostProfile": "a.json"}},
         {"appArmorProfile": {"type": "Localhost"}},
         {"fsGroupChangePolicy": "Never"},

@@ -34,7 +34,14 @@ _PROFILE = _part(
     type={"enum": ["RuntimeDefault", "Unconfined", "Localhost", None]}, localhostProfile=_WORD
 ) | refusing(
     "a map of type, and of localhostProfile with type Localhost alone; or null",
-    {"properties": {"type": _LOCAL, "localhostProfile": {"type": "null"}}, "required": ["type"]},
+    {"properties": {"type": {"type": "null"}}},
+    {
+        "properties": {
+            "type": _LOCAL,
+            "localhostProfile": {"anyOf": [{"type": "null"}, {"maxLength": 0}]},
+        },
+        "required": ["type"],
+    },
     {
         "properties": {"type": {"not": _LOCAL}, "localhostProfile": {"type": "string"}},
         "required": ["localhostProfile"],

@@ -27,8 +27,8 @@ _OF_ITS_OWN = (
 _OF_THE_NODE = re.compile(r"(?:Pod )?The node (?:was low on resource|had condition)")
 _NOT_LET_RUN = re.compile(r"(?:Pod )?The node had condition")
 _REFUSING = re.compile(
-    r"OutOf[a-z].*|UnexpectedAdmissionError|Node(?:Affinity|Shutdown)|TopologyAffinityError"
-    r"|Pod(?:OS|Feature|Level).*"
+    r"OutOf[a-z].*|UnexpectedAdmissionError|Node(?:Affinity|Name|Ports|Shutdown)|TaintToleration"
+    r"|(?:TopologyAffinity|SMTAlignment)Error|SysctlForbidden|AppArmor|Pod(?:OS|Feature|Level).*"
 )
 """Reasons of a kubelet that does not admit a pod. One that ran on a node which is being shut down
 has another."""

@@ -126,6 +126,8 @@ def test_what_a_kubelet_ends_has_one_reason_while_it_is_there_and_when_it_is_gon
         ("OutOfnvidia.com/gpu", "Node didn't have enough resource: nvidia.com/gpu"),
         ("UnexpectedAdmissionError", "Allocate failed due to no healthy devices"),
         ("NodeAffinity", "Predicate NodeAffinity failed"),
+        ("NodePorts", "Predicate NodePorts failed"),
+        ("TaintToleration", "Predicate TaintToleration failed"),
         ("TopologyAffinityError", "Resources cannot be allocated with Topology locality"),
     ],
 )

@@ -254,8 +254,9 @@ class PPOStage(StageSpec):
     for."""
     old_logprobs: OldLogprobs = "Auto"
     """Where log-probabilities of the answers come from before an update learns: Auto, from sampling
-    where they were measured at the start to be those of training to 1e-5 nats a token, in FP32
-    without topK and topP; Recompute, and Auto elsewhere, from one more pass of the actor."""
+    where they were measured to be those of training to 1e-5 nats a token, at the start and in the
+    first rollouts, in FP32 without topK and topP; Recompute, and Auto elsewhere, from one more pass
+    of the actor."""
     learning_rate: float = Field(1e-6, gt=0, le=1)
     """Peak learning rate of the actor."""
     critic_learning_rate: float = Field(5e-6, gt=0, le=1)

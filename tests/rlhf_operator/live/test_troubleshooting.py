@@ -38,8 +38,8 @@ def test_the_page_says_what_is_shown(scene: Scene, cause: Cause) -> None:
     if shown.phase != "Restarting":  # That is soon over.
         row = scene.jobs.access.kubectl("get", "rlhf", NAME, *place).stdout.split()
         assert {shown.phase, shown.reason} - {""} <= set(row), row
-    # One that is told twice is told again at the next look.
-    eventually(lambda: is_still(lambda: len(events_of(scene)), 1))
+    # Nothing more is told soon after.
+    eventually(lambda: is_still(lambda: len(events_of(scene)), 2))
     events = events_of(scene)
     if shown.condition is None or shown.event is None:
         assert not events

@@ -1,6 +1,7 @@
 """The ratio of the first minibatch is looked at once an attempt, before the actor steps."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
 
     def watched(values: list[float], *rest: Any) -> list[float]:
-        found.extend(values)
+        found.append(values[-1])
         return values
 
     monkeypatch.setattr(first_ratio, "reduce_sum", watched)
@@ -90,6 +91,7 @@ def test_a_pass_that_only_other_ranks_need_is_not_looked_at(
 def test_the_mean_is_over_the_tokens_of_all_micro_batches(off: float, passes: bool) -> None:
     """What the columns after an answer's end hold means nothing."""
     experience, ratio = cases.experience(rows=4), FirstRatio()
+    experience = replace(experience, recomputed=None)
     tokens = float(experience.mask.sum())
     for row in range(4):
         part = experience[torch.tensor([row])]
@@ -101,6 +103,27 @@ def test_the_mean_is_over_the_tokens_of_all_micro_batches(off: float, passes: bo
     else:
         with pytest.raises(SelfCheckError, match="first minibatch"):
             ratio.require_one(tokens, "FP32", tiny.ranks())
+
+
+@pytest.mark.parametrize(("off", "sound"), [(0.1e-5, True), (0.3e-5, False)])
+def test_old_ones_of_sampling_are_held_against_the_update_too(off: float, sound: bool) -> None:
+    """Their rounding and the update's may add up."""
+    experience, ratio = cases.experience(rows=4), FirstRatio()
+    engine = experience.old_logprobs - off
+    ratio.see(engine - 0.8e-5, replace(experience, recomputed=engine))
+    tokens = float(experience.mask.sum())
+    assert ratio.require_one(tokens, "FP32", tiny.ranks()) is sound
+    assert ratio.passed
+
+
+def test_an_update_whose_old_ones_are_off_is_the_last_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FirstRatio, "require_one", lambda *given: False)
+    policy = CheckpointPolicy(every_steps=1, keep_finished=True)
+    config = tiny.stage_config("ppo", tmp_path, max_steps=1, checkpoint=policy)
+    stage_runs.run(config)
+    assert stage_runs.kept_state(config, 1)["sampledLogprobs"] is False
 
 
 def test_the_drift_of_the_sampler_is_that_of_an_updates_first_minibatch() -> None:

@@ -104,7 +104,7 @@ def test_a_run_goes_on_as_it_began(
     assert evaluated == [True, not begun]
 
 
-@pytest.mark.parametrize(("off", "stays"), [(0.4 * DRIFT, True), (0.6 * DRIFT, False)])
+@pytest.mark.parametrize(("off", "stays"), [(0.5 * DRIFT, True), (2 * DRIFT, False)])
 def test_where_sampling_has_drifted_in_an_answer_all_are_evaluated_from_then_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -27,6 +27,7 @@ from rlhf_trainer.data.tokenize.turns import (
     probe,
     templated,
 )
+from rlhf_trainer.models.opening import opening
 from rlhf_trainer.models.source import Base
 
 _CONVERSATIONS = (
@@ -223,16 +224,18 @@ def _difference(
     if ours is None:
         return None
     text = ours
-    ids, others = (
-        list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
-        for base in (actor, reward_model)
-    )
+    ids, others = (_ids(base, text) for base in (actor, reward_model))
     if ids == others:
         return None
     return (
         f"{reward_model.field}: its tokenizer makes {len(others)} tokens of {_shown(text)}, "
         f"and that of {actor.field} other {len(ids)}; train both from models of one family"
     )
+
+
+def _ids(base: Base, text: str) -> list[int]:
+    with opening(f"{base.field}: its tokenizer cannot encode {_shown(text)}", "name another model"):
+        return list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -118,7 +118,8 @@ def stop_token_ids(
     vocabulary = tokenizer.get_vocab()
     stop_ids: list[int] = []
     for index, token in enumerate(stop_tokens):
-        ids = [vocabulary[token]] if token in vocabulary else _ids_of(tokenizer, token)
+        with opening(f"{field}[{index}]: {token!r} cannot be encoded", "name a single token"):
+            ids = [vocabulary[token]] if token in vocabulary else _ids_of(tokenizer, token)
         if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and token != tokenizer.unk_token):
             pieces = tokenizer.convert_ids_to_tokens(ids)
             raise ConfigError(

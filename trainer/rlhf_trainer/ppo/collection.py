@@ -21,7 +21,7 @@ from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo.experience import Experience, collect, spoilt_on_any
 from rlhf_trainer.ppo.first_ratio import FirstRatio
 from rlhf_trainer.ppo.models import FIELD, Models
-from rlhf_trainer.ppo.old_logprobs import SAME_IN_AN_ANSWER, worst_drift
+from rlhf_trainer.ppo.old_logprobs import may_serve_as_old, worst_drift
 from rlhf_trainer.ppo.rewards import Rewards
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler, Policy, Sampler
@@ -84,7 +84,7 @@ class Collector:
         """With old log-probabilities of the actor, from now on, where sampling has drifted."""
         assert experience.recomputed is not None
         drift = worst_drift(experience, self.ranks)
-        if drift < SAME_IN_AN_ANSWER:
+        if may_serve_as_old(self.spec, drift):
             return experience
         logger.warning(
             "%s.model: log-probabilities of sampling are up to %.1e nats a token from those of "

@@ -1,9 +1,10 @@
 """Whether the probability ratio is 1 where PPO first learns: on the first minibatch of an attempt.
 
 Called by `learning`. No optimizer has stepped since the rollout, so that the log-probabilities that
-the update itself computes are the old ones that it holds them against, be these of the training
-engine or of sampling. The test of Huang et al., "The 37 Implementation Details of Proximal Policy
-Optimization", 2022. Nothing here is done in later minibatches.
+the update itself computes are those that the training engine had for the rollout, and the old ones
+that it holds them against, where these are of sampling. The test of Huang et al., "The 37
+Implementation Details of Proximal Policy Optimization", 2022. Nothing here is done in later
+minibatches.
 """
 
 import logging
@@ -27,8 +28,7 @@ FIRST_MINIBATCH = Check(
     "a token,",
     LOG_RATIO_BOUND,
     "the update evaluates the actor otherwise than the rollout: name a model without randomness (a "
-    "dropout of its own), or try another attentionImplementation or zeroStage, or oldLogprobs: "
-    "Recompute",
+    "dropout of its own), or try another attentionImplementation or zeroStage",
 )
 
 
@@ -41,7 +41,7 @@ class FirstRatio:
     """
 
     passed: bool = False
-    _sum: Tensor | None = None
+    _sums: Tensor | None = None
 
     def see(self, logprobs: Tensor, micro: Experience) -> None:
         """Take in what the update has computed for a micro-batch; waits for no device.
@@ -50,22 +50,28 @@ class FirstRatio:
         """
         if self.passed:
             return
-        change = (logprobs.detach() - micro.old_logprobs).abs()
-        total = torch.where(micro.mask, change, 0.0).sum(dtype=torch.float64)
-        self._sum = total if self._sum is None else self._sum + total
+        old = micro.old_logprobs
+        engines = old if micro.recomputed is None else micro.recomputed
+        changes = torch.stack([old, engines]).sub_(logprobs.detach()).abs_()
+        sums = torch.where(micro.mask, changes, 0.0).sum(dim=(1, 2), dtype=torch.float64)
+        self._sums = sums if self._sums is None else self._sums + sums
 
-    def require_one(self, tokens: float, precision: str, ranks: Ranks) -> None:
+    def require_one(self, tokens: float, precision: str, ranks: Ranks) -> bool:
         """Before the optimizer's step, `tokens` of the minibatch on all ranks; they call together.
 
+        Returns:
+            Whether it is 1 by the old log-probabilities that the update learns from. It may be 1 by
+            those of the training engine alone, where these are of sampling and round otherwise.
+
         Raises:
-            SelfCheckError: on every rank, if the ratio is not 1.
+            SelfCheckError: on every rank, if the ratio is not 1 by those of the training engine.
         """
-        if self.passed or self._sum is None:
-            return
-        (total,) = reduce_sum([float(self._sum)], ranks)
-        deviation = total / tokens
+        if self.passed or self._sums is None:
+            return True
+        by_old, by_engine = (total / tokens for total in reduce_sum(self._sums.tolist(), ranks))
         require_passed(
-            {FIRST_MINIBATCH: deviation if math.isfinite(deviation) else math.inf}, precision
+            {FIRST_MINIBATCH: by_engine if math.isfinite(by_engine) else math.inf}, precision
         )
-        logger.info("self-check passed: %s %.1e", FIRST_MINIBATCH.name, deviation)
-        self.passed, self._sum = True, None
+        logger.info("self-check passed: %s %.1e", FIRST_MINIBATCH.name, by_engine)
+        self.passed, self._sums = True, None
+        return by_old < LOG_RATIO_BOUND[precision]

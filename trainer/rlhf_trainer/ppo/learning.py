@@ -110,7 +110,8 @@ class Learner:
                 self._accumulate_actor(micro, micro_targets, at, sums)
             self._accumulate_critic(micro, micro_targets, at, sums)
         if self._actor_learns():
-            self.first_ratio.require_one(tokens, spec.precision, ranks)
+            if not self.first_ratio.require_one(tokens, spec.precision, ranks):
+                self.state.sampled_logprobs = False
             sums.actor_norms.append(self.steps.step(self._learning_rate(), check_stop))
         critic_rate = self.loop.learning_rate(spec.critic_learning_rate)
         sums.critic_norms.append(self.critic.step(critic_rate))

@@ -17,11 +17,6 @@ SAME_LOGPROBS = 1e-5
 """Below this mean in FP32 log-probabilities of sampling may serve as those of training."""
 
 
-SAME_IN_AN_ANSWER = SAME_LOGPROBS / 2
-"""The same in each answer of a rollout: the ratio of the first minibatch, which begins at 1 but for
-SAME_LOGPROBS, has the rounding of the update besides."""
-
-
 def may_serve_as_old(spec: PPOStage, drift: float) -> bool:
     """Whether KL, rewards and advantages may be made of log-probabilities of sampling that are on
     average `drift` nats off."""

@@ -241,7 +241,7 @@ BAD_ROWS = [
         ("sft", {"messages": [USER, {**ASSISTANT, key: value}]}, {}, f"messages[1].{key}", [said])
         for key, value, said in [
             ("prefix", True, "true: an answer is learned as a whole"),
-            ("end_turn", False, "false: an answer is learned with the end of its turn"),
+            ("end_turn", False, "false: every turn is written with its end"),
         ]
     ),
     (

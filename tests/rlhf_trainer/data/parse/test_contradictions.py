@@ -244,6 +244,7 @@ def test_what_says_the_same_is_left_alone(
                 "chat_template": "{{ 1 }}",
                 "builtin_tools": ["search"],
                 "thinking_budget": 0,
+                "thinking": False,
                 # The word stands in what is read, as another thing.
                 "reasoning_effort": "p",
             }.items()

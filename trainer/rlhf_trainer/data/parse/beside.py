@@ -27,6 +27,7 @@ GIVEN_TO_TEMPLATES = (
     "python_tools",
     "tools_in_user_message",
     "keep_past_thinking",
+    "clear_thinking",
 )
 """What chat templates ask for by these names, so that a prompt differs by it."""
 UNREAD = (
@@ -62,10 +63,8 @@ class that a classifier learns."""
 UNREAD_BY_SFT = (*UNREAD, *THOUGHTS, "mask", *ANSWERS, VERDICT)
 """Thoughts that lead to the response are learned with it; in pairs they may be a judge's."""
 _WRITE_IT = "write it into the prompt or the turns of messages"
-_REMEDIES = {
-    "chat_template": "set chatTemplate of the model, which holds for all rows",
-    **dict.fromkeys(GIVEN_TO_TEMPLATES, "set a chatTemplate of the model that does so in all rows"),
-}
+_TEMPLATE = "set a chatTemplate of the model that does so in all rows"
+_REMEDIES = {"chat_template": "set chatTemplate of the model, which holds for all rows"}
 _READ = ("prompt", "query", "messages", "chosen", "rejected")
 """Columns in which a stage may read the same."""
 
@@ -104,6 +103,9 @@ def learned_rows(
         if not all(_is_learned(row, name) for name in weighed):
             skipped.rows += 1
             continue
+        switches = [name for name in THOUGHTS if isinstance(row.values.get(name), bool)]
+        for name in {*switches} - mapped:
+            _require_nothing(row, name, read)
         for name in unread:
             if name == VERDICT:
                 _require_good(row)
@@ -116,21 +118,24 @@ def learned_rows(
 
 def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
     value = row.values.get(name)
-    # What is false or 0 says something, as that no thoughts are to be written.
-    says_something = value or (name in GIVEN_TO_TEMPLATES and value not in (None, "", [], {}))
+    # Thoughts are a text, and by the same name some templates ask whether to write any.
+    is_given = name in GIVEN_TO_TEMPLATES or (name in THOUGHTS and isinstance(value, bool))
+    # What they are given says something also where it is false or 0.
+    says_something = value or (is_given and value not in (None, "", [], {}))
     # A row with nothing to read is told what it lacks.
     if not (says_something and row.values.keys() & read):
         return
     # Only of a text can a copy stand in what is read: of a document or picture more is meant.
     # And what a template is given says how it writes, not what.
-    is_text = isinstance(value, str) and name not in GIVEN_TO_TEMPLATES
+    is_text = isinstance(value, str) and not is_given
     is_copy = is_text and says(_said(row, read), value)
     if not is_copy:
+        remedy = _REMEDIES.get(name, _TEMPLATE if is_given else _WRITE_IT)
         raise mistake(
             row,
             name,
             value,
-            f"would not be learned; {_REMEDIES.get(name, _WRITE_IT)}, or remove the column",
+            f"would not be learned; {remedy}, or remove the column",
         )
 
 

@@ -24,7 +24,7 @@ WRITTEN = (*CALLS, *THOUGHTS)
 CONTINUED = ("prefix", "partial")
 """Keys of a message that ask for an answer which goes on from it, each spelled so by some API."""
 ENDED = "end_turn"
-"""Key of a message that says whether it is the last of its turn."""
+"""Key of a message that says whether its turn ends with it."""
 NAMES = ("name", "tool_call_id")
 """Keys of a message that a chat template may use and need not."""
 SHAREGPT = {"from", "value"}
@@ -36,14 +36,14 @@ _IN_ROLES = (
 LEARNED = ("weight", "train", "training", "loss")
 """Keys of a message that say whether it is learned, each spelled so by some trainer."""
 _BESIDE = """
-annotations country created created_at create_time date end_turn finish_reason hashed_ip header id
+annotations country created created_at create_time date finish_reason hashed_ip header id
 index labels lang language length logprobs message_id meta metadata model num_tokens parent_id rank
 rating redacted score source state text_length timestamp token_count tokens toxic turn turn_id
 turn_identifier usage uuid
 """
 BESIDE = frozenset(_BESIDE.split())
 """Keys of a message that tell of it and change nothing of what is learned."""
-KNOWN = frozenset(("role", "content", *WRITTEN, *CONTINUED, *NAMES, *LEARNED)) | BESIDE
+KNOWN = frozenset(("role", "content", *WRITTEN, *CONTINUED, *NAMES, *LEARNED, ENDED)) | BESIDE
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,9 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
             row, f"{field}.{name}", value[name], f"is the assistant's, but the role is {role}"
         )
     is_call = any(key in written for key in CALLS)
-    is_learned = all(_is_learned(row, f"{field}.{key}", value.get(key)) for key in LEARNED)
     # Behind a call comes its result, in a turn of its own.
-    if value.get(ENDED) is False and role == "assistant" and is_learned and not is_call:
-        remedy = "an answer is learned with the end of its turn; remove it, or end the turn"
+    if value.get(ENDED) is False and role == "assistant" and not is_call:
+        remedy = "every turn is written with its end; remove it, or write the turn as a whole"
         raise mistake(row, f"{field}.{ENDED}", False, remedy)
     _check_calls(row, field, written)
     names = {key: value[key] for key in NAMES if value.get(key)}
@@ -225,7 +224,7 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
         "" if is_call and not content else _content(row, f"{field}.content", content),
         written,
         names,
-        is_learned,
+        all(_is_learned(row, f"{field}.{key}", value.get(key)) for key in LEARNED),
     )
 
 
