@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import tiny
 import torch
 import zoo
+from right_padding import pad_right
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -27,15 +29,16 @@ from transformers import (
 )
 
 from rlhf_api.errors import UserError
-from rlhf_trainer.data.collate import Padded, pad_left, pad_right
+from rlhf_trainer.data.collate import Padded, pad_left
 from rlhf_trainer.data.packing import RowLayout, collate_packed
-from rlhf_trainer.data.tokenize.tokenized import SFTExample
+from rlhf_trainer.data.pairs import PairCollator
+from rlhf_trainer.data.tokenize.tokenized import PreferencePair, SFTExample
 from rlhf_trainer.generation.cache import selects_rows
 from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import train
 from rlhf_trainer.models.heads import Actor, Critic, Logits, ScalarModel, switch_off_dropout
-from rlhf_trainer.models.layouts import check_model, fewest_logits, row_layout
+from rlhf_trainer.models.layouts import check_model, fewest_logits, packed_or_padded, row_layout
 from rlhf_trainer.models.load import (
     ATTENTION,
     ModelSettings,
@@ -43,12 +46,14 @@ from rlhf_trainer.models.load import (
     load_reward_base,
     load_reward_model,
 )
+from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base, open_base
 from rlhf_trainer.ppo.experience import last_scores, response_values
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler, Policy
 from rlhf_trainer.run.artifact import ModelLocation
+from rlhf_trainer.stages.reward import score_pairs
 
 WITHIN = 2e-5
 """Largest difference in nats, or in units of the score."""
@@ -238,6 +243,13 @@ def scores(subject: Subject) -> str:
         numbers = model.eval()(*batch[:3])
         close(numbers.gather(1, last.argmax(dim=1, keepdim=True))[:, 0], expected)
     close(last_scores(model, _as_rollout()), expected)
+    placed = PlacedModel(model, model, zero_stage=0)
+    layout = packed_or_padded(base, subject.settings, tiny.ALONE.device)
+    answers = [row.tokens for row in rows()]
+    pairs = [PreferencePair(*both, None) for both in pairwise(answers)]
+    chosen, rejected = score_pairs(placed, PairCollator(0, layout)(pairs), tiny.ALONE)
+    close(chosen, expected[:-1])
+    close(rejected, expected[1:])
     return "yes"
 
 

@@ -27,8 +27,8 @@ each row, within 2e-5 in FP32, on whichever side the rows were padded; SFT pads 
 
 - SFT: the loss on responses; packed: the same with several rows in a sequence, and what keeps them
   apart;
-- reward model: the score of a prompt with its response, made from a causal model of the
-  architecture;
+- reward model: the score of a prompt with its response, alone and packed as the stage packs pairs,
+  made from a causal model of the architecture;
 - PPO policy: sampled responses, and the log-probability of each token at a temperature;
 - PPO critic: the value before each token of a response.
 
@@ -37,11 +37,13 @@ _TAIL = """
 Other architectures are judged when a stage starts: a small copy of the model with random weights is
 asked whether a token sees those after it, and whether rows that are packed, or in PPO stand behind
 padding, have the logits that they have alone. Where one does not, or where no small copy computes,
-the stage ends before any weights are read, with field and remedy.
+the stage ends before any weights are read, with field and remedy; the reward model alone pads the
+pairs that it would have packed.
 
-SFT's copy computes attention as the stage does, FlashAttention2 on the GPU that trains, where all
-rows of a micro-batch stand in one sequence without padding when they are packed. The reward model's
-and PPO's use Eager, which is always there.
+What is asked of packing is asked of a copy that computes attention as the stage does,
+FlashAttention2 on the GPU that trains, where all rows of a micro-batch stand in one sequence
+without padding. All else is asked of one with the stage's attention in SFT, and with Eager, which
+is always there, in the other stages.
 """
 
 

@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from cluster.control_plane import free_port
 from cluster.kube_fixtures import Access
 from kubernetes import client
+from kubernetes.client.exceptions import NotFoundException
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import PATIENCE, eventually
 
@@ -319,8 +321,11 @@ class Jobs:
         self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, {"status": status})
 
     def remove_pod(self, pod: Any) -> None:
-        """Delete a pod at once, whatever it does."""
-        self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
+        """Delete a pod at once, whatever it does, unless a controller was faster."""
+        with suppress(NotFoundException):
+            self.core.delete_namespaced_pod(
+                pod.metadata.name, self.namespace, grace_period_seconds=0
+            )
 
     def job_turns(self, name: str, kind: str, stage: str = "sft", attempt: int = 1) -> None:
         """Wait until the Job of an attempt has a condition."""

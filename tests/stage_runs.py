@@ -23,13 +23,14 @@ import tiny
 import torch
 import worlds
 from interpreters import import_path
+from right_padding import pad_right
 from waiting import eventually
 
 from rlhf_api.metrics import Metric
 from rlhf_api.names import EnvVar, FileName
 from rlhf_api.v1alpha1 import StageConfig, StageResult
 from rlhf_trainer.__main__ import stage_named
-from rlhf_trainer.data.collate import pad_left, pad_right
+from rlhf_trainer.data.collate import pad_left
 from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.ppo import collection

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from right_padding import pad_right
 
-from rlhf_trainer.data.collate import Padded, pad_left, pad_right
+from rlhf_trainer.data.collate import Padded, pad_left
 
 PAD = 7
 SEQUENCES = [[1, PAD, 3], [4], np.array([5, PAD], dtype=np.int32)]

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import zoo
+from right_padding import pad_right
 from tensor_sizes import Largest
 from torch import Tensor
 from transformers import (
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from rlhf_trainer.data.collate import pad_left, pad_right
+from rlhf_trainer.data.collate import pad_left
 from rlhf_trainer.models.heads import Actor, Float32Linear, Logits, VocabularyHead
 from rlhf_trainer.models.layouts import Probe, fewest_logits
 from rlhf_trainer.models.load import ModelSettings

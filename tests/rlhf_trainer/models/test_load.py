@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from right_padding import pad_right
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -15,7 +16,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from rlhf_trainer.data.collate import Padded, pad_left, pad_right
+from rlhf_trainer.data.collate import Padded, pad_left
 from rlhf_trainer.data.packing import block_causal_mask
 from rlhf_trainer.models.engine import train
 from rlhf_trainer.models.heads import Actor, Logits, ScalarModel, score_head, switch_off_dropout

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from right_padding import pad_right
 from transformers import PreTrainedModel
 
-from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.models.heads import Critic, ScalarModel, initialize_value_head, score_head
 from rlhf_trainer.models.load import ModelSettings
 

@@ -8,10 +8,10 @@ import pytest
 import tiny
 import torch
 import worlds
+from right_padding import pad_right
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset, PPOStage
-from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.source import open_base
 from rlhf_trainer.ppo.ptx import PTX

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tiny
 import torch
+from right_padding import pad_right
 from torch import Tensor
 
 from rlhf_api.v1alpha1 import SFTStage
-from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.models.engine import (
     DTYPES,

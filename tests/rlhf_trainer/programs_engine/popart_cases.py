@@ -6,9 +6,9 @@ from typing import Any
 import tiny
 import torch
 from engine_cases import rows, spec
+from right_padding import pad_right
 from torch import Tensor
 
-from rlhf_trainer.data.collate import pad_right
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, train
 from rlhf_trainer.models.heads import Critic, score_head, switch_off_dropout

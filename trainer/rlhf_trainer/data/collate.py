@@ -1,6 +1,6 @@
 """Batches of equal width from token sequences of any length.
 
-Called by the stages and by the sampler. A mask comes from lengths and never from the ids, since a
+Called by the sampler and by `layouts`. A mask comes from lengths and never from the ids, since a
 real token may have the id of the padding.
 """
 
@@ -27,32 +27,16 @@ class Padded(NamedTuple):
     """Long[batch], number of real tokens."""
 
 
-def pad_right(
+def pad_left(
     sequences: Sequence[Sequence[int] | np.ndarray], pad_id: int, width: int | None = None
 ) -> Padded:
-    """Real tokens first, then padding: what training reads.
+    """Padding first, then real tokens, so that all end in the last column: what sampling reads.
 
     Args:
         sequences: token ids, none of them empty.
         pad_id: id that fills the rest.
         width: number of columns; the longest sequence's length when None.
     """
-    return _padded(sequences, pad_id, width, left=False)
-
-
-def pad_left(
-    sequences: Sequence[Sequence[int] | np.ndarray], pad_id: int, width: int | None = None
-) -> Padded:
-    """Padding first, then real tokens, so that all end in the last column: what sampling reads.
-
-    Args: as `pad_right`.
-    """
-    return _padded(sequences, pad_id, width, left=True)
-
-
-def _padded(
-    sequences: Sequence[Sequence[int] | np.ndarray], pad_id: int, width: int | None, *, left: bool
-) -> Padded:
     lengths = [len(sequence) for sequence in sequences]
     if not lengths or min(lengths) == 0:
         raise ValueError(f"sequences of lengths {lengths}: there must be some, and none empty")
@@ -62,7 +46,6 @@ def _padded(
     ids = torch.full((len(lengths), columns), pad_id, dtype=torch.long)
     mask = torch.zeros((len(lengths), columns), dtype=torch.long)
     for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
-        at = slice(columns - length, columns) if left else slice(0, length)
-        ids[row, at] = torch.as_tensor(np.asarray(sequence, dtype=np.int64))
-        mask[row, at] = 1
+        ids[row, columns - length :] = torch.as_tensor(np.asarray(sequence, dtype=np.int64))
+        mask[row, columns - length :] = 1
     return Padded(ids, mask, position_ids(mask), torch.tensor(lengths))

@@ -1,8 +1,8 @@
 """Batches for the loss on responses: one row a sequence, or several that never see each other.
 
-Called by SFT and by the texts that PPO mixes in. A packed sequence holds rows as segments, and
-positions restart at 0 in each. What keeps the rows apart depends on the model: see `RowLayout`,
-which `models.layouts` chooses.
+Called by SFT, by the texts that PPO mixes in and by `pairs`. A packed sequence holds rows as
+segments, and positions restart at 0 in each. What keeps the rows apart depends on the model: see
+`RowLayout`, which `models.layouts` chooses.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ class PackedBatch(NamedTuple):
     segment_ids: Tensor
     """Long[batch, time], 1, 2, ... for the rows of a sequence; 0 at padding."""
     response_mask: Tensor
-    """Bool[batch, time], true at tokens whose loss counts; false at each segment's first token."""
+    """Bool[batch, time], true at tokens whose loss counts, none of them a segment's first; of pairs
+    at the ends of answers."""
 
     def attention_mask(self, layout: RowLayout, dtype: torch.dtype) -> Tensor | None:
         """What a model is given as its mask: Long[batch, time], dtype[batch, 1, time, time] or
@@ -52,6 +53,13 @@ class PackedBatch(NamedTuple):
         if layout is RowLayout.BLOCK_MASK:
             return block_causal_mask(self.segment_ids, dtype)
         return None
+
+    def inputs(
+        self, layout: RowLayout, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Ids, mask and positions for a forward pass on a device, as `attention_mask`."""
+        there = self.to(device)
+        return there.input_ids, there.attention_mask(layout, dtype), there.position_ids
 
     def response_columns(self) -> tuple[Tensor, Tensor]:
         """The columns whose loss counts, in order, and which of them are no filling.

@@ -209,8 +209,11 @@ class ScalarModel(nn.Module):
         model.score = Float32Linear.of(score_head(model))
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """Shapes: Long[batch, time] each -> Float[batch, time] in fp32."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor
+    ) -> Tensor:
+        """Shapes: Long[batch, time] each -> Float[batch, time] in fp32. Packed rows have another
+        mask, or none: see `data.packing.RowLayout`."""
         output = self.model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -244,7 +247,9 @@ class Critic(ScalarModel):
         # In the head's precision: DeepSpeed flattens the parameters of one precision together.
         self.shift = nn.Parameter(score_head(model).weight.new_zeros(1))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor
+    ) -> Tensor:
         """f + b. Shapes: Long[batch, time] each -> Float[batch, time] in fp32."""
         numbers: Tensor = super().forward(input_ids, attention_mask, position_ids)
         return numbers + self.shift.float()

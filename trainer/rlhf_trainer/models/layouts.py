@@ -5,7 +5,8 @@ is asked, so that an architecture that nobody listed is judged too. Rows are lon
 windows, so that a mask that loses one is found out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,12 +67,10 @@ def row_layout(
         InputError: as `check_model` raises it.
         ConfigError: no layout keeps rows apart.
     """
-    try:
+    with _known(base):
         probe = Probe.of(base, settings, device)
         probe.require_repeatable(base.field)
         probe.require_causal(base.field)
-    except ProbeError as error:
-        raise _unknown(base, error) from error
     reasons = []
     for layout in probe.layouts(packing=packing):
         reason = probe.disagreement(layout)
@@ -87,6 +86,20 @@ def row_layout(
         f"{named}: {type(probe.model).__name__} does not give {kind} rows the logits that they "
         f"have alone: {'; '.join(reasons)}; {remedy}"
     )
+
+
+def packed_or_padded(base: Base, settings: ModelSettings, device: torch.device) -> RowLayout:
+    """The first layout for several rows a sequence under which they have the logits that they have
+    alone; one row a sequence where there is none.
+
+    Args: as `row_layout`.
+    """
+    try:
+        probe = Probe.of(base, settings, device)
+    except ProbeError:
+        return RowLayout.PADDED
+    packed = probe.layouts(packing=True)
+    return next((each for each in packed if probe.disagreement(each) is None), RowLayout.PADDED)
 
 
 def check_model(
@@ -106,13 +119,11 @@ def check_model(
     """
     # Neither depends on who computes attention, and Eager is always there.
     eager = replace(settings, attention="eager")
-    try:
+    with _known(base):
         probe = Probe.of(base, eager, torch.device("cpu"))
         probe.require_repeatable(base.field)
         if causal:
             probe.require_causal(base.field)
-    except ProbeError as error:
-        raise _unknown(base, error) from error
     if left_padding:
         probe.require_left_padding(base.field)
 
@@ -125,20 +136,24 @@ def fewest_logits(base: Base, settings: ModelSettings) -> Logits:
     """
     # How logits are made of hidden states does not depend on who computes attention.
     eager = replace(settings, attention="eager")
-    try:
+    with _known(base):
         probe = Probe.of(base, eager, torch.device("cpu"))
-    except ProbeError as error:
-        raise _unknown(base, error) from error
     if probe.head_makes_logits():
         return Logits.HEAD
     return Logits.COLUMNS if probe.keeps_columns() else Logits.ALL
 
 
-def _unknown(base: Base, error: "ProbeError") -> InputError:
-    return InputError(
-        f"{base.field}: whether {base.config.model_type} gives rows of a batch the logits that "
-        f"they have alone is not known: no small copy of it computes ({error}); name another model"
-    )
+@contextmanager
+def _known(base: Base) -> Iterator[None]:
+    """Raises InputError where nothing can be found out."""
+    try:
+        yield
+    except ProbeError as error:
+        raise InputError(
+            f"{base.field}: whether {base.config.model_type} gives rows of a batch the logits that "
+            f"they have alone is not known: no small copy of it computes ({error}); name another "
+            "model"
+        ) from error
 
 
 class ProbeError(Exception):

@@ -23,12 +23,6 @@ def response_loss(
         ranks: for this rank's device.
     """
     columns, real = (each.to(ranks.device) for each in batch.response_columns())
-    batch = batch.to(ranks.device)
     dtype = next(model.module.parameters()).dtype
-    statistics = model(
-        batch.input_ids,
-        batch.attention_mask(layout, dtype),
-        batch.position_ids,
-        columns,
-    )
+    statistics = model(*batch.inputs(layout, dtype, ranks.device), columns)
     return sft_loss(statistics.logprobs, real, normalizer)

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from rlhf_api.metrics import Metric, Phase
 from rlhf_api.v1alpha1 import RewardStage, StageConfig
-from rlhf_trainer.data.budget import micro_batches, token_budget
-from rlhf_trainer.data.collate import Padded, pad_right
+from rlhf_trainer.data.budget import token_budget
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_preferences
+from rlhf_trainer.data.pairs import PairBatch, PairCollator, longer
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair
 from rlhf_trainer.models.activations import (
     MicroBatch,
@@ -33,11 +33,12 @@ from rlhf_trainer.models.activations import (
 from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
 from rlhf_trainer.models.heads import ScalarModel, switch_off_dropout
-from rlhf_trainer.models.layouts import check_model
+from rlhf_trainer.models.layouts import check_model, packed_or_padded
 from rlhf_trainer.models.load import ModelSettings, load_reward_base, save_model
 from rlhf_trainer.models.memory import (
     check_memory,
 )
+from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.models.recomputation import check_checkpointing
 from rlhf_trainer.models.score_statistics import ScoreStatistics
 from rlhf_trainer.models.source import Base, open_base
@@ -81,6 +82,7 @@ def _train(
     # A score is read behind the whole text, so that its tokens may all see each other.
     settings = ModelSettings.of(spec, reporter.note)
     check_model(base, settings, causal=False)
+    layout = packed_or_padded(base, settings, ranks.device)
     if spec.gradient_checkpointing:
         check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
     rows = 2 * spec.batch_size // config.world_size
@@ -98,17 +100,18 @@ def _train(
     )
     loop.resume()
     # 3. Learn.
-    _learn(loop, model, pairs, held_out, base.pad_id, spec)
+    collate = PairCollator(base.pad_id, layout)
+    _learn(loop, model, pairs, held_out, collate, spec)
     # 4. Judge and keep; what fails there costs no step.
     if held_out is not None:
         loop.save_unless_saved()
-    scores = None if held_out is None else _evaluated(loop, model, held_out, base.pad_id)
+    scores = None if held_out is None else _evaluated(loop, model, held_out, collate)
     return _keep(loop, model, base, scores)
 
 
 def _longest(pairs: Sequence[PreferencePair]) -> int:
     """Tokens of the longest sequence."""
-    return max(map(_longer, pairs), default=0)
+    return max(map(longer, pairs), default=0)
 
 
 def _load(base: Base, settings: ModelSettings, spec: RewardStage, ranks: Ranks) -> TrainedModel:
@@ -124,14 +127,14 @@ def _learn(
     model: TrainedModel,
     pairs: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair] | None,
-    pad_id: int,
+    collate: PairCollator,
     spec: RewardStage,
 ) -> None:
     """All steps that are left, and the evaluations between them."""
     while loop.step < loop.total_steps:
         if held_out is not None and loop.evaluation_due():
-            _evaluated(loop, model, held_out, pad_id)
-        _step(loop, model, pairs, pad_id, spec)
+            _evaluated(loop, model, held_out, collate)
+        _step(loop, model, pairs, collate, spec)
     loop.stop_if_asked()
 
 
@@ -139,23 +142,23 @@ def _step(
     loop: TrainingLoop,
     model: TrainedModel,
     pairs: Sequence[PreferencePair],
-    pad_id: int,
+    collate: PairCollator,
     spec: RewardStage,
 ) -> None:
     learning_rate = loop.learning_rate(spec.learning_rate)
     batch = loop.next_batch()
     mine = rank_slice(batch, loop.ranks.rank, loop.ranks.world_size)
     rows = [pairs[row] for row in mine]
-    own = micro_batches(rows, token_budget(spec), _pair_tokens, loop.ranks.device)
-    parts = filled(own, own[0][:1], loop.ranks)
+    own = collate.micro_batches(rows, token_budget(spec), lambda pair: pair, loop.ranks.device)
+    parts = filled(own, [min(rows, key=longer)], loop.ranks)
     sums = torch.zeros(4, dtype=torch.float64, device=loop.ranks.device)
     with loop.reporter.phase(Phase.LEARNING):
         for index, (part, counts) in enumerate(parts):
             if index > 0:
                 loop.stop_if_asked(inside_step=True)
             with loop.reporter.phase(Phase.DATA):
-                padded = pad_pairs(part, pad_id)
-            loss = _loss(model, padded, part, spec, len(batch), loop.ranks)
+                together = collate(part)
+            loss = _loss(model, together, part, spec, len(batch), loop.ranks)
             model.accumulate(counts * loss.loss, last=index == len(parts) - 1)
             sums += counts * torch.stack([loss.loss.detach().double(), *loss[1:4]])
         norm = model.step(learning_rate)
@@ -175,13 +178,13 @@ def _step(
 
 def _loss(
     model: TrainedModel,
-    padded: Padded,
+    together: PairBatch,
     pairs: Sequence[PreferencePair],
     spec: RewardStage,
     normalizer: int,
     ranks: Ranks,
 ) -> RewardLoss:
-    chosen, rejected = score_pairs(model, padded, ranks)
+    chosen, rejected = score_pairs(model, together, ranks)
     margins = [spec.margin if pair.margin is None else pair.margin for pair in pairs]
     return reward_loss(
         chosen,
@@ -192,30 +195,11 @@ def _loss(
     )
 
 
-def _longer(pair: PreferencePair) -> int:
-    """Tokens of the longer one of a pair, which stand in one micro-batch."""
-    return max(len(pair.chosen), len(pair.rejected))
-
-
-def _pair_tokens(pair: PreferencePair) -> int:
-    """What a pair costs as the longest of its micro-batch: both are padded to the longer one."""
-    return 2 * _longer(pair)
-
-
-def pad_pairs(pairs: Sequence[PreferencePair], pad_id: int) -> Padded:
-    """The chosen responses with their prompts, then the rejected ones, padded on the right."""
-    return pad_right([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id)
-
-
-def score_pairs(model: TrainedModel, batch: Padded, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """Scores of chosen and rejected of `pad_pairs` in one pass: 2 x Float[pairs]."""
-    numbers = model(
-        batch.input_ids.to(ranks.device),
-        batch.attention_mask.to(ranks.device),
-        batch.position_ids.to(ranks.device),
-    )
-    last = (batch.lengths - 1).to(ranks.device)
-    scores = numbers.gather(1, last.unsqueeze(1)).squeeze(1)
+def score_pairs(model: PlacedModel, batch: PairBatch, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Scores of the chosen and of the rejected answers in one pass: 2 x Float[pairs]."""
+    dtype = next(model.module.parameters()).dtype
+    numbers: Tensor = model(*batch.sequences.inputs(batch.layout, dtype, ranks.device))
+    scores = numbers[batch.rows.to(ranks.device), batch.columns.to(ranks.device)]
     pairs = len(scores) // 2
     return scores[:pairs], scores[pairs:]
 
@@ -250,7 +234,10 @@ class EvaluationScores(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    loop: TrainingLoop, model: TrainedModel, pairs: Sequence[PreferencePair], pad_id: int
+    loop: TrainingLoop,
+    model: TrainedModel,
+    pairs: Sequence[PreferencePair],
+    collate: PairCollator,
 ) -> EvaluationScores:
     """Score held-out pairs, telling the running means as DeepSpeed-Chat does."""
     ranks, tokens = loop.ranks, token_budget(loop.config.spec)
@@ -262,12 +249,12 @@ def evaluate(
         block = list(range(start, min(start + EVALUATION_BLOCK, rows)))
         mine = rank_slice(block, ranks.rank, ranks.world_size)
         scored: list[tuple[list[int], Tensor, Tensor]] = []
-        own = micro_batches(mine, tokens, lambda row: _pair_tokens(pairs[row]), ranks.device)
-        # A row that is scored again for another rank's sake has the same score.
+        own = collate.micro_batches(mine, tokens, pairs.__getitem__, ranks.device)
+        # A row that is scored again for another rank's sake has the same score but for rounding.
         for part, _ in filled(own, block[:1], ranks):
             loop.stop_if_asked()
-            padded = pad_pairs([pairs[row] for row in part], pad_id)
-            chosen, rejected = score_pairs(model, padded, ranks)
+            together = collate([pairs[row] for row in part])
+            chosen, rejected = score_pairs(model, together, ranks)
             scored.append((part, chosen, rejected))
         # Asked for here, since a device is still at work on them.
         rows_scored = [
@@ -289,11 +276,14 @@ def _say(ranks: Ranks, line: str) -> None:
 
 
 def _evaluated(
-    loop: TrainingLoop, model: TrainedModel, pairs: Sequence[PreferencePair], pad_id: int
+    loop: TrainingLoop,
+    model: TrainedModel,
+    pairs: Sequence[PreferencePair],
+    collate: PairCollator,
 ) -> EvaluationScores:
     """Evaluate and tell."""
     with loop.reporter.evaluating():
-        scores = evaluate(loop, model, pairs, pad_id)
+        scores = evaluate(loop, model, pairs, collate)
     chosen, rejected = float(scores.chosen.mean()), float(scores.rejected.mean())
     loop.evaluated(
         {

@@ -1,0 +1,77 @@
+"""Pairs share sequences where the model keeps them apart, and learn the same as padded ones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stage_runs
+import tiny
+import torch
+import zoo
+from transformers import AutoModelForCausalLM
+
+from rlhf_trainer.data.packing import RowLayout
+from rlhf_trainer.data.pairs import PairBatch
+from rlhf_trainer.stages import reward
+
+
+def base_of(name: str, folder: Path) -> Path:
+    """A model of an architecture whose weights all matter."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(zoo.ARCHITECTURES[name], dtype=torch.float32)
+    tiny.saved(tiny.shake(model), folder, tiny.tokenizer_folder(folder.with_name("tokenizer")))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("Llama", RowLayout.POSITIONS),
+        ("Mistral", RowLayout.POSITIONS),
+        ("OPT", RowLayout.BLOCK_MASK),
+        ("BLOOM", RowLayout.PADDED),
+    ],
+)
+def test_what_is_learned_is_that_of_padded_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: RowLayout
+) -> None:
+    base = base_of(name, tmp_path / "base")
+    score, passes = reward.score_pairs, list[PairBatch]()
+
+    def watched(model: Any, batch: PairBatch, *given: Any) -> Any:
+        passes.append(batch)
+        return score(model, batch, *given)
+
+    monkeypatch.setattr(reward, "score_pairs", watched)
+
+    def measured(folder: str) -> tuple[list[dict[str, Any]], int]:
+        """The metrics of steps and evaluations, and the columns that were computed."""
+        passes.clear()
+        config = tiny.stage_config(
+            "reward",
+            tmp_path / folder,
+            model=tiny.file_source(base),
+            eval_dataset=True,
+            batch_size=16,
+            micro_batch_size=8,
+            max_steps=2,
+            # Adam's first steps are smooth in the gradient then.
+            adam_eps=1e-3,
+        )
+        stage_runs.run(config)
+        events = stage_runs.events(config)
+        columns = sum(batch.sequences.input_ids.numel() for batch in passes)
+        return [event["metrics"] for event in events if event.get("metrics")], columns
+
+    packed, packed_columns = measured("packed")
+    assert {batch.layout for batch in passes} == {layout}
+    monkeypatch.setattr(reward, "packed_or_padded", lambda *given: RowLayout.PADDED)
+    padded, padded_columns = measured("padded")
+    assert len(packed) == len(padded) >= 3
+    for one, other in zip(packed, padded, strict=True):
+        for metric in one.keys() - stage_runs.SPEED:
+            assert one[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-6), metric
+    if layout is RowLayout.PADDED:
+        assert packed_columns == padded_columns
+    else:
+        assert packed_columns < padded_columns
