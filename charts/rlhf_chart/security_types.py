@@ -38,7 +38,8 @@ _PROFILE = _part(
     {
         "properties": {
             "type": _LOCAL,
-            "localhostProfile": {"anyOf": [{"type": "null"}, {"maxLength": 0}]},
+            # Null has no length.
+            "localhostProfile": {"maxLength": 0},
         },
         "required": ["type"],
     },
