@@ -15,7 +15,8 @@ from rlhf_trainer.run.report import Reporter
 def test_what_a_rule_compares_with_is_served_where_it_has_one(reporter: Reporter) -> None:
     reporter.start(20, 0)
     health = Health()
-    for step in range(1, 11):
+    # The first after the ten that make the start, and the best level.
+    for step in range(1, 12):
         metrics = {Metric.REWARD: 1.0, Metric.REWARD_STD: 2.0}
         reporter.health(step, health.judge(step, metrics).readings)
     text = scraped(reporter)

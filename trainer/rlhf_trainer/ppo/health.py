@@ -235,6 +235,8 @@ class Health:
         window = self._windows[rule.rule]
         value, evidence = math.nan, ""
         broken = window.verdict is not None
+        # As it was when the quantity was made of it.
+        best = window.past.best
         if all(math.isfinite(metrics.get(metric, math.nan)) for metric in rule.reads):
             window.see_start(rule, metrics, rule.warmup)
             value = float(rule.quantity(metrics, window.past))
@@ -243,7 +245,8 @@ class Health:
                 _weigh(rule, window, step, metrics, value)
             window.see_level(rule, metrics)
         changed = broken != (window.verdict is not None)
-        return _reading_of(rule, window, _finite(value), changed=changed, evidence=evidence)
+        reading = _reading_of(rule, window, _finite(value), changed=changed, evidence=evidence)
+        return replace(reading, best=_finite(best))
 
 
 def _reading_of(
