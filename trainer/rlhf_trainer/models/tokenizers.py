@@ -78,7 +78,7 @@ def load_tokenizer(
             "end; set eos_token in its tokenizer_config.json"
         )
     with opening(
-        f"{field}.uri: {place}: its tokenizer cannot encode a text",
+        f"{field}.uri: {place}: its tokenizer cannot encode every text",
         "give its tokenizer.json an unknown token, or name another model",
     ):
         is_cut = has_offsets(tokenizer) or not adds_prefix_space(tokenizer)

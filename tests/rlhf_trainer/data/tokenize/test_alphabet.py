@@ -115,5 +115,5 @@ def test_a_tokenizer_without_its_unknown_token_is_refused_when_it_is_opened(
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(tmp_path)
     with pytest.raises(InputError) as caught:
         load_tokenizer(tmp_path, pad_token=None, field="spec.stages.sft.model")
-    assert "its tokenizer cannot encode a text: " in str(caught.value)
+    assert "its tokenizer cannot encode every text: " in str(caught.value)
     assert "give its tokenizer.json an unknown token" in str(caught.value)

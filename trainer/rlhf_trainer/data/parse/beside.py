@@ -16,6 +16,7 @@ from rlhf_trainer.data.read.rows import Row
 LEARNED = ("weight", "sample_weight", "train", "training", "loss")
 """Columns that say whether a row is learned, as the keys of a message do."""
 GIVEN_TO_TEMPLATES = (
+    "chat_template",
     "chat_template_kwargs",
     "enable_thinking",
     "thinking_budget",
@@ -29,7 +30,7 @@ GIVEN_TO_TEMPLATES = (
     "keep_past_thinking",
     "clear_thinking",
 )
-"""What chat templates ask for by these names, so that a prompt differs by it."""
+"""A template, and what templates ask for by these names, so that a prompt differs by it."""
 UNREAD = (
     "system",
     "system_prompt",
@@ -49,7 +50,6 @@ UNREAD = (
     "tool_calls",
     "function_call",
     "loss_mask",
-    "chat_template",
     *GIVEN_TO_TEMPLATES,
 )
 """Columns that some trainer puts before a prompt, learns as an answer or gives to the chat
@@ -62,9 +62,10 @@ VERDICT = "label"
 class that a classifier learns."""
 UNREAD_BY_SFT = (*UNREAD, *THOUGHTS, "mask", *ANSWERS, VERDICT)
 """Thoughts that lead to the response are learned with it; in pairs they may be a judge's."""
-_WRITE_IT = "write it into the prompt or the turns of messages"
-_TEMPLATE = "set a chatTemplate of the model that does so in all rows"
-_REMEDIES = {"chat_template": "set chatTemplate of the model, which holds for all rows"}
+_WRITE_IT = "write it into the prompt or the turns of messages, or remove the column"
+_TEMPLATE = (
+    "remove the column, and where all rows are to be written so, set a chatTemplate of the model"
+)
 _READ = ("prompt", "query", "messages", "chosen", "rejected")
 """Columns in which a stage may read the same."""
 
@@ -130,13 +131,8 @@ def _require_nothing(row: Row, name: str, read: Set[str]) -> None:
     is_text = isinstance(value, str) and not is_given
     is_copy = is_text and says(_said(row, read), value)
     if not is_copy:
-        remedy = _REMEDIES.get(name, _TEMPLATE if is_given else _WRITE_IT)
-        raise mistake(
-            row,
-            name,
-            value,
-            f"would not be learned; {remedy}, or remove the column",
-        )
+        remedy = _TEMPLATE if is_given else _WRITE_IT
+        raise mistake(row, name, value, f"would not be learned; {remedy}")
 
 
 def _require_same_answer(row: Row, name: str, read: Set[str], answers: Set[str]) -> None:
