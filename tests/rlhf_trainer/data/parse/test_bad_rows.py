@@ -214,13 +214,7 @@ BAD_ROWS = [
     ),
     ("prompt", {"prompt": "p", "documents": [{"text": "t"}]}, {}, "documents", ["remove the col"]),
     ("sft", {**ASKED, "chat_template_kwargs": {"a": 1}}, {}, "chat_template_kwargs", ['{"a": 1}']),
-    (
-        "sft",
-        {**ASKED, "chat_template": "t"},
-        {},
-        "chat_template",
-        ["set a chatTemplate of the mod"],
-    ),
+    ("sft", {**ASKED, "chat_template": "t"}, {}, "chat_template", ["set a chatTemplate of the"]),
     *(
         ("sft", {**ASKED, name: value}, {}, name, ["would not be learned", "into the prompt"])
         for name, value in [
