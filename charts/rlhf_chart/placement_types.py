@@ -95,12 +95,14 @@ Toleration = Annotated[
             ),
             tolerationSeconds=described("integer", "For how long, with NoExecute."),
         )
-        | {
-            "allOf": [{"not": _VALUE_OF_ANY}, {"not": _SECONDS_OF_OTHERS}, {"not": _WITHOUT_KEY}],
-            WANTED: "a toleration whose value goes with a key and another operator than Exists, "
+        | refusing(
+            "a toleration whose value goes with a key and another operator than Exists, "
             "whose tolerationSeconds go with effect NoExecute, and which without a key has "
             "operator Exists",
-        }
+            _VALUE_OF_ANY,
+            _SECONDS_OF_OTHERS,
+            _WITHOUT_KEY,
+        )
     ),
 ]
 

@@ -7,7 +7,13 @@ them.
 from typing import Any
 
 from rlhf_api.names import Reason
-from rlhf_operator.evictions import EVICTED, is_not_let_run, is_of_node, remedy_of_limit
+from rlhf_operator.evictions import (
+    EVICTED,
+    is_not_let_run,
+    is_of_node,
+    remedy_of_event,
+    remedy_of_limit,
+)
 
 Raw = dict[str, Any]
 
@@ -65,9 +71,7 @@ def disruption_reason(status: Raw, target: Raw, *, unready: bool, silent: bool) 
 def reason_of_event(event: Raw) -> Reason | None:
     """Why the platform ended a pod, by an Event about it; None if this one tells of no such end."""
     why, message = event.get("reason"), event.get("message")
-    if is_not_let_run(why, message):
-        return None
-    if why == EVICTED and remedy_of_limit(message) is not None:
+    if is_not_let_run(event) or remedy_of_event(event) is not None:
         return None
     if why == EVICTED and is_of_node(message):
         return Reason.NODE_PRESSURE

@@ -1,11 +1,14 @@
 """Whose doing it is that a kubelet evicts a pod: the pod's own, or that of its node. Pure.
 
-Called by `pod_state` and `disruptions`. Both come with the same reason, and only the sentence tells
-them apart: a node under pressure is a disruption, and a pod above its own limit a failure that
-would come again on any node.
+Called by `observe`, `pod_state` and `disruptions`. Both come with the same reason, and only the
+sentence tells them apart: a node under pressure is a disruption, and a pod above its own limit a
+failure that would come again on any node. A pod that its node never let run is neither.
 """
 
 import re
+from typing import Any
+
+Raw = dict[str, Any]
 
 EVICTED = "Evicted"
 """Reason of the pod's status, and of the Event."""
@@ -24,7 +27,7 @@ _OF_ITS_OWN = (
     ),
 )
 """How the kubelet begins to tell of a limit of the pod's, and what to do about it."""
-_OF_THE_NODE = re.compile(r"(?:Pod )?The node (?:was low on resource|had condition)")
+_OF_THE_NODE = re.compile(r"(?:Pod )?The node was low on resource")
 _NOT_LET_RUN = re.compile(r"(?:Pod )?The node had condition")
 _REFUSING = re.compile(
     r"OutOf[a-z].*|UnexpectedAdmissionError|Node(?:Affinity|Name|Ports|Shutdown)|TaintToleration"
@@ -48,8 +51,14 @@ def is_of_node(message: str | None) -> bool:
     return _OF_THE_NODE.match((message or "").strip()) is not None
 
 
-def is_not_let_run(reason: str | None, message: str | None) -> bool:
-    """Whether the kubelet says of a pod that its node did not let it run at all."""
+def remedy_of_event(event: Raw) -> str | None:
+    """What to do about the limit of its own for which a pod was evicted; None for other Events."""
+    return remedy_of_limit(event.get("message")) if event.get("reason") == EVICTED else None
+
+
+def is_not_let_run(event: Raw) -> bool:
+    """Whether the kubelet's Event says of a pod that its node did not let it run at all."""
+    reason = event.get("reason") or ""
     if reason == EVICTED:
-        return _NOT_LET_RUN.match((message or "").strip()) is not None
-    return _REFUSING.fullmatch(reason or "") is not None
+        return _NOT_LET_RUN.match((event.get("message") or "").strip()) is not None
+    return _REFUSING.fullmatch(reason) is not None

@@ -10,7 +10,7 @@ from rlhf_api.names import Annotation, Label, Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJob
 from rlhf_api.v1alpha1.status import MAX_COUNT
 from rlhf_operator.disruptions import disruption_reason, reason_of_event
-from rlhf_operator.evictions import EVICTED, FREE_THE_NODE, is_not_let_run, remedy_of_limit
+from rlhf_operator.evictions import FREE_THE_NODE, is_not_let_run, remedy_of_event
 from rlhf_operator.fields import INDEX_ANNOTATION, attempt_of, is_let_run, number, pods_of_gang
 from rlhf_operator.injected import as_trainers_ended, without_others
 from rlhf_operator.planning.observed import ObservedAttempt, ObservedProcess, ProcessPhase
@@ -113,17 +113,18 @@ def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None
     """
     own = [each for each in events if _is_about_pod_of(job_name, each)]
     own.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
-    exceeding = [each for each in own if _remedy(each) is not None]
+    exceeding = [each for each in own if remedy_of_event(each) is not None]
     disruptions = [each for each in own if reason_of_event(each) is not None]
     warnings = [each for each in own if each.get("type") == "Warning"]
     if not (exceeding or disruptions or warnings):
         return None
     told = (exceeding or disruptions or warnings)[-1]
-    rejected = is_not_let_run(told.get("reason"), told.get("message"))
-    reason = reason_of_event(told)
-    if exceeding or rejected:
-        reason = Reason.STORAGE_EXCEEDED if exceeding else Reason.POD_REJECTED
-    pod, remedy = told["involvedObject"]["name"], FREE_THE_NODE if rejected else _remedy(told)
+    reason, remedy = reason_of_event(told), remedy_of_event(told)
+    if exceeding:
+        reason = Reason.STORAGE_EXCEEDED
+    elif is_not_let_run(told):
+        reason, remedy = Reason.POD_REJECTED, FREE_THE_NODE
+    pod = told["involvedObject"]["name"]
     said = f"{told.get('reason', '')}: {str(told.get('message', '')).strip()}"
     return ObservedProcess(
         name=pod,
@@ -132,13 +133,8 @@ def vanished_pod(job_name: str, events: Sequence[Raw]) -> ObservedProcess | None
         reason=reason,
         message=f"pod {pod} is gone; its last Event: {said}" + (f"; {remedy}" if remedy else ""),
         disrupted=bool(disruptions) and not exceeding,
-        patient=rejected,
+        patient=reason is Reason.POD_REJECTED,
     )
-
-
-def _remedy(event: Raw) -> str | None:
-    """What to do about the limit of its own for which a pod was evicted; None for other Events."""
-    return remedy_of_limit(event.get("message")) if event.get("reason") == EVICTED else None
 
 
 def _is_about_pod_of(job_name: str, event: Raw) -> bool:

@@ -178,7 +178,8 @@ def test_attention_to_random_blocks_is_refused(tmp_path: Path) -> None:
     """They may follow; short rows are read as a whole, as the other kind reads all."""
     settings = AutoConfig.for_model("big_bird", is_decoder=True).to_dict()
     told = refusal(described(tmp_path, **settings))
-    assert "blocks behind them in long rows; set attention_type: original_full" in told
+    assert "with attention_type block_sparse, by which tokens see blocks behind them" in told
+    assert "in long rows; set attention_type: original_full" in told
     whole = described(tmp_path, **settings | {"attention_type": "original_full"})
     assert checked_config(whole, FIELD).model_type == "big_bird"
 

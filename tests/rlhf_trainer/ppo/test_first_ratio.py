@@ -106,13 +106,16 @@ def test_the_mean_is_over_the_tokens_of_all_micro_batches(off: float, passes: bo
 
 
 @pytest.mark.parametrize(("off", "sound"), [(0.1e-5, True), (0.3e-5, False)])
-def test_old_ones_of_sampling_are_held_against_the_update_too(off: float, sound: bool) -> None:
+def test_old_ones_of_sampling_are_held_against_the_update_too(
+    off: float, sound: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Their rounding and the update's may add up."""
     experience, ratio = cases.experience(rows=4), FirstRatio()
     engine = experience.old_logprobs - off
     ratio.see(engine - 0.8e-5, replace(experience, recomputed=engine))
     tokens = float(experience.mask.sum())
     assert ratio.require_one(tokens, "FP32", tiny.ranks()) is sound
+    assert ("from now on old ones are computed anew" in caplog.text) is not sound
     assert ratio.passed
 
 

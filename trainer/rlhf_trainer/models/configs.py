@@ -147,8 +147,9 @@ def _require_causal(config: PretrainedConfig, location: ModelLocation, field: st
     # In rows of many blocks it draws some of them at random, from what follows as well.
     if getattr(config, "attention_type", None) == "block_sparse":
         raise InputError(
-            f"{prefix}, whose tokens see blocks behind them in long rows; set attention_type: "
-            "original_full in its config.json, or name another model"
+            f"{prefix}, with attention_type block_sparse, by which tokens see blocks behind them "
+            "in long rows; set attention_type: original_full in its config.json, or name another "
+            "model"
         )
 
 

@@ -74,4 +74,13 @@ class FirstRatio:
         )
         logger.info("self-check passed: %s %.1e", FIRST_MINIBATCH.name, by_engine)
         self.passed, self._sums = True, None
-        return by_old < LOG_RATIO_BOUND[precision]
+        if by_old < LOG_RATIO_BOUND[precision]:
+            return True
+        logger.warning(
+            "%s.model: by log-probabilities of sampling the first ratio is %.1e nats a token from "
+            "1, and by those of training %.1e; from now on old ones are computed anew",
+            FIELD,
+            by_old,
+            by_engine,
+        )
+        return False

@@ -235,18 +235,19 @@ class Health:
         window = self._windows[rule.rule]
         value, evidence = math.nan, ""
         broken = window.verdict is not None
-        # As it was when the quantity was made of it.
-        best = window.past.best
-        if all(math.isfinite(metrics.get(metric, math.nan)) for metric in rule.reads):
+        has_numbers = all(math.isfinite(metrics.get(metric, math.nan)) for metric in rule.reads)
+        if has_numbers:
             window.see_start(rule, metrics, rule.warmup)
             value = float(rule.quantity(metrics, window.past))
             if math.isfinite(value):
                 evidence = _evidence(rule, metrics, window.past, value)
                 _weigh(rule, window, step, metrics, value)
-            window.see_level(rule, metrics)
         changed = broken != (window.verdict is not None)
         reading = _reading_of(rule, window, _finite(value), changed=changed, evidence=evidence)
-        return replace(reading, best=_finite(best))
+        if has_numbers:
+            # Afterwards: the reading tells what the quantity was made of.
+            window.see_level(rule, metrics)
+        return reading
 
 
 def _reading_of(

@@ -263,7 +263,7 @@ def _encoding() -> Iterator[None]:
         # What the library raises of a text has no class of its own.
         if type(error) is not Exception:
             raise
-        raise UnencodableError(f"the tokenizer cannot encode it ({error})") from error
+        raise UnencodableError(f"the tokenizer cannot encode its text ({error})") from error
 
 
 def without_prefix_space(definition: dict[str, Any]) -> dict[str, Any]:
