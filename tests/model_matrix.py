@@ -49,7 +49,7 @@ from rlhf_trainer.models.load import (
 from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.models.response_loss import response_loss
 from rlhf_trainer.models.source import Base, open_base
-from rlhf_trainer.ppo.experience import last_scores, response_values
+from rlhf_trainer.ppo.experience import last_scores, response_statistics, response_values
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler, Policy
 from rlhf_trainer.run.artifact import ModelLocation
@@ -270,8 +270,11 @@ def logprobs(subject: Subject) -> str:
     rollout = sampler(Policy(model, tiny.ALONE), sampling).sample(
         [ids(row)[:-1] for row in rows()], RowSeeds(2, range(len(rows())))
     )
-    width = rollout.responses.shape[1]
-    found = actor(*rollout.sequences, width, TEMPERATURE).logprobs
+    found = response_statistics(actor, rollout, TEMPERATURE).logprobs
+    if packed_or_padded(base, subject.settings, tiny.ALONE.device) is RowLayout.POSITIONS:
+        ((order, packed),) = rollout.within(1000, RowLayout.POSITIONS)
+        same = response_statistics(actor, packed, TEMPERATURE).logprobs
+        close(same[packed.response_mask], found[order][packed.response_mask])
     for at in range(len(rows())):
         prompt = rollout.prompts[at, -int(rollout.prompt_lengths[at]) :]
         response = rollout.responses[at, : int(rollout.response_lengths[at])]

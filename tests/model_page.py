@@ -29,7 +29,8 @@ each row, within 2e-5 in FP32, on whichever side the rows were padded; SFT pads 
   apart;
 - reward model: the score of a prompt with its response, alone and packed as the stage packs pairs,
   made from a causal model of the architecture;
-- PPO policy: sampled responses, and the log-probability of each token at a temperature;
+- PPO policy: sampled responses, and the log-probability of each token at a temperature, alone and
+  packed as an update packs rows;
 - PPO critic: the value before each token of a response.
 
 """
@@ -37,8 +38,8 @@ _TAIL = """
 Other architectures are judged when a stage starts: a small copy of the model with random weights is
 asked whether a token sees those after it, and whether rows that are packed, or in PPO stand behind
 padding, have the logits that they have alone. Where one does not, or where no small copy computes,
-the stage ends before any weights are read, with field and remedy; the reward model alone pads the
-pairs that it would have packed.
+the stage ends before any weights are read, with field and remedy; reward model and PPO alone pad
+what they would have packed.
 
 What is asked of packing is asked of a copy that computes attention as the stage does,
 FlashAttention2 on the GPU that trains, where all rows of a micro-batch stand in one sequence

@@ -155,12 +155,14 @@ def test_an_eos_inside_a_prompt_ends_nothing(words: Path) -> None:
 def test_sequences_put_prompt_and_response_together(words: Path) -> None:
     rollout = cases.sampler(model_with(words, {EOS: 1.5})).sample(PROMPTS)
     ids, attention, positions = rollout.sequences
+    columns = torch.arange(ids.shape[1]).expand(ids.shape)
+    ends, last = rollout.at_ends(ids).tolist(), rollout.at_ends(columns).tolist()
     for row, (prompt, response) in enumerate(cases.parts(rollout)):
         real = attention[row].bool()
         assert ids[row][real].tolist() == prompt + response
         assert positions[row][real].tolist() == list(range(len(prompt) + len(response)))
-        assert int(rollout.last_index[row]) == int(real.nonzero().max())
-        assert int(ids[row, rollout.last_index[row]]) == response[-1]
+        assert last[row] == int(real.nonzero().max())
+        assert ends[row] == response[-1]
 
 
 # What is drawn

@@ -30,7 +30,7 @@ from rlhf_trainer.ppo.sampler_check import drift_of, with_exact_sampler
 from rlhf_trainer.ppo.samplers import DecodingSampler, GenerateSampler
 from rlhf_trainer.ppo.self_checks import check_rollout, short_sampling
 from rlhf_trainer.ppo.state import State
-from rlhf_trainer.rl import Moments
+from rlhf_trainer.rl import Moments, TokenStatistics
 
 CASES: Any = worlds.load(Path(__file__).parents[1] / "programs_engine" / "self_check_cases.py")
 
@@ -137,7 +137,7 @@ class Told(nn.Module):
         self.logprobs = logprobs
 
     def forward(self, *inputs: Any) -> Any:
-        return SimpleNamespace(logprobs=self.logprobs)
+        return TokenStatistics(self.logprobs)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Batches for the loss on responses: one row a sequence, or several that never see each other.
 
-Called by SFT, by the texts that PPO mixes in and by `pairs`. A packed sequence holds rows as
-segments, and positions restart at 0 in each. What keeps the rows apart depends on the model: see
-`RowLayout`, which `models.layouts` chooses.
+Called by SFT, by the texts that PPO mixes in, by `pairs` and by rollouts. A packed sequence holds
+rows as segments, and positions restart at 0 in each. What keeps the rows apart depends on the
+model: see `RowLayout`, which `models.layouts` chooses.
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -116,6 +117,56 @@ def _first_fit(lengths: Sequence[int], rows: range, capacity: int) -> list[list[
             groups[at].append(row)
             room[at] -= lengths[row]
     return sorted(sorted(group) for group in groups)
+
+
+def fullest_passes(items: Sequence[Sequence[int]], tokens: int, layout: RowLayout) -> list[slice]:
+    """Neighbours whose rows take at most `tokens` together when they are packed, padding included.
+
+    Each time about as many as fit, since the more there are, the better they fill each other's
+    sequences. An item that is too long stands alone.
+
+    Args:
+        items: the numbers of tokens of each item's rows, which stay together; the longest first.
+        tokens: of one pass.
+        layout: one with several rows a sequence.
+    """
+    slices: list[slice] = []
+    start = 0
+    while start < len(items):
+        end = start + _fitting(items[start:], tokens, layout)
+        slices.append(slice(start, end))
+        start = end
+    return slices
+
+
+def _fitting(items: Sequence[Sequence[int]], tokens: int, layout: RowLayout) -> int:
+    """How many of `items`, from the first on, `tokens` hold; at least one."""
+    count = max(1, sum(total <= tokens for total in accumulate(map(sum, items))))
+    while count > 1 and (columns := _packed_columns(items[:count], layout)) > tokens:
+        # About as many as would fit were all alike.
+        count = max(1, min(count - 1, count * tokens // columns))
+    return count
+
+
+def _packed_columns(items: Sequence[Sequence[int]], layout: RowLayout) -> int:
+    lengths = list(chain(*items))
+    groups = groups_of(lengths, layout)
+    return len(groups) * max(sum(lengths[row] for row in group) for group in groups)
+
+
+def groups_of(lengths: Sequence[int], layout: RowLayout) -> list[list[int]]:
+    """Which rows share a sequence; none is wider than the longest row but for ONE_SEQUENCE.
+
+    Args:
+        lengths: number of tokens of each row, each at least 1.
+        layout: how rows stand in a batch.
+    """
+    if layout is RowLayout.PADDED:
+        return [[row] for row in range(len(lengths))]
+    if layout is RowLayout.ONE_SEQUENCE:
+        return [list(range(len(lengths)))]
+    # At once, so that groups do not depend on the order of the rows.
+    return pack(lengths, max(lengths), window=len(lengths))
 
 
 def collate_packed(

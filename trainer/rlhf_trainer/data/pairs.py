@@ -6,7 +6,6 @@ sorting pairs leaves padding, which is filled with other rows where the model ke
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,7 +13,13 @@ import torch
 from torch import Tensor
 
 from rlhf_trainer.data.budget import micro_batches
-from rlhf_trainer.data.packing import PackedBatch, RowLayout, collate_packed, pack
+from rlhf_trainer.data.packing import (
+    PackedBatch,
+    RowLayout,
+    collate_packed,
+    fullest_passes,
+    groups_of,
+)
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair, SFTExample, Tokens
 
 T = TypeVar("T")
@@ -60,35 +65,14 @@ class PairCollator:
             # Both are padded to the longer one.
             return micro_batches(items, tokens, lambda each: 2 * longer(pair_of(each)), device)
         ordered = sorted(items, key=lambda each: -longer(pair_of(each)))
-        parts = []
-        while ordered:
-            count = self._fitting([pair_of(each) for each in ordered], tokens)
-            parts.append(ordered[:count])
-            ordered = ordered[count:]
-        return parts
-
-    def _fitting(self, pairs: Sequence[PreferencePair], tokens: int) -> int:
-        """How many of `pairs`, the longest first, `tokens` hold when packed; at least one."""
-        totals = accumulate(len(pair.chosen) + len(pair.rejected) for pair in pairs)
-        count = max(1, sum(total <= tokens for total in totals))
-        while count > 1 and (columns := self._columns(pairs[:count])) > tokens:
-            # About as many as would fit were all alike.
-            count = max(1, min(count - 1, count * tokens // columns))
-        return count
-
-    def _columns(self, pairs: Sequence[PreferencePair]) -> int:
-        lengths = [len(answer) for answer in _answers(pairs)]
-        if self.layout is RowLayout.ONE_SEQUENCE:
-            return sum(lengths)
-        width = max(lengths)
-        return width * len(pack(lengths, width))
+        pairs = map(pair_of, ordered)
+        lengths = [(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+        return [ordered[part] for part in fullest_passes(lengths, tokens, self.layout)]
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> PairBatch:
         """No sequence is wider than the longest answer."""
-        answers = _answers(pairs)
-        lengths = [len(answer) for answer in answers]
-        is_packed = self.layout is not RowLayout.PADDED
-        groups = pack(lengths, max(lengths)) if is_packed else [[at] for at in range(len(lengths))]
+        answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        groups = groups_of([len(answer) for answer in answers], self.layout)
         marked = [[_with_its_end(answers[at]) for at in group] for group in groups]
         sequences = collate_packed(marked, self.pad_id, self.layout)
         rows, columns = sequences.response_mask.nonzero(as_tuple=True)
@@ -99,10 +83,6 @@ class PairCollator:
 def longer(pair: PreferencePair) -> int:
     """Tokens of the longer one of a pair."""
     return max(len(pair.chosen), len(pair.rejected))
-
-
-def _answers(pairs: Sequence[PreferencePair]) -> list[Tokens]:
-    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
 
 
 def _with_its_end(answer: Tokens) -> SFTExample:

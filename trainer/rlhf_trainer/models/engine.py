@@ -199,8 +199,8 @@ def train(
         lr=learning_rate,
         betas=(spec.adam_betas[0], spec.adam_betas[1]),
         eps=spec.adam_eps,
-        # On the CPU it is the one that does not make a copy of each intermediate result.
-        fused=ranks.device.type == "cuda" or spec.offload_optimizer,
+        # One pass over weights and moments, without a copy of each intermediate result.
+        fused=True,
     )
     engine: Any = None
     if spec.zero_stage == 0:

@@ -126,6 +126,7 @@ class Collector:
                 ranks=self.ranks,
                 sampled=sampled,
                 score_end=models.score_end,
+                layout=models.layout,
             )
         return self.rewards.scored(experience)
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.models.score_statistics import ScoreStatistics
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.rl import (
     Moments,
+    TokenStatistics,
     clip_scores,
     gae,
     masked_moments,
@@ -68,10 +70,13 @@ class Experience:
             None if self.recomputed is None else self.recomputed[rows],
         )
 
-    def within(self, tokens: int) -> list[tuple[Tensor, "Experience"]]:
+    def within(
+        self, tokens: int, layout: RowLayout = RowLayout.PADDED
+    ) -> list[tuple[Tensor, "Experience"]]:
         """Parts of like length with the indices of their rows, as `Rollout.within`."""
         return [
-            (rows, self[rows]._narrowed(rollout)) for rows, rollout in self.rollout.within(tokens)
+            (rows, self[rows]._narrowed(rollout))
+            for rows, rollout in self.rollout.within(tokens, layout)
         ]
 
     def _narrowed(self, rollout: Rollout) -> "Experience":
@@ -144,11 +149,12 @@ def collect(
     ranks: Ranks,
     sampled: bool = False,
     score_end: int | None = None,
+    layout: RowLayout = RowLayout.PADDED,
 ) -> Experience:
     """Evaluate all models on a rollout; scores are 0 where there is no reward model.
 
-    Rows of like length share a pass of at most so many `tokens`, padding included; all ranks call
-    together and make equally many.
+    Rows of like length share a pass of at most so many `tokens`, padding included, and by `layout`
+    a sequence; all ranks call together and make equally many.
 
     `score_end` is the token that a reward model knows answers to end with: it stands for whatever
     ended one, for the score alone. What was cut off ends as it is.
@@ -157,18 +163,17 @@ def collect(
     unchanged weights is 1 whatever the sampler's numerics; or they are those of sampling
     (`sampled`), where these are the same, and then there need be no `actor`.
     """
-    own = rollout.within(tokens)
+    own = rollout.within(tokens, layout)
     first, of_first = own[0]
     columns: list[tuple[Tensor, ...]] = []
     for (_, rows), counts in filled(own, (first[:1], of_first[:1]), ranks):
-        sequences, width = rows.sequences, rows.responses.shape[1]
         numbers = (
             (
                 rows.sampled_logprobs
                 if actor is None
-                else actor(*sequences, width, temperature).logprobs
+                else response_statistics(actor, rows, temperature).logprobs
             ),
-            reference(*sequences, width, temperature).logprobs,
+            response_statistics(reference, rows, temperature).logprobs,
             response_values(critic, rows),
             (
                 torch.zeros(len(rows.responses), device=rows.responses.device)
@@ -198,11 +203,23 @@ def _in_place(places: Sequence[Tensor], parts: Sequence[Tensor], shape: torch.Si
     return whole
 
 
+def response_statistics(
+    policy: Callable[..., Any], rollout: Rollout, temperature: float, **asked: bool
+) -> TokenStatistics:
+    """Float[batch, response] each: what a policy says of each action; `asked` as `Actor` has it."""
+    statistics: TokenStatistics = policy(
+        *rollout.inputs, rollout.action_columns, temperature, **asked
+    )
+    entropy = statistics.entropy
+    return TokenStatistics(
+        rollout.of_actions(statistics.logprobs),
+        None if entropy is None else rollout.of_actions(entropy),
+    )
+
+
 def response_values(critic: Callable[..., Any], rollout: Rollout) -> Tensor:
     """Float[batch, response]: the value of the state before each action."""
-    width = rollout.responses.shape[1]
-    numbers: Tensor = critic(*rollout.sequences)
-    return numbers[:, -width - 1 : -1]
+    return rollout.before_actions(critic(*rollout.inputs))
 
 
 def last_scores(
@@ -210,8 +227,7 @@ def last_scores(
 ) -> Tensor:
     """Float[batch]: the score at each sequence's last real token; `score_end` as in `collect`."""
     rollout = rollout if score_end is None else rollout.ended_by(score_end)
-    numbers: Tensor = reward_model(*rollout.sequences)
-    return numbers.gather(1, rollout.last_index.unsqueeze(1)).squeeze(1)
+    return rollout.at_ends(reward_model(*rollout.inputs))
 
 
 class ShapedScores(NamedTuple):

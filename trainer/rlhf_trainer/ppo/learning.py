@@ -14,6 +14,7 @@ import torch
 from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage
 from rlhf_trainer.data.budget import token_budget
+from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.ppo.actor_steps import ActorSteps
 from rlhf_trainer.ppo.experience import (
@@ -21,6 +22,7 @@ from rlhf_trainer.ppo.experience import (
     Targets,
     minibatches,
     normalized,
+    response_statistics,
     response_values,
 )
 from rlhf_trainer.ppo.first_ratio import FirstRatio
@@ -49,7 +51,11 @@ class _Pass:
 
 @dataclass(frozen=True)
 class Learner:
-    """Actor and critic with what it takes to train them."""
+    """Actor and critic with what it takes to train them.
+
+    Attributes:
+        layout: whether several rows of a micro-batch share a sequence.
+    """
 
     spec: PPOStage
     ranks: Ranks
@@ -58,6 +64,7 @@ class Learner:
     steps: ActorSteps
     state: State
     first_ratio: FirstRatio
+    layout: RowLayout = RowLayout.PADDED
 
     def learn(
         self, experience: Experience, targets: Targets, undo: Callable[[], None] | None = None
@@ -98,7 +105,7 @@ class Learner:
             advantages = normalized(targets.advantages, part.mask, ranks)
             targets = replace(targets, advantages=advantages)
         (tokens,) = reduce_sum([float(part.mask.sum())], ranks)
-        own = part.within(token_budget(spec))
+        own = part.within(token_budget(spec), self.layout)
         first, of_first = own[0]
         parts = filled(own, (first[:1], of_first[first.new_zeros(1)]), ranks)
         for index, ((rows, micro), counts) in enumerate(parts):
@@ -120,14 +127,14 @@ class Learner:
         self, micro: Experience, targets: Targets, at: "_Pass", sums: UpdateSums
     ) -> None:
         spec = self.spec
-        width = micro.rollout.responses.shape[1]
-        statistics = self.steps.actor(
-            *micro.rollout.sequences,
-            width,
+        statistics = response_statistics(
+            self.steps.actor,
+            micro.rollout,
             spec.temperature,
             entropy=True,
             entropy_gradient=spec.entropy_coef > 0,
         )
+        assert statistics.entropy is not None
         if at.counts:
             self.first_ratio.see(statistics.logprobs, micro)
             sums.add_drift(statistics.logprobs, micro)

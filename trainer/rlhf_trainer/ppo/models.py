@@ -12,6 +12,7 @@ from torch import nn
 
 from rlhf_api.v1alpha1 import PPOStage, StageConfig
 from rlhf_trainer.data.budget import scoring_budget, token_budget
+from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.models.activations import (
     MicroBatch,
     allowance,
@@ -30,7 +31,7 @@ from rlhf_trainer.models.heads import (
     initialize_value_head,
     switch_off_dropout,
 )
-from rlhf_trainer.models.layouts import check_model, fewest_logits
+from rlhf_trainer.models.layouts import check_model, fewest_logits, packed_or_padded
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -108,6 +109,7 @@ class Models:
     Attributes:
         score_end: the token by which the reward model knows that an answer has ended.
         logits: which the actor and the reference are asked for.
+        layout: how a rollout's rows stand in a pass of any of them.
     """
 
     actor: TrainedModel
@@ -116,6 +118,7 @@ class Models:
     reward_model: PlacedModel | None
     score_end: int | None = None
     logits: Logits = Logits.ALL
+    layout: RowLayout = RowLayout.PADDED
 
     @contextmanager
     def resident(self) -> Iterator[None]:
@@ -173,7 +176,26 @@ def load_models(
     logits = fewest_logits(bases.actor, settings)
     learning, scoring = _activations(bases.actor, spec, config.world_size, workload, logits)
     check_memory(config, ranks, sizes, learning, scoring)
-    return _load(bases, spec, settings, ranks, logits)
+    layout = _layout(bases, settings, ranks, logits)
+    return replace(_load(bases, spec, settings, ranks, logits), layout=layout)
+
+
+def _layout(bases: Bases, settings: ModelSettings, ranks: Ranks, logits: Logits) -> RowLayout:
+    """Several rows a sequence where every model keeps them apart without a mask.
+
+    Some sequences have more actions than others, and each as many columns with logits as the one
+    with most: only where these are made in chunks does that take no memory.
+    """
+    if logits is not Logits.HEAD:
+        return RowLayout.PADDED
+    every = {
+        base.field: base for base in filter(None, (bases.actor, bases.critic, bases.reward_model))
+    }
+    layouts = {packed_or_padded(base, settings, ranks.device) for base in every.values()}
+    for layout in (RowLayout.POSITIONS, RowLayout.ONE_SEQUENCE):
+        if layouts == {layout}:
+            return layout
+    return RowLayout.PADDED
 
 
 def _sizes(bases: Bases, spec: PPOStage, settings: ModelSettings) -> list[ModelSize]:

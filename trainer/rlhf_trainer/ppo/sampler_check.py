@@ -17,6 +17,7 @@ from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.generation.cache import CacheError, selects_rows
 from rlhf_trainer.models.placed import PlacedModel
 from rlhf_trainer.ppo.collection import Collector, policy_model
+from rlhf_trainer.ppo.experience import response_statistics
 from rlhf_trainer.ppo.models import FIELD
 from rlhf_trainer.ppo.old_logprobs import may_serve_as_old
 from rlhf_trainer.ppo.rollout import Rollout
@@ -100,14 +101,13 @@ def _looked_at(collector: Collector, prompts: Sequence[Prompt]) -> tuple[float, 
 @torch.no_grad()
 def drift_of(rollout: Rollout, actor: PlacedModel, collector: Collector) -> Drift:
     """How far sampled log-probabilities are from those of one plain forward pass."""
-    width = rollout.responses.shape[1]
-    expected = actor(*rollout.sequences, width, collector.spec.temperature).logprobs
+    expected = response_statistics(actor, rollout, collector.spec.temperature).logprobs
     difference = (rollout.sampled_logprobs - expected).abs()
     difference = torch.where(rollout.response_mask, difference, 0.0)
     mean = float(difference.sum() / rollout.response_mask.sum())
     # A maximum over ranks would pass over NaN.
     worst = reduce_max([mean if math.isfinite(mean) else math.inf], collector.ranks)[0]
-    row, token = divmod(int(difference.nan_to_num(nan=math.inf).argmax()), width)
+    row, token = divmod(int(difference.nan_to_num(nan=math.inf).argmax()), expected.shape[1])
     return Drift(
         worst,
         f"({float(difference[row, token]):.3g}) at token {token + 1} of the answer to a prompt of "

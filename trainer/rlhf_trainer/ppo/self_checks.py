@@ -8,27 +8,30 @@ equally many forward passes, which ZeRO 3 needs, and agree on the verdict.
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.errors import SelfCheckError
 from rlhf_trainer.generation.counter import Purpose, RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import DTYPES
-from rlhf_trainer.ppo.experience import last_scores
+from rlhf_trainer.ppo.experience import last_scores, response_statistics, response_values
 from rlhf_trainer.ppo.models import FIELD
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.ppo.samplers import Sampler
 from rlhf_trainer.rl import masked_mean
 from rlhf_trainer.run.checkpoint import restore_rng_state, rng_state
-from rlhf_trainer.run.distributed import Ranks, reduce_max
+from rlhf_trainer.run.distributed import Ranks, any_rank, reduce_max
 
 logger = logging.getLogger(__name__)
 
@@ -109,19 +112,21 @@ ORDER_OF_SCORES = Check(
 
 @dataclass(frozen=True)
 class Subjects:
-    """What is checked; called with a rollout's sequences, as in training.
+    """What is checked; called with a rollout's rows, as in training.
 
     Attributes:
         actor: gives TokenStatistics; so does `reference`.
         reference: None where it is not to be compared, since the actor has learned.
         reward_model: gives numbers, Float[batch, time]; None where the stage has none.
         score_end: the token that it knows answers to end with, as in `collect`.
+        critic: gives numbers likewise; None where it is not asked.
     """
 
     actor: Callable[..., Any]
     reference: Callable[..., Any] | None
     reward_model: Callable[..., Any] | None
     score_end: int | None = None
+    critic: Callable[..., Any] | None = None
 
 
 def short_sampling(sampling: Sampling) -> Sampling:
@@ -137,10 +142,10 @@ def short_sampling(sampling: Sampling) -> Sampling:
 
 def run_self_checks(
     subjects: Subjects, sampler: Sampler, prompts: Sequence[Prompt], spec: PPOStage, ranks: Ranks
-) -> None:
+) -> Rollout:
     """Sample with `sampler` (see `short_sampling`) and check; all ranks call this together.
 
-    Logs each deviation and the seconds that all of it took.
+    Logs each deviation and the seconds that all of it took, and returns what was sampled.
 
     Raises:
         SelfCheckError: on every rank, naming each check that failed on any of them.
@@ -156,6 +161,7 @@ def run_self_checks(
     require_passed(agreed, spec.precision)
     summary = ", ".join(f"{check.name} {deviation:.1e}" for check, deviation in agreed.items())
     logger.info("self-checks passed in %.1f s: %s", time.monotonic() - begun, summary)
+    return rollout
 
 
 def check_rollout(
@@ -180,14 +186,15 @@ def deviations(subjects: Subjects, rollout: Rollout, spec: PPOStage) -> dict[Che
     more = widened(rollout, _more_padding(spec.max_response_length))
 
     def logprobs(model: Callable[..., Any], rows: Rollout, at_a_time: int) -> Tensor:
-        width = rows.responses.shape[1]
         return _evaluated(
-            lambda part: model(*part.sequences, width, spec.temperature).logprobs, rows, at_a_time
+            lambda part: response_statistics(model, part, spec.temperature).logprobs,
+            rows,
+            at_a_time,
         )
 
     old = logprobs(subjects.actor, rollout, size)
     with torch.enable_grad():
-        # As the update evaluates it: with a graph to learn from, in other batches than a rollout's.
+        # As an update of padded rows does: with a graph to learn from, in its own micro-batches.
         new = logprobs(subjects.actor, rollout, spec.micro_batch_size).detach()
     changes = {RATIO: _mean_change(new, old, mask)}
     if subjects.reference is not None:
@@ -225,6 +232,84 @@ def _score_deviations(
         ),
         ORDER_OF_SCORES: _score_change(turned, expected, spec.precision),
     }
+
+
+def sound_layout(
+    subjects: Subjects, rollout: Rollout, layout: RowLayout, spec: PPOStage, ranks: Ranks
+) -> RowLayout:
+    """`layout`, or padded rows where the models themselves break what a copy of them promised.
+
+    Held against the bounds of padding; all ranks call this together and get the same answer.
+    """
+    if any_rank(ranks, layout is RowLayout.PADDED):
+        return RowLayout.PADDED
+    before = rng_state()
+    try:
+        changes = packing_changes(subjects, rollout, spec)
+    finally:
+        restore_rng_state(before)
+    log_ratio, score, value = reduce_max(changes, ranks)
+    bound = SCORE_BOUND[spec.precision]
+    sound = log_ratio < LOG_RATIO_BOUND[spec.precision] and max(score, value) < bound
+    logger.log(
+        logging.INFO if sound else logging.WARNING,
+        "%s: rows of a rollout %s: where they do, log pi changes by %.1e nats a token, scores by "
+        "%.1e and values by %.1e, in standard deviations of these and beyond their rounding",
+        FIELD,
+        "share sequences" if sound else "share no sequences, which is slower",
+        log_ratio,
+        score,
+        value,
+    )
+    return layout if sound else RowLayout.PADDED
+
+
+@torch.no_grad()
+def packing_changes(
+    subjects: Subjects, rollout: Rollout, spec: PPOStage
+) -> tuple[float, float, float]:
+    """How far log-probabilities, scores and values are from those of padded rows, as the checks of
+    padding measure it; 0 where there is no such model."""
+    mask, scoring = rollout.response_mask, spec.rollout_micro_batch_size
+
+    def logprobs(rows: Rollout) -> Tensor:
+        return response_statistics(subjects.actor, rows, spec.temperature).logprobs
+
+    with torch.enable_grad():
+        # As the update evaluates it.
+        packed = _packed(logprobs, rollout, spec.micro_batch_size).detach()
+    changed = _mean_change(packed, _evaluated(logprobs, rollout, scoring), mask)
+
+    def change(
+        model: Callable[..., Any] | None, ask: Callable[[Callable[..., Any], Rollout], Tensor]
+    ) -> float:
+        if model is None:
+            return 0.0
+        evaluate = partial(ask, model)
+        numbers = _packed(evaluate, rollout, scoring), _evaluated(evaluate, rollout, scoring)
+        together, alone = (each[mask] if each.dim() > 1 else each for each in numbers)
+        return _score_change(together, alone, spec.precision)
+
+    return (
+        changed,
+        change(subjects.reward_model, partial(last_scores, score_end=subjects.score_end)),
+        change(subjects.critic, response_values),
+    )
+
+
+def _packed(evaluate: Callable[[Rollout], Tensor], rollout: Rollout, at_a_time: int) -> Tensor:
+    """The same with as many rows in one sequence, and at least two: in one as wide as the longest
+    row, rows of like length would stand alone."""
+
+    def evaluated(rows: Rollout) -> Tensor:
+        ((order, together),) = rows.within(sys.maxsize, RowLayout.ONE_SEQUENCE)
+        numbers = evaluate(together)[order.argsort()]
+        if numbers.dim() == 1:
+            return numbers
+        missing = rows.responses.shape[1] - numbers.shape[1]
+        return torch.nn.functional.pad(numbers, (0, missing))
+
+    return _evaluated(evaluated, rollout, max(2, at_a_time))
 
 
 def require_passed(measured: Mapping[Check, float], precision: str) -> None:

@@ -54,7 +54,7 @@ from rlhf_trainer.ppo.popart import ReturnScale, follow
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.ppo.rewards import Rewards, mean_rewards
 from rlhf_trainer.ppo.sampler_check import with_exact_sampler
-from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling
+from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling, sound_layout
 from rlhf_trainer.ppo.state import State
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
@@ -118,7 +118,8 @@ def _train(
     first_ratio = FirstRatio()
     collector = Collector(spec, ranks, loop, models, state, rewards, sampling, first_ratio)
     collector = _checked(collector, prompts)
-    learner = Learner(spec, ranks, loop, models.critic, steps, state, first_ratio)
+    layout = collector.models.layout
+    learner = Learner(spec, ranks, loop, models.critic, steps, state, first_ratio, layout)
     # 3. Learn.
     _updates(collector, learner, prompts, held_out, statistics)
     # 4. Judge and keep; what fails there costs no step.
@@ -174,11 +175,15 @@ def _checked(collector: Collector, prompts: Sequence[Prompt]) -> Collector:
     collector = with_exact_sampler(collector, prompts)
     models = collector.models
     reference = models.reference if collector.loop.step == 0 else None
-    subjects = Subjects(models.actor, reference, models.reward_model, models.score_end)
+    subjects = Subjects(
+        models.actor, reference, models.reward_model, models.score_end, models.critic
+    )
     sampler = collector.sampler(models.actor, short_sampling(collector.sampling))
+    spec, ranks = collector.spec, collector.ranks
     with models.resident():
-        run_self_checks(subjects, sampler, prompts, collector.spec, collector.ranks)
-    return collector
+        rollout = run_self_checks(subjects, sampler, prompts, spec, ranks)
+        layout = sound_layout(subjects, rollout, models.layout, spec, ranks)
+    return replace(collector, models=replace(models, layout=layout))
 
 
 def _updates(

@@ -1,0 +1,138 @@
+"""A rollout's rows share sequences where all models keep them apart, and teach what padded do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stage_runs
+import tiny
+import torch
+import zoo
+from transformers import AutoModelForCausalLM
+
+from rlhf_api.v1alpha1 import Dataset
+from rlhf_trainer.data.packing import RowLayout
+from rlhf_trainer.models.heads import Logits
+from rlhf_trainer.ppo import models
+from rlhf_trainer.ppo.rollout import Rollout
+
+
+def base_of(name: str, folder: Path) -> Path:
+    """A model of an architecture whose weights all matter."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(zoo.ARCHITECTURES[name], dtype=torch.float32)
+    tiny.saved(tiny.shake(model), folder, tiny.tokenizer_folder(folder.with_name("tokenizer")))
+    return folder
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and sequences of each pass that scores or learns."""
+    seen: list[tuple[int, int]] = []
+    laid_out = Rollout._laid_out
+
+    def watched(rollout: Rollout, lengths: Any, layout: RowLayout) -> Rollout:
+        found = laid_out(rollout, lengths, layout)
+        seen.append((len(lengths), len(found.inputs[0])))
+        return found
+
+    monkeypatch.setattr(Rollout, "_laid_out", watched)
+    return seen
+
+
+def learned(base: Path, folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a stage with actor and critic of `base` and prompts of unlike lengths. The
+    reward model is a Llama."""
+    prompts = [{"prompt": "abcdefgh"[row % 8] * (1 + 7 * (row % 4))} for row in range(16)]
+    data = tiny.write_rows(folder.with_suffix(".jsonl"), prompts)
+    config = tiny.stage_config(
+        "ppo",
+        folder,
+        dataset=Dataset(uri=f"file://{data}"),
+        max_prompt_length=32,
+        model=tiny.file_source(base),
+        critic_model=tiny.file_source(base),
+        eval_dataset=True,
+        batch_size=8,
+        minibatch_size=4,
+        micro_batch_size=4,
+        max_steps=2,
+        entropy_coef=0.01,
+        # Adam's first steps are smooth in the gradient then.
+        adam_eps=1e-3,
+    )
+    stage_runs.run_with_fixed_answers(config)
+    return [event["metrics"] for event in stage_runs.events(config) if event.get("metrics")]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral"])
+def test_what_is_learned_is_that_of_padded_rows(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    passes: list[tuple[int, int]],
+    name: str,
+) -> None:
+    base = base_of(name, tmp_path / "base")
+    packed = learned(base, tmp_path / "packed")
+    assert any(sequences < rows for rows, sequences in passes)
+    passes.clear()
+    monkeypatch.setattr(models, "packed_or_padded", lambda *given: RowLayout.PADDED)
+    padded = learned(base, tmp_path / "padded")
+    assert passes
+    assert all(sequences == rows for rows, sequences in passes)
+    assert len(packed) == len(padded) >= 3
+    for one, other in zip(packed, padded, strict=True):
+        for metric in one.keys() - stage_runs.SPEED:
+            assert one[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-5), metric
+
+
+@pytest.mark.parametrize("name", ["OPT", "BLOOM"])
+def test_rows_stand_alone_where_positions_do_not_keep_them_apart(
+    tmp_path: Path, passes: list[tuple[int, int]], name: str
+) -> None:
+    assert learned(base_of(name, tmp_path / "base"), tmp_path / "run")
+    assert passes
+    assert all(sequences == rows for rows, sequences in passes)
+
+
+def test_rows_stand_alone_where_a_model_breaks_what_its_copy_promised(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    passes: list[tuple[int, int]],
+) -> None:
+    """OPT counts positions by itself, so that rows that share a sequence see each other."""
+    monkeypatch.setattr(models, "packed_or_padded", lambda *given: RowLayout.POSITIONS)
+    base = base_of("OPT", tmp_path / "base")
+    assert learned(base, tmp_path / "run")
+    assert "rows of a rollout share no sequences" in caplog.text
+    # The first ones are those of the check.
+    assert passes[0][1] < passes[0][0]
+    assert all(sequences == rows for rows, sequences in passes[-10:])
+
+
+def test_rows_are_packed_where_all_models_agree_and_few_logits_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.stage_config("ppo", tmp_path)
+    assert config.ppo is not None
+    bases = models.Bases.open(config.ppo, config, tiny.ranks())
+    assert bases.reward_model is not None
+    critic = replace(bases.critic, field="another critic")
+    fields = ["spec.stages.ppo.model", "spec.stages.ppo.rewardModel", "another critic"]
+
+    def chosen(logits: Logits = Logits.HEAD, **layouts: RowLayout) -> RowLayout:
+        by_field = dict.fromkeys(fields, RowLayout.POSITIONS)
+        by_field |= {fields[int(at[-1])]: layout for at, layout in layouts.items()}
+        monkeypatch.setattr(models, "packed_or_padded", lambda base, *_: by_field[base.field])
+        settings = models.ModelSettings.of(config.ppo)
+        return models._layout(replace(bases, critic=critic), settings, tiny.ranks(), logits)
+
+    assert chosen() is RowLayout.POSITIONS
+    assert chosen(Logits.COLUMNS) is chosen(Logits.ALL) is RowLayout.PADDED
+    for at in range(3):
+        assert chosen(**{f"at_{at}": RowLayout.PADDED}) is RowLayout.PADDED
+        assert chosen(**{f"at_{at}": RowLayout.BLOCK_MASK}) is RowLayout.PADDED
+    alike = {f"at_{at}": RowLayout.ONE_SEQUENCE for at in range(3)}
+    assert chosen(**alike) is RowLayout.ONE_SEQUENCE
