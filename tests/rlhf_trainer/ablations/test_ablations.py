@@ -294,6 +294,7 @@ def test_a_run_is_the_same_without_checks(
         stage_runs.run(config)
         told.append([stage_runs.learned(step) for step in stage_runs.steps(config)])
         monkeypatch.setattr(ppo, "run_self_checks", lambda *arguments: None)
+        monkeypatch.setattr(ppo, "sound_layout", lambda subjects, rollout, layout, *rest: layout)
     assert told[0] == told[1]
 
 
@@ -303,9 +304,9 @@ def test_the_reference_is_compared_before_the_first_step_alone(
     compared: list[bool] = []
     run_self_checks = ppo.run_self_checks
 
-    def watched(subjects: Any, *rest: Any) -> None:
+    def watched(subjects: Any, *rest: Any) -> Rollout:
         compared.append(subjects.reference is not None)
-        run_self_checks(subjects, *rest)
+        return run_self_checks(subjects, *rest)
 
     monkeypatch.setattr(ppo, "run_self_checks", watched)
     config = tiny.stage_config("ppo", tmp_path)
