@@ -4,10 +4,13 @@ Windows are of 4 tokens, shorter than most rows of a test. Sizes that `tiny` wri
 these are as model folders bring them.
 """
 
+from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     FalconConfig,
     Gemma2Config,
@@ -83,3 +86,11 @@ def base(config: PreTrainedConfig | str) -> Base:
     end = end_of_turn(words)
     generation = Generation(end, (end.token_id,))
     return Base("spec.stages.sft.model", ModelLocation("/models/base"), words, config, generation)
+
+
+def saved(name: str, folder: Path) -> Path:
+    """A model of an architecture whose weights all matter."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[name], dtype=torch.float32)
+    tiny.saved(tiny.shake(model), folder, tiny.tokenizer_folder(folder.with_name("tokenizer")))
+    return folder

@@ -6,21 +6,11 @@ from typing import Any
 import pytest
 import stage_runs
 import tiny
-import torch
 import zoo
-from transformers import AutoModelForCausalLM
 
 from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.data.pairs import PairBatch
 from rlhf_trainer.stages import reward
-
-
-def base_of(name: str, folder: Path) -> Path:
-    """A model of an architecture whose weights all matter."""
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(zoo.ARCHITECTURES[name], dtype=torch.float32)
-    tiny.saved(tiny.shake(model), folder, tiny.tokenizer_folder(folder.with_name("tokenizer")))
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -35,7 +25,7 @@ def base_of(name: str, folder: Path) -> Path:
 def test_what_is_learned_is_that_of_padded_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: RowLayout
 ) -> None:
-    base = base_of(name, tmp_path / "base")
+    base = zoo.saved(name, tmp_path / "base")
     score, passes = reward.score_pairs, list[PairBatch]()
 
     def watched(model: Any, batch: PairBatch, *given: Any) -> Any:

@@ -7,23 +7,13 @@ from typing import Any
 import pytest
 import stage_runs
 import tiny
-import torch
 import zoo
-from transformers import AutoModelForCausalLM
 
 from rlhf_api.v1alpha1 import Dataset
 from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.models.heads import Logits
 from rlhf_trainer.ppo import models
 from rlhf_trainer.ppo.rollout import Rollout
-
-
-def base_of(name: str, folder: Path) -> Path:
-    """A model of an architecture whose weights all matter."""
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(zoo.ARCHITECTURES[name], dtype=torch.float32)
-    tiny.saved(tiny.shake(model), folder, tiny.tokenizer_folder(folder.with_name("tokenizer")))
-    return folder
 
 
 @pytest.fixture
@@ -73,7 +63,7 @@ def test_what_is_learned_is_that_of_padded_rows(
     passes: list[tuple[int, int]],
     name: str,
 ) -> None:
-    base = base_of(name, tmp_path / "base")
+    base = zoo.saved(name, tmp_path / "base")
     packed = learned(base, tmp_path / "packed")
     assert any(sequences < rows for rows, sequences in passes)
     passes.clear()
@@ -91,7 +81,7 @@ def test_what_is_learned_is_that_of_padded_rows(
 def test_rows_stand_alone_where_positions_do_not_keep_them_apart(
     tmp_path: Path, passes: list[tuple[int, int]], name: str
 ) -> None:
-    assert learned(base_of(name, tmp_path / "base"), tmp_path / "run")
+    assert learned(zoo.saved(name, tmp_path / "base"), tmp_path / "run")
     assert passes
     assert all(sequences == rows for rows, sequences in passes)
 
@@ -104,7 +94,7 @@ def test_rows_stand_alone_where_a_model_breaks_what_its_copy_promised(
 ) -> None:
     """OPT counts positions by itself, so that rows that share a sequence see each other."""
     monkeypatch.setattr(models, "packed_or_padded", lambda *given: RowLayout.POSITIONS)
-    base = base_of("OPT", tmp_path / "base")
+    base = zoo.saved("OPT", tmp_path / "base")
     assert learned(base, tmp_path / "run")
     assert "rows of a rollout share no sequences" in caplog.text
     # The first ones are those of the check.

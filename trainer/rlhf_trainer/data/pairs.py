@@ -58,8 +58,8 @@ class PairCollator:
         """Items of like length whose pairs take at most `tokens` together, padding included; a pair
         that is too long stands alone.
 
-        Padded ones as `budget.micro_batches` has them; packed ones in few passes, each with as many
-        as fit, since the more there are, the better they fill each other's sequences.
+        Padded ones as `budget.micro_batches` has them; packed ones in few passes, each with about
+        as many as fit, since the more there are, the better they fill each other's sequences.
         """
         if self.layout is RowLayout.PADDED:
             # Both are padded to the longer one.

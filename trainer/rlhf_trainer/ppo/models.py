@@ -188,10 +188,8 @@ def _layout(bases: Bases, settings: ModelSettings, ranks: Ranks, logits: Logits)
     """
     if logits is not Logits.HEAD:
         return RowLayout.PADDED
-    every = {
-        base.field: base for base in filter(None, (bases.actor, bases.critic, bases.reward_model))
-    }
-    layouts = {packed_or_padded(base, settings, ranks.device) for base in every.values()}
+    models = {base.field: base for base in (bases.actor, bases.critic, bases.reward_model) if base}
+    layouts = {packed_or_padded(base, settings, ranks.device) for base in models.values()}
     for layout in (RowLayout.POSITIONS, RowLayout.ONE_SEQUENCE):
         if layouts == {layout}:
             return layout

@@ -253,13 +253,19 @@ def sound_layout(
     sound = log_ratio < LOG_RATIO_BOUND[spec.precision] and max(score, value) < bound
     logger.log(
         logging.INFO if sound else logging.WARNING,
-        "%s: rows of a rollout %s: where they do, log pi changes by %.1e nats a token, scores by "
-        "%.1e and values by %.1e, in standard deviations of these and beyond their rounding",
+        "%s: rows of a rollout %s: where they do, log pi changes by %.1e nats a token (below %g is "
+        "sound), scores by %.1e and values by %.1e, in standard deviations of these and beyond "
+        "their rounding (below %g is)",
         FIELD,
-        "share sequences" if sound else "share no sequences, which is slower",
+        "share sequences"
+        if sound
+        else "share no sequences, which is slower; another attentionImplementation may keep them "
+        "apart",
         log_ratio,
+        LOG_RATIO_BOUND[spec.precision],
         score,
         value,
+        bound,
     )
     return layout if sound else RowLayout.PADDED
 
