@@ -19,7 +19,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_trainer.data.packing import RowLayout, block_causal_mask, collate_packed, pack
+from rlhf_trainer.data.packing import (
+    RowLayout,
+    block_causal_mask,
+    collate_packed,
+    groups_of,
+    pack,
+)
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 
 VOCABULARY = 61
@@ -96,6 +102,34 @@ def test_groups_by_hand() -> None:
 def test_a_row_that_fits_nowhere_is_refused(lengths: list[int]) -> None:
     with pytest.raises(ValueError, match=r"must lie in \[1, 7\]"):
         pack(lengths, 7)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
+def test_a_sequence_is_wider_than_a_row_only_where_less_is_computed(lengths: list[int]) -> None:
+    groups = groups_of(lengths, RowLayout.POSITIONS)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    longest = max(lengths)
+    width = max(sum(lengths[row] for row in group) for group in groups)
+    assert longest <= width <= 2 * longest
+    narrow = pack(lengths, longest, window=len(lengths))
+    assert len(groups) * width <= len(narrow) * longest
+    assert width == longest or len(groups) * width < len(narrow) * longest
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        # Two of them fill what is little wider than one.
+        ([5, 5, 3, 3], [[0, 2], [1, 3]]),
+        # What would be saved is less than attention would cost.
+        ([16, 14, 14, 14], [[0], [1], [2], [3]]),
+        # The first case a thousand times as long, where attention costs more.
+        ([5000, 5000, 3000, 3000], [[0], [1], [2, 3]]),
+        ([6, 2, 4, 4, 6, 2], [[0], [1, 2], [3, 5], [4]]),
+    ],
+)
+def test_widths_by_hand(lengths: list[int], groups: list[list[int]]) -> None:
+    assert groups_of(lengths, RowLayout.POSITIONS) == groups
 
 
 def test_a_packed_batch_by_hand() -> None:

@@ -27,7 +27,7 @@ from transformers import (
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.packing import PackedBatch, RowLayout
 from rlhf_trainer.models.heads import switch_off_dropout
-from rlhf_trainer.models.layouts import Probe, check_model, row_layout
+from rlhf_trainer.models.layouts import Probe, check_model, packed_or_padded, row_layout
 from rlhf_trainer.models.load import ModelSettings
 from rlhf_trainer.models.shrunken import WINDOW, shrunken
 
@@ -101,6 +101,16 @@ def test_a_mask_of_our_own_loses_a_window(name: str) -> None:
     assert probe.disagreement(RowLayout.BLOCK_MASK) == (
         "a row's logits are not those that it has alone"
     )
+
+
+def test_rows_share_no_sequence_that_is_longer_than_a_model_has_room_for() -> None:
+    """GPT-Neo has a mask of as many tokens as positions, which SFT's sequences never exceed."""
+    config = AutoConfig.for_model("gpt_neo", num_layers=2, attention_types=[[["local"], 2]])
+    assert layout(config) is RowLayout.POSITIONS
+    assert packed_or_padded(zoo.base(config), settings(), CPU) is RowLayout.PADDED
+    probe = Probe.of(zoo.base("Llama"), settings(), CPU)
+    most = sum(len(row.tokens) for row in probe.wide.rows[:-1])
+    assert most > probe.model.config.max_position_embeddings
 
 
 def test_a_window_of_thousands_is_shrunk_with_the_rest() -> None:

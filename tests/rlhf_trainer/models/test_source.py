@@ -28,6 +28,7 @@ from rlhf_trainer.models.templates import end_of_turn
 from rlhf_trainer.run.artifact import finished_outcome, write_artifact
 
 PROGRAM = Path(__file__).parents[1] / "programs_engine" / "loop_cases.py"
+LOADING = PROGRAM.with_name("loading_cases.py")
 PAUSE = 0.5
 FIELD = "spec.stages.sft.model"
 
@@ -98,6 +99,16 @@ def test_a_revision_is_the_one_that_was_asked_for(offline: worlds.World, folder:
         source = ModelSource(uri=f"hf://org/small@{revision}")
         for *_, found in opened(offline, folder, source):
             assert found == (22, 0, "llama", 24), revision
+
+
+def test_weights_that_are_cut_stay_in_the_cache_of_the_hub(
+    offline: worlds.World, folder: Path
+) -> None:
+    weights = (folder / "model-16" / "model.safetensors").read_bytes()
+    blob = folder / "home" / "hub" / "models--org--small" / "blobs"
+    kept = str(blob / hashlib.sha256(weights).hexdigest())
+    for found in offline(LOADING, "of_hub", name="org/small", precision="BF16"):
+        assert found == ({"torch.float32"}, {kept})
 
 
 def test_a_scratch_model_takes_its_tokenizer_from_the_hub(

@@ -12,6 +12,7 @@ from right_padding import pad_right
 
 from rlhf_api.errors import DataError
 from rlhf_api.v1alpha1 import Dataset, PPOStage
+from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.source import open_base
 from rlhf_trainer.ppo.ptx import PTX
@@ -53,13 +54,20 @@ def by_hand(folder: Path, rows: list[SFTExample]) -> tuple[dict[str, torch.Tenso
     return gradients, float(total.detach())
 
 
+@pytest.mark.parametrize("layout", [RowLayout.PADDED, RowLayout.POSITIONS])
 @pytest.mark.parametrize("tokens", [18, 27, 72])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_gradient_is_that_of_fine_tuning_times_the_weight(
-    tmp_path: Path, world_size: int, tokens: int
+    tmp_path: Path, world_size: int, tokens: int, layout: RowLayout
 ) -> None:
     gradients, loss = by_hand(tmp_path, examples())
-    arguments = {"folder": tmp_path, "examples": examples(), "coef": COEF, "tokens": tokens}
+    arguments = {
+        "folder": tmp_path,
+        "examples": examples(),
+        "coef": COEF,
+        "tokens": tokens,
+        "layout": layout,
+    }
     found = (
         [cases.ptx_gradients(tiny.ranks(), **arguments)]
         if world_size == 1
@@ -71,6 +79,27 @@ def test_the_gradient_is_that_of_fine_tuning_times_the_weight(
         for name, gradient in gradients.items():
             torch.testing.assert_close(mixed[name], COEF * gradient, rtol=1e-4, atol=1e-4)
         assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("layout", "tokens", "shapes"),
+    [
+        # Rows of 4, 5, 9 and 18 tokens: the three shorter ones are as long as the longest, and
+        # the two shortest as the third.
+        (RowLayout.PADDED, 72, [(4, 18)]),
+        (RowLayout.POSITIONS, 72, [(2, 18)]),
+        (RowLayout.POSITIONS, 18, [(1, 18), (2, 9)]),
+        (RowLayout.ONE_SEQUENCE, 72, [(1, 36)]),
+    ],
+)
+def test_rows_share_sequences_where_they_are_packed(
+    layout: RowLayout, tokens: int, shapes: list[tuple[int, int]]
+) -> None:
+    texts = cases.ptx(tiny.ALONE, examples(), COEF, rows=4, tokens=tokens)
+    batches = [texts._collated(part, layout) for part in texts._passes(range(4), layout)]
+    assert [tuple(batch.input_ids.shape) for batch in batches] == shapes
+    counted = [int(batch.response_mask.sum()) for batch in batches]
+    assert sum(counted) == sum(int(row.response_mask.sum()) for row in examples())
 
 
 def test_batches_go_on_where_they_were_kept() -> None:

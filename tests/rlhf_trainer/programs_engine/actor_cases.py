@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf_api.v1alpha1 import SFTStage
 from rlhf_trainer.data.cursor import Cursor, rank_slice
+from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.ema import MovingAverage
 from rlhf_trainer.models.engine import DTYPES, TrainedModel, train, whole_parameters
@@ -143,7 +144,12 @@ def ptx(ranks: Ranks, examples: list[SFTExample], coef: float, rows: int, tokens
 
 
 def ptx_gradients(
-    ranks: Ranks, folder: Path, examples: list[SFTExample], coef: float, tokens: int
+    ranks: Ranks,
+    folder: Path,
+    examples: list[SFTExample],
+    coef: float,
+    tokens: int,
+    layout: RowLayout,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradient of two batches that make one step, and what is told of them.
 
@@ -153,7 +159,7 @@ def ptx_gradients(
     texts = ptx(ranks, examples, coef, rows=4, tokens=tokens)
     before = cases.loss_of(model, cases.rows()[:2], 1.0)
     model.accumulate(0.0 * before.loss, last=False)
-    texts.accumulate(model)
+    texts.accumulate(model, layout=layout)
     gradients = {
         name: parameter.grad.detach().clone()
         for name, parameter in model.module.named_parameters()

@@ -10,9 +10,10 @@ import tiny
 import zoo
 
 from rlhf_api.v1alpha1 import Dataset
-from rlhf_trainer.data.packing import RowLayout
+from rlhf_trainer.data.packing import PackedBatch, RowLayout
 from rlhf_trainer.models.heads import Logits
 from rlhf_trainer.ppo import models
+from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.ppo.rollout import Rollout
 
 
@@ -31,15 +32,33 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The same of each pass over texts that are mixed in."""
+    seen: list[tuple[int, int]] = []
+    collated = PTX._collated
+
+    def watched(mixed: PTX, rows: Any, layout: RowLayout) -> PackedBatch:
+        found = collated(mixed, rows, layout)
+        seen.append((len(rows), len(found.input_ids)))
+        return found
+
+    monkeypatch.setattr(PTX, "_collated", watched)
+    return seen
+
+
 def learned(base: Path, folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a stage with actor and critic of `base` and prompts of unlike lengths. The
-    reward model is a Llama."""
+    """The metrics of a stage with actor and critic of `base` and prompts and mixed-in texts of
+    unlike lengths. The reward model is a Llama."""
     prompts = [{"prompt": "abcdefgh"[row % 8] * (1 + 7 * (row % 4))} for row in range(16)]
     data = tiny.write_rows(folder.with_suffix(".jsonl"), prompts)
+    texts = [each | {"response": "abcdefgh"[row % 8]} for row, each in enumerate(prompts)]
+    others = tiny.write_rows(folder.with_suffix(".texts.jsonl"), texts)
     config = tiny.stage_config(
         "ppo",
         folder,
         dataset=Dataset(uri=f"file://{data}"),
+        ptx_dataset=Dataset(uri=f"file://{others}"),
         max_prompt_length=32,
         model=tiny.file_source(base),
         critic_model=tiny.file_source(base),
@@ -61,16 +80,19 @@ def test_what_is_learned_is_that_of_padded_rows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     passes: list[tuple[int, int]],
+    texts: list[tuple[int, int]],
     name: str,
 ) -> None:
     base = zoo.saved(name, tmp_path / "base")
     packed = learned(base, tmp_path / "packed")
-    assert any(sequences < rows for rows, sequences in passes)
-    passes.clear()
+    for seen in (passes, texts):
+        assert any(sequences < rows for rows, sequences in seen)
+        seen.clear()
     monkeypatch.setattr(models, "packed_or_padded", lambda *given: RowLayout.PADDED)
     padded = learned(base, tmp_path / "padded")
-    assert passes
-    assert all(sequences == rows for rows, sequences in passes)
+    for seen in (passes, texts):
+        assert seen
+        assert all(sequences == rows for rows, sequences in seen)
     assert len(packed) == len(padded) >= 3
     for one, other in zip(packed, padded, strict=True):
         for metric in one.keys() - stage_runs.SPEED:
@@ -79,11 +101,12 @@ def test_what_is_learned_is_that_of_padded_rows(
 
 @pytest.mark.parametrize("name", ["OPT", "BLOOM"])
 def test_rows_stand_alone_where_positions_do_not_keep_them_apart(
-    tmp_path: Path, passes: list[tuple[int, int]], name: str
+    tmp_path: Path, passes: list[tuple[int, int]], texts: list[tuple[int, int]], name: str
 ) -> None:
     assert learned(zoo.saved(name, tmp_path / "base"), tmp_path / "run")
-    assert passes
-    assert all(sequences == rows for rows, sequences in passes)
+    for seen in (passes, texts):
+        assert seen
+        assert all(sequences == rows for rows, sequences in seen)
 
 
 def test_rows_stand_alone_where_a_model_breaks_what_its_copy_promised(
@@ -116,7 +139,7 @@ def test_rows_are_packed_where_all_models_agree_and_few_logits_are_made(
         by_field = dict.fromkeys(fields, RowLayout.POSITIONS)
         by_field |= {fields[int(at[-1])]: layout for at, layout in layouts.items()}
         monkeypatch.setattr(models, "packed_or_padded", lambda base, *_: by_field[base.field])
-        settings = models.ModelSettings.of(config.ppo)
+        settings = models.ModelSettings.of(config.ppo, tiny.ranks())
         return models._layout(replace(bases, critic=critic), settings, tiny.ranks(), logits)
 
     assert chosen() is RowLayout.POSITIONS

@@ -5,17 +5,28 @@ rows as segments, and positions restart at 0 in each. What keeps the rows apart 
 model: see `RowLayout`, which `models.layouts` chooses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 
+T = TypeVar("T")
+
 WINDOW = 512
+
+_WIDTHS = 8
+"""How many widths of a sequence are tried beside that of the longest row."""
+_MOST_ROWS = 256
+"""Of more rows the longest one's width leaves hardly any padding."""
+_ATTENTION, _HIDDEN = 6, 1024
+"""Attending to one other token is to all else that a token costs as 1 to 6 times the hidden size of
+the model, by number of operations. It is not known here: that of a small model is taken, or the
+length of the longest row if that is less, so that sequences are rather too narrow."""
 
 
 class RowLayout(StrEnum):
@@ -139,6 +150,23 @@ def fullest_passes(items: Sequence[Sequence[int]], tokens: int, layout: RowLayou
     return slices
 
 
+def packed_micro_batches(
+    items: Iterable[T], tokens: int, lengths: Callable[[T], Sequence[int]], layout: RowLayout
+) -> list[list[T]]:
+    """Items in few passes of at most `tokens` each, as `fullest_passes`; those with the longest row
+    first.
+
+    Args:
+        items: in any order.
+        tokens: of one pass.
+        lengths: the numbers of tokens of an item's rows, which stay together.
+        layout: one with several rows a sequence.
+    """
+    ordered = sorted(items, key=lambda each: -max(lengths(each)))
+    passes = fullest_passes([lengths(each) for each in ordered], tokens, layout)
+    return [ordered[part] for part in passes]
+
+
 def _fitting(items: Sequence[Sequence[int]], tokens: int, layout: RowLayout) -> int:
     """How many of `items`, from the first on, `tokens` hold; at least one."""
     count = max(1, sum(total <= tokens for total in accumulate(map(sum, items))))
@@ -151,11 +179,13 @@ def _fitting(items: Sequence[Sequence[int]], tokens: int, layout: RowLayout) -> 
 def _packed_columns(items: Sequence[Sequence[int]], layout: RowLayout) -> int:
     lengths = list(chain(*items))
     groups = groups_of(lengths, layout)
-    return len(groups) * max(sum(lengths[row] for row in group) for group in groups)
+    return len(groups) * _width(lengths, groups)
 
 
 def groups_of(lengths: Sequence[int], layout: RowLayout) -> list[list[int]]:
-    """Which rows share a sequence; none is wider than the longest row but for ONE_SEQUENCE.
+    """Which rows share a sequence, so that about the least is computed.
+
+    A sequence is at least as wide as the longest row, and at most twice that but for ONE_SEQUENCE.
 
     Args:
         lengths: number of tokens of each row, each at least 1.
@@ -165,8 +195,21 @@ def groups_of(lengths: Sequence[int], layout: RowLayout) -> list[list[int]]:
         return [[row] for row in range(len(lengths))]
     if layout is RowLayout.ONE_SEQUENCE:
         return [list(range(len(lengths)))]
-    # At once, so that groups do not depend on the order of the rows.
-    return pack(lengths, max(lengths), window=len(lengths))
+    longest = max(lengths)
+    steps = range(_WIDTHS + 1) if len(lengths) <= _MOST_ROWS else range(1)
+    capacities = {longest + longest * step // _WIDTHS for step in steps}
+    # All rows at once, so that groups do not depend on their order.
+    tried = [pack(lengths, capacity, window=len(lengths)) for capacity in sorted(capacities)]
+
+    def cost(groups: list[list[int]]) -> float:
+        width = _width(lengths, groups)
+        return len(groups) * width * (1 + width / (_ATTENTION * min(longest, _HIDDEN)))
+
+    return min(tried, key=cost)
+
+
+def _width(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
+    return max(sum(lengths[row] for row in group) for group in groups)
 
 
 def collate_packed(

@@ -17,8 +17,8 @@ from rlhf_trainer.data.packing import (
     PackedBatch,
     RowLayout,
     collate_packed,
-    fullest_passes,
     groups_of,
+    packed_micro_batches,
 )
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair, SFTExample, Tokens
 
@@ -64,13 +64,15 @@ class PairCollator:
         if self.layout is RowLayout.PADDED:
             # Both are padded to the longer one.
             return micro_batches(items, tokens, lambda each: 2 * longer(pair_of(each)), device)
-        ordered = sorted(items, key=lambda each: -longer(pair_of(each)))
-        pairs = map(pair_of, ordered)
-        lengths = [(len(pair.chosen), len(pair.rejected)) for pair in pairs]
-        return [ordered[part] for part in fullest_passes(lengths, tokens, self.layout)]
+
+        def lengths(each: T) -> tuple[int, int]:
+            pair = pair_of(each)
+            return len(pair.chosen), len(pair.rejected)
+
+        return packed_micro_batches(items, tokens, lengths, self.layout)
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> PairBatch:
-        """No sequence is wider than the longest answer."""
+        """Sequences of answers as `groups_of` packs them."""
         answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         groups = groups_of([len(answer) for answer in answers], self.layout)
         marked = [[_with_its_end(answers[at]) for at in group] for group in groups]

@@ -233,7 +233,7 @@ def freeze(
     With `offload` its weights, whole or sharded, are on the device while it is asked alone.
     """
     module.requires_grad_(False).eval()
-    if spec.zero_stage < 3 or ranks.world_size == 1:
+    if not shards_weights(spec.zero_stage, ranks):
         if offload:
             return OffloadedModel(module, ranks.device)
         return PlacedModel(module.to(ranks.device), module, zero_stage=0)
@@ -250,7 +250,7 @@ def _initialize(module: nn.Module, config: dict[str, Any], ranks: Ranks, **more:
     # image need not have, and nothing that training uses (it serves inference_all_reduce alone).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with _quiet():
-        if config["zero_optimization"]["stage"] == 3 and ranks.world_size > 1:
+        if shards_weights(config["zero_optimization"]["stage"], ranks):
             _shard(module, config, ranks)
         else:
             module.to(ranks.device)
@@ -258,15 +258,34 @@ def _initialize(module: nn.Module, config: dict[str, Any], ranks: Ranks, **more:
     return engine
 
 
+def shards_weights(zero_stage: int, ranks: Ranks) -> bool:
+    """Whether each rank keeps a share of a model's weights alone."""
+    return zero_stage == 3 and ranks.world_size > 1
+
+
 def _shard(module: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
     """Bring one weight after the other to the device and leave a share of it there, so that a model
     loads that is larger than the memory of any device."""
     dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
-    for weight in module.parameters():
-        # DeepSpeed does so with weights that it cuts later; transformers may leave some in fp32.
-        weight.data = weight.data.to(dtype)
-    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    deepspeed.zero.Init(module=_InPrecision(module, dtype), config_dict_or_path=config)
     move_buffers(module, ranks.device)
+
+
+class _InPrecision(nn.Module):
+    """The weights of a module, each in a data type of its own until it is asked for.
+
+    Not before: a weight that lies in its file has no memory of its own.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._module, self._dtype = module, dtype
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Each of them in the data type, and in memory that ranks may write to."""
+        for weight in self._module.parameters(recurse):
+            weight.data = weight.data.to(self._dtype, copy=True)
+            yield weight
 
 
 @contextmanager

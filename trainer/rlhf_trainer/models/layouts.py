@@ -40,15 +40,9 @@ MOST_PARAMETERS = 100_000_000
 _SEED = 1
 # What libraries raise at a configuration that does not fit together, or at arguments they refuse.
 REFUSED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 def row_layout(
@@ -90,12 +84,13 @@ def row_layout(
 
 def packed_or_padded(base: Base, settings: ModelSettings, device: torch.device) -> RowLayout:
     """The first layout for several rows a sequence under which they have the logits that they have
-    alone; one row a sequence where there is none.
+    alone, also in a sequence of more tokens than a row may have; one row a sequence where there is
+    none.
 
     Args: as `row_layout`.
     """
     try:
-        probe = Probe.of(base, settings, device)
+        probe = Probe.of(base, settings, device).wide
     except ProbeError:
         return RowLayout.PADDED
     packed = probe.layouts(packing=True)
@@ -187,6 +182,11 @@ class Probe:
         except REFUSED as error:
             raise ProbeError(shortened(error)) from error
         return cls(model, rows, [_alone(model, row) for row in rows])
+
+    @property
+    def wide(self) -> "Probe":
+        """The same with more tokens in a packed sequence than the copy has positions."""
+        return replace(self, rows=[*self.rows] * 2, alone=[*self.alone] * 2)
 
     @property
     def flash(self) -> bool:
@@ -303,8 +303,8 @@ class Probe:
     @torch.no_grad()
     def _together(self, rows: Sequence[SFTExample], layout: RowLayout) -> list[Tensor]:
         """Float[time, vocab] of each row, in the order of `rows`."""
-        packed = [[0, 1, _BEHIND], [3]]
-        groups = [[0], [1], [2], [3]] if layout is RowLayout.PADDED else packed
+        packed = [[*range(len(rows) - 1)], [len(rows) - 1]]
+        groups = [[at] for at in range(len(rows))] if layout is RowLayout.PADDED else packed
         parameter = next(self.model.parameters())
         batch = collate_packed([[rows[at] for at in group] for group in groups], 0, layout)
         batch = batch.to(parameter.device)

@@ -29,13 +29,15 @@ from rlhf_api.errors import ConfigError, InputError
 from rlhf_api.v1alpha1 import StageSpec
 from rlhf_trainer.errors import NonFiniteError
 from rlhf_trainer.models.adapters import merge_adapters
+from rlhf_trainer.models.as_saved import dtype_of_files
 from rlhf_trainer.models.configs import model_config
-from rlhf_trainer.models.engine import DTYPES
+from rlhf_trainer.models.engine import DTYPES, shards_weights
 from rlhf_trainer.models.finite import spoilt_weights
 from rlhf_trainer.models.generation import generation_config
 from rlhf_trainer.models.heads import score_head
 from rlhf_trainer.models.opening import one_line, opening
 from rlhf_trainer.run.artifact import ModelLocation
+from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.model_files import BUFFERS
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class ModelSettings:
         dtype: of the weights; explicit, since transformers would take the checkpoint's.
         attention: transformers' name of the attention implementation.
         seed: of random weights.
+        as_saved: whether weights keep the data type of their files, where the model becomes the
+            same, and so need no memory: they are read when each is cut over the ranks.
         note: takes what is not as it was asked for, for people to read; each copy says it again.
     """
 
@@ -68,12 +72,17 @@ class ModelSettings:
     attention: str
     seed: int
     note: Callable[[str], None] = logger.warning
+    as_saved: bool = False
 
     @classmethod
-    def of(cls, spec: StageSpec, note: Callable[[str], None] = logger.warning) -> "ModelSettings":
+    def of(
+        cls, spec: StageSpec, ranks: Ranks, note: Callable[[str], None] = logger.warning
+    ) -> "ModelSettings":
         """Settings that the stage's specification asks for."""
         attention = ATTENTION[spec.attention_implementation]
-        return cls(DTYPES[spec.precision], attention, spec.seed, note)
+        # Adapters are drawn in the data type of the weights beside them.
+        as_saved = shards_weights(spec.zero_stage, ranks) and spec.lora is None
+        return cls(DTYPES[spec.precision], attention, spec.seed, note, as_saved)
 
 
 def load_causal_model(
@@ -135,8 +144,10 @@ def load_reward_base(
         )
     _require_score_head(model, field)
     _require_all_weights(missing - {_HEAD}, location, field)
+    head = score_head(model)
+    # What is drawn for it is not rounded to the data type of its model's files.
+    head.weight.data = head.weight.data.to(settings.dtype)
     if _HEAD in missing:
-        head = score_head(model)
         with torch.no_grad():
             if zero_head:
                 head.weight.zero_()
@@ -210,13 +221,14 @@ def _from_pretrained(
     field: str,
 ) -> tuple[PreTrainedModel, set[str]]:
     """A model and the names of weights that its files lack and that are random now."""
+    dtype = settings.dtype
 
     def build(attention: str) -> Any:
         return factory.from_pretrained(
             location.path,
             revision=location.revision,
             config=config,
-            dtype=settings.dtype,
+            dtype=dtype,
             attn_implementation=attention,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -229,6 +241,8 @@ def _from_pretrained(
         ),
         _quiet_about_new_weights(),
     ):
+        if settings.as_saved:
+            dtype = dtype_of_files(factory, location, config, dtype, field)
         model, loaded = _with_attention(build, settings, config, field)
     for name, saved, configured in sorted(loaded["mismatched_keys"]):
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_api.metrics import Metric
 from rlhf_api.v1alpha1 import PPOStage
+from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.models.ema import MovingAverage
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.ppo.ptx import PTX, StopCheck
@@ -46,14 +47,19 @@ class ActorSteps:
         if self.ptx is not None:
             self.ptx.load(document)
 
-    def step(self, learning_rate: float, check_stop: StopCheck | None = None) -> float:
+    def step(
+        self,
+        learning_rate: float,
+        check_stop: StopCheck | None = None,
+        layout: RowLayout = RowLayout.PADDED,
+    ) -> float:
         """Add the texts' gradient and apply all of it; its global norm before clipping.
 
         With texts the stage's own last `accumulate` was not the step's last, and before each of
-        their micro-batches a request to stop is heard.
+        their micro-batches a request to stop is heard. Rows of texts stand in `layout`.
         """
         if self.ptx is not None:
-            self.ptx.accumulate(self.actor, check_stop)
+            self.ptx.accumulate(self.actor, check_stop, layout)
         norm = self.actor.step(learning_rate)
         if self.average is not None:
             self.average.update()

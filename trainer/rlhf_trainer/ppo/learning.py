@@ -54,7 +54,7 @@ class Learner:
     """Actor and critic with what it takes to train them.
 
     Attributes:
-        layout: whether several rows of a micro-batch share a sequence.
+        layout: whether several rows of a micro-batch, or texts mixed in, share a sequence.
     """
 
     spec: PPOStage
@@ -119,7 +119,8 @@ class Learner:
         if self._actor_learns():
             if not self.first_ratio.require_one(tokens, spec.precision, ranks):
                 self.state.sampled_logprobs = False
-            sums.actor_norms.append(self.steps.step(self._learning_rate(), check_stop))
+            norm = self.steps.step(self._learning_rate(), check_stop, self.layout)
+            sums.actor_norms.append(norm)
         critic_rate = self.loop.learning_rate(spec.critic_learning_rate)
         sums.critic_norms.append(self.critic.step(critic_rate))
 

@@ -170,7 +170,7 @@ def load_models(
             model reads padding.
         MemoryEstimateError: they will not fit; nothing is loaded then.
     """
-    settings = settings or ModelSettings.of(spec)
+    settings = settings or ModelSettings.of(spec, ranks)
     sizes = _sizes(bases, spec, settings)
     _check(bases, spec, settings, workload)
     logits = fewest_logits(bases.actor, settings)

@@ -16,7 +16,13 @@ from rlhf_api.v1alpha1.stages import DEFAULT_PTX_COEF
 from rlhf_trainer.data.budget import micro_batches, token_budget
 from rlhf_trainer.data.cursor import Cursor, rank_slice
 from rlhf_trainer.data.loading import load_sft
-from rlhf_trainer.data.packing import RowLayout, collate_packed
+from rlhf_trainer.data.packing import (
+    PackedBatch,
+    RowLayout,
+    collate_packed,
+    groups_of,
+    packed_micro_batches,
+)
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.models.response_loss import response_loss
@@ -77,22 +83,45 @@ class PTX:
     def _length(self, row: int) -> int:
         return len(self.examples[row].tokens)
 
-    def accumulate(self, actor: TrainedModel, check_stop: StopCheck | None = None) -> None:
-        """Add the gradient of the next batch, as the last part of an optimizer step."""
+    def accumulate(
+        self,
+        actor: TrainedModel,
+        check_stop: StopCheck | None = None,
+        layout: RowLayout = RowLayout.PADDED,
+    ) -> None:
+        """Add the gradient of the next batch, as the last part of an optimizer step.
+
+        Args:
+            actor: whose loss on the texts it is.
+            check_stop: called before each pass.
+            layout: whether several rows share a sequence; of these only what needs no mask.
+        """
         batch = self.cursor.next_batch()
         # Every rank knows the whole batch, so the global count needs no communication.
         tokens = sum(int(self.examples[row].response_mask.sum()) for row in batch)
         mine = rank_slice(batch, self.ranks.rank, self.ranks.world_size)
-        own = micro_batches(mine, self.token_budget, self._length, self.ranks.device)
-        parts = filled(own, own[0][:1], self.ranks)
+        own = self._passes(mine, layout)
+        parts = filled(own, [min(mine, key=self._length)], self.ranks)
         for index, (part, counts) in enumerate(parts):
             if check_stop is not None:
                 check_stop()
-            rows = collate_packed([[self.examples[row]] for row in part], self.pad_id)
-            loss = response_loss(actor, rows, RowLayout.PADDED, tokens, self.ranks)
+            rows = self._collated(part, layout)
+            loss = response_loss(actor, rows, layout, tokens, self.ranks)
             actor.accumulate(counts * self.coef * loss.loss, last=index == len(parts) - 1)
             self._nll += counts * loss.nll_sum
         self._tokens += tokens
+
+    def _passes(self, rows: Sequence[int], layout: RowLayout) -> list[list[int]]:
+        if layout is RowLayout.PADDED:
+            return micro_batches(rows, self.token_budget, self._length, self.ranks.device)
+        return packed_micro_batches(
+            rows, self.token_budget, lambda row: (self._length(row),), layout
+        )
+
+    def _collated(self, rows: Sequence[int], layout: RowLayout) -> PackedBatch:
+        groups = groups_of([self._length(row) for row in rows], layout)
+        examples = [[self.examples[rows[at]] for at in group] for group in groups]
+        return collate_packed(examples, self.pad_id, layout)
 
     def metrics(self) -> dict[Metric, float]:
         """The mean loss since the last call, over all ranks; nothing where nothing was learned."""

@@ -304,8 +304,8 @@ def packing_changes(
 
 
 def _packed(evaluate: Callable[[Rollout], Tensor], rollout: Rollout, at_a_time: int) -> Tensor:
-    """The same with as many rows in one sequence, and at least two: in one as wide as the longest
-    row, rows of like length would stand alone."""
+    """The same with as many rows in one sequence, and at least two: where the least is computed,
+    rows of like length would stand alone."""
 
     def evaluated(rows: Rollout) -> Tensor:
         ((order, together),) = rows.within(sys.maxsize, RowLayout.ONE_SEQUENCE)

@@ -207,7 +207,7 @@ def require_weights(folder: Path, field: str) -> None:
     """
     for path in weight_files(folder, field):
         if path.suffix == ".safetensors":
-            _require_whole(path, field)
+            weight_types(path, field)
 
 
 def weight_files(folder: Path, field: str) -> list[Path]:
@@ -245,12 +245,15 @@ def _shards(index: Path, field: str) -> list[Path]:
     return shards
 
 
-def _require_whole(path: Path, field: str) -> None:
-    """Raise InputError if a safetensors file ends before its last weight does, or holds weights
-    that are no floating-point numbers.
+def weight_types(path: Path, field: str) -> dict[str, str]:
+    """Names and types of the weights in a safetensors file, as it calls them.
 
     The file begins by the length of a JSON header, which tells where each weight lies behind it
     (huggingface.co/docs/safetensors, "Format").
+
+    Raises:
+        InputError: the file ends before its last weight does, or holds weights that are no
+            floating-point numbers.
     """
     size = path.stat().st_size
     try:
@@ -273,6 +276,7 @@ def _require_whole(path: Path, field: str) -> None:
         )
     others = {name: kind for name, kind in types.items() if kind not in _FLOATS}
     require_numbers(others, path, field)
+    return types
 
 
 def require_numbers(others: Mapping[str, str], path: str | Path, field: str) -> None:

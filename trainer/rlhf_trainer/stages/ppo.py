@@ -96,7 +96,7 @@ def _train(
     # 2. The models.
     workload = _workload(spec, config, prompts, held_out or (), ptx)
     models = load_models(
-        bases, spec, config, ranks, workload, ModelSettings.of(spec, reporter.note)
+        bases, spec, config, ranks, workload, ModelSettings.of(spec, ranks, reporter.note)
     )
     room = wave_room(bases.actor, spec, config.world_size, workload, models.logits)
     sampling = replace(sampling, room=room)

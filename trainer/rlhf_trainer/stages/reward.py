@@ -80,7 +80,7 @@ def _train(
     longest = _longest(pairs)
     base.require_positions(max(longest, _longest(held_out or ())), f"{FIELD}.maxLength")
     # A score is read behind the whole text, so that its tokens may all see each other.
-    settings = ModelSettings.of(spec, reporter.note)
+    settings = ModelSettings.of(spec, ranks, reporter.note)
     check_model(base, settings, causal=False)
     layout = packed_or_padded(base, settings, ranks.device)
     if spec.gradient_checkpointing:

@@ -64,7 +64,7 @@ def _train(
     """The stage from its data to its artifact."""
     # 1. Data first: a bad row is told before any weights are loaded.
     base = open_base(spec.model, config, ranks, f"{FIELD}.model")
-    settings = ModelSettings.of(spec, reporter.note)
+    settings = ModelSettings.of(spec, ranks, reporter.note)
     layout = row_layout(base, settings, ranks.device, f"{FIELD}.packing", packing=spec.packing)
     if spec.gradient_checkpointing:
         check_checkpointing(base, settings, f"{FIELD}.gradientCheckpointing")
