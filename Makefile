@@ -23,10 +23,10 @@ PARTS := test-live test-children test-stages test-others test-trainer test-cli
 # Ranks and threads would otherwise ask for more cores than there are; no test may use a network.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-test test-all $(PARTS) test-chosen: export HF_HUB_OFFLINE := 1
+test test-all $(PARTS) test-architectures test-chosen: export HF_HUB_OFFLINE := 1
 
 .PHONY: help venv check fmt lint types imports test generate verify models demo arithmetic critic
-.PHONY: test-all $(PARTS) test-chosen
+.PHONY: test-all $(PARTS) test-architectures test-chosen
 .PHONY: end-to-end cluster-build cluster-up cluster-down
 
 help: ## List these commands
@@ -76,6 +76,9 @@ test-live: venv
 
 test-children: venv
 	$(BIN)/pytest $(CHILD_TESTS)
+
+test-architectures: venv ## Of the tests: each architecture against transformers, each field of the stages by hand
+	$(BIN)/pytest -n 2 $(TRAINER_TESTS)/models/test_matrix.py $(TRAINER_TESTS)/fields -m 'not ignores_a_field'
 
 test-cli: venv
 	$(BIN)/pytest $(CLI_TESTS)

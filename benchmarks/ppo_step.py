@@ -22,7 +22,7 @@ from pathlib import Path
 from peers.environment import interpreter, requirements
 from speed import jobs
 from speed.figures import Update, ppo_figures, rounded, table, unequal_lengths
-from speed.profiling import profile_ppo
+from speed.profiling import profile_stage
 from speed.runs import (
     Prepared,
     command_line,
@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         found = measure(given, models, folder)
         if given.profile is not None:
             document = jobs.ppo(models.data, models.sft, models.reward, 1)
-            text = profile_ppo(document, folder, environment(threads_of(given.threads)))
+            variables = environment(threads_of(given.threads))
+            text = profile_stage(document, folder / "profile", variables)
             given.profile.write_text(text, "utf-8")
             sys.stdout.write(text)
     given.json.write_text(json.dumps(rounded(found), indent=2) + "\n", "utf-8")

@@ -127,3 +127,7 @@ class Happenings(RuleBasedStateMachine):
     def _state(self, name: StageName) -> StageState | None:
         stage = self.trial.stage(name)
         return stage.state if stage is not None else None
+
+    def _was_held(self, name: StageName) -> bool:
+        found = self.trial.attempts.get((name, self._current(name)))
+        return found is not None and (found.held_since or found.released_at) is not None

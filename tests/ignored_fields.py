@@ -21,6 +21,8 @@ from rlhf_api.errors import RLHFError
 from rlhf_api.v1alpha1.stages import StageSpec
 
 MARKER = "field"
+IGNORING = "ignores_a_field"
+"""Marks those that are run without a field, and fail."""
 READERS = re.compile(r"rlhf_(trainer|operator|cli)(\..*)?|rlhf_api\.v1alpha1\.spec")
 """Who reads the spec to do what it says; tests and most of the spec's own rules see it as it is
 written."""
@@ -73,6 +75,7 @@ def ignore(monkeypatch: pytest.MonkeyPatch, field: str, mark: pytest.Mark) -> No
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the marker."""
+    config.addinivalue_line("markers", f"{IGNORING}: a test without a field that it sees")
     config.addinivalue_line(
         "markers",
         f"{MARKER}(*names, instead=...): sees what the field does, and fails where it is not read",
@@ -115,6 +118,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif any(name in mark.args for mark in item.iter_markers(MARKER)):
             reason = f"{name} is not read"
             item.add_marker(pytest.mark.xfail(strict=True, reason=reason, raises=SEEN))
+            item.add_marker(IGNORING)
             kept.append(item)
     items[:] = kept
 

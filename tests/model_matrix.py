@@ -36,9 +36,10 @@ from rlhf_trainer.data.tokenize.tokenized import PreferencePair, SFTExample
 from rlhf_trainer.generation.cache import selects_rows
 from rlhf_trainer.generation.counter import RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
+from rlhf_trainer.models.chosen_logits import fewest_logits
 from rlhf_trainer.models.engine import train
 from rlhf_trainer.models.heads import Actor, Critic, Logits, ScalarModel, switch_off_dropout
-from rlhf_trainer.models.layouts import check_model, fewest_logits, packed_or_padded, row_layout
+from rlhf_trainer.models.layouts import check_model, packed_or_padded, row_layout
 from rlhf_trainer.models.load import (
     ATTENTION,
     ModelSettings,

@@ -1,7 +1,8 @@
-"""Where the time of an update of PPO goes: `python -m speed.profiling stage.json profile.txt`.
+"""Where the time of a stage goes: `python -m speed.profiling stage.json profile.txt`.
 
-`ppo_step.py --profile` starts it in a process of its own, as the rank of a stage. The first update
-warms up. One more is watched by Python's profiler, which tells functions, and one by torch's, which
+`--profile` of `ppo_step.py` and `supervised.py` starts it in a process of its own, as the rank of a
+stage. An update, or a step of SFT or of the reward model, consists of phases. The first one warms
+up. One more is watched by Python's profiler, which tells functions, and one by torch's, which
 tells operators, those of backward passes too; each makes an update slower by what it watches, so
 that shares count and not seconds.
 """
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -24,15 +25,21 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from rlhf_api.metrics import Phase
+from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import RLHFJob, StageConfig
 from rlhf_trainer.__main__ import main as run_rank
+from rlhf_trainer.__main__ import stage_named
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag
 from rlhf_trainer.run.distributed import Ranks
 from rlhf_trainer.run.report import Reporter
-from rlhf_trainer.stages import ppo
 
-PHASES = (Phase.ROLLOUT, Phase.SCORING, Phase.LEARNING)
+PHASES: dict[StageName, tuple[Phase, ...]] = {
+    StageName.SFT: (Phase.LEARNING,),
+    StageName.REWARD: (Phase.LEARNING,),
+    StageName.PPO: (Phase.ROLLOUT, Phase.SCORING, Phase.LEARNING),
+}
+"""Of an update, in their order."""
 WARM_UP_UPDATES = 2
 TIMED_UPDATES = 4
 UPDATES = WARM_UP_UPDATES + TIMED_UPDATES + 2
@@ -48,17 +55,18 @@ ALONE = {
 class Watch:
     """Follows the phases of a reporter: times some updates, then profiles one in each way."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.functions = {phase: cProfile.Profile() for phase in PHASES}
-        self.operators: dict[Phase, Counter[str]] = {phase: Counter() for phase in PHASES}
-        self.watched = dict.fromkeys(PHASES, 0.0)
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self.seconds = dict.fromkeys(phases, 0.0)
+        self.functions = {phase: cProfile.Profile() for phase in phases}
+        self.operators: dict[Phase, Counter[str]] = {phase: Counter() for phase in phases}
+        self.watched = dict.fromkeys(phases, 0.0)
+        self._first = phases[0]
         self._update = 0
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
         """One that an update spends its time on."""
-        self._update += phase is Phase.ROLLOUT
+        self._update += phase is self._first
         past = self._update - WARM_UP_UPDATES
         if past < 1:
             yield
@@ -87,8 +95,7 @@ def text_of(watch: Watch) -> str:
     """The profile, for people."""
     whole = sum(watch.seconds.values())
     parts = [f"an update takes {whole / TIMED_UPDATES:.2f} s ({torch.get_num_threads()} threads)\n"]
-    for phase in PHASES:
-        seconds = watch.seconds[phase]
+    for phase, seconds in watch.seconds.items():
         parts.append(f"\n{phase}: {seconds / whole:.0%} of an update\n")
         parts.append(operator_lines(watch.operators[phase], watch.watched[phase]))
         parts.append(function_lines(watch.functions[phase]))
@@ -115,41 +122,41 @@ def function_lines(seen: cProfile.Profile) -> str:
 
 def profiled(config: StageConfig, ranks: Ranks, stop: StopFlag, made: Path) -> StageOutcome:
     """Run the stage with its phases watched."""
-    watch = Watch()
+    watch = Watch(PHASES[config.stage])
     told = Reporter.phase
 
     @contextmanager
     def phase(reporter: Reporter, name: Phase) -> Iterator[None]:
         with told(reporter, name):
-            if name in PHASES:
+            if name in watch.seconds:
                 with watch.phase(name):
                     yield
             else:
                 yield
 
     with patch.object(Reporter, "phase", phase):
-        outcome = ppo.run(config, ranks, stop)
+        outcome = stage_named(config.stage)(config, ranks, stop)
     made.write_text(text_of(watch), "utf-8")
     return outcome
 
 
 def stage_config(document: Mapping[str, object], storage: Path) -> StageConfig:
-    """The PPO stage of a job whose models are given by URI, on one rank."""
-    stage = RLHFJob.from_document(dict(document)).spec.stages.ppo
-    assert stage is not None
+    """The only stage of a job, whose models are given by URI, on one rank."""
+    ((name, stage),) = RLHFJob.from_document(dict(document)).spec.stages.present().items()
     given = {
         "job": {"name": "profile", "uid": "00000000-aaaa"},
-        "stage": "ppo",
+        "stage": name,
         "attempt": 1,
         "storage": str(storage),
-        "ppo": stage.model_copy(update={"max_steps": UPDATES}).to_document(),
+        name: stage.model_copy(update={"max_steps": UPDATES}).to_document(),
     }
     return StageConfig.model_validate(given).with_digest()
 
 
-def profile_ppo(document: Mapping[str, object], folder: Path, variables: Mapping[str, str]) -> str:
-    """Profile some updates in a process of its own."""
-    storage = folder / "profile"
+def profile_stage(
+    document: Mapping[str, object], storage: Path, variables: Mapping[str, str]
+) -> str:
+    """Profile some updates of a job's only stage in a process of its own."""
     storage.mkdir()
     given, made = storage / "stage.json", storage / "profile.txt"
     given.write_text(stage_config(document, storage).to_json(), "utf-8")

@@ -26,13 +26,18 @@ from rlhf_cli.local_job import (
 from rlhf_cli.os_errors import explained
 from rlhf_cli.output import make_console, show_every_letter
 from rlhf_cli.results import failure_logs, result_lines, resumptions, summarize
-from rlhf_cli.runner import LAUNCHER, Outcome, Runner
+from rlhf_cli.runner import LAUNCHER, Outcome, Runner, goes_on
 from rlhf_cli.trainer_checks import row_counts
 from rlhf_cli.view import make_view
 from rlhf_cli.workdir import Workdir
 from rlhf_operator.planning.conditions import find_condition, is_true
-from rlhf_operator.planning.guardrails import HELP, awaits_resume
-from rlhf_operator.planning.plan import is_finished, stages_of
+from rlhf_operator.planning.guardrails import (
+    HELP,
+    RESUME,
+    awaits_resume,
+    is_failed_by_guardrail,
+)
+from rlhf_operator.planning.statuses import is_finished, stages_of
 
 _CLICK_USAGE = 2
 
@@ -94,7 +99,7 @@ def run(
             "--retry",
             help="Go on with a job that has failed, after its cause was removed: from the last "
             "checkpoints, with all restarts of runPolicy.maxRestarts again. Without this a failed "
-            "job only says why it failed.",
+            "job only says why it failed, unless a guardrail failed it.",
         ),
     ] = False,
 ) -> None:
@@ -130,7 +135,7 @@ def run_job(
     folders = parse_mounts(mounts)
     workdir = Workdir(root, given.metadata.name)
     known = workdir.load(given, file)
-    if not is_finished(known.status) or retry:
+    if not is_finished(known.status) or goes_on(known.status, retry=retry):
         check_inputs(localized(given, file.parent), folders)
         _check_trainer(launcher)
         for text in (*local_warnings(given), *sampling_warnings(given)):
@@ -179,12 +184,14 @@ def _conclude(outcome: Outcome, workdir: Workdir, *, already: bool) -> int:
     failed = find_condition(job.status.conditions, ConditionType.FAILED)
     if failed is not None and failed.status == "True":
         # A file in which such a field is corrected is another job; `Workdir.load` refuses it.
+        by_guardrail = is_failed_by_guardrail(stages_of(job.status))
+        goes_on_by = "the same command" if by_guardrail else "--retry"
         _say(
-            "when the cause is removed, --retry goes on; where that takes another value of a field "
-            f"that determines results, {again}"
+            f"when the cause is removed, {goes_on_by} goes on; where that takes another value of a "
+            f"field that determines results, {again}"
         )
         # As one line, since whoever reads a log looks at the last one.
-        told = " ".join(failed.message.split())
+        told = " ".join(failed.message.removesuffix(f"; {RESUME}").split())
         logs = ", ".join(log for log in failure_logs(job, workdir) if log not in told)
         _fail(f"{name} has failed ({failed.reason}): {told}{logs and f'; log: {logs}'}")
     elif outcome.exit_code == ExitCode.GUARDRAIL:

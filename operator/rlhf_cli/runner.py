@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rlhf_api.names import ConditionType, ExitCode, Reason, StageName, StageState
-from rlhf_api.v1alpha1 import RLHFJob
+from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
 from rlhf_cli.gpus import stages_on_gpus
 from rlhf_cli.launchers import Launchers, read_exit_code
 from rlhf_cli.local_job import local_environment, localized
-from rlhf_cli.retrying import retried
 from rlhf_cli.stopping import StopRequest, stop_requests
 from rlhf_cli.view import View
 from rlhf_cli.workdir import Workdir
@@ -26,9 +25,15 @@ from rlhf_operator.planning.clocks import roused
 from rlhf_operator.planning.conditions import is_true
 from rlhf_operator.planning.configs import Placement
 from rlhf_operator.planning.events import Event
-from rlhf_operator.planning.guardrails import RESUME, awaits_resume, resumed
-from rlhf_operator.planning.plan import is_finished, plan, stages_of, with_idle_time
+from rlhf_operator.planning.guardrails import (
+    awaits_resume,
+    is_failed_by_guardrail,
+    remedy,
+    resumed,
+)
+from rlhf_operator.planning.plan import plan
 from rlhf_operator.planning.rows import rows_used
+from rlhf_operator.planning.statuses import is_finished, reopened, stages_of, with_idle_time
 
 LAUNCHER = (sys.executable, "-m", "rlhf_trainer.launch")
 """What runs a stage, with the path of its stage.json behind it."""
@@ -64,6 +69,15 @@ class Outcome:
 
     job: RLHFJob
     exit_code: int
+
+
+def goes_on(status: RLHFJobStatus, *, retry: bool) -> bool:
+    """Whether a run opens a failed job again.
+
+    It was told to, or a guardrail has failed the job: whoever starts a run again wants it then.
+    """
+    failed = is_true(status.conditions, ConditionType.FAILED)
+    return failed and (retry or is_failed_by_guardrail(stages_of(status)))
 
 
 @dataclass
@@ -104,11 +118,12 @@ class Runner:
         """Go on until the job has ended, was suspended, or is asked to stop by a signal.
 
         Args:
-            retry: whether a failed job gets all its restarts again.
+            retry: whether a failed job gets all its restarts again; one that a guardrail has
+                failed does so in any case.
         """
         now = datetime.now(UTC)
-        if retry and is_true(self.job.status.conditions, ConditionType.FAILED):
-            self._write(self.job.model_copy(update={"status": retried(self.job.status, now)}))
+        if goes_on(self.job.status, retry=retry):
+            self._write(self.job.model_copy(update={"status": reopened(self.job.status, now)}))
         if is_finished(self.job.status):
             return Outcome(self.job, self._exit_code(None))
         self._resume()
@@ -170,10 +185,11 @@ class Runner:
         command tells them once, as its end."""
         for name, stage in stages_of(self.job.status).items():
             told = f"stage {name}: {stage.message}"
-            if stage.state is StageState.FAILED and event.message == told:
+            if event.message != f"{told}{remedy(stage)}":
+                continue
+            if stage.state is StageState.FAILED:
                 return replace(event, message=f"stage {name} has failed")
-            if awaits_resume(stage) and event.message == f"{told}; {RESUME}":
-                return replace(event, message=told)
+            return replace(event, message=told)
         return event
 
     def _is_told_elsewhere(self, event: Event) -> bool:

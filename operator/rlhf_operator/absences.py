@@ -36,8 +36,8 @@ from rlhf_operator.observe import (
 )
 from rlhf_operator.planning.actions import StartAttempt
 from rlhf_operator.planning.observed import ObservedProcess
-from rlhf_operator.planning.plan import is_finished, stages_of
 from rlhf_operator.planning.stages import ACTIVE
+from rlhf_operator.planning.statuses import is_finished, stages_of
 from rlhf_operator.refusals import refusal, steady
 from rlhf_operator.store import Gang, Kind, Store
 

@@ -16,8 +16,8 @@ from rlhf_operator.metrics import UNKNOWN
 from rlhf_operator.planning.clocks import pending_since
 from rlhf_operator.planning.guardrails import read_evidence
 from rlhf_operator.planning.observed import ObservedVerdict
-from rlhf_operator.planning.plan import stages_of
 from rlhf_operator.planning.stages import ACTIVE
+from rlhf_operator.planning.statuses import stages_of
 from rlhf_operator.scraper import Reading
 
 JOB_PREFIX = "rlhf_job_"

@@ -12,7 +12,7 @@ from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import RLHFJobStatus
 from rlhf_operator.planning.actions import Action
 from rlhf_operator.planning.observed import ObservedProcess, Refusal
-from rlhf_operator.planning.plan import is_finished, stages_of
+from rlhf_operator.planning.statuses import is_finished, stages_of
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0

@@ -42,8 +42,9 @@ from rlhf_operator.planning.events import derive_events
 from rlhf_operator.planning.invalid import invalid_status, says_invalid
 from rlhf_operator.planning.observed import Observed, ObservedAttempt, Oddity
 from rlhf_operator.planning.pace import Change, change, is_expired
-from rlhf_operator.planning.plan import Plan, plan, stages_of
+from rlhf_operator.planning.plan import Plan, plan
 from rlhf_operator.planning.removal import RemoveAttempt
+from rlhf_operator.planning.statuses import stages_of
 from rlhf_operator.recorder import Recorder
 from rlhf_operator.refusals import ChildError
 from rlhf_operator.scraper import Scraper

@@ -6,8 +6,8 @@ By the step from one status to the next, as Events are: so that a new leader cou
 from rlhf_api.names import Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, StageStatus
 from rlhf_operator.metrics import STAGE_DISRUPTIONS, STAGE_RESTARTS, STAGE_SECONDS, UNKNOWN
-from rlhf_operator.planning.plan import stages_of
 from rlhf_operator.planning.stages import CLOSED
+from rlhf_operator.planning.statuses import stages_of
 
 
 def count_stages(old: RLHFJobStatus, new: RLHFJobStatus) -> None:

@@ -40,7 +40,6 @@ def test_every_stage_is_measured_and_the_peer_if_it_is_asked_for(
     peer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = runs.Prepared(tmp_path / "data", tmp_path / "sft", tmp_path / "reward")
-    monkeypatch.setattr(supervised, "prepare", lambda folder: models)
     monkeypatch.setattr(supervised, "interpreter", lambda wanted: Path("python"))
     names: list[str] = []
 
@@ -61,7 +60,7 @@ def test_every_stage_is_measured_and_the_peer_if_it_is_asked_for(
     for task in ("sft_task", "reward_task"):
         monkeypatch.setattr(supervised, task, lambda document: {"batchSize": 32})
     arguments = ["--json", "x", *(["--peer", "trl"] if peer else [])]
-    found = supervised.measure(supervised.read_arguments(arguments), tmp_path, tmp_path)
+    found = supervised.measure(supervised.read_arguments(arguments), models, tmp_path)
     ours = {"sft_samples_per_s", "sft_packed_samples_per_s", "reward_pairs_per_s"}
     beside = {f"{kind}_speedup_vs_trl" for kind in ("sft", "reward")}
     beside |= {"sft_samples_per_s_trl", "reward_pairs_per_s_trl"}
@@ -89,10 +88,24 @@ def test_steps_that_only_warm_up_are_refused(capsys: pytest.CaptureFixture[str])
 
 
 def test_figures_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = runs.Prepared(tmp_path / "data", tmp_path / "sft", tmp_path / "reward")
+    monkeypatch.setattr(supervised, "prepare", lambda folder: models)
     monkeypatch.setattr(supervised, "measure", lambda *_: {"sft_samples_per_s": 170.12346})
-    path = tmp_path / "supervised.json"
-    assert supervised.main(["--json", str(path), "--folder", str(tmp_path / "kept")]) == 0
+    stages: list[str] = []
+
+    def profiled(document: jobs.Raw, storage: Path, _: object) -> str:
+        stages.append(document["metadata"]["name"])
+        return f"of {storage.name}"
+
+    monkeypatch.setattr(supervised, "profile_stage", profiled)
+    path, profile = tmp_path / "supervised.json", tmp_path / "profile.txt"
+    arguments = ["--json", str(path), "--folder", str(tmp_path / "kept")]
+    assert supervised.main(arguments) == 0
     assert json.loads(path.read_text()) == {"sft_samples_per_s": 170.1235}
+    assert stages == []
+    assert supervised.main([*arguments, "--profile", str(profile)]) == 0
+    assert stages == ["sft-packed", "reward"]
+    assert profile.read_text() == "SFT, packed: of profile-0\nreward model: of profile-1"
     assert (tmp_path / "kept").is_dir()
 
 

@@ -10,10 +10,6 @@ ALL = ("sft", "reward", "ppo")
 KL = {"rule": "KLAboveLimit", "action": "Suspend", "value": 12.5, "threshold": 10.0}
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 def test_what_a_guardrail_has_suspended_goes_on_with_the_same_command(
     bench: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,20 +45,26 @@ def test_what_a_guardrail_has_suspended_goes_on_with_the_same_command(
     assert bench.job.status.idle_seconds >= 1
 
 
-def test_a_guardrail_that_fails_the_job_says_so_every_time(
+def test_what_a_guardrail_has_failed_goes_on_with_the_same_command_too(
     bench: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails = {"crash_at": 3, "code": 42, "verdict": KL | {"action": "Fail"}}
-    bench.go(sft=[fails, {}])
-    for _ in range(2):
+    bench.go(sft=[fails, fails | {"crash_at": 6}, {}])
+    for attempt, step in ((1, 3), (2, 6)):
         assert bench.run() == 42
-        said = last_line(capsys)
+        output = capsys.readouterr()
+        assert "the same command goes on" in output.out
+        # The remedy of a cluster, and of other failures.
+        assert "spec.suspend" not in output.out + output.err
+        assert "--retry" not in output.out
+        said = output.err.strip().splitlines()[-1]
         assert said.startswith("rlhf: reviews has failed (Guardrail): stage sft: guardrail ")
-        assert "12.5 against a threshold of 10 at update 3" in said
-    assert bench.attempts() == ["attempt-1"]
-    assert bench.run(retry=True) == 0
-    given = json.loads((bench.attempt(2, "sft") / "stage.json").read_text())
-    assert given["guardrailAttempt"] == 1
+        assert f"12.5 against a threshold of 10 at update {step}" in said
+        assert bench.attempts()[-1] == f"attempt-{attempt}"
+        assert bench.stage("sft").state == "Failed"
+    assert bench.run() == 0
+    given = [json.loads((bench.attempt(n, "sft") / "stage.json").read_text()) for n in (1, 2, 3)]
+    assert [each.get("guardrailAttempt") for each in given] == [None, 1, 2]
 
 
 def test_the_verdicts_of_a_checkpoint_come_back_after_a_crash(bench: Any) -> None:

@@ -108,7 +108,11 @@ class Trial:
         return self
 
     def spec(self, **changes: Any) -> None:
-        self.job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update=changes)})
+        """As the API server: another spec is another generation."""
+        spec, metadata = self.job.spec.model_copy(update=changes), self.job.metadata
+        if spec != self.job.spec:
+            metadata = metadata.model_copy(update={"generation": metadata.generation + 1})
+        self.job = self.job.model_copy(update={"spec": spec, "metadata": metadata})
 
     def started(self) -> list[tuple[str, int]]:
         return [

@@ -1,5 +1,6 @@
 """A reporter of rank 0, the stage that it tells of, and its clock."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,14 @@ from reporting import FIRST, Clock
 from rlhf_api.names import StageName
 from rlhf_api.v1alpha1 import Dataset, JobReference, ModelSource, SFTStage, StageConfig
 from rlhf_trainer.run.report import Reporter
+
+
+@pytest.fixture(autouse=True)
+def new_probes() -> Iterator[None]:
+    """Tests spoil what models compute, which probes of others must not know."""
+    yield
+    if "rlhf_trainer.models.layouts" in sys.modules:
+        sys.modules["rlhf_trainer.models.layouts"].forget_probes()
 
 
 @pytest.fixture

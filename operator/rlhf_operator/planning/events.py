@@ -11,7 +11,7 @@ from typing import Literal
 from rlhf_api.names import ConditionType, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import RLHFJobStatus, StageStatus
 from rlhf_operator.planning.conditions import find_condition, is_true
-from rlhf_operator.planning.guardrails import RESUME, awaits_resume
+from rlhf_operator.planning.guardrails import awaits_resume, remedy
 from rlhf_operator.planning.hindrances import UNHINDERED
 from rlhf_operator.planning.rows import rows_left_out
 
@@ -125,11 +125,10 @@ def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> I
         return
     severe = after.state in (StageState.FAILED, StageState.RESTARTING) or awaits_resume(after)
     reason = Reason.STOPPING if after.state is StageState.STOPPING else after.reason
-    remedy = f"; {RESUME}" if awaits_resume(after) else ""
     yield Event(
         "Warning" if severe else "Normal",
         reason or Reason.STOPPED,
-        f"stage {name}: {after.message or after.state}{remedy}",
+        f"stage {name}: {after.message or after.state}{remedy(after)}",
     )
 
 

@@ -47,6 +47,18 @@ def resumed(stage: StageStatus) -> StageStatus:
     return stage.model_copy(update=wish)
 
 
+def is_failed_by_guardrail(stages: Mapping[StageName, StageStatus]) -> bool:
+    """Whether a guardrail, and nothing else, has failed the job: it can be resumed."""
+    failed = [stage for stage in stages.values() if stage.state is StageState.FAILED]
+    return bool(failed) and all(map(_may_resume, failed))
+
+
+def remedy(stage: StageStatus) -> str:
+    """A clause on how a stage goes on that a guardrail has suspended or failed; else empty."""
+    failed = stage.state is StageState.FAILED and _may_resume(stage)
+    return f"; {RESUME}" if failed or awaits_resume(stage) else ""
+
+
 def ending_verdict(process: ObservedProcess) -> HealthVerdict | None:
     """The verdict whose action ended the process; None if it told none that can be read."""
     verdicts = process.result.verdicts if process.result is not None else ()
@@ -135,6 +147,11 @@ def guardrails_digest(guardrails: Sequence[Guardrail]) -> str:
     """What tells apart two sets of guardrails, in whatever order they stand."""
     documents = {each.rule.value: each.to_document() for each in guardrails}
     return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _may_resume(stage: StageStatus) -> bool:
+    # Numbers that are not finite have a reason of their own: the same would come again.
+    return stage.reason is Reason.GUARDRAIL
 
 
 def _results_with_rules(attempt: ObservedAttempt) -> list[StageResult]:

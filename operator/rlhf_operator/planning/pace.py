@@ -11,7 +11,7 @@ from rlhf_api.names import ConditionType, StageName
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus, StageStatus
 from rlhf_operator.planning.guardrails import awaits_resume
 from rlhf_operator.planning.looks import expiry
-from rlhf_operator.planning.plan import is_finished
+from rlhf_operator.planning.statuses import is_finished
 
 _PROGRESS_FIELDS = {"progress", "metrics", "last_progress_time", "reported_attempt"}
 _PROGRESS_TEXTS = {"progress", "reward", "kl", "critic_loss"}

@@ -8,7 +8,7 @@ pass, since an attempt that status names and nobody sees is started again under 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from rlhf_api.names import ConditionType, Reason, StageName, StageState
 from rlhf_api.v1alpha1 import (
@@ -17,7 +17,6 @@ from rlhf_api.v1alpha1 import (
     RLHFJob,
     RLHFJobStatus,
     StageStatus,
-    StageStatuses,
     stage_order,
 )
 from rlhf_operator.planning.actions import Action, StopAttempt, actions_of, is_unmade
@@ -32,20 +31,30 @@ from rlhf_operator.planning.clocks import (
 from rlhf_operator.planning.conditions import find_condition, is_true, of_generation
 from rlhf_operator.planning.configs import Configs, Placement
 from rlhf_operator.planning.events import Event, derive_events
-from rlhf_operator.planning.guardrails import awaits_resume, resumed
+from rlhf_operator.planning.guardrails import (
+    awaits_resume,
+    is_failed_by_guardrail,
+    resumed,
+)
 from rlhf_operator.planning.looks import expiry, next_change
 from rlhf_operator.planning.observed import Observed
 from rlhf_operator.planning.removal import surplus
 from rlhf_operator.planning.stages import (
     ACTIVE,
-    CLOSED,
     Case,
     absorb,
     begin,
     fail,
     halt,
-    is_known,
     is_unconfirmed,
+)
+from rlhf_operator.planning.statuses import (
+    is_finished,
+    is_open,
+    reopened,
+    stages_of,
+    with_idle_time,
+    with_stages,
 )
 from rlhf_operator.planning.summaries import (
     derive_conditions,
@@ -86,7 +95,10 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
         placement: where its stages run.
     """
     now = now.astimezone(UTC).replace(microsecond=0)
-    if is_finished(job.status):
+    known = job.status
+    if _is_taken_up(job):
+        job = job.model_copy(update={"status": reopened(known, now)})
+    elif is_finished(known):
         return _at_rest(job, observed, now)
     status = _without_suspension(job, now)
     status, stages = _absorbed(job, status, observed, now, placement)
@@ -99,49 +111,16 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
     return Plan(
         actions,
         status,
-        tuple(derive_events(job.status, status)),
+        tuple(derive_events(known, status)),
         _look_at(job, status, observed, now),
         tuple(_unconfirmed(stages, observed)),
     )
 
 
-def is_finished(status: RLHFJobStatus) -> bool:
-    """Whether the job has succeeded or failed, which nothing changes any more."""
-    kinds = (ConditionType.SUCCEEDED, ConditionType.FAILED)
-    return any(is_true(status.conditions, kind) for kind in kinds)
-
-
-def with_idle_time(status: RLHFJobStatus, idle: timedelta) -> RLHFJobStatus:
-    """The status in which the job, and every stage that has begun, was `idle` for so much longer.
-
-    Start times stay what they were: a stage that is done would else have begun before its job.
-    """
-    seconds = max(0, round(idle.total_seconds()))
-    stages = {
-        name: stage.model_copy(update={"idle_seconds": stage.idle_seconds + seconds})
-        if _is_open(stage) and stage.start_time is not None
-        else stage
-        for name, stage in stages_of(status).items()
-    }
-    total = status.idle_seconds + (seconds if status.start_time is not None else 0)
-    return status.model_copy(update={"idle_seconds": total, "stages": _statuses(status, stages)})
-
-
-def stages_of(status: RLHFJobStatus) -> dict[StageName, StageStatus]:
-    """The stages that have a status."""
-    found = {name: getattr(status.stages, name) for name in StageName}
-    return {name: stage for name, stage in found.items() if stage is not None}
-
-
-def _is_open(stage: StageStatus) -> bool:
-    """Whether anything may be decided about the stage."""
-    return is_known(stage) and stage.state not in CLOSED
-
-
-def _statuses(status: RLHFJobStatus, stages: Mapping[StageName, StageStatus]) -> StageStatuses:
-    """The stages in the place of those of `status`; what a newer operator has there stays."""
-    changes = {name.value: stages.get(name) for name in StageName}
-    return status.stages.model_copy(update=changes)
+def _is_taken_up(job: RLHFJob) -> bool:
+    """Whether a person has suspended the job after a guardrail failed it: it may be resumed."""
+    changed = job.metadata.generation > (job.status.observed_generation or 0)
+    return job.spec.suspend and changed and is_failed_by_guardrail(stages_of(job.status))
 
 
 def _at_rest(job: RLHFJob, observed: Observed, now: datetime) -> Plan:
@@ -209,7 +188,7 @@ def _absorbed(
         case = Case(name, folder, job.spec.run_policy, now, refusal)
         stages[name] = absorb(stage, observed.find(name, stage.attempt), case)
     status = with_job_idle(status, known, stages, now)
-    unfinished = [name for name, stage in stages.items() if _is_open(stage)]
+    unfinished = [name for name, stage in stages.items() if is_open(stage)]
     if not placement.storage:
         message = "spec.storage is missing; name a claim, for example pvc://claim/runs"
         for name in unfinished[:1]:
@@ -241,7 +220,7 @@ def _decided(
     decided = dict(stages)
     for name, stage in stages.items():
         attempt = observed.find(name, stage.attempt)
-        if not _is_open(stage) or is_unconfirmed(stage, attempt):
+        if not is_open(stage) or is_unconfirmed(stage, attempt):
             continue
         if failed:
             because = f"stopped since stage {failed[0]} failed"
@@ -335,7 +314,7 @@ def _told(
             "phase": derive_phase(conditions, stages),
             "start_time": status.start_time or min(starts, default=None),
             "conditions": conditions,
-            "stages": _statuses(status, stages),
+            "stages": with_stages(status, stages),
             "summary": status.summary.model_copy(update=derive_summary(conditions, stages)),
         }
     )

@@ -24,6 +24,7 @@ from rlhf_operator.planning.guardrails import (
     awaits_resume,
     guardrails_digest,
     health,
+    is_failed_by_guardrail,
 )
 from rlhf_operator.planning.hindrances import UNHINDERED
 from rlhf_operator.planning.observed import Observed, ObservedAttempt
@@ -139,7 +140,7 @@ def _findings(job: RLHFJob, stages: Stages, observed: Observed) -> Iterator[Find
         yield Finding(ConditionType.RUNNING, "False", Reason.FINISHED, message)
         return
     if failed and _is_resting(stages, observed):
-        message = _messages(failed)
+        message = _messages(failed) + (f"; {RESUME}" if is_failed_by_guardrail(failed) else "")
         first = next(iter(failed.values()))
         yield Finding(ConditionType.FAILED, "True", first.reason or Reason.CRASHED, message)
         yield Finding(ConditionType.RUNNING, "False", Reason.FINISHED, "the job failed")

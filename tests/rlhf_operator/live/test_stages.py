@@ -106,21 +106,41 @@ def test_suspend_and_resume(operator: OperatorProcess, jobs: Jobs) -> None:
 
 
 def test_a_guardrail_suspends_until_a_person_resumes(operator: OperatorProcess, jobs: Jobs) -> None:
-    whole = stage(rewardModel={"uri": "hf://org/reward"})
-    jobs.create("guarded", stages={"ppo": whole}, runPolicy={"maxRestarts": 0})
-    jobs.run("guarded", "ppo")
-    jobs.reaches("guarded", "Running", "ppo")
-    jobs.patch("guarded", guardrails=[{"rule": "KLAboveLimit", "action": "Suspend"}])
-    eventually(lambda: "has changed" in jobs.condition("guarded", "Running")["message"])
-    rule = {"rule": "KLAboveLimit", "action": "Suspend"}
-    broken = rule | {"step": 4, "value": 12.5, "threshold": 10.0}
-    said = {"reason": "Guardrail", "lastCheckpointStep": 4, "verdicts": [broken]}
-    told = jobs.result("guarded", "ppo", 1, 42, **said)
-    jobs.finish("guarded", "ppo", code=42, message=told)
+    guarded(jobs, "Suspend")
     eventually(lambda: jobs.phase("guarded") == "Suspended")
     suspended = jobs.condition("guarded", "Suspended")
     assert (suspended["status"], suspended["reason"]) == ("True", "Guardrail")
     assert "12.5 against a threshold of 10 at update 4" in suspended["message"]
+    resume(jobs)
+
+
+def test_a_guardrail_fails_until_a_person_resumes(operator: OperatorProcess, jobs: Jobs) -> None:
+    guarded(jobs, "Fail")
+    eventually(lambda: jobs.phase("guarded") == "Failed")
+    failed = jobs.condition("guarded", "Failed")
+    assert (failed["status"], failed["reason"]) == ("True", "Guardrail")
+    assert "12.5 against a threshold of 10 at update 4" in failed["message"]
+    resume(jobs)
+    assert not jobs.condition("guarded", "Failed")
+
+
+def guarded(jobs: Jobs, action: str) -> None:
+    """A job whose guardrail has fired."""
+    whole = stage(rewardModel={"uri": "hf://org/reward"})
+    jobs.create("guarded", stages={"ppo": whole}, runPolicy={"maxRestarts": 0})
+    jobs.run("guarded", "ppo")
+    jobs.reaches("guarded", "Running", "ppo")
+    rule = {"rule": "KLAboveLimit", "action": action}
+    jobs.patch("guarded", guardrails=[rule])
+    eventually(lambda: "has changed" in jobs.condition("guarded", "Running")["message"])
+    broken = rule | {"step": 4, "value": 12.5, "threshold": 10.0}
+    said = {"reason": "Guardrail", "lastCheckpointStep": 4, "verdicts": [broken]}
+    told = jobs.result("guarded", "ppo", 1, 42, **said)
+    jobs.finish("guarded", "ppo", code=42, message=told)
+
+
+def resume(jobs: Jobs) -> None:
+    """It rests until it was suspended by a person too, and then goes on."""
     healthy = jobs.condition("guarded", "Healthy")
     assert (healthy["status"], healthy["reason"]) == ("False", "KLAboveLimit")
     jobs.wait_for_events("guarded", ("Warning", "Guardrail"))
@@ -130,7 +150,7 @@ def test_a_guardrail_suspends_until_a_person_resumes(operator: OperatorProcess, 
     ]
     assert not jobs.pods("guarded", "ppo", attempt=2)
     jobs.patch("guarded", suspend=True)
-    eventually(lambda: jobs.condition("guarded", "Suspended")["reason"] == "UserRequested")
+    eventually(lambda: jobs.condition("guarded", "Suspended").get("reason") == "UserRequested")
     jobs.patch("guarded", suspend=False)
     jobs.run("guarded", "ppo", attempt=2)
     found = jobs.reaches("guarded", "Running", "ppo", attempt=2)

@@ -1,11 +1,12 @@
 """Guardrails: one that fires stops a stage, and the job, until a person resumes it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from guardrail_trials import BASE, NUMBERS, PPO, MakeTrial, alone, fires, told, verdict
 
-from rlhf_api.names import GuardrailAction, Reason
+from rlhf_api.names import GuardrailAction, GuardrailRule, Reason
 from rlhf_operator.planning.observed import ProcessPhase
 from rlhf_operator.planning.pace import Change, change
 
@@ -106,16 +107,113 @@ def test_without_a_result_that_can_be_read_it_is_suspended(
     assert said.get("message", "exit code 42") in t.condition("Suspended").message
 
 
-def test_fail_ends_the_job(trial: MakeTrial) -> None:
-    t = alone(trial)
-    fires(t, verdict(GuardrailAction.FAIL))
+def test_fail_ends_the_job_until_a_person_resumes_it(trial: MakeTrial) -> None:
+    t = alone(trial, runPolicy={"maxRestarts": 0, "ttlSecondsAfterFinished": 7200})
+    fires(t, verdict(GuardrailAction.FAIL), last_checkpoint_step=40)
     t.look()
     assert t.stage("ppo").state == "Failed"
     assert told(t, "Failed") == ("True", "Guardrail")
     assert f"guardrail KLAboveLimit (Fail): {NUMBERS}" in t.condition("Failed").message
+    assert "set spec.suspend to true" in t.condition("Failed").message
     assert [(each.type, each.reason) for each in t.last.events] == [("Warning", "Guardrail")]
     assert t.last.events[0].message == t.condition("Failed").message
     assert told(t, "Healthy") == ("False", "KLAboveLimit")
+    ended, failed = t.now, t.job.status
+    assert failed.completion_time == ended
+    assert t.look(1000).actions == ()
+    assert t.job.status == failed
+    t.spec(suspend=True)
+    t.look()
+    assert t.condition("Failed") is None
+    assert (told(t, "Suspended"), t.started()) == (("True", "UserRequested"), [])
+    assert (t.job.status.phase, t.job.status.completion_time) == ("Suspended", None)
+    assert [(each.type, each.reason) for each in t.last.events] == [("Normal", "UserRequested")]
+    t.spec(suspend=False)
+    t.look(500)
+    assert t.started() == [("ppo", 2)]
+    started = t.last.actions[0]
+    assert (started.checkpoint_step, started.config.guardrail_attempt) == (40, 1)
+    # No clock has run on meanwhile.
+    assert t.job.status.idle_seconds == (t.now - ended).total_seconds()
+    t.run("ppo", step=41)
+    t.look()
+    assert told(t, "Suspended") == ("False", "Resumed")
+    t.finish("ppo")
+    t.look()
+    assert t.job.status.phase == "Succeeded"
+
+
+def failed_by_a_guardrail(t: Any) -> None:
+    fires(t, verdict(GuardrailAction.FAIL))
+    t.look()
+    t.spec(suspend=True)
+
+
+def failed_while_it_was_suspended(t: Any) -> None:
+    """Nobody has said since that it may go on."""
+    t.spec(suspend=True)
+    t.look()
+    fires(t, verdict(GuardrailAction.FAIL))
+    t.look()
+
+
+def failed_by_its_data(t: Any) -> None:
+    t.end("ppo", 65)
+    t.look()
+    t.spec(suspend=True)
+
+
+def failed_by_numbers(t: Any) -> None:
+    broken = verdict(GuardrailAction.FAIL, rule=GuardrailRule.NON_FINITE)
+    t.end("ppo", 70, result=t.result("ppo", reason=Reason.NON_FINITE, verdicts=(broken,)))
+    t.look()
+    t.spec(suspend=True)
+
+
+def succeeded(t: Any) -> None:
+    t.finish("ppo")
+    t.look()
+    t.spec(suspend=True)
+
+
+@pytest.mark.parametrize(
+    ("ended", "phase"),
+    [
+        (failed_by_a_guardrail, "Suspended"),
+        (failed_while_it_was_suspended, "Failed"),
+        (failed_by_its_data, "Failed"),
+        (failed_by_numbers, "Failed"),
+        (succeeded, "Succeeded"),
+    ],
+)
+def test_what_is_over_stays_over_but_for_a_guardrails_failure(
+    trial: MakeTrial, ended: Callable[[Any], None], phase: str
+) -> None:
+    t = alone(trial)
+    ended(t)
+    t.look()
+    assert t.job.status.phase == phase
+    t.spec(suspend=False)
+    t.look()
+    assert t.started() == ([("ppo", 2)] if phase == "Suspended" else [])
+
+
+def test_stages_that_stopped_beside_a_failed_one_go_on_with_it(trial: MakeTrial) -> None:
+    t = trial(stages={"sft": BASE, "ppo": PPO})
+    t.look()
+    for name in ("sft", "ppo"):
+        t.run(name, step=1)
+    t.look()
+    fires(t, verdict(GuardrailAction.FAIL))
+    t.look()
+    assert t.stops() == [("sft", 1)]
+    t.end("sft", 85, said={"last_checkpoint_step": 1})
+    t.look()
+    assert t.job.status.phase == "Failed"
+    for suspend in (True, False):
+        t.spec(suspend=suspend)
+        t.look()
+    assert t.started() == [("sft", 2), ("ppo", 2)]
 
 
 def test_what_still_runs_of_the_gang_is_stopped_first(trial: MakeTrial) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlhf_api.v1alpha1 import RLHFJob, RLHFJobStatus
-from rlhf_operator.planning.plan import is_finished, with_idle_time
+from rlhf_operator.planning.statuses import is_finished, with_idle_time
 
 MakeTrial = Callable[..., Any]
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}

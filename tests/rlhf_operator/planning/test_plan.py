@@ -10,7 +10,7 @@ from rlhf_api.names import Reason, StageName
 from rlhf_api.v1alpha1 import Artifact, RLHFJobStatus
 from rlhf_operator.planning.actions import StopAttempt
 from rlhf_operator.planning.observed import ObservedAttempt, ProcessPhase
-from rlhf_operator.planning.plan import is_finished
+from rlhf_operator.planning.statuses import is_finished
 
 MakeTrial = Callable[..., Any]
 
@@ -236,12 +236,12 @@ def test_a_terminal_job_only_stops_what_is_left(trial: MakeTrial) -> None:
     t = trial().running("sft")
     t.end("sft", 65)
     t.look()
-    written = t.job.status
+    written = t.job.status.stages, t.job.status.phase
     stray = ObservedAttempt(StageName.SFT, 1)
     t.attempts = {(StageName.SFT, 1): stray}
     t.spec(suspend=True)
     t.look(10)
-    assert t.job.status == written
+    assert (t.job.status.stages, t.job.status.phase) == written
     assert t.last.actions == (StopAttempt(StageName.SFT, 1, Reason.FINISHED),)
     assert t.last.events == ()
 

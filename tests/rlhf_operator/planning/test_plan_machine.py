@@ -22,6 +22,7 @@ from rlhf_api.names import (
     ExitCode,
     GuardrailAction,
     GuardrailRule,
+    Reason,
     StageName,
     StageState,
 )
@@ -33,9 +34,9 @@ from rlhf_operator.planning.observed import (
     ObservedVerdict,
     ProcessPhase,
 )
-from rlhf_operator.planning.plan import is_finished
 from rlhf_operator.planning.removal import RemoveAttempt
 from rlhf_operator.planning.stages import CLOSED
+from rlhf_operator.planning.statuses import is_finished
 
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "file:///rows.jsonl"}}
 PPO = {
@@ -309,7 +310,11 @@ class World(Happenings):
     def _check(self, before: RLHFJobStatus) -> None:
         status = self.trial.job.status
         if self.terminal is not None:
-            assert _settled(status) == _settled(self.terminal)
+            if self._is_taken_up(before):
+                assert status.phase == "Suspended"
+                self.terminal = None
+            else:
+                assert _settled(status) == _settled(self.terminal)
         if is_finished(status):
             self.terminal = status
             assert status.completion_time is not None
@@ -331,14 +336,19 @@ class World(Happenings):
                 assert Observed(tuple(self.trial.attempts.values())).occupied(name) == ()
             assert new.restarts <= POLICY["maxRestarts"]
             self._check_clock(new, old.idle_seconds if old is not None else 0)
-            if old is not None and old.state in (StageState.SUCCEEDED, StageState.FAILED):
+            over = old is not None and old.state in (StageState.SUCCEEDED, StageState.FAILED)
+            if over and not (old.state is StageState.FAILED and self._is_taken_up(before)):
                 assert new == old
         self._check_clock(status, before.idle_seconds)
         assert RLHFJobStatus.model_validate(status.to_resolved_document()) == status
 
-    def _was_held(self, name: StageName) -> bool:
-        found = self.trial.attempts.get((name, self._current(name)))
-        return found is not None and (found.held_since or found.released_at) is not None
+    def _is_taken_up(self, before: RLHFJobStatus) -> bool:
+        """Whether a person has suspended it after a guardrail alone had failed stages of it."""
+        stages = [getattr(before.stages, name) for name in StageName]
+        ends = {each.reason for each in stages if each and each.state is StageState.FAILED}
+        job = self.trial.job
+        changed = job.metadata.generation > (before.observed_generation or 0)
+        return changed and job.spec.suspend and ends == {Reason.GUARDRAIL}
 
     def _check_held(self, before: RLHFJobStatus) -> None:
         """What a guardrail stopped stays so until spec.suspend was true, and costs no restart."""
@@ -368,9 +378,11 @@ class World(Happenings):
 
 
 def _settled(status: RLHFJobStatus) -> RLHFJobStatus:
-    """The status without what is said of children, of which a finished job may have some left."""
+    """The status without what is said of children, of which a finished job may have some left, and
+    without the generations that were looked at."""
     kept = [each for each in status.conditions if each.type is not ConditionType.CHILDREN_READY]
-    return status.model_copy(update={"conditions": tuple(kept)})
+    conditions = tuple(each.model_copy(update={"observed_generation": None}) for each in kept)
+    return status.model_copy(update={"conditions": conditions, "observed_generation": None})
 
 
 def test_plan_in_any_world(trial: Callable[..., Any]) -> None:

@@ -96,10 +96,10 @@ def test_a_smaller_number_holds_at_once(trial: MakeTrial, finished: bool) -> Non
         t.finish("sft")
         t.look(1)
     t.spec(run_policy=RunPolicy(max_restarts=9, keep_failed_attempts=0))
-    before = t.job.status
+    before = t.job.status.stages
     t.look(1)
     assert removed(t) == [("sft", 2), ("sft", 1)]
-    assert (t.job.status, t.stage("sft").config_digest) == (before, digest)
+    assert (t.job.status.stages, t.stage("sft").config_digest) == (before, digest)
     assert t.last.events == ()
     drop(t)
     assert t.look(1).actions == ()

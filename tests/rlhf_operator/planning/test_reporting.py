@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_api.names import Reason, StageName
 from rlhf_operator.planning.observed import ProcessPhase, Refusal
-from rlhf_operator.planning.plan import is_finished
+from rlhf_operator.planning.statuses import is_finished
 
 MakeTrial = Callable[..., Any]
 BASE = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://a/b"}}

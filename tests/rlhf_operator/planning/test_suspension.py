@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_api.names import Reason
 from rlhf_api.v1alpha1 import RLHFJobStatus
-from rlhf_operator.planning.plan import with_idle_time
+from rlhf_operator.planning.statuses import with_idle_time
 
 MakeTrial = Callable[..., Any]
 

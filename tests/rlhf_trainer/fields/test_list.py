@@ -4,12 +4,10 @@ Fields that decide about weights have a case in `training_cases`. All others are
 `pytest.mark.field` at a test, which `ignored_fields` runs once more without the field.
 """
 
-import re
-import subprocess
-import sys
+import ast
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import pytest
 import worlds
@@ -27,23 +25,34 @@ POD = frozenset(("resources", "node_selector", "tolerations", "env"))
 BY_THE_SPEC = frozenset(("PPOStage.preset", "Reward.type"))
 """What the spec itself reads, and nobody else: a preset gives values to other fields, and a type
 says which of the others there must be (rlhf_api/v1alpha1/test_presets.py, rule_cases.py)."""
-IGNORED = re.compile(r"without (\w+\.\w+)")
+MARK = "pytest.mark.field"
 
 
 @pytest.fixture(scope="module")
 def declared() -> Set[str]:
     """`Class.name` of each field that a test is run without."""
-    files = [path for path in TESTS.rglob("test_*.py") if "pytest.mark.field(" in path.read_text()]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files],
-        cwd=TESTS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return frozenset(IGNORED.findall(done.stdout))
+    sources = {path: path.read_text() for path in TESTS.rglob("test_*.py")}
+    found = {path: marked(source) for path, source in sources.items() if MARK in source}
+    assert found
+    return frozenset().union(*found.values())
+
+
+def marked(source: str) -> set[str]:
+    """What the marks in a test file name; all of them must be in use."""
+    tree = ast.parse(source)
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(MARK):
+            loaded = {each.id for each in ast.walk(tree) if _is_loaded(each)}
+            assert {ast.unparse(target) for target in node.targets} <= loaded, "a mark of no test"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == MARK:
+            assert all(isinstance(each, ast.Constant) for each in node.args), "read by this list"
+            names |= {ast.literal_eval(each) for each in node.args}
+    return names
+
+
+def _is_loaded(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
 
 
 def below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -84,6 +93,13 @@ def test_every_field_has_a_test(declared: Set[str], stage: str) -> None:
 def test_every_nested_field_has_a_test(declared: Set[str]) -> None:
     for model in {each for stage in STAGES.values() for each in below(stage)}:
         assert without_test(model, declared | BY_THE_SPEC) == set(), model.__name__
+
+
+def test_a_mark_of_no_test_is_told() -> None:
+    one = 'SEEN = pytest.mark.field("PPOStage.gamma")\n'
+    assert marked(f"{one}\n@SEEN\ndef test_it(): ...\n") == {"PPOStage.gamma"}
+    with pytest.raises(AssertionError, match="a mark of no test"):
+        marked(one)
 
 
 def test_a_new_field_has_none(declared: Set[str]) -> None:

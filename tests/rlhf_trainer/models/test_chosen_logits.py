@@ -23,8 +23,10 @@ from transformers import (
 )
 
 from rlhf_trainer.data.collate import pad_left
+from rlhf_trainer.models import chosen_logits
+from rlhf_trainer.models.chosen_logits import fewest_logits, head_makes_logits, keeps_columns
 from rlhf_trainer.models.heads import Actor, Float32Linear, Logits, VocabularyHead
-from rlhf_trainer.models.layouts import Probe, fewest_logits
+from rlhf_trainer.models.layouts import Probe
 from rlhf_trainer.models.load import ModelSettings
 
 CPU = torch.device("cpu")
@@ -37,10 +39,10 @@ def settings() -> ModelSettings:
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 def test_every_architecture_computes_logits_of_chosen_columns(name: str) -> None:
     probe = Probe.of(zoo.base(name), settings(), CPU)
-    assert probe.keeps_columns()
+    assert keeps_columns(probe)
     # Its logits have a cap.
     capped = name == "Gemma 2"
-    assert probe.head_makes_logits() == (not capped)
+    assert head_makes_logits(probe) == (not capped)
     assert fewest_logits(zoo.base(name), settings()) is (Logits.COLUMNS if capped else Logits.HEAD)
 
 
@@ -73,13 +75,13 @@ def test_where_logits_are_the_head_s_alone_it_makes_them(name: str) -> None:
 def test_a_head_of_another_class_is_left_to_its_model() -> None:
     probe = Probe.of(zoo.base("Llama"), settings(), CPU)
     model: Any = probe.model
-    assert probe.head_makes_logits()
+    assert head_makes_logits(probe)
     model.lm_head = Float32Linear.of(model.lm_head)
-    assert not probe.head_makes_logits()
+    assert not head_makes_logits(probe)
 
 
 def test_a_model_that_keeps_no_columns_is_asked_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Probe, "keeps_columns", lambda _: False)
+    monkeypatch.setattr(chosen_logits, "keeps_columns", lambda _: False)
     assert fewest_logits(zoo.base("Gemma 2"), settings()) is Logits.ALL
     assert fewest_logits(zoo.base("Llama"), settings()) is Logits.HEAD
 
@@ -103,9 +105,9 @@ def test_a_model_that_keeps_other_columns_is_found_out(
         }[kept]
         return forward(**inputs, logits_to_keep=columns)
 
-    assert probe.keeps_columns()
+    assert keeps_columns(probe)
     monkeypatch.setattr(probe.model, "forward", otherwise)
-    assert not probe.keeps_columns()
+    assert not keeps_columns(probe)
 
 
 # What an actor makes of them

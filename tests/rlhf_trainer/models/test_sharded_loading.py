@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_api.v1alpha1 import LoRA
+from rlhf_trainer.models.adapters import add_adapters
 from rlhf_trainer.models.load import ModelSettings, load_causal_model
 from rlhf_trainer.run.artifact import ModelLocation
 from rlhf_trainer.run.distributed import Ranks
@@ -49,6 +50,22 @@ def test_weights_stay_in_their_files_until_each_is_cut(
         assert weights.keys() == expected.keys()
         for name, weight in weights.items():
             assert weight.dtype == PRECISIONS[precision], name
+            assert torch.equal(weight, expected[name]), name
+
+
+def test_adapters_are_those_of_a_model_that_is_not_cut(tmp_path: Path) -> None:
+    """Drawn in the precision of the stage, beside weights that are still those of the files."""
+    folder = saved(tmp_path, "actor", torch.bfloat16)
+    lora = LoRA(rank=2, alpha=4)
+    spec = tiny.stage_spec("sft", tmp_path, zero_stage=3, precision="FP32", seed=1, lora=lora)
+    plain = cases.of_files(folder, "actor", settings("FP32", as_saved=False))
+    add_adapters(plain.model, lora, 1, "lora", torch.float32)
+    expected = dict(plain.named_parameters())
+    assert any("lora_A" in name for name in expected)
+    for files, weights in worlds.pair()(PROGRAM, "cut", folder=folder, kind="actor", spec=spec):
+        assert files == {WEIGHTS}
+        assert weights.keys() == expected.keys()
+        for name, weight in weights.items():
             assert torch.equal(weight, expected[name]), name
 
 
@@ -110,8 +127,6 @@ def test_all_of_a_model_becomes_the_same(tmp_path: Path, name: str) -> None:
         (2, {"zero_stage": 3}, True),
         (2, {"zero_stage": 2}, False),
         (1, {"zero_stage": 3}, False),
-        # Adapters would be drawn in the data type of the files.
-        (2, {"zero_stage": 3, "lora": LoRA(rank=2, alpha=4)}, False),
     ],
 )
 def test_only_weights_that_are_cut_stay_as_they_were_saved(

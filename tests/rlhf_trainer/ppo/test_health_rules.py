@@ -52,7 +52,7 @@ GOOD: list[tuple[GuardrailRule, dict[str, float]]] = [
         GuardrailRule.CRITIC_LOSS_DIVERGING,
         {"critic_loss": 13.0, "critic_loss_of_mean": 3.6, "explained_variance": 0.8},
     ),
-    (GuardrailRule.NEGATIVE_KL, {"kl": -0.05}),
+    (GuardrailRule.NEGATIVE_KL, {"kl": 0.01}),
     (GuardrailRule.CLIP_SHARE_HIGH, {"clip_share": 0.25}),
     (GuardrailRule.KL_ABOVE_LIMIT, {"kl": 25.0}),
     (GuardrailRule.ENTROPY_COLLAPSE, {"entropy": 0.4}),

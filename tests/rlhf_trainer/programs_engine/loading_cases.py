@@ -10,6 +10,7 @@ import tiny
 from torch import Tensor, nn
 
 from rlhf_api.v1alpha1 import StageSpec
+from rlhf_trainer.models.adapters import add_adapters
 from rlhf_trainer.models.engine import DTYPES, freeze, train, whole_parameters
 from rlhf_trainer.models.heads import Actor, Logits, ScalarModel, score_head
 from rlhf_trainer.models.load import (
@@ -91,6 +92,7 @@ def cut(
     module = of_files(folder, kind, ModelSettings.of(spec, ranks))
     head = None if kind == "actor" else score_head(module.model).weight
     files = {Path(file_of(each)).name for each in module.parameters() if each is not head}
+    add_adapters(module.model, spec.lora, spec.seed, "lora", DTYPES[spec.precision])
     placed = (
         freeze(module, spec, ranks)
         if kind == "reward model"

@@ -34,12 +34,13 @@ def test_what_is_learned_is_that_of_padded_pairs(
 
     monkeypatch.setattr(reward, "score_pairs", watched)
 
-    def measured(folder: str) -> tuple[list[dict[str, Any]], int]:
-        """The metrics of steps and evaluations, and the columns that were computed."""
+    def measured(folder: str, world_size: int = 1) -> tuple[list[dict[str, Any]], int]:
+        """The metrics of steps and evaluations, and the columns that were computed here."""
         passes.clear()
         config = tiny.stage_config(
             "reward",
             tmp_path / folder,
+            world_size=world_size,
             model=tiny.file_source(base),
             eval_dataset=True,
             batch_size=16,
@@ -48,19 +49,24 @@ def test_what_is_learned_is_that_of_padded_pairs(
             # Adam's first steps are smooth in the gradient then.
             adam_eps=1e-3,
         )
-        stage_runs.run(config)
+        if world_size == 1:
+            stage_runs.run(config)
+        else:
+            assert all("outcome" in told for told in stage_runs.run_on_pair(config))
         events = stage_runs.events(config)
         columns = sum(batch.sequences.input_ids.numel() for batch in passes)
         return [event["metrics"] for event in events if event.get("metrics")], columns
 
     packed, packed_columns = measured("packed")
     assert {batch.layout for batch in passes} == {layout}
+    on_two, _ = measured("two", world_size=2)
     monkeypatch.setattr(reward, "packed_or_padded", lambda *given: RowLayout.PADDED)
     padded, padded_columns = measured("padded")
-    assert len(packed) == len(padded) >= 3
-    for one, other in zip(packed, padded, strict=True):
-        for metric in one.keys() - stage_runs.SPEED:
-            assert one[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-6), metric
+    assert len(packed) == len(on_two) == len(padded) >= 3
+    for *those, other in zip(packed, on_two, padded, strict=True):
+        for one in those:
+            for metric in one.keys() - stage_runs.SPEED:
+                assert one[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-6), metric
     if layout is RowLayout.PADDED:
         assert packed_columns == padded_columns
     else:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import stage_runs
 import tiny
+import worlds
 import zoo
 
 from rlhf_api.v1alpha1 import Dataset
@@ -47,7 +48,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-def learned(base: Path, folder: Path) -> list[dict[str, Any]]:
+def learned(base: Path, folder: Path, world_size: int = 1) -> list[dict[str, Any]]:
     """The metrics of a stage with actor and critic of `base` and prompts and mixed-in texts of
     unlike lengths. The reward model is a Llama."""
     prompts = [{"prompt": "abcdefgh"[row % 8] * (1 + 7 * (row % 4))} for row in range(16)]
@@ -57,6 +58,7 @@ def learned(base: Path, folder: Path) -> list[dict[str, Any]]:
     config = tiny.stage_config(
         "ppo",
         folder,
+        world_size=world_size,
         dataset=Dataset(uri=f"file://{data}"),
         ptx_dataset=Dataset(uri=f"file://{others}"),
         max_prompt_length=32,
@@ -64,14 +66,18 @@ def learned(base: Path, folder: Path) -> list[dict[str, Any]]:
         critic_model=tiny.file_source(base),
         eval_dataset=True,
         batch_size=8,
-        minibatch_size=4,
+        # Two ranks put other rows into smaller ones.
+        minibatch_size=8,
         micro_batch_size=4,
         max_steps=2,
         entropy_coef=0.01,
         # Adam's first steps are smooth in the gradient then.
         adam_eps=1e-3,
     )
-    stage_runs.run_with_fixed_answers(config)
+    if world_size == 1:
+        stage_runs.run_with_fixed_answers(config)
+    else:
+        worlds.pair()(stage_runs.ON_RANK, "run_with_fixed_answers", config=config)
     return [event["metrics"] for event in stage_runs.events(config) if event.get("metrics")]
 
 
@@ -88,15 +94,17 @@ def test_what_is_learned_is_that_of_padded_rows(
     for seen in (passes, texts):
         assert any(sequences < rows for rows, sequences in seen)
         seen.clear()
+    on_two = learned(base, tmp_path / "two", world_size=2)
     monkeypatch.setattr(models, "packed_or_padded", lambda *given: RowLayout.PADDED)
     padded = learned(base, tmp_path / "padded")
     for seen in (passes, texts):
         assert seen
         assert all(sequences == rows for rows, sequences in seen)
-    assert len(packed) == len(padded) >= 3
-    for one, other in zip(packed, padded, strict=True):
-        for metric in one.keys() - stage_runs.SPEED:
-            assert one[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-5), metric
+    assert len(packed) == len(on_two) == len(padded) >= 3
+    for *those, other in zip(packed, on_two, padded, strict=True):
+        for one in those:
+            for metric in one.keys() - stage_runs.SPEED:
+                assert one[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-5), metric
 
 
 @pytest.mark.parametrize("name", ["OPT", "BLOOM"])

@@ -56,17 +56,24 @@ class WithoutAdapters(PlacedModel):
                 layer.enable_adapters(True)
 
 
-def add_adapters(model: PreTrainedModel, lora: LoRA | None, seed: int, field: str) -> None:
+def add_adapters(
+    model: PreTrainedModel,
+    lora: LoRA | None,
+    seed: int,
+    field: str,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Freeze a model but for its score head, and put adapters beside its linear layers.
 
     An adapter begins as 0, so that the model computes what it did. Where `lora` is None nothing is
     done.
 
     Args:
-        model: its data type becomes that of the adapters.
+        model: a model without any.
         lora: what the stage's specification says.
         seed: of the adapters' first matrices.
         field: path of `lora` in the spec, for messages.
+        dtype: of the adapters and the score head; that of the model when None.
 
     Raises:
         ConfigError: the model has no such layers, or PEFT takes none of them.
@@ -80,7 +87,6 @@ def add_adapters(model: PreTrainedModel, lora: LoRA | None, seed: int, field: st
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT says of each layer of GPT-2 that its weights are transposed, which it heeds.
             warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
             inject_adapter_in_model(settings, model)
     except ValueError as error:
         raise ConfigError(
@@ -91,7 +97,13 @@ def add_adapters(model: PreTrainedModel, lora: LoRA | None, seed: int, field: st
         head.requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(model.dtype)
+            parameter.data = parameter.data.to(dtype or model.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for _, layer in _adapted(model):
+        for first in layer.lora_A.parameters():
+            # As PEFT draws them, but never in the data type of the weights beside them.
+            drawn = torch.empty(first.shape, device="cpu").uniform_(-1, 1, generator=generator)
+            first.data = (drawn * first.shape[1] ** -0.5).to(first)
 
 
 def merge_adapters(model: PreTrainedModel) -> None:

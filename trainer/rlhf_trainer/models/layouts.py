@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -20,7 +20,7 @@ from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.collate import pad_left
 from rlhf_trainer.data.packing import RowLayout, collate_packed
 from rlhf_trainer.data.tokenize.tokenized import SFTExample
-from rlhf_trainer.models.heads import Logits, switch_off_dropout
+from rlhf_trainer.models.heads import switch_off_dropout
 from rlhf_trainer.models.load import ModelSettings, untrained_model
 from rlhf_trainer.models.shrunken import VOCABULARY, shrunken
 from rlhf_trainer.models.source import Base
@@ -30,19 +30,27 @@ PACKED = (RowLayout.POSITIONS, RowLayout.BLOCK_MASK)
 _LENGTHS = (19, 13, 3, 11)
 _BEHIND = 2
 """The row whose every token is near those before it."""
-_CHOSEN = ((2, 0, 18), (12, 5, 5), (1, 2, 0), (10, 3, 7))
-"""Columns of each row, in no order and one of them twice."""
 _FIRST_ID = 3
-_SAME_HEAD = 1e-5
-"""Largest difference of logits by the same head, in their standard deviations."""
 _NO_MASK = "it takes no mask of four dimensions"
 MOST_PARAMETERS = 100_000_000
 _SEED = 1
-# What libraries raise at a configuration that does not fit together, or at arguments they refuse.
+_KEPT = 8
+"""Copies of the actor, the critic and the reward model, by two that compute attention."""
+_UNSEEN = frozenset(
+    ("architectures", "_name_or_path", "id2label", "label2id", "dtype", "transformers_version")
+)
+"""What a configuration says of weights or of their origin, which a copy has not."""
 REFUSED = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError,
-    TypeError, ValueError,
-)  # fmt: skip
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What libraries raise at a configuration that does not fit together, or at arguments."""
 
 
 def row_layout(
@@ -61,8 +69,8 @@ def row_layout(
         InputError: as `check_model` raises it.
         ConfigError: no layout keeps rows apart.
     """
-    with _known(base):
-        probe = Probe.of(base, settings, device)
+    with known(base):
+        probe = probe_of(base, settings, device)
         probe.require_repeatable(base.field)
         probe.require_causal(base.field)
     reasons = []
@@ -90,7 +98,7 @@ def packed_or_padded(base: Base, settings: ModelSettings, device: torch.device) 
     Args: as `row_layout`.
     """
     try:
-        probe = Probe.of(base, settings, device).wide
+        probe = probe_of(base, settings, device).wide
     except ProbeError:
         return RowLayout.PADDED
     packed = probe.layouts(packing=True)
@@ -114,8 +122,8 @@ def check_model(
     """
     # Neither depends on who computes attention, and Eager is always there.
     eager = replace(settings, attention="eager")
-    with _known(base):
-        probe = Probe.of(base, eager, torch.device("cpu"))
+    with known(base):
+        probe = probe_of(base, eager, torch.device("cpu"))
         probe.require_repeatable(base.field)
         if causal:
             probe.require_causal(base.field)
@@ -123,23 +131,8 @@ def check_model(
         probe.require_left_padding(base.field)
 
 
-def fewest_logits(base: Base, settings: ModelSettings) -> Logits:
-    """Which logits the model has to be asked for, so that those of chosen columns are known.
-
-    Raises:
-        InputError: nothing of it can be known.
-    """
-    # How logits are made of hidden states does not depend on who computes attention.
-    eager = replace(settings, attention="eager")
-    with _known(base):
-        probe = Probe.of(base, eager, torch.device("cpu"))
-    if probe.head_makes_logits():
-        return Logits.HEAD
-    return Logits.COLUMNS if probe.keeps_columns() else Logits.ALL
-
-
 @contextmanager
-def _known(base: Base) -> Iterator[None]:
+def known(base: Base) -> Iterator[None]:
     """Raises InputError where nothing can be found out."""
     try:
         yield
@@ -172,7 +165,7 @@ class Probe:
     @classmethod
     def of(cls, base: Base, settings: ModelSettings, device: torch.device) -> "Probe":
         """Make one, in fp32 where FlashAttention is not asked for."""
-        if not is_flash_attention_requested(requested_attention_implementation=settings.attention):
+        if not _asks_for_flash(settings):
             settings, device = replace(settings, dtype=torch.float32), torch.device("cpu")
         rows = _rows(_SEED)
         try:
@@ -203,7 +196,7 @@ class Probe:
         """Raise InputError if the copy computes something else while it learns."""
         with torch.random.fork_rng(devices=[]):
             learning = self._alone_learning()
-        if not self._agree([learning], [self.alone[0]]):
+        if not self.agree([learning], [self.alone[0]]):
             raise InputError(
                 f"{field}: {type(self.model).__name__} draws at random while it learns (dropout, "
                 "or a noise); set what names it in its config.json to 0"
@@ -222,7 +215,7 @@ class Probe:
         ids = row.tokens.copy()
         ids[-1] = _other(ids[-1:])[0]
         changed = _alone(self.model, SFTExample(ids, row.response_mask))
-        if self._agree([changed[:-1]], [self.alone[0][:-1]]):
+        if self.agree([changed[:-1]], [self.alone[0][:-1]]):
             return
         remedy = "name a causal language model"
         if getattr(self.model.config, "is_decoder", True) is False:
@@ -236,50 +229,17 @@ class Probe:
         """Raise InputError if tokens have other logits behind padding, as before prompts of PPO."""
         batch = pad_left([row.tokens for row in self.rows], 0)
         try:
-            logits = self._logits(batch.input_ids, batch.attention_mask, batch.position_ids)
+            logits = self.logits(batch.input_ids, batch.attention_mask, batch.position_ids)
         except REFUSED as error:
             reason = f"it raises {shortened(error)}"
         else:
             real = logits[batch.attention_mask.bool().to(logits.device)]
-            if self._agree(real.split([len(row.tokens) for row in self.rows]), self.alone):
+            if self.agree(real.split([len(row.tokens) for row in self.rows]), self.alone):
                 return
             reason = "a row's logits are not those that it has alone"
         raise InputError(
             f"{field}: {type(self.model).__name__} reads padding before a row, as PPO has it "
             f"before prompts: {reason}; name another model"
-        )
-
-    def keeps_columns(self) -> bool:
-        """Whether logits of chosen columns, others in each row, are those among all."""
-        batch = collate_packed([[row] for row in self.rows], 0)
-        inputs = batch.input_ids, batch.attention_mask(RowLayout.PADDED, self.model.dtype)
-        chosen = torch.tensor(_CHOSEN)
-        try:
-            kept = self._logits(*inputs, batch.position_ids, logits_to_keep=chosen)
-        except REFUSED:
-            return False
-        every = self._logits(*inputs, batch.position_ids)
-        expected = every.take_along_dim(chosen.to(every.device).unsqueeze(-1), dim=1)
-        return kept.shape == expected.shape and self._agree(list(kept), list(expected))
-
-    @torch.no_grad()
-    def head_makes_logits(self) -> bool:
-        """Whether logits are what a linear head makes of hidden states, without cap or scale."""
-        model: Any = self.model
-        ids = torch.from_numpy(self.rows[0].tokens.astype(np.int64)).unsqueeze(0)
-        ids = ids.to(next(model.parameters()).device)
-        head = model.get_output_embeddings()
-        # A class of its own may compute anything.
-        if type(head) is not nn.Linear:
-            return False
-        try:
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            logits = head(hidden)[0].float()
-        except REFUSED:
-            return False
-        alone = self.alone[0]
-        return logits.shape == alone.shape and bool(
-            (logits - alone).abs().max() <= _SAME_HEAD * alone.std()
         )
 
     def disagreement(self, layout: RowLayout) -> str | None:
@@ -289,14 +249,14 @@ class Probe:
         except REFUSED as error:
             # Libraries do not look at a mask before they compute with it.
             return _NO_MASK if layout is RowLayout.BLOCK_MASK else f"it raises {shortened(error)}"
-        if self._agree(logits, self.alone):
+        if self.agree(logits, self.alone):
             return None
         others = [
             SFTExample(_other(row.tokens), row.response_mask) if at < _BEHIND else row
             for at, row in enumerate(self.rows)
         ]
         changed = self._together(others, layout)
-        if self._agree([changed[_BEHIND]], [logits[_BEHIND]]):
+        if self.agree([changed[_BEHIND]], [logits[_BEHIND]]):
             return "a row's logits are not those that it has alone"
         return "a row's logits depend on the rows before it"
 
@@ -309,15 +269,13 @@ class Probe:
         batch = collate_packed([[rows[at] for at in group] for group in groups], 0, layout)
         batch = batch.to(parameter.device)
         mask = batch.attention_mask(layout, parameter.dtype)
-        logits = self._logits(batch.input_ids, mask, batch.position_ids)
+        logits = self.logits(batch.input_ids, mask, batch.position_ids)
         # Real tokens in the order of the sequences are those of the rows in theirs.
         real = logits[batch.segment_ids > 0]
         return list(real.split([len(row.tokens) for row in rows]))
 
     @torch.no_grad()
-    def _logits(
-        self, ids: Tensor, mask: Tensor | None, positions: Tensor, **kept: Tensor
-    ) -> Tensor:
+    def logits(self, ids: Tensor, mask: Tensor | None, positions: Tensor, **kept: Tensor) -> Tensor:
         """Float[batch, time, vocab]."""
         device = next(self.model.parameters()).device
         logits: Tensor = self.model(
@@ -329,7 +287,7 @@ class Probe:
         ).logits
         return logits.float()
 
-    def _agree(self, actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    def agree(self, actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         """Whether logits are equal but for rounding.
 
         In fp32 at every token. In half precision, which FlashAttention needs, rounding may send
@@ -342,6 +300,41 @@ class Probe:
             for one, other in zip(actual, expected, strict=True)
         ]
         return bool(torch.stack(changes).max() <= bound)
+
+
+def probe_of(base: Base, settings: ModelSettings, device: torch.device) -> Probe:
+    """A probe that was made of the same configuration before, or a new one; not to be changed.
+
+    A stage asks several times, and of models of one architecture. Raises ProbeError.
+    """
+    try:
+        known = shrunken(base.config).to_dict().items()
+    except REFUSED as error:
+        raise ProbeError(shortened(error)) from error
+    of_class, flash = type(base.config).__name__, _asks_for_flash(settings)
+    described = repr(sorted((name, value) for name, value in known if name not in _UNSEEN))
+    computes = (settings.dtype, device) if flash else None
+    key = of_class, described, settings.attention, computes
+    if key not in _probes:
+        if len(_probes) >= _KEPT:
+            _probes.clear()
+        _probes[key] = Probe.of(base, settings, device)
+    return _probes[key]
+
+
+_probes: dict[tuple[Any, ...], Probe] = {}
+
+
+def forget_probes() -> None:
+    """Make the next ones anew, as where what they compute with has changed."""
+    _probes.clear()
+
+
+def _asks_for_flash(settings: ModelSettings) -> bool:
+    wanted: bool = is_flash_attention_requested(
+        requested_attention_implementation=settings.attention
+    )
+    return wanted
 
 
 def _rows(seed: int) -> list[SFTExample]:

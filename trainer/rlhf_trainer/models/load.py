@@ -80,8 +80,7 @@ class ModelSettings:
     ) -> "ModelSettings":
         """Settings that the stage's specification asks for."""
         attention = ATTENTION[spec.attention_implementation]
-        # Adapters are drawn in the data type of the weights beside them.
-        as_saved = shards_weights(spec.zero_stage, ranks) and spec.lora is None
+        as_saved = shards_weights(spec.zero_stage, ranks)
         return cls(DTYPES[spec.precision], attention, spec.seed, note, as_saved)
 
 

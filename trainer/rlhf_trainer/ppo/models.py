@@ -22,6 +22,7 @@ from rlhf_trainer.models.activations import (
 )
 from rlhf_trainer.models.adapters import WithoutAdapters, add_adapters, trained_size
 from rlhf_trainer.models.agreement import require_same_prompts, require_same_tokens
+from rlhf_trainer.models.chosen_logits import fewest_logits
 from rlhf_trainer.models.engine import TrainedModel, freeze, train
 from rlhf_trainer.models.heads import (
     Actor,
@@ -31,7 +32,7 @@ from rlhf_trainer.models.heads import (
     initialize_value_head,
     switch_off_dropout,
 )
-from rlhf_trainer.models.layouts import check_model, fewest_logits, packed_or_padded
+from rlhf_trainer.models.layouts import check_model, packed_or_padded
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -272,7 +273,7 @@ def _load(
     """One model after the other, so that the machine's memory never holds more than one that is yet
     to be cut or moved."""
     actor = _policy(bases.actor, settings, logits)
-    add_adapters(actor.model, spec.lora, spec.seed, LORA)
+    add_adapters(actor.model, spec.lora, spec.seed, LORA, settings.dtype)
     trained_actor = train(_still(actor), spec, ranks, learning_rate=spec.learning_rate)
     frozen = partial(freeze, spec=spec, ranks=ranks, offload=spec.offload_frozen_models)
     reference: PlacedModel
@@ -301,7 +302,7 @@ def _policy(base: Base, settings: ModelSettings, logits: Logits) -> Actor:
 def _critic(base: Base, spec: PPOStage, settings: ModelSettings) -> ScalarModel:
     model = load_reward_base(base.location, base.tokenizer, settings, base.field, zero_head=True)
     initialize_value_head(model, spec.value_head_init, spec.seed)
-    add_adapters(model, spec.lora, spec.seed, LORA)
+    add_adapters(model, spec.lora, spec.seed, LORA, settings.dtype)
     return Critic(model) if spec.value_normalization == "PopArt" else ScalarModel(model)
 
 

@@ -8,30 +8,27 @@ equally many forward passes, which ZeRO 3 needs, and agree on the verdict.
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_api.v1alpha1 import PPOStage
-from rlhf_trainer.data.packing import RowLayout
 from rlhf_trainer.data.tokenize.tokenized import Prompt
 from rlhf_trainer.errors import SelfCheckError
 from rlhf_trainer.generation.counter import Purpose, RowSeeds
 from rlhf_trainer.generation.sampling import Sampling
 from rlhf_trainer.models.engine import DTYPES
-from rlhf_trainer.ppo.experience import last_scores, response_statistics, response_values
+from rlhf_trainer.ppo.experience import last_scores, response_statistics
 from rlhf_trainer.ppo.models import FIELD
 from rlhf_trainer.ppo.rollout import Rollout
 from rlhf_trainer.ppo.samplers import Sampler
 from rlhf_trainer.rl import masked_mean
 from rlhf_trainer.run.checkpoint import restore_rng_state, rng_state
-from rlhf_trainer.run.distributed import Ranks, any_rank, reduce_max
+from rlhf_trainer.run.distributed import Ranks, reduce_max
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ LOG_RATIO_BOUND = {"FP32": 1e-5, "BF16": 0.02}
 SCORE_BOUND = {"FP32": 1e-4, "BF16": 0.05}
 """Mean |change| of the scores, in their standard deviations, that is too much, by precision."""
 ROUNDINGS = 2
-"""Rounding steps of the largest score that are no change: see `_score_change`."""
+"""Rounding steps of the largest score within which scores are all alike: see `score_change`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +67,8 @@ _PADDING_REMEDY = (
     "the model reads padding or ignores position ids: try another attentionImplementation, or name "
     "a model that transformers implements"
 )
-_SCORE_UNIT = "in standard deviations of the scores and beyond their rounding"
+_OR_ROUNDING = "; where scores lie close together beside their size, set precision FP32"
+_SCORE_UNIT = "in standard deviations of the scores"
 RATIO = Check(
     "ratio",
     f"{FIELD}.model",
@@ -99,14 +97,15 @@ PADDING_OF_SCORES = Check(
     f"{FIELD}.rewardModel",
     f"mean |change of the score| by padding, {_SCORE_UNIT},",
     SCORE_BOUND,
-    _PADDING_REMEDY,
+    _PADDING_REMEDY + _OR_ROUNDING,
 )
 ORDER_OF_SCORES = Check(
     "score order",
     f"{FIELD}.rewardModel",
     f"mean |change of the score| by the order of rows, {_SCORE_UNIT},",
     SCORE_BOUND,
-    "rows of a batch influence each other: name a reward model that scores each row for itself",
+    "rows of a batch influence each other: name a reward model that scores each row for itself"
+    + _OR_ROUNDING,
 )
 
 
@@ -186,7 +185,7 @@ def deviations(subjects: Subjects, rollout: Rollout, spec: PPOStage) -> dict[Che
     more = widened(rollout, _more_padding(spec.max_response_length))
 
     def logprobs(model: Callable[..., Any], rows: Rollout, at_a_time: int) -> Tensor:
-        return _evaluated(
+        return evaluated(
             lambda part: response_statistics(model, part, spec.temperature).logprobs,
             rows,
             at_a_time,
@@ -196,16 +195,16 @@ def deviations(subjects: Subjects, rollout: Rollout, spec: PPOStage) -> dict[Che
     with torch.enable_grad():
         # As an update of padded rows does: with a graph to learn from, in its own micro-batches.
         new = logprobs(subjects.actor, rollout, spec.micro_batch_size).detach()
-    changes = {RATIO: _mean_change(new, old, mask)}
+    changes = {RATIO: mean_change(new, old, mask)}
     if subjects.reference is not None:
         reference = logprobs(subjects.reference, rollout, size)
-        changes[REFERENCE] = _mean_change(old, reference, mask)
+        changes[REFERENCE] = mean_change(old, reference, mask)
     padded = logprobs(subjects.actor, more, size)
     alone = torch.zeros_like(old)
     for at, row in enumerate(alone_rows(rollout)):
         alone[at, : row.responses.shape[1]] = logprobs(subjects.actor, row, 1)[0]
     changes[PADDING_OF_LOGPROBS] = max(
-        _mean_change(padded, old, mask), _mean_change(alone, old, mask)
+        mean_change(padded, old, mask), mean_change(alone, old, mask)
     )
     if subjects.reward_model is not None:
         changes |= _score_deviations(subjects.reward_model, rollout, more, spec, subjects.score_end)
@@ -220,102 +219,18 @@ def _score_deviations(
     score_end: int | None,
 ) -> dict[Check, float]:
     def scores(rows: Rollout, at_a_time: int = spec.rollout_micro_batch_size) -> Tensor:
-        return _evaluated(lambda part: last_scores(model, part, score_end), rows, at_a_time)
+        return evaluated(lambda part: last_scores(model, part, score_end), rows, at_a_time)
 
     expected = scores(rollout)
     alone = torch.cat([scores(row, 1) for row in alone_rows(rollout)])
     turned = scores(turned_rows(rollout)).roll(-1, 0)
     return {
         PADDING_OF_SCORES: max(
-            _score_change(scores(more), expected, spec.precision),
-            _score_change(alone, expected, spec.precision),
+            score_change(scores(more), expected, spec.precision),
+            score_change(alone, expected, spec.precision),
         ),
-        ORDER_OF_SCORES: _score_change(turned, expected, spec.precision),
+        ORDER_OF_SCORES: score_change(turned, expected, spec.precision),
     }
-
-
-def sound_layout(
-    subjects: Subjects, rollout: Rollout, layout: RowLayout, spec: PPOStage, ranks: Ranks
-) -> RowLayout:
-    """`layout`, or padded rows where the models themselves break what a copy of them promised.
-
-    Held against the bounds of padding; all ranks call this together and get the same answer.
-    """
-    if any_rank(ranks, layout is RowLayout.PADDED):
-        return RowLayout.PADDED
-    before = rng_state()
-    try:
-        changes = packing_changes(subjects, rollout, spec)
-    finally:
-        restore_rng_state(before)
-    log_ratio, score, value = reduce_max(changes, ranks)
-    bound = SCORE_BOUND[spec.precision]
-    sound = log_ratio < LOG_RATIO_BOUND[spec.precision] and max(score, value) < bound
-    logger.log(
-        logging.INFO if sound else logging.WARNING,
-        "%s: rows of a rollout %s: where they do, log pi changes by %.1e nats a token (below %g is "
-        "sound), scores by %.1e and values by %.1e, in standard deviations of these and beyond "
-        "their rounding (below %g is)",
-        FIELD,
-        "share sequences"
-        if sound
-        else "share no sequences, which is slower; another attentionImplementation may keep them "
-        "apart",
-        log_ratio,
-        LOG_RATIO_BOUND[spec.precision],
-        score,
-        value,
-        bound,
-    )
-    return layout if sound else RowLayout.PADDED
-
-
-@torch.no_grad()
-def packing_changes(
-    subjects: Subjects, rollout: Rollout, spec: PPOStage
-) -> tuple[float, float, float]:
-    """How far log-probabilities, scores and values are from those of padded rows, as the checks of
-    padding measure it; 0 where there is no such model."""
-    mask, scoring = rollout.response_mask, spec.rollout_micro_batch_size
-
-    def logprobs(rows: Rollout) -> Tensor:
-        return response_statistics(subjects.actor, rows, spec.temperature).logprobs
-
-    with torch.enable_grad():
-        # As the update evaluates it.
-        packed = _packed(logprobs, rollout, spec.micro_batch_size).detach()
-    changed = _mean_change(packed, _evaluated(logprobs, rollout, scoring), mask)
-
-    def change(
-        model: Callable[..., Any] | None, ask: Callable[[Callable[..., Any], Rollout], Tensor]
-    ) -> float:
-        if model is None:
-            return 0.0
-        evaluate = partial(ask, model)
-        numbers = _packed(evaluate, rollout, scoring), _evaluated(evaluate, rollout, scoring)
-        together, alone = (each[mask] if each.dim() > 1 else each for each in numbers)
-        return _score_change(together, alone, spec.precision)
-
-    return (
-        changed,
-        change(subjects.reward_model, partial(last_scores, score_end=subjects.score_end)),
-        change(subjects.critic, response_values),
-    )
-
-
-def _packed(evaluate: Callable[[Rollout], Tensor], rollout: Rollout, at_a_time: int) -> Tensor:
-    """The same with as many rows in one sequence, and at least two: where the least is computed,
-    rows of like length would stand alone."""
-
-    def evaluated(rows: Rollout) -> Tensor:
-        ((order, together),) = rows.within(sys.maxsize, RowLayout.ONE_SEQUENCE)
-        numbers = evaluate(together)[order.argsort()]
-        if numbers.dim() == 1:
-            return numbers
-        missing = rows.responses.shape[1] - numbers.shape[1]
-        return torch.nn.functional.pad(numbers, (0, missing))
-
-    return _evaluated(evaluated, rollout, max(2, at_a_time))
 
 
 def require_passed(measured: Mapping[Check, float], precision: str) -> None:
@@ -356,27 +271,27 @@ def _more_padding(max_response_length: int) -> int:
     return min(PADDING, max_response_length // 2)
 
 
-def _evaluated(evaluate: Callable[[Rollout], Tensor], rows: Rollout, at_a_time: int) -> Tensor:
+def evaluated(evaluate: Callable[[Rollout], Tensor], rows: Rollout, at_a_time: int) -> Tensor:
     starts = range(0, len(rows.responses), at_a_time)
     return torch.cat([evaluate(rows[start : start + at_a_time]) for start in starts])
 
 
-def _mean_change(actual: Tensor, expected: Tensor, mask: Tensor) -> float:
+def mean_change(actual: Tensor, expected: Tensor, mask: Tensor) -> float:
     return _finite(float(masked_mean((actual - expected).abs(), mask)))
 
 
-def _score_change(actual: Tensor, expected: Tensor, precision: str) -> float:
-    """Mean |change| of Float[batch] in standard deviations; 0 where it may be rounding alone.
+def score_change(actual: Tensor, expected: Tensor, precision: str) -> float:
+    """Mean |change| of Float[batch] in standard deviations.
 
-    What a score s is made of is rounded to that precision, so that two evaluations of it may lie
-    eps |s| apart. Scores that are close together beside their size would be failed by that: a
-    change counts where it is more than `ROUNDINGS` such steps of the largest score.
+    Scores that are all alike have none to speak of: what a score s is made of is rounded to that
+    precision, so that two evaluations of it may lie eps |s| apart. Where the deviation is within
+    `ROUNDINGS` such steps of the largest score, a change within them is 0.
     """
-    change = float((actual - expected).abs().mean())
+    change, deviation = float((actual - expected).abs().mean()), float(expected.std())
     rounding = ROUNDINGS * torch.finfo(DTYPES[precision]).eps * float(expected.abs().max())
-    if change <= rounding:
+    if max(change, deviation) <= rounding:
         return 0.0
-    return _finite(change / max(float(expected.std()), torch.finfo(torch.float32).tiny))
+    return _finite(change / max(deviation, torch.finfo(torch.float32).tiny))
 
 
 def _finite(number: float) -> float:

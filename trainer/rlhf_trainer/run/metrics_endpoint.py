@@ -8,9 +8,10 @@ import importlib.metadata
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from wsgiref.simple_server import WSGIServer
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
@@ -33,6 +34,9 @@ from rlhf_api.v1alpha1 import StageConfig
 logger = logging.getLogger(__name__)
 
 _FAMILY = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+
+_STOP_SECONDS = 0.05
+"""How long the end of a stage may wait for the server to look whether it is to stop."""
 
 PhaseSeconds = Callable[[], Mapping[Phase, float]]
 """Asked at each scrape."""
@@ -99,6 +103,17 @@ class _Newest(Collector):
             yield family
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """Whoever reads slowly holds up neither others nor the end of the process."""
+
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        """A scrape is no news."""
+
+
 class MetricsEndpoint:
     """Serves what it was given last.
 
@@ -124,8 +139,8 @@ class MetricsEndpoint:
         # fixed one is a pod's, which Prometheus and the operator reach from outside.
         address = "0.0.0.0" if config.metrics_port else "127.0.0.1"
         try:
-            self._server, self._thread = start_http_server(
-                config.metrics_port, addr=address, registry=registry
+            self._server = make_server(
+                address, config.metrics_port, make_wsgi_app(registry), _Server, _Handler
             )
         except OSError as error:
             logger.warning(
@@ -137,6 +152,10 @@ class MetricsEndpoint:
             )
             return
         self.port = self._server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_STOP_SECONDS,), daemon=True
+        )
+        self._thread.start()
 
     def set(self, values: Mapping[Metric, float]) -> None:
         """Replace the values of these metrics."""

@@ -50,11 +50,12 @@ from rlhf_trainer.ppo.health import Health
 from rlhf_trainer.ppo.learning import Learner
 from rlhf_trainer.ppo.metrics import refused_metrics, rollout_metrics
 from rlhf_trainer.ppo.models import FIELD, Bases, Workload, load_models, wave_room
+from rlhf_trainer.ppo.packing_check import sound_layout
 from rlhf_trainer.ppo.popart import ReturnScale, follow
 from rlhf_trainer.ppo.ptx import PTX
 from rlhf_trainer.ppo.rewards import Rewards, mean_rewards
 from rlhf_trainer.ppo.sampler_check import with_exact_sampler
-from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling, sound_layout
+from rlhf_trainer.ppo.self_checks import Subjects, run_self_checks, short_sampling
 from rlhf_trainer.ppo.state import State
 from rlhf_trainer.process.outcome import StageOutcome
 from rlhf_trainer.process.stopping import StopFlag

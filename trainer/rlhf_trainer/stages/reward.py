@@ -116,7 +116,7 @@ def _longest(pairs: Sequence[PreferencePair]) -> int:
 
 def _load(base: Base, settings: ModelSettings, spec: RewardStage, ranks: Ranks) -> TrainedModel:
     model = load_reward_base(base.location, base.tokenizer, settings, base.field)
-    add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora")
+    add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora", settings.dtype)
     # Two passes over the same text must agree on its score.
     switch_off_dropout(model)
     return train(ScalarModel(model), spec, ranks, learning_rate=spec.learning_rate)

@@ -31,9 +31,10 @@ from rlhf_trainer.models.activations import (
     scoring_allowance,
 )
 from rlhf_trainer.models.adapters import add_adapters, trained_size
+from rlhf_trainer.models.chosen_logits import fewest_logits
 from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
 from rlhf_trainer.models.heads import Actor, Logits, switch_off_dropout
-from rlhf_trainer.models.layouts import fewest_logits, row_layout
+from rlhf_trainer.models.layouts import row_layout
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
 from rlhf_trainer.models.memory import (
     check_memory,
@@ -213,7 +214,7 @@ def _load(
     base: Base, settings: ModelSettings, spec: SFTStage, ranks: Ranks, logits: Logits
 ) -> TrainedModel:
     model = load_causal_model(base.location, base.tokenizer, settings, base.field)
-    add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora")
+    add_adapters(model, spec.lora, spec.seed, f"{FIELD}.lora", settings.dtype)
     # An interrupted run must end like an uninterrupted one, and ranks alike: nothing is dropped.
     switch_off_dropout(model)
     actor = Actor(model, logits=logits)

@@ -242,6 +242,8 @@ BAD_ROWS = [
         for key, value, said in [
             ("prefix", True, "true: an answer is learned as a whole"),
             ("end_turn", False, "false: every turn is written with its end"),
+            ("end_turn", 0, "0: every turn is written with its end"),
+            ("end_turn", "no", '"no": must be true or false'),
         ]
     ),
     (

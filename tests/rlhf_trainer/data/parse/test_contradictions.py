@@ -270,6 +270,14 @@ def test_what_says_the_same_is_left_alone(
             "sft", {**ASKED, "sample_weight": 0.5}, {}, "sample_weight", "0 or 1", id="weight"
         ),
         pytest.param("prompt", {"prompt": "p", "suffix": "s"}, {}, "suffix", "remove", id="FIM"),
+        *(
+            pytest.param("sft", {**ASKED, "end_turn": value}, {}, "end_turn", remedy, id=name)
+            for name, value, remedy in (
+                ("goes on", False, "remove such rows"),
+                ("goes on, in a column of floats", 0.0, "give them weight 0"),
+                ("goes on or not", "no", "must be true or false"),
+            )
+        ),
         pytest.param(
             "sft", {"instruction": "i", "output": "o"}, {}, "prompt", "columns.prompt", id="Alpaca"
         ),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from rlhf_api.v1alpha1 import Columns
-from rlhf_trainer.data.parse.columns import THOUGHTS
+from rlhf_trainer.data.parse.columns import ENDED, THOUGHTS, says_ended
 from rlhf_trainer.data.parse.said import frames, says, texts
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row
@@ -50,6 +50,7 @@ UNREAD = (
     "tool_calls",
     "function_call",
     "loss_mask",
+    ENDED,
     *GIVEN_TO_TEMPLATES,
 )
 """Columns that some trainer puts before a prompt, learns as an answer or gives to the chat
@@ -110,6 +111,8 @@ def learned_rows(
         for name in unread:
             if name == VERDICT:
                 _require_good(row)
+            elif name == ENDED:
+                _require_ended(row)
             elif name in ANSWERS:
                 _require_same_answer(row, name, read, answers)
             else:
@@ -174,6 +177,17 @@ def _require_good(row: Row) -> None:
             value,
             "says that the answer is a bad one, which would be learned as the good ones are; "
             "remove such rows, or give them weight 0",
+        )
+
+
+def _require_ended(row: Row) -> None:
+    if not says_ended(row, ENDED, row.values.get(ENDED)):
+        raise mistake(
+            row,
+            ENDED,
+            row.values[ENDED],
+            "says that the answer goes on, but every answer is written with its end; remove such "
+            "rows, or give them weight 0",
         )
 
 

@@ -209,10 +209,11 @@ def _known(row: Row, field: str, value: dict[str, Any]) -> Message:
             row, f"{field}.{name}", value[name], f"is the assistant's, but the role is {role}"
         )
     is_call = any(key in written for key in CALLS)
+    ends = says_ended(row, f"{field}.{ENDED}", value.get(ENDED))
     # Behind a call comes its result, in a turn of its own.
-    if value.get(ENDED) is False and role == "assistant" and not is_call:
+    if not ends and role == "assistant" and not is_call:
         remedy = "every turn is written with its end; remove it, or write the turn as a whole"
-        raise mistake(row, f"{field}.{ENDED}", False, remedy)
+        raise mistake(row, f"{field}.{ENDED}", value[ENDED], remedy)
     _check_calls(row, field, written)
     names = {key: value[key] for key in NAMES if value.get(key)}
     for key, other in {**written, **names}.items():
@@ -284,6 +285,21 @@ def _is_learned(row: Row, field: str, value: object) -> bool:
     if value is not None and value not in (0, 1):
         raise mistake(row, field, value, "must be 0 or 1: a turn is learned or not; correct it")
     return value is None or bool(value)
+
+
+def says_ended(row: Row, field: str, value: object) -> bool:
+    """Whether a turn ends where its text does, by the value of `ENDED`; it does where that says
+    nothing.
+
+    Raises:
+        DataError: the value is neither.
+    """
+    if value in (None, "", [], {}):
+        return True
+    # 1 and 1.0 are equal to true.
+    if value not in (0, 1):
+        raise mistake(row, field, value, "must be true or false; correct it or remove it")
+    return bool(value)
 
 
 def _columns(row: Row) -> str:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from rlhf_api.names import ConditionType, Reason, StageState
 from rlhf_api.v1alpha1 import Condition, RLHFJobStatus, StageStatus, StageStatuses
-from rlhf_cli.retrying import retried
+from rlhf_operator.planning.statuses import reopened
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 END = START + timedelta(minutes=10)
@@ -36,7 +36,7 @@ def test_what_failed_is_opened_and_the_rest_stays() -> None:
         conditions=(failed,),
         stages=StageStatuses(sft=done, reward=lost, ppo=never),
     )
-    again = retried(status, NOW)
+    again = reopened(status, NOW)
     assert (again.conditions, again.completion_time) == ((), None)
     assert (again.start_time, again.idle_seconds) == (START, 5 * 3600)
     assert again.stages.sft == done
