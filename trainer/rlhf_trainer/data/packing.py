@@ -88,7 +88,18 @@ class PackedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same on another device."""
-        return PackedBatch(*(each.to(device) for each in self))
+        return PackedBatch(*(on_device(each, device) for each in self))
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, of the CPU, on a device.
+
+    To a GPU it goes from pinned memory: other memory is copied only when all is done that the GPU
+    was asked for before.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def pack(lengths: Sequence[int], capacity: int, window: int = WINDOW) -> list[list[int]]:

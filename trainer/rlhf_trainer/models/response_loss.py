@@ -4,7 +4,7 @@ Called by SFT, and by PPO for the texts that it mixes in. Only columns whose los
 logits, where the model lets them be chosen.
 """
 
-from rlhf_trainer.data.packing import PackedBatch, RowLayout
+from rlhf_trainer.data.packing import PackedBatch, RowLayout, on_device
 from rlhf_trainer.models.engine import TrainedModel
 from rlhf_trainer.rl import SFTLoss, sft_loss
 from rlhf_trainer.run.distributed import Ranks
@@ -22,7 +22,7 @@ def response_loss(
         normalizer: number of response tokens that the loss is a mean of, over all ranks.
         ranks: for this rank's device.
     """
-    columns, real = (each.to(ranks.device) for each in batch.response_columns())
+    columns, real = (on_device(each, ranks.device) for each in batch.response_columns())
     dtype = next(model.module.parameters()).dtype
     statistics = model(*batch.inputs(layout, dtype, ranks.device), columns)
     return sft_loss(statistics.logprobs, real, normalizer)

@@ -1,9 +1,9 @@
 """Log-probability and entropy of tokens: the one place where logits become either.
 
 Called by every stage, with the temperature the tokens were sampled at. `logits[:, t]` must be the
-scores *of* `tokens[:, t]`, so the caller has shifted them. Never held at once: batch × time ×
-vocabulary in fp32, forward or backward. The backward pass takes the softmax anew from the caller's
-logits, chunk by chunk, and nothing of that size is kept besides.
+scores *of* `tokens[:, t]`, so the caller has shifted them. Beside the caller's logits and their
+gradient nothing of batch × time × vocabulary is held: the backward pass takes the softmax anew
+from the caller's logits, chunk by chunk.
 
 PPO leaves out rows of the embedding that have no token (padded vocabularies): sampler, actor and
 reference alike give them probability 0, and the loss of other texts that PPO mixes in. Supervised

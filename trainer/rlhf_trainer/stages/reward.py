@@ -23,6 +23,7 @@ from rlhf_api.v1alpha1 import RewardStage, StageConfig
 from rlhf_trainer.data.budget import token_budget
 from rlhf_trainer.data.cursor import rank_slice
 from rlhf_trainer.data.loading import load_preferences
+from rlhf_trainer.data.packing import on_device
 from rlhf_trainer.data.pairs import PairBatch, PairCollator, longer
 from rlhf_trainer.data.tokenize.tokenized import PreferencePair
 from rlhf_trainer.models.activations import (
@@ -185,11 +186,11 @@ def _loss(
     ranks: Ranks,
 ) -> RewardLoss:
     chosen, rejected = score_pairs(model, together, ranks)
-    margins = [spec.margin if pair.margin is None else pair.margin for pair in pairs]
+    margins = torch.tensor([spec.margin if pair.margin is None else pair.margin for pair in pairs])
     return reward_loss(
         chosen,
         rejected,
-        torch.tensor(margins, device=chosen.device),
+        on_device(margins, ranks.device),
         spec.centering_coef,
         normalizer=normalizer,
     )
@@ -199,7 +200,8 @@ def score_pairs(model: PlacedModel, batch: PairBatch, ranks: Ranks) -> tuple[Ten
     """Scores of the chosen and of the rejected answers in one pass: 2 x Float[pairs]."""
     dtype = next(model.module.parameters()).dtype
     numbers: Tensor = model(*batch.sequences.inputs(batch.layout, dtype, ranks.device))
-    scores = numbers[batch.rows.to(ranks.device), batch.columns.to(ranks.device)]
+    rows, columns = (on_device(each, ranks.device) for each in (batch.rows, batch.columns))
+    scores = numbers[rows, columns]
     pairs = len(scores) // 2
     return scores[:pairs], scores[pairs:]
 
