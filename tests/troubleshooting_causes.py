@@ -270,7 +270,8 @@ CAUSES = (
         staged.suspended,
         "`spec.suspend` is true: the pods have saved a checkpoint and are gone, with their logs. "
         "Deadlines stand still. With reason Guardrail "
-        "it was a [guardrail](guardrails.md#health-and-guardrails) that suspended the job.",
+        "it was a [guardrail](guardrails.md#health-and-guardrails) that suspended the job, and "
+        "`spec.suspend` has to be set to true first, until the reason is UserRequested.",
         '`kubectl patch rlhf JOB --type=merge -p \'{"spec":{"suspend":false}}\'` lets it go on '
         "from the checkpoint.",
     ),

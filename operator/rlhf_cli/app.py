@@ -184,12 +184,11 @@ def _conclude(outcome: Outcome, workdir: Workdir, *, already: bool) -> int:
     failed = find_condition(job.status.conditions, ConditionType.FAILED)
     if failed is not None and failed.status == "True":
         # A file in which such a field is corrected is another job; `Workdir.load` refuses it.
-        by_guardrail = is_failed_by_guardrail(stages_of(job.status))
-        goes_on_by = "the same command" if by_guardrail else "--retry"
-        _say(
-            f"when the cause is removed, {goes_on_by} goes on; where that takes another value of a "
-            f"field that determines results, {again}"
-        )
+        other = f"where that takes another value of a field that determines results, {again}"
+        if is_failed_by_guardrail(stages_of(job.status)):
+            _say(f"the same command goes on from the last checkpoints; {HELP}; {other}")
+        else:
+            _say(f"when the cause is removed, --retry goes on; {other}")
         # As one line, since whoever reads a log looks at the last one.
         told = " ".join(failed.message.removesuffix(f"; {RESUME}").split())
         logs = ", ".join(log for log in failure_logs(job, workdir) if log not in told)

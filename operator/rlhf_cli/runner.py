@@ -183,9 +183,10 @@ class Runner:
     def _without_end(self, event: Event) -> Event:
         """The event of a failure without the reason, and of a guardrail without the remedy: the
         command tells them once, as its end."""
-        for name, stage in stages_of(self.job.status).items():
+        stages = stages_of(self.job.status)
+        for name, stage in stages.items():
             told = f"stage {name}: {stage.message}"
-            if event.message != f"{told}{remedy(stage)}":
+            if event.message != f"{told}{remedy(stage, stages)}":
                 continue
             if stage.state is StageState.FAILED:
                 return replace(event, message=f"stage {name} has failed")

@@ -58,7 +58,8 @@ JOBS = Gauge(
 )
 STAGE_SECONDS = Histogram(
     f"{PREFIX}stage_duration_seconds",
-    "Seconds from a stage's first attempt to its end, without those in which nothing was to run.",
+    "Seconds from a stage's first attempt to its end, without those in which nothing was to run; "
+    "a stage that is resumed after a failure ends again.",
     ["stage", "outcome"],
     buckets=[hours * _HOUR for hours in _STAGE_HOURS],
 )

@@ -16,8 +16,8 @@ class Guardrail(Contract):
     rule: GuardrailRule
     """What is watched."""
     action: GuardrailAction | None = None
-    """Observe tells, Suspend saves (finite numbers only) and stops until resumed, Fail ends the
-    job; Fail for NonFinite and Observe for all others when left out."""
+    """Observe tells, Suspend saves (finite numbers only) and stops until resumed, Fail does so and
+    fails the job; Fail for NonFinite and Observe for all others when left out."""
     threshold: float | None = Field(None, ge=-1e9, le=1e9)
     """Limit of the rule's quantity; the rule's own default when left out."""
     warmup_updates: int | None = Field(None, ge=0, le=1_000_000)

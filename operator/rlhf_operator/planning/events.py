@@ -14,6 +14,7 @@ from rlhf_operator.planning.conditions import find_condition, is_true
 from rlhf_operator.planning.guardrails import awaits_resume, remedy
 from rlhf_operator.planning.hindrances import UNHINDERED
 from rlhf_operator.planning.rows import rows_left_out
+from rlhf_operator.planning.statuses import stages_of
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Event:
 
 def derive_events(old: RLHFJobStatus, new: RLHFJobStatus) -> Iterator[Event]:
     """One Event for each transition from `old` to `new`."""
-    for name in StageName:
-        before, after = getattr(old.stages, name), getattr(new.stages, name)
-        if after is not None:
-            yield from _stage_events(name, before or StageStatus(state=StageState.WAITING), after)
+    known, stages = stages_of(old), stages_of(new)
+    for name, after in stages.items():
+        before = known.get(name, StageStatus(state=StageState.WAITING))
+        yield from _stage_events(name, before, after, remedy(after, stages))
     yield from _children_events(old, new)
     yield from _intact_events(old, new)
     for kind in (ConditionType.SUSPENDED, ConditionType.SUCCEEDED, ConditionType.FAILED):
@@ -110,7 +111,9 @@ def _is_told_by_stages(old: RLHFJobStatus, new: RLHFJobStatus) -> bool:
     return bool(turned) and all(turned)
 
 
-def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> Iterator[Event]:
+def _stage_events(
+    name: StageName, before: StageStatus, after: StageStatus, how_on: str
+) -> Iterator[Event]:
     if _is_created(before, after):
         said = f"stage {name}: attempt {after.created_attempt} starts"
         yield Event("Normal", Reason.CREATED, said)
@@ -128,7 +131,7 @@ def _stage_events(name: StageName, before: StageStatus, after: StageStatus) -> I
     yield Event(
         "Warning" if severe else "Normal",
         reason or Reason.STOPPED,
-        f"stage {name}: {after.message or after.state}{remedy(after)}",
+        f"stage {name}: {after.message or after.state}{how_on}",
     )
 
 

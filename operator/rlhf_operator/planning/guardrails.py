@@ -50,12 +50,14 @@ def resumed(stage: StageStatus) -> StageStatus:
 def is_failed_by_guardrail(stages: Mapping[StageName, StageStatus]) -> bool:
     """Whether a guardrail, and nothing else, has failed the job: it can be resumed."""
     failed = [stage for stage in stages.values() if stage.state is StageState.FAILED]
-    return bool(failed) and all(map(_may_resume, failed))
+    # Numbers that are not finite have a reason of their own: the same would come again.
+    return bool(failed) and all(stage.reason is Reason.GUARDRAIL for stage in failed)
 
 
-def remedy(stage: StageStatus) -> str:
-    """A clause on how a stage goes on that a guardrail has suspended or failed; else empty."""
-    failed = stage.state is StageState.FAILED and _may_resume(stage)
+def remedy(stage: StageStatus, stages: Mapping[StageName, StageStatus]) -> str:
+    """A clause on how one of a job's `stages` goes on that a guardrail has suspended or failed;
+    else empty."""
+    failed = stage.state is StageState.FAILED and is_failed_by_guardrail(stages)
     return f"; {RESUME}" if failed or awaits_resume(stage) else ""
 
 
@@ -147,11 +149,6 @@ def guardrails_digest(guardrails: Sequence[Guardrail]) -> str:
     """What tells apart two sets of guardrails, in whatever order they stand."""
     documents = {each.rule.value: each.to_document() for each in guardrails}
     return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _may_resume(stage: StageStatus) -> bool:
-    # Numbers that are not finite have a reason of their own: the same would come again.
-    return stage.reason is Reason.GUARDRAIL
 
 
 def _results_with_rules(attempt: ObservedAttempt) -> list[StageResult]:

@@ -52,6 +52,7 @@ from rlhf_operator.planning.statuses import (
     is_finished,
     is_open,
     reopened,
+    reopened_stages,
     stages_of,
     with_idle_time,
     with_stages,
@@ -96,12 +97,15 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
     """
     now = now.astimezone(UTC).replace(microsecond=0)
     known = job.status
-    if _is_taken_up(job):
+    if job.spec.suspend and is_failed_by_guardrail(stages_of(known)):
+        # Whoever suspends what a guardrail failed may resume it.
         job = job.model_copy(update={"status": reopened(known, now)})
     elif is_finished(known):
         return _at_rest(job, observed, now)
     status = _without_suspension(job, now)
     status, stages = _absorbed(job, status, observed, now, placement)
+    if job.spec.suspend and is_failed_by_guardrail(stages):
+        stages = reopened_stages(stages, now)
     configs = Configs(job, _artifacts(stages), placement)
     decided = _decided(job, stages, observed, now, configs)
     status = with_job_idle(status, stages, decided, now)
@@ -115,12 +119,6 @@ def plan(job: RLHFJob, observed: Observed, now: datetime, placement: Placement) 
         _look_at(job, status, observed, now),
         tuple(_unconfirmed(stages, observed)),
     )
-
-
-def _is_taken_up(job: RLHFJob) -> bool:
-    """Whether a person has suspended the job after a guardrail failed it: it may be resumed."""
-    changed = job.metadata.generation > (job.status.observed_generation or 0)
-    return job.spec.suspend and changed and is_failed_by_guardrail(stages_of(job.status))
 
 
 def _at_rest(job: RLHFJob, observed: Observed, now: datetime) -> Plan:

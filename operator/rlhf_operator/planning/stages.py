@@ -7,7 +7,7 @@ decided about attempt number `attempt`, so that nothing is decided, or counted, 
                   |           |----> Starting (held back, the same attempt)
                   |           |----> Restarting -> Starting (next attempt)
                   |           |----> Stopping -> Suspended or Restarting
-                  +-----------+----> Failed
+                  +-----------+----> Failed (Suspended or Waiting again on a person's wish)
 """
 
 import re
@@ -42,7 +42,7 @@ from rlhf_operator.planning.requeued import requeued
 from rlhf_operator.planning.rows import rows_told
 
 CLOSED = frozenset({StageState.SUCCEEDED, StageState.FAILED})
-"""Nothing changes any more."""
+"""Nothing changes any more but by a person's wish, see `statuses.reopened`."""
 ACTIVE = frozenset({StageState.STARTING, StageState.RUNNING, StageState.STOPPING})
 """The current attempt is, or may be, there; in all other states it was dealt with."""
 

@@ -57,30 +57,41 @@ def with_idle_time(status: RLHFJobStatus, idle: timedelta) -> RLHFJobStatus:
 def reopened(status: RLHFJobStatus, now: datetime) -> RLHFJobStatus:
     """The status in which no stage has failed and all restarts are there again.
 
-    Attempts go on counting, so that checkpoints are found and no folder is used twice.
+    Attempts go on counting, so that checkpoints are found and no folder is used twice. Deadlines
+    and `secondsTotal` leave out the time in which the job, or a stage, lay still.
     """
-    stages = {
-        name: _reopened(stage) if stage.state is StageState.FAILED else stage
-        for name, stage in stages_of(status).items()
-    }
     failed = find_condition(status.conditions, ConditionType.FAILED)
-    opened = status.model_copy(
+    rested = with_idle_time(status, now - failed.last_transition_time if failed else timedelta())
+    return rested.model_copy(
         update={
-            "stages": with_stages(status, stages),
+            "stages": with_stages(rested, reopened_stages(stages_of(rested), now)),
             "conditions": tuple(each for each in status.conditions if each is not failed),
             "completion_time": None,
         }
     )
-    # Deadlines and `secondsTotal` leave out the time in which the job lay still.
-    return with_idle_time(opened, now - failed.last_transition_time if failed else timedelta())
 
 
-def _reopened(stage: StageStatus) -> StageStatus:
+def reopened_stages(
+    stages: Mapping[StageName, StageStatus], now: datetime
+) -> dict[StageName, StageStatus]:
+    """The same of a job's stages; those that have succeeded stay as they are."""
+    return {
+        name: stage
+        if stage.state is StageState.SUCCEEDED
+        else _reopened(stage.model_copy(update={"restarts": 0, "disruptions": 0}), now)
+        for name, stage in stages.items()
+    }
+
+
+def _reopened(stage: StageStatus, now: datetime) -> StageStatus:
+    if stage.state is not StageState.FAILED:
+        return stage
+    # One that never began has no clock.
+    still = now - (stage.completion_time or now) if stage.start_time else timedelta()
     return stage.model_copy(
         update={
             "state": StageState.SUSPENDED if stage.attempt else StageState.WAITING,
-            "restarts": 0,
-            "disruptions": 0,
+            "idle_seconds": stage.idle_seconds + max(0, round(still.total_seconds())),
             "completion_time": None,
             "reason": Reason.USER_REQUESTED,
             "message": "to be tried again on request",

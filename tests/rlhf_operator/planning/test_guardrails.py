@@ -150,7 +150,6 @@ def failed_by_a_guardrail(t: Any) -> None:
 
 
 def failed_while_it_was_suspended(t: Any) -> None:
-    """Nobody has said since that it may go on."""
     t.spec(suspend=True)
     t.look()
     fires(t, verdict(GuardrailAction.FAIL))
@@ -180,7 +179,7 @@ def succeeded(t: Any) -> None:
     ("ended", "phase"),
     [
         (failed_by_a_guardrail, "Suspended"),
-        (failed_while_it_was_suspended, "Failed"),
+        (failed_while_it_was_suspended, "Suspended"),
         (failed_by_its_data, "Failed"),
         (failed_by_numbers, "Failed"),
         (succeeded, "Succeeded"),
@@ -198,22 +197,55 @@ def test_what_is_over_stays_over_but_for_a_guardrails_failure(
     assert t.started() == ([("ppo", 2)] if phase == "Suspended" else [])
 
 
-def test_stages_that_stopped_beside_a_failed_one_go_on_with_it(trial: MakeTrial) -> None:
-    t = trial(stages={"sft": BASE, "ppo": PPO})
+def beside(trial: MakeTrial, **changes: Any) -> Any:
+    """A job that a guardrail fails in one of two stages that run; the other has crashed once."""
+    t = trial(stages={"sft": BASE, "ppo": PPO}, **changes)
     t.look()
-    for name in ("sft", "ppo"):
-        t.run(name, step=1)
+    t.end("sft", 137)
+    t.run("ppo", step=1)
+    t.look()
+    t.look(2)
+    t.run("sft", step=1)
     t.look()
     fires(t, verdict(GuardrailAction.FAIL))
     t.look()
-    assert t.stops() == [("sft", 1)]
+    assert t.stops() == [("sft", 2)]
+    return t
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_stages_that_stopped_beside_a_failed_one_go_on_with_it(
+    trial: MakeTrial, early: bool
+) -> None:
+    t = beside(trial, runPolicy={"maxRestarts": 1, "stageDeadlineSeconds": 1000})
+    assert t.stage("sft").restarts == 1
+    if early:
+        # While the other one stops.
+        t.spec(suspend=True)
+        t.look(30)
     t.end("sft", 85, said={"last_checkpoint_step": 1})
-    t.look()
-    assert t.job.status.phase == "Failed"
+    t.look(30)
+    assert t.job.status.phase == ("Suspended" if early else "Failed")
+    t.look(2000)
     for suspend in (True, False):
         t.spec(suspend=suspend)
         t.look()
-    assert t.started() == [("sft", 2), ("ppo", 2)]
+    assert t.started() == [("sft", 3), ("ppo", 2)]
+    assert [t.stage(name).restarts for name in ("sft", "ppo")] == [0, 0]
+    # Its clock stood from its own end on.
+    assert t.stage("ppo").idle_seconds >= 2030
+
+
+def test_a_job_that_failed_for_another_reason_too_stays_failed(trial: MakeTrial) -> None:
+    t = beside(trial)
+    assert "set spec.suspend" in next(e.message for e in t.last.events if e.reason == "Guardrail")
+    t.end("sft", 65)
+    t.look()
+    assert "set spec.suspend" not in t.condition("Failed").message
+    for suspend in (True, False):
+        t.spec(suspend=suspend)
+        t.look()
+    assert (t.job.status.phase, t.started()) == ("Failed", [])
 
 
 def test_what_still_runs_of_the_gang_is_stopped_first(trial: MakeTrial) -> None:

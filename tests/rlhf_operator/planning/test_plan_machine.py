@@ -346,9 +346,7 @@ class World(Happenings):
         """Whether a person has suspended it after a guardrail alone had failed stages of it."""
         stages = [getattr(before.stages, name) for name in StageName]
         ends = {each.reason for each in stages if each and each.state is StageState.FAILED}
-        job = self.trial.job
-        changed = job.metadata.generation > (before.observed_generation or 0)
-        return changed and job.spec.suspend and ends == {Reason.GUARDRAIL}
+        return self.trial.job.spec.suspend and ends == {Reason.GUARDRAIL}
 
     def _check_held(self, before: RLHFJobStatus) -> None:
         """What a guardrail stopped stays so until spec.suspend was true, and costs no restart."""

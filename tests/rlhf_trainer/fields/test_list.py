@@ -40,10 +40,10 @@ def declared() -> Set[str]:
 def marked(source: str) -> set[str]:
     """What the marks in a test file name; all of them must be in use."""
     tree = ast.parse(source)
+    loaded = {each.id for each in ast.walk(tree) if _is_loaded(each)}
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(MARK):
-            loaded = {each.id for each in ast.walk(tree) if _is_loaded(each)}
             assert {ast.unparse(target) for target in node.targets} <= loaded, "a mark of no test"
         if isinstance(node, ast.Call) and ast.unparse(node.func) == MARK:
             assert all(isinstance(each, ast.Constant) for each in node.args), "read by this list"

@@ -27,7 +27,12 @@ from transformers import (
 from rlhf_api.errors import ConfigError, InputError
 from rlhf_trainer.data.packing import PackedBatch, RowLayout
 from rlhf_trainer.models.heads import switch_off_dropout
-from rlhf_trainer.models.layouts import Probe, check_model, packed_or_padded, row_layout
+from rlhf_trainer.models.layouts import (
+    Probe,
+    check_model,
+    packed_or_padded,
+    row_layout,
+)
 from rlhf_trainer.models.load import ModelSettings
 from rlhf_trainer.models.shrunken import WINDOW, shrunken
 

@@ -93,8 +93,18 @@ def test_a_long_noisy_healthy_history_breaks_nothing(seed: int) -> None:
     assert ever(judged(Health(), noisy(seed, 1000, noise=0.3))) == set()
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_kl_that_is_a_little_below_0_for_long_is_told(seed: int) -> None:
+    rule = GuardrailRule.NEGATIVE_KL
+    below, above = {"kl": -0.01}, {"kl": 0.01}
+    history = [*noisy(seed, 19, **below), *noisy(seed, 1, **above), *noisy(seed, 19, **below)]
+    assert verdict_at(rule, history=history) == []
+    history += noisy(seed, 1, **below)
+    assert verdict_at(rule, history=history) == [40]
+
+
 @pytest.mark.parametrize("answers", [8, 64])
-@pytest.mark.parametrize("true_kl", [0.0, 0.02, 0.1, 1.0])
+@pytest.mark.parametrize("true_kl", [1e-5, 1e-3, 0.02, 0.1, 1.0])
 def test_noise_of_an_unbiased_kl_near_zero_breaks_nothing(true_kl: float, answers: int) -> None:
     """k1 of one answer has about the variance 2 KL; a start has many updates near 0."""
     draw = random.Random(answers)

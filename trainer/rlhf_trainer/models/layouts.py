@@ -326,7 +326,7 @@ _probes: dict[tuple[Any, ...], Probe] = {}
 
 
 def forget_probes() -> None:
-    """Make the next ones anew, as where what they compute with has changed."""
+    """Free what they take: for whoever has asked all, or has changed what models compute with."""
     _probes.clear()
 
 

@@ -32,7 +32,7 @@ from rlhf_trainer.models.heads import (
     initialize_value_head,
     switch_off_dropout,
 )
-from rlhf_trainer.models.layouts import check_model, packed_or_padded
+from rlhf_trainer.models.layouts import check_model, forget_probes, packed_or_padded
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -178,6 +178,7 @@ def load_models(
     learning, scoring = _activations(bases.actor, spec, config.world_size, workload, logits)
     check_memory(config, ranks, sizes, learning, scoring)
     layout = _layout(bases, settings, ranks, logits)
+    forget_probes()
     return replace(_load(bases, spec, settings, ranks, logits), layout=layout)
 
 

@@ -288,10 +288,14 @@ def score_change(actual: Tensor, expected: Tensor, precision: str) -> float:
     `ROUNDINGS` such steps of the largest score, a change within them is 0.
     """
     change, deviation = float((actual - expected).abs().mean()), float(expected.std())
-    rounding = ROUNDINGS * torch.finfo(DTYPES[precision]).eps * float(expected.abs().max())
-    if max(change, deviation) <= rounding:
+    if max(change, deviation) <= rounding_of(expected, precision):
         return 0.0
     return _finite(change / max(deviation, torch.finfo(torch.float32).tiny))
+
+
+def rounding_of(numbers: Tensor, precision: str) -> float:
+    """`ROUNDINGS` steps of that precision at the largest of `numbers`."""
+    return ROUNDINGS * torch.finfo(DTYPES[precision]).eps * float(numbers.abs().max())
 
 
 def _finite(number: float) -> float:

@@ -34,7 +34,7 @@ from rlhf_trainer.models.activations import (
 from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
 from rlhf_trainer.models.heads import ScalarModel, switch_off_dropout
-from rlhf_trainer.models.layouts import check_model, packed_or_padded
+from rlhf_trainer.models.layouts import check_model, forget_probes, packed_or_padded
 from rlhf_trainer.models.load import ModelSettings, load_reward_base, save_model
 from rlhf_trainer.models.memory import (
     check_memory,
@@ -95,6 +95,7 @@ def _train(
         [trained_size(base, "model", spec.lora, f"{FIELD}.lora", settings.note, scores=True)],
         allowance(base.config, work, spec.precision, checkpointing=spec.gradient_checkpointing),
     )
+    forget_probes()
     model = _load(base, settings, spec, ranks)
     loop = TrainingLoop(
         config, ranks, stop, reporter, models={"model": model}, rows=len(pairs), data=inputs.digests

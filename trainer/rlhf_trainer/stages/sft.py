@@ -34,7 +34,7 @@ from rlhf_trainer.models.adapters import add_adapters, trained_size
 from rlhf_trainer.models.chosen_logits import fewest_logits
 from rlhf_trainer.models.engine import TrainedModel, train, whole_parameters
 from rlhf_trainer.models.heads import Actor, Logits, switch_off_dropout
-from rlhf_trainer.models.layouts import row_layout
+from rlhf_trainer.models.layouts import forget_probes, row_layout
 from rlhf_trainer.models.load import ModelSettings, load_causal_model, save_model
 from rlhf_trainer.models.memory import (
     check_memory,
@@ -87,6 +87,7 @@ def _train(
         [trained_size(base, "model", spec.lora, f"{FIELD}.lora", settings.note)],
         _activations(base, config, sequences, held_out, logits),
     )
+    forget_probes()
     model = _load(base, settings, spec, ranks, logits)
     loop = TrainingLoop(
         config,

@@ -50,7 +50,6 @@ UNREAD = (
     "tool_calls",
     "function_call",
     "loss_mask",
-    ENDED,
     *GIVEN_TO_TEMPLATES,
 )
 """Columns that some trainer puts before a prompt, learns as an answer or gives to the chat
@@ -61,7 +60,7 @@ answer with it."""
 VERDICT = "label"
 """Whether an answer is a good one, where it is true or false, as in KTO's files; a number is the
 class that a classifier learns."""
-UNREAD_BY_SFT = (*UNREAD, *THOUGHTS, "mask", *ANSWERS, VERDICT)
+UNREAD_BY_SFT = (*UNREAD, *THOUGHTS, "mask", *ANSWERS, VERDICT, ENDED)
 """Thoughts that lead to the response are learned with it; in pairs they may be a judge's."""
 _WRITE_IT = "write it into the prompt or the turns of messages, or remove the column"
 _TEMPLATE = (
