@@ -272,8 +272,9 @@ def logprobs(subject: Subject) -> str:
         [ids(row)[:-1] for row in rows()], RowSeeds(2, range(len(rows())))
     )
     found = response_statistics(actor, rollout, TEMPERATURE).logprobs
-    if packed_or_padded(base, subject.settings, tiny.ALONE.device) is RowLayout.POSITIONS:
-        ((order, packed),) = rollout.within(1000, RowLayout.POSITIONS)
+    layout = packed_or_padded(base, subject.settings, tiny.ALONE.device)
+    if layout is not RowLayout.PADDED:
+        ((order, packed),) = rollout.within(1000, layout)
         same = response_statistics(actor, packed, TEMPERATURE).logprobs
         close(same[packed.response_mask], found[order][packed.response_mask])
     for at in range(len(rows())):

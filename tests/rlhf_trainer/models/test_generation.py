@@ -54,6 +54,9 @@ def test_all_that_ends_an_answer_stops_it(
     found = read(tmp_path, document, template=template)
 
     assert found.stop_ids == stops
+    assert ("eos_token_id 50256 is no token" in found.described(tiny.tokenizer())) == (
+        50_256 in found.unknown_ids
+    )
     assert found.end.token_id == stops[0]
 
 
@@ -93,6 +96,7 @@ def test_what_was_found_is_told_in_words(tmp_path: Path) -> None:
         ({"do_sample": "yes"}, "do_sample is 'yes', and not true or false"),
         ({"bad_words_ids": "x"}, "bad_words_ids is 'x', and not a list of lists of token ids"),
         ({"suppress_tokens": [True]}, "suppress_tokens is [True], and not a list of token ids"),
+        ({"save_pretrained": "x"}, "save_pretrained is no value that it can have"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, document: object, told: str) -> None:

@@ -3,17 +3,19 @@
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     BloomConfig,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MptConfig,
 )
 
-from rlhf_trainer.models.positions import check_rotations, max_positions
+from rlhf_trainer.models.positions import check_rotations, max_positions, steady_positions
 
 UNBOUNDED = {"bloom", "cpmant", "falcon_mamba", "mamba", "mamba2", "recurrent_gemma", "xlstm"}
 """Families with states, or with biases by distance."""
@@ -75,3 +77,61 @@ def test_what_is_computed_at_the_first_long_row_is_computed_before(short: list[f
         check_rotations(Gemma3TextConfig(**sizes, head_dim=8, rope_parameters=layers))
     for nothing in (BloomConfig(), LlamaConfig(), Gemma3TextConfig()):
         check_rotations(nothing)
+
+
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions", "steady"),
+    [
+        (LONG, 64, 32),
+        (DYNAMIC, 32, 32),
+        ({"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, 32, None),
+        ({"rope_type": "default", "rope_theta": 1e4}, 32, None),
+    ],
+)
+def test_a_row_is_computed_as_it_is_alone_beside_none_that_is_too_long(
+    rope: dict[str, Any], positions: int, steady: int | None
+) -> None:
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=positions,
+        rope_parameters=rope,
+    )
+    assert steady_positions(config) == steady
+    torch.manual_seed(3)
+    model: Any = LlamaForCausalLM(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    row = torch.randint(16, (1, 20))
+
+    @torch.no_grad()
+    def beside(longest: int) -> torch.Tensor:
+        rows = torch.nn.functional.pad(row, (0, longest - 20)).repeat(2, 1)
+        ends = torch.arange(longest) < torch.tensor([[20], [longest]])
+        logits: torch.Tensor = model(input_ids=rows, attention_mask=ends.long()).logits
+        return logits[0, :20]
+
+    longest = 32 if steady is None else steady
+    assert torch.allclose(beside(longest), beside(20), atol=1e-5)
+    if steady is not None:
+        assert (beside(steady + 1) - beside(20)).abs().max() > 1e-3
+
+
+def test_kinds_of_layers_are_steady_where_all_of_them_are() -> None:
+    layers = {"sliding_attention": LONG | {"original_max_position_embeddings": 16}}
+    layers["full_attention"] = LONG
+    assert steady_positions(Gemma3TextConfig(rope_parameters=layers)) == 16
+    assert steady_positions(BloomConfig()) is None

@@ -57,19 +57,21 @@ def test_rows_share_sequences_where_that_changes_less_than_padding_may(
         assert sound_layout(replace(subjects, **asked), *given) is RowLayout.POSITIONS
 
 
-def test_the_check_of_packing_has_rows_share_a_sequence(tmp_path: Path) -> None:
-    """Also where a pass has one row."""
+@pytest.mark.parametrize("layout", [RowLayout.POSITIONS, RowLayout.BLOCK_MASK])
+def test_the_check_of_packing_has_rows_share_a_sequence(tmp_path: Path, layout: RowLayout) -> None:
+    """Also where a pass has one row, and with a mask as without."""
     subjects = cases.subjects(tmp_path, "llama")
     rollout = cases.rollout(subjects)
     spec = cases.spec(tmp_path, micro_batch_size=1, rollout_micro_batch_size=1)
-    seen: list[tuple[int, bool]] = []
+    seen: list[tuple[int, int]] = []
 
     def watched(ids: torch.Tensor, mask: torch.Tensor | None, *rest: Any) -> Any:
-        seen.append((len(ids), mask is None))
+        seen.append((len(ids), 0 if mask is None else mask.dim()))
         return subjects.actor(ids, mask, *rest)
 
-    changes = packing_changes(replace(subjects, actor=watched), rollout, spec)
+    changes = packing_changes(replace(subjects, actor=watched), rollout, layout, spec)
     assert max(changes) < 1e-5
-    packed = [rows for rows, without_mask in seen if without_mask]
+    dimensions = 4 if layout is RowLayout.BLOCK_MASK else 0
+    packed = [rows for rows, mask in seen if mask == dimensions]
     assert packed == [1] * 4, "eight rows, two in a sequence"
     assert len(seen) == 4 + 8

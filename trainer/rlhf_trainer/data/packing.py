@@ -261,15 +261,29 @@ def collate_packed(
 
 
 def block_causal_mask(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask: 0 where a token may look, the least number of `dtype` elsewhere.
-
-    A token looks at itself and at what stands before it in its segment. A boolean mask would serve
-    SDPA only: eager attention adds the mask to its scores, and then false and true differ by 1.
+    """`additive` of `block_causal`.
 
     Shapes: segment_ids Long[batch, time] -> dtype[batch, 1, time, time].
+    """
+    return additive(block_causal(segment_ids), dtype)
+
+
+def block_causal(segment_ids: Tensor) -> Tensor:
+    """Which tokens a token looks at: itself, and those before it in its segment.
+
+    Shapes: segment_ids Long[batch, time] -> Bool[batch, 1, time, time].
     """
     time = segment_ids.shape[1]
     same = segment_ids.unsqueeze(2) == segment_ids.unsqueeze(1)
     causal = torch.ones(time, time, dtype=torch.bool, device=segment_ids.device).tril()
-    shut = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=segment_ids.device)
-    return torch.where(same & causal, shut.new_zeros(()), shut).unsqueeze(1)
+    return (same & causal).unsqueeze(1)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as 0 where a token may look, and the least number of `dtype` elsewhere.
+
+    A boolean mask serves SDPA only: eager attention adds the mask to its scores, and then false and
+    true differ by 1.
+    """
+    shut = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
+    return torch.where(mask, shut.new_zeros(()), shut)

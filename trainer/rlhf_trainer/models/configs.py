@@ -129,7 +129,8 @@ def _require_unquantised(config: PretrainedConfig, location: ModelLocation, fiel
 
 
 def _require_causal(config: PretrainedConfig, location: ModelLocation, field: str) -> None:
-    names = ", ".join(config.architectures or [type(config).__name__])
+    # Whatever a file says there.
+    names = ", ".join(map(str, config.architectures or [type(config).__name__]))
     prefix = f"{field}: the model at {location.path} is {names} ({config.model_type})"
     if config.is_encoder_decoder:
         raise InputError(f"{prefix}, an encoder with a decoder; {DECODER_REMEDY}")

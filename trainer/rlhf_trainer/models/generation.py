@@ -34,19 +34,24 @@ class Generation:
         end: the end of a turn, which training teaches.
         stop_ids: every token at which sampling stops, the end of a turn first.
         sampling: values of its generation configuration, without token ids.
+        unknown_ids: listed ones that are no tokens: they can never be sampled, and stop nothing.
     """
 
     end: EndOfTurn
     stop_ids: tuple[int, ...]
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    unknown_ids: tuple[int, ...] = ()
 
     def described(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Where answers end, in words."""
         text = f"answers end with {self.end.token!r}, by {self.end.origin}"
         others = [str(tokenizer.convert_ids_to_tokens(i)) for i in self.stop_ids[1:]]
-        if not others:
-            return text
-        return f"{text}; sampling stops at {', '.join(map(repr, others))} as well"
+        if others:
+            text += f"; sampling stops at {', '.join(map(repr, others))} as well"
+        if self.unknown_ids:
+            listed = ", ".join(map(str, self.unknown_ids))
+            text += f"; eos_token_id {listed} is no token of the vocabulary, and left out"
+        return text
 
 
 def read_generation(
@@ -66,7 +71,7 @@ def read_generation(
     if path is None:
         # A single id may be the architecture's default and no word about this model.
         listed = config.eos_token_id if isinstance(config.eos_token_id, list) else []
-        return Generation(end, _stop_ids(end, listed, tokenizer))
+        return _generation(end, listed, tokenizer, {})
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         listed = _ids(document.get("eos_token_id"))
@@ -77,7 +82,7 @@ def read_generation(
             f"{field}.uri: {path}: is no usable generation configuration: {reason}; correct it, or "
             "remove the file"
         ) from error
-    return Generation(end, _stop_ids(end, listed, tokenizer), sampling)
+    return _generation(end, listed, tokenizer, sampling)
 
 
 def generation_config(
@@ -93,13 +98,16 @@ def generation_config(
     )
 
 
-def _stop_ids(
-    end: EndOfTurn, listed: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, ...]:
+def _generation(
+    end: EndOfTurn,
+    listed: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Mapping[str, Any],
+) -> Generation:
     known = set(tokenizer.get_vocab().values())
-    # What is no token can never be sampled: it stops nothing.
     ids = (end.token_id, int(tokenizer.eos_token_id), *(i for i in listed if i in known))
-    return tuple(dict.fromkeys(ids))
+    unknown = tuple(i for i in listed if i not in known)
+    return Generation(end, tuple(dict.fromkeys(ids)), sampling, unknown)
 
 
 def _ids(value: Any) -> list[int]:
@@ -121,6 +129,9 @@ def _sampling(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("do_sample") is False:
         # Who takes the likeliest token reads none of these, and transformers refuses to write them.
         values = {name: value for name, value in values.items() if name not in _OF_SAMPLING}
+    for name in values:
+        if callable(getattr(GenerationConfig, name, None)):
+            raise ValueError(f"{name} is no value that it can have")
     for name, (fits, wanted) in _RANGES.items():
         if (value := values.get(name)) is not None and not fits(value):
             raise ValueError(f"{name} is {value!r}, and not {wanted}")

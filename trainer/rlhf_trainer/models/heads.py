@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_api.v1alpha1.stages import ValueHeadInit
+from rlhf_trainer.data.packing import additive
 from rlhf_trainer.rl import CHUNK_NUMBERS, TokenStatistics, hidden_statistics, token_statistics
 
 T = TypeVar("T", bound=nn.Linear)
@@ -129,11 +130,11 @@ class Actor(nn.Module):
 
         Shapes: input_ids, attention_mask, position_ids Long[batch, time]; columns Long[batch, n],
         from 1, or the number n of last ones -> Float[batch, n] each. Packed rows have another mask,
-        or none: see `data.packing.RowLayout`.
+        or none: see `data.packing.RowLayout`. One of four dimensions may be boolean.
         """
         inputs = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "attention_mask": _added(attention_mask, self.model.dtype),
             "position_ids": position_ids,
             "use_cache": False,
         }
@@ -159,6 +160,10 @@ class Actor(nn.Module):
             logits: Tensor = self.model(**inputs, logits_to_keep=columns - 1).logits
             return logits
         return _before(self.model(**inputs).logits, columns)
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return additive(mask, dtype) if mask is not None and mask.dtype == torch.bool else mask
 
 
 def _before(each: Tensor, columns: int | Tensor) -> Tensor:
@@ -212,11 +217,11 @@ class ScalarModel(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor
     ) -> Tensor:
-        """Shapes: Long[batch, time] each -> Float[batch, time] in fp32. Packed rows have another
-        mask, or none: see `data.packing.RowLayout`."""
+        """Shapes: Long[batch, time] each -> Float[batch, time] in fp32. Masks as those of
+        `Actor`."""
         output = self.model.base_model(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            attention_mask=_added(attention_mask, self.model.dtype),
             position_ids=position_ids,
             use_cache=False,
         )

@@ -90,19 +90,24 @@ def row_layout(
     )
 
 
-def packed_or_padded(base: Base, settings: ModelSettings, device: torch.device) -> RowLayout:
-    """The first layout for several rows a sequence under which they have the logits that they have
-    alone, also in a sequence of more tokens than a row may have; one row a sequence where there is
-    none.
+def packed_layouts(
+    base: Base, settings: ModelSettings, device: torch.device
+) -> Iterator[RowLayout]:
+    """The layouts for several rows a sequence under which they have the logits that they have
+    alone, also in a sequence of more tokens than a row may have; the best first.
 
     Args: as `row_layout`.
     """
     try:
         probe = probe_of(base, settings, device).wide
     except ProbeError:
-        return RowLayout.PADDED
-    packed = probe.layouts(packing=True)
-    return next((each for each in packed if probe.disagreement(each) is None), RowLayout.PADDED)
+        return
+    yield from (each for each in probe.layouts(packing=True) if probe.disagreement(each) is None)
+
+
+def packed_or_padded(base: Base, settings: ModelSettings, device: torch.device) -> RowLayout:
+    """The first of `packed_layouts`; one row a sequence where there is none."""
+    return next(packed_layouts(base, settings, device), RowLayout.PADDED)
 
 
 def check_model(

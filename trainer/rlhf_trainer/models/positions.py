@@ -3,6 +3,7 @@
 Called when a stage opens a model, before its rows are compared with it.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -35,15 +36,34 @@ def max_positions(config: PretrainedConfig) -> int | None:
     return max(positions, int(factor * original))
 
 
-def check_rotations(config: PretrainedConfig) -> None:
-    """Raise whatever transformers would raise over rotary embeddings at the first long row."""
-    text = config.get_text_config()
-    rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+def steady_positions(config: PretrainedConfig) -> int | None:
+    """Tokens of the longest row beside which every other one is computed as it is alone; None where
+    nothing bounds it.
+
+    When a pass holds a longer one, transformers takes other rotary embeddings for all of its rows.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    bounds = [
+        # The extent that is not stretched yet.
+        part.get("original_max_position_embeddings") if kind == "longrope" else positions
+        for kind, _, part in _recomputed(config)
+    ]
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _recomputed(config: PretrainedConfig) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """Type, kind of layers and parameters of rotary embeddings that change with the rows."""
+    rope: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
     # Kinds of layers may each have their own.
     nested = {kind: part for kind, part in rope.items() if isinstance(part, dict)}
     for kind, part in nested.items() if nested else [(None, rope)]:
         if part.get("rope_type") in _RECOMPUTED:
-            original = part.get("original_max_position_embeddings") or max_positions(config) or 0
-            ROPE_INIT_FUNCTIONS[part["rope_type"]](
-                text, device="cpu", seq_len=original + 1, layer_type=kind
-            )
+            yield part["rope_type"], kind, part
+
+
+def check_rotations(config: PretrainedConfig) -> None:
+    """Raise whatever transformers would raise over rotary embeddings at the first long row."""
+    text = config.get_text_config()
+    for of_type, kind, part in _recomputed(config):
+        original = part.get("original_max_position_embeddings") or max_positions(config) or 0
+        ROPE_INIT_FUNCTIONS[of_type](text, device="cpu", seq_len=original + 1, layer_type=kind)

@@ -25,7 +25,7 @@ from rlhf_trainer.models.generation import Generation, read_generation
 from rlhf_trainer.models.memory import ModelSize, count_parameters
 from rlhf_trainer.models.opening import opening
 from rlhf_trainer.models.pickled import check_pickled_weights
-from rlhf_trainer.models.positions import check_rotations, max_positions
+from rlhf_trainer.models.positions import check_rotations, max_positions, steady_positions
 from rlhf_trainer.models.sizes import Sizes
 from rlhf_trainer.models.tokenizers import load_tokenizer
 from rlhf_trainer.run.artifact import ModelLocation, model_folder
@@ -84,7 +84,8 @@ class Base:
         return tuple(i for i in range(self.embedding_rows) if i not in tokens)
 
     def require_positions(self, tokens: int, lengths: str) -> None:
-        """Raise ConfigError if sequences of `tokens` tokens are longer than the model can take.
+        """Raise ConfigError if sequences of `tokens` tokens are longer than the model can take, or
+        than it takes without computing others beside them otherwise.
 
         Args:
             tokens: of the longest sequence that the stage will see.
@@ -95,6 +96,14 @@ class Base:
             raise ConfigError(
                 f"{self.field}: the model takes {positions} tokens, but sequences of this stage "
                 f"reach {tokens}; lower {lengths}, or name a model that takes more"
+            )
+        steady = steady_positions(self.config)
+        if steady is not None and tokens > steady:
+            raise ConfigError(
+                f"{self.field}: beside a row of more than {steady} tokens the model's rotary "
+                "embeddings (longrope or dynamic) are others for every row of a pass, but "
+                f"sequences of this stage reach {tokens}; lower {lengths} so that none has more, "
+                "or name another model"
             )
 
     def size(self, name: str, *, trained: bool, scores: bool = False) -> ModelSize:

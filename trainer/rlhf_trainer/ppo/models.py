@@ -32,7 +32,7 @@ from rlhf_trainer.models.heads import (
     initialize_value_head,
     switch_off_dropout,
 )
-from rlhf_trainer.models.layouts import check_model, forget_probes, packed_or_padded
+from rlhf_trainer.models.layouts import check_model, forget_probes, packed_layouts
 from rlhf_trainer.models.load import (
     ModelSettings,
     load_causal_model,
@@ -183,7 +183,7 @@ def load_models(
 
 
 def _layout(bases: Bases, settings: ModelSettings, ranks: Ranks, logits: Logits) -> RowLayout:
-    """Several rows a sequence where every model keeps them apart without a mask.
+    """Several rows a sequence where every model keeps them apart, by the same means.
 
     Some sequences have more actions than others, and each as many columns with logits as the one
     with most: only where these are made in chunks does that take no memory.
@@ -191,11 +191,9 @@ def _layout(bases: Bases, settings: ModelSettings, ranks: Ranks, logits: Logits)
     if logits is not Logits.HEAD:
         return RowLayout.PADDED
     models = {base.field: base for base in (bases.actor, bases.critic, bases.reward_model) if base}
-    layouts = {packed_or_padded(base, settings, ranks.device) for base in models.values()}
-    for layout in (RowLayout.POSITIONS, RowLayout.ONE_SEQUENCE):
-        if layouts == {layout}:
-            return layout
-    return RowLayout.PADDED
+    first, *others = ([*packed_layouts(each, settings, ranks.device)] for each in models.values())
+    common = (layout for layout in first if all(layout in each for each in others))
+    return next(common, RowLayout.PADDED)
 
 
 def _sizes(bases: Bases, spec: PPOStage, settings: ModelSettings) -> list[ModelSize]:

@@ -5,7 +5,6 @@ states stay as they were.
 """
 
 import logging
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -44,7 +43,7 @@ def sound_layout(
         return RowLayout.PADDED
     before = rng_state()
     try:
-        changes = packing_changes(subjects, rollout, spec)
+        changes = packing_changes(subjects, rollout, layout, spec)
     finally:
         restore_rng_state(before)
     log_ratio, score, value = reduce_max(changes, ranks)
@@ -71,7 +70,7 @@ def sound_layout(
 
 @torch.no_grad()
 def packing_changes(
-    subjects: Subjects, rollout: Rollout, spec: PPOStage
+    subjects: Subjects, rollout: Rollout, layout: RowLayout, spec: PPOStage
 ) -> tuple[float, float, float]:
     """How far log-probabilities, scores and values are from those of padded rows, as the checks of
     padding measure it; 0 where there is no such model."""
@@ -82,7 +81,7 @@ def packing_changes(
 
     with torch.enable_grad():
         # As the update evaluates it.
-        packed = _packed(logprobs, rollout, spec.micro_batch_size).detach()
+        packed = _packed(logprobs, rollout, layout, spec.micro_batch_size).detach()
     changed = mean_change(packed, evaluated(logprobs, rollout, scoring), mask)
 
     def change(
@@ -91,7 +90,7 @@ def packing_changes(
         if model is None:
             return 0.0
         evaluate = partial(ask, model)
-        numbers = _packed(evaluate, rollout, scoring), evaluated(evaluate, rollout, scoring)
+        numbers = _packed(evaluate, rollout, layout, scoring), evaluated(evaluate, rollout, scoring)
         together, alone = (each[mask] if each.dim() > 1 else each for each in numbers)
         # In doubt rows share sequences: learning is no more exact than rounding.
         if float((together - alone).abs().mean()) <= rounding_of(alone, spec.precision):
@@ -105,16 +104,11 @@ def packing_changes(
     )
 
 
-def _packed(evaluate: Callable[[Rollout], Tensor], rollout: Rollout, at_a_time: int) -> Tensor:
+def _packed(
+    evaluate: Callable[[Rollout], Tensor], rollout: Rollout, layout: RowLayout, at_a_time: int
+) -> Tensor:
     """The same with as many rows in one sequence, and at least two: where the least is computed,
     rows of like length would stand alone."""
-
-    def together(rows: Rollout) -> Tensor:
-        ((order, packed),) = rows.within(sys.maxsize, RowLayout.ONE_SEQUENCE)
-        numbers = evaluate(packed)[order.argsort()]
-        if numbers.dim() == 1:
-            return numbers
-        missing = rows.responses.shape[1] - numbers.shape[1]
-        return torch.nn.functional.pad(numbers, (0, missing))
-
-    return evaluated(together, rollout, max(2, at_a_time))
+    return evaluated(
+        lambda rows: evaluate(rows.in_one_sequence(layout)), rollout, max(2, at_a_time)
+    )

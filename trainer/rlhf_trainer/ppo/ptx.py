@@ -94,7 +94,7 @@ class PTX:
         Args:
             actor: whose loss on the texts it is.
             check_stop: called before each pass.
-            layout: whether several rows share a sequence; of these only what needs no mask.
+            layout: whether several rows share a sequence, and what keeps them apart.
         """
         batch = self.cursor.next_batch()
         # Every rank knows the whole batch, so the global count needs no communication.

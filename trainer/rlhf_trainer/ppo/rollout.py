@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_trainer.data.budget import PASS_TOKENS, within
-from rlhf_trainer.data.packing import RowLayout, fullest_passes, groups_of
+from rlhf_trainer.data.packing import RowLayout, block_causal, fullest_passes, groups_of
 from rlhf_trainer.rl import position_ids, response_mask
 
 
@@ -96,7 +96,7 @@ class Rollout:
 
         Args:
             tokens: of one pass.
-            layout: whether several rows share a sequence; of these only what needs no mask.
+            layout: whether several rows share a sequence, and what keeps them apart.
         """
         lengths = torch.stack([self.prompt_lengths, self.response_lengths], dim=1)
         order = lengths.sum(dim=1).argsort(stable=True)
@@ -119,7 +119,14 @@ class Rollout:
         narrow = self._narrowed(prompt, response)
         if layout is RowLayout.PADDED:
             return narrow
-        return PackedRollout.of(narrow, lengths, layout)
+        groups = groups_of([sum(row) for row in lengths], layout)
+        return PackedRollout.of(narrow, lengths, groups, masked=layout is RowLayout.BLOCK_MASK)
+
+    def in_one_sequence(self, layout: RowLayout) -> "Rollout":
+        """The same rows in one sequence, whatever would be computed in vain then."""
+        lengths = torch.stack([self.prompt_lengths, self.response_lengths], dim=1).tolist()
+        masked = layout is RowLayout.BLOCK_MASK
+        return PackedRollout.of(self, lengths, [[*range(len(lengths))]], masked=masked)
 
     def _narrowed(self, prompt: int, response: int) -> "Rollout":
         """The same rows in so many columns, which hold all their tokens."""
@@ -155,7 +162,8 @@ class Rollout:
 
 @dataclass(frozen=True)
 class PackedRollout(Rollout):
-    """Rows that share sequences without padding inside of them, kept apart by their positions.
+    """Rows that share sequences without padding inside of them, kept apart by their positions, and
+    by a mask where these are not enough.
 
     Tokens are counted through all sequences, one behind the other.
 
@@ -164,20 +172,33 @@ class PackedRollout(Rollout):
         action_starts: Long[batch], the place of its first action among those at `action_columns`.
         shape: number of sequences, and of tokens in each.
         most_actions: of a sequence.
+        masked: whether models are given a mask.
     """
 
     starts: Tensor
     action_starts: Tensor
     shape: tuple[int, int]
     most_actions: int
+    masked: bool
 
     @classmethod
     def of(
-        cls, rollout: Rollout, lengths: Sequence[tuple[int, int]], layout: RowLayout
+        cls,
+        rollout: Rollout,
+        lengths: Sequence[tuple[int, int]],
+        groups: Sequence[Sequence[int]],
+        *,
+        masked: bool,
     ) -> "PackedRollout":
-        """The rows of `rollout`, whose prompts and responses have such `lengths`."""
+        """The rows of `rollout`, whose prompts and responses have such `lengths`.
+
+        Args:
+            rollout: rows that may be padded.
+            lengths: of each row.
+            groups: the rows of each sequence.
+            masked: whether models are to be given a mask.
+        """
         totals = [sum(row) for row in lengths]
-        groups = groups_of(totals, layout)
         width = max(sum(totals[row] for row in group) for group in groups)
         most_actions = max(sum(lengths[row][1] for row in group) for group in groups)
         starts, action_starts = [0] * len(lengths), [0] * len(lengths)
@@ -193,12 +214,13 @@ class PackedRollout(Rollout):
             action_starts=places[1],
             shape=(len(groups), width),
             most_actions=most_actions,
+            masked=masked,
         )
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """input_ids, no mask, position_ids, which begin again at 0 in each row and are 0 behind the
-        last one."""
+        """input_ids, Bool[sequences, 1, time, time] or no mask, and position_ids, which begin again
+        at 0 in each row and are 0 behind the last one."""
         ids = torch.cat([self.prompts, self.responses], dim=1)
         columns = torch.arange(ids.shape[1], device=ids.device)
         # The padding of a prompt stands before it.
@@ -206,9 +228,14 @@ class PackedRollout(Rollout):
         lengths = self.prompt_lengths + self.response_lengths
         real = (positions >= 0) & (positions < lengths.unsqueeze(1))
         places = self.starts.unsqueeze(1) + positions
+        mask = None
+        if self.masked:
+            numbers = torch.arange(1, len(ids) + 1, device=ids.device).unsqueeze(1)
+            rows = _scattered(numbers.expand_as(ids), places, real, self.shape, 0)
+            mask = block_causal(rows)
         return (
             _scattered(ids, places, real, self.shape, 0),
-            None,
+            mask,
             _scattered(positions, places, real, self.shape, 0),
         )
 

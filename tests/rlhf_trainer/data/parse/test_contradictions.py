@@ -269,6 +269,7 @@ def test_what_says_the_same_is_left_alone(
         pytest.param(
             "sft", {**ASKED, "sample_weight": 0.5}, {}, "sample_weight", "0 or 1", id="weight"
         ),
+        pytest.param("sft", {**ASKED, "loss_weight": 2}, {}, "loss_weight", "0 or 1", id="loss"),
         pytest.param("prompt", {"prompt": "p", "suffix": "s"}, {}, "suffix", "remove", id="FIM"),
         *(
             pytest.param("sft", {**ASKED, "end_turn": value}, {}, "end_turn", remedy, id=name)

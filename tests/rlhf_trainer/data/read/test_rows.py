@@ -171,6 +171,9 @@ def test_a_claim_is_where_it_is_mounted(tmp_path: Path) -> None:
         ("empty-folder", ["holds no file that ends by .jsonl, .json, .parquet", "put the data"]),
         ("rows.csv", ["rows.csv does not end by one of", "convert"]),
         ("saved", ["cannot be loaded", "save the dataset anew"]),
+        ("saved-as-list", ["cannot be loaded", "save the dataset anew"]),
+        ("saved-with-number", ["cannot be loaded", "save the dataset anew"]),
+        ("saved-without-info", ["cannot be loaded", "save the dataset anew"]),
     ],
 )
 def test_a_place_without_rows_is_named(tmp_path: Path, name: str, words: list[str]) -> None:
@@ -178,6 +181,12 @@ def test_a_place_without_rows_is_named(tmp_path: Path, name: str, words: list[st
     _write(tmp_path, b"a,b\n", "rows.csv")
     (tmp_path / "saved").mkdir()
     _write(tmp_path / "saved", b"{}", "dataset_dict.json")
+    for kind, text in {"as-list": b"[]", "with-number": b'{"splits": 5}'}.items():
+        (tmp_path / f"saved-{kind}").mkdir()
+        _write(tmp_path / f"saved-{kind}", text, "dataset_dict.json")
+    (tmp_path / "saved-without-info").mkdir()
+    for file in ("dataset_info.json", "state.json"):
+        _write(tmp_path / "saved-without-info", b"[]", file)
 
     with pytest.raises(InputError) as caught:
         _read(tmp_path / name)

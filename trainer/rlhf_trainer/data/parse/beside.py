@@ -13,7 +13,7 @@ from rlhf_trainer.data.parse.said import frames, says, texts
 from rlhf_trainer.data.parse.values import mistake
 from rlhf_trainer.data.read.rows import Row
 
-LEARNED = ("weight", "sample_weight", "train", "training", "loss")
+LEARNED = ("weight", "sample_weight", "loss_weight", "train", "training", "loss")
 """Columns that say whether a row is learned, as the keys of a message do."""
 GIVEN_TO_TEMPLATES = (
     "chat_template",

@@ -66,7 +66,8 @@ def saved_rows(folder: Path, split: str, field: str) -> Iterator[Mapping[str, An
     """
     try:
         dataset = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # Its own files are taken as they are, whatever stands in them.
         raise InputError(
             f"{field}.uri: {folder}: cannot be loaded: {_one_line(error)}; save the dataset anew"
         ) from error
