@@ -96,10 +96,14 @@ def main() -> None:
     # An inherited SIG_IGN would have the kernel forget how the program ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     enter_namespaces(pid)
+    # What comes before `follow` waits for it: the program may run, and be sent a signal, sooner.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         execute(argv)
     status, _ = follow(child, FOREVER_SECONDS)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if os.WIFSIGNALED(status):
         died_of = os.WTERMSIG(status)
         if died_of != signal.SIGKILL:

@@ -191,4 +191,5 @@ def test_the_phases_of_steps_add_up_to_their_time(
         told.seconds[-1].get(phase, 0.0) - told.seconds[0].get(phase, 0.0) for phase in IN_STEP
     )
     total = sum(step[Metric.STEP_SECONDS] for step in steps)
-    assert 0.9 * total < spent <= total
+    # A pause of a busy machine between two phases may be as long as one of these steps.
+    assert 0.5 * total < spent <= total
