@@ -105,21 +105,15 @@ def test_suspend_and_resume(operator: OperatorProcess, jobs: Jobs) -> None:
     assert jobs.condition("pause", "Suspended")["reason"] == "Resumed"
 
 
-def test_a_guardrail_suspends_until_a_person_resumes(operator: OperatorProcess, jobs: Jobs) -> None:
-    guarded(jobs, "Suspend")
-    eventually(lambda: jobs.phase("guarded") == "Suspended")
-    suspended = jobs.condition("guarded", "Suspended")
-    assert (suspended["status"], suspended["reason"]) == ("True", "Guardrail")
-    assert "12.5 against a threshold of 10 at update 4" in suspended["message"]
-    resume(jobs)
-
-
-def test_a_guardrail_fails_until_a_person_resumes(operator: OperatorProcess, jobs: Jobs) -> None:
-    guarded(jobs, "Fail")
-    eventually(lambda: jobs.phase("guarded") == "Failed")
-    failed = jobs.condition("guarded", "Failed")
-    assert (failed["status"], failed["reason"]) == ("True", "Guardrail")
-    assert "12.5 against a threshold of 10 at update 4" in failed["message"]
+@pytest.mark.parametrize(("action", "phase"), [("Suspend", "Suspended"), ("Fail", "Failed")])
+def test_a_guardrail_stops_a_job_until_a_person_resumes_it(
+    operator: OperatorProcess, jobs: Jobs, action: str, phase: str
+) -> None:
+    guarded(jobs, action)
+    eventually(lambda: jobs.phase("guarded") == phase)
+    stopped = jobs.condition("guarded", phase)
+    assert (stopped["status"], stopped["reason"]) == ("True", "Guardrail")
+    assert "12.5 against a threshold of 10 at update 4" in stopped["message"]
     resume(jobs)
     assert not jobs.condition("guarded", "Failed")
 

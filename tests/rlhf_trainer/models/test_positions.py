@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     BloomConfig,
@@ -15,6 +16,7 @@ from transformers import (
     MptConfig,
 )
 
+from rlhf_api.errors import ConfigError
 from rlhf_trainer.models.positions import check_rotations, max_positions, steady_positions
 
 UNBOUNDED = {"bloom", "cpmant", "falcon_mamba", "mamba", "mamba2", "recurrent_gemma", "xlstm"}
@@ -135,3 +137,15 @@ def test_kinds_of_layers_are_steady_where_all_of_them_are() -> None:
     layers["full_attention"] = LONG
     assert steady_positions(Gemma3TextConfig(rope_parameters=layers)) == 16
     assert steady_positions(BloomConfig()) is None
+
+
+@pytest.mark.parametrize("rope", [LONG, DYNAMIC | {"original_max_position_embeddings": 32}])
+def test_rows_that_change_those_beside_them_are_refused(rope: dict[str, Any]) -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 64}
+    longest = 64 if rope is LONG else 32
+    base = zoo.base(LlamaConfig(**sizes, max_position_embeddings=longest, rope_parameters=rope))
+    base.require_positions(32, "spec.stages.sft.maxLength")
+    with pytest.raises(ConfigError) as caught:
+        base.require_positions(33, "spec.stages.sft.maxLength")
+    for word in (base.field, "more than 32 tokens", "reach 33", "lower spec.stages.sft.maxLength"):
+        assert word in str(caught.value)

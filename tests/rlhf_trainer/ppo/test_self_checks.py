@@ -115,6 +115,8 @@ def test_what_is_broken_is_named(tmp_path: Path, name: str, precision: str) -> N
     for check in expected:
         assert f"{check.field}: self-check {check.name}: {check.quantity} is" in str(caught.value)
         assert check.remedy in str(caught.value)
+    of_scores = {PADDING_OF_SCORES, ORDER_OF_SCORES} & expected
+    assert ("set precision FP32" in str(caught.value)) == (bool(of_scores) and precision == "BF16")
 
 
 def test_another_reference_is_seen(tmp_path: Path) -> None:

@@ -45,25 +45,29 @@ def steady_positions(config: PretrainedConfig) -> int | None:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     bounds = [
         # The extent that is not stretched yet.
-        part.get("original_max_position_embeddings") if kind == "longrope" else positions
-        for kind, _, part in _recomputed(config)
+        part.get("original_max_position_embeddings")
+        if part["rope_type"] == "longrope"
+        else positions
+        for _, part in _recomputed(config)
     ]
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
-def _recomputed(config: PretrainedConfig) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
-    """Type, kind of layers and parameters of rotary embeddings that change with the rows."""
+def _recomputed(config: PretrainedConfig) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Kind of layers and parameters of rotary embeddings that change with the rows."""
     rope: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
     # Kinds of layers may each have their own.
     nested = {kind: part for kind, part in rope.items() if isinstance(part, dict)}
     for kind, part in nested.items() if nested else [(None, rope)]:
         if part.get("rope_type") in _RECOMPUTED:
-            yield part["rope_type"], kind, part
+            yield kind, part
 
 
 def check_rotations(config: PretrainedConfig) -> None:
     """Raise whatever transformers would raise over rotary embeddings at the first long row."""
     text = config.get_text_config()
-    for of_type, kind, part in _recomputed(config):
+    for kind, part in _recomputed(config):
         original = part.get("original_max_position_embeddings") or max_positions(config) or 0
-        ROPE_INIT_FUNCTIONS[of_type](text, device="cpu", seq_len=original + 1, layer_type=kind)
+        ROPE_INIT_FUNCTIONS[part["rope_type"]](
+            text, device="cpu", seq_len=original + 1, layer_type=kind
+        )
